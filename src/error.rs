@@ -1,0 +1,55 @@
+//! One error type for the whole crate: a line that says what was wrong and what to do about it.
+
+use std::path::Path;
+
+/// Everything that can go wrong in kdlab. `Debug` prints the same line as `Display`, because that is what a
+/// notebook cell shows for a failed `?`.
+#[derive(thiserror::Error)]
+pub enum Error {
+    /// An argument out of its range, or arguments that do not fit each other.
+    #[error("{0}")]
+    Input(String),
+    /// A file or folder whose content is not what it should be.
+    #[error("{0}")]
+    Data(String),
+    /// The operating system refused: permissions, missing file, full disk.
+    #[error("{0}")]
+    Io(String),
+    /// A download that failed.
+    #[error("{0}")]
+    Network(String),
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// A loss that is no longer finite; the last good weights were put back.
+    #[error("{0}")]
+    Diverged(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl Error {
+    /// An I/O failure with the path it happened at; a full disk is named as such.
+    pub(crate) fn io(doing: &str, path: &Path, e: std::io::Error) -> Self {
+        let hint = match e.kind() {
+            std::io::ErrorKind::StorageFull => "; free some space or point KDLAB_CACHE / KDLAB_RUNS to another disk",
+            std::io::ErrorKind::PermissionDenied => "; choose a folder you may write to with KDLAB_CACHE / KDLAB_RUNS",
+            _ => "",
+        };
+        Error::Io(format!("{doing} {}: {e}{hint}", path.display()))
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(e: tch::TchError) -> Self {
+        // libtorch appends a C++ stack trace; the first line holds the reason and the shapes.
+        let text = e.to_string();
+        Error::Torch(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+}
