@@ -1,1 +1,24 @@
+//! What distillation is made of: the loss, the teacher's cached outputs and one training loop.
 //!
+//! Nothing here draws or prints: the loop tells its listener what happens, as [`Event`]s.
+
+mod adam;
+mod cache;
+mod checkpoint;
+mod control;
+mod criterion;
+mod evaluate;
+mod examples;
+mod fit;
+mod loss;
+mod record;
+
+pub use adam::Adam;
+pub use cache::{CachedTensor, backbone_features, teacher_logits};
+pub use control::Control;
+pub use criterion::Criterion;
+pub use evaluate::{Evaluation, evaluate, predict};
+pub use examples::{Examples, Minibatch};
+pub use fit::{FitOptions, Listener, fit};
+pub use loss::{KdLoss, cross_entropy, soft_targets};
+pub use record::{EpochRecord, Event, History, Metrics, Progress};

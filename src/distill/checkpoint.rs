@@ -1,0 +1,97 @@
+//! One file per fit that holds all a resumed run needs. It is written whole after every epoch, so a kill costs at
+//! most the epoch that was running.
+
+use super::{Adam, History};
+use crate::files::{load_tensors, save_tensors, write_bytes};
+use crate::models::Model;
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tch::{Tensor, no_grad};
+
+/// Temperature and alpha that were set by hand while the fit ran.
+pub(super) type LiveValues = (Option<f64>, Option<f64>);
+
+pub(super) struct Checkpoint {
+    folder: PathBuf,
+    /// What the fit depends on; a checkpoint made under another one is not continued.
+    fingerprint: String,
+}
+
+impl Checkpoint {
+    pub(super) fn new(folder: &Path, fingerprint: String) -> Self {
+        Self { folder: folder.to_owned(), fingerprint }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.join("checkpoint.safetensors")
+    }
+
+    /// Weights, best weights and optimizer state in one atomic file; the history also as `history.json`, and the best
+    /// weights alone as `best.safetensors`.
+    pub(super) fn save(&self, model: &Model, best: &Snapshot, adam: &Adam, history: &History, live: LiveValues) -> Result<()> {
+        let json = serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))?;
+        let (moments, steps) = adam.state();
+        let mut tensors = moments;
+        tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
+        tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));
+        let live = serde_json::to_string(&live).map_err(|e| Error::Data(format!("live values: {e}")))?;
+        let metadata = HashMap::from([
+            ("fingerprint".to_owned(), self.fingerprint.clone()),
+            ("history".to_owned(), json.clone()),
+            ("steps".to_owned(), steps.to_string()),
+            ("live".to_owned(), live),
+        ]);
+        save_tensors(&self.file(), &tensors, metadata)?;
+        write_bytes(&self.folder.join("history.json"), json.as_bytes())?;
+        save_tensors(&self.folder.join("best.safetensors"), &best.0, HashMap::new())
+    }
+
+    /// Puts an unfinished run of the same fit back into place; none when there is nothing to go on with.
+    pub(super) fn resume(&self, model: &Model, adam: &mut Adam) -> Result<Option<(History, Snapshot, LiveValues)>> {
+        if !self.file().exists() {
+            return Ok(None);
+        }
+        // A file that can't be read is of no use to anyone: the fit starts anew and writes over it.
+        let Ok((tensors, metadata)) = load_tensors(&self.file()) else { return Ok(None) };
+        let text = |key: &str| metadata.get(key).map(String::as_str).unwrap_or_default();
+        let parsed = serde_json::from_str::<History>(text("history")).ok().zip(text("steps").parse().ok());
+        let Some((history, steps)) = parsed else { return Ok(None) };
+        if text("fingerprint") != self.fingerprint || history.records.len() >= history.epochs {
+            return Ok(None);
+        }
+        let snapshot = |prefix: &str| {
+            let of = |(name, t): (String, Tensor)| {
+                let saved = tensors.get(&format!("{prefix}/{name}")).filter(|s| s.size() == t.size());
+                let saved = saved.ok_or_else(|| {
+                    Error::Data(format!("{} lacks {prefix}/{name}; delete it and fit again", self.file().display()))
+                })?;
+                Ok((name, saved.f_to_device(t.device())?))
+            };
+            model.state().into_iter().map(of).collect::<Result<Vec<_>>>().map(Snapshot)
+        };
+        let (weights, best) = (snapshot("weights")?, snapshot("best")?);
+        adam.restore(&|name| tensors.get(name).map(Tensor::shallow_clone), steps)?;
+        weights.restore(model)?;
+        Ok(Some((history, best, serde_json::from_str(text("live")).unwrap_or_default())))
+    }
+}
+
+/// A copy of a model's weights and buffers.
+pub(super) struct Snapshot(pub(super) Vec<(String, Tensor)>);
+
+impl Snapshot {
+    pub(super) fn of(model: &Model) -> Result<Self> {
+        let copy = |(name, t): (String, Tensor)| Ok((name, t.f_detach()?.f_copy()?));
+        Ok(Self(model.state().into_iter().map(copy).collect::<Result<_>>()?))
+    }
+
+    pub(super) fn restore(&self, model: &Model) -> Result<()> {
+        no_grad(|| {
+            for ((_, mut tensor), (_, saved)) in model.state().into_iter().zip(&self.0) {
+                tensor.f_copy_(saved)?;
+            }
+            Ok(())
+        })
+    }
+}

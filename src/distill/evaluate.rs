@@ -1,0 +1,188 @@
+//! Measuring a model on a split, and the sums behind every reported mean.
+
+use super::loss::cross_entropy;
+use super::{Criterion, Examples, KdLoss, Metrics, Minibatch, Progress};
+use crate::models::Model;
+use crate::{Error, Result};
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// How a model does on a split.
+pub struct Evaluation {
+    /// Mean cross-entropy over all samples.
+    pub cross_entropy: f64,
+    /// Samples whose largest logit is the label's.
+    pub correct: usize,
+    pub total: usize,
+    /// f32 `[N, C]`, CPU, in split order.
+    pub logits: Tensor,
+    /// i64 `[N]`, CPU.
+    pub labels: Tensor,
+}
+
+impl Evaluation {
+    /// In [0, 1].
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.total.max(1) as f64
+    }
+
+    /// The class of the largest logit, i64 `[N]`.
+    pub fn predictions(&self) -> Result<Tensor> {
+        Ok(self.logits.f_argmax(-1, false)?)
+    }
+
+    /// Counts `[C][C]`: row = true class, column = predicted class.
+    pub fn confusion(&self) -> Result<Vec<Vec<usize>>> {
+        let classes = self.logits.size()[1];
+        let pairs = self.labels.f_mul_scalar(classes)?.f_add(&self.predictions()?)?;
+        let counts = pairs.f_bincount(None::<&Tensor>, classes * classes)?;
+        let counts = Vec::<i64>::try_from(counts)?;
+        Ok(counts.chunks(classes as usize).map(|row| row.iter().map(|&n| n as usize).collect()).collect())
+    }
+}
+
+/// Logits f32 `[N, C]` of every sample in split order, on the CPU; evaluation mode, no gradients.
+pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<Tensor> {
+    let order: Vec<i64> = (0..examples.len() as i64).collect();
+    let mut rows = Vec::new();
+    no_grad(|| {
+        for indices in crate::data::batches(&order, batch_size)? {
+            let batch = examples.batch(&indices, model.device())?;
+            rows.push(model.forward(&batch.inputs, false)?.f_to_device(Device::Cpu)?);
+        }
+        Ok(Tensor::f_cat(&rows, 0)?)
+    })
+}
+
+/// Accuracy and cross-entropy of `model` on `examples`.
+pub fn evaluate(model: &Model, examples: &Examples, batch_size: usize) -> Result<Evaluation> {
+    let logits = predict(model, examples, batch_size)?;
+    let labels = examples.labels();
+    check_classes(&logits, &labels)?;
+    let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
+    Ok(Evaluation {
+        cross_entropy: f64::try_from(cross_entropy(&logits, &labels)?)?,
+        correct: i64::try_from(correct)? as usize,
+        total: examples.len(),
+        logits,
+        labels,
+    })
+}
+
+/// A label beyond the logits is undefined behaviour on CUDA and an obscure message on the CPU: say it plainly, once.
+pub(super) fn check_classes(logits: &Tensor, labels: &Tensor) -> Result<()> {
+    let (size, highest) = (logits.size(), i64::try_from(labels.f_max()?)?);
+    match size.as_slice() {
+        [_, classes] if highest < *classes => Ok(()),
+        _ => Err(Error::Input(format!(
+            "the model gives {size:?} but labels go up to {highest}: it needs logits [batch, {}]; give it as many outputs as the dataset has classes",
+            highest + 1
+        ))),
+    }
+}
+
+/// Sums over the samples of an epoch, kept on the device so that no step waits for a copy.
+pub(super) struct Sums {
+    sums: Tensor, // f64 [4]: loss, cross-entropy, divergence, correct
+    samples: usize,
+    kd: bool,
+}
+
+impl Sums {
+    pub(super) fn new(device: Device, kd: bool) -> Result<Self> {
+        // Counts of up to 1.3 million samples and their losses add up exactly enough in f64; MPS has no f64.
+        let kind = if matches!(device, Device::Mps) { Kind::Float } else { Kind::Double };
+        Ok(Self { sums: Tensor::f_zeros(4, (kind, device))?, samples: 0, kd })
+    }
+
+    pub(super) fn add(&mut self, loss: &Tensor, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<()> {
+        let n = batch.labels.size()[0];
+        no_grad(|| {
+            let logits = logits.f_detach()?;
+            let divergence = match kd {
+                Some(kd) => kd.divergence(&logits, batch.teacher()?)?,
+                None => loss.f_zeros_like()?,
+            };
+            let hard = cross_entropy(&logits, &batch.labels)?;
+            let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(self.sums.kind())?;
+            let means = Tensor::f_stack(&[loss.f_detach()?, hard, divergence], 0)?.f_to_kind(self.sums.kind())?;
+            let row = Tensor::f_cat(&[means.f_mul_scalar(n)?, correct.f_reshape(1)?], 0)?;
+            let _ = self.sums.f_add_(&row)?;
+            Ok::<_, Error>(())
+        })?;
+        self.samples += n as usize;
+        Ok(())
+    }
+
+    /// Copies to the host: waits for the device.
+    pub(super) fn metrics(&self) -> Result<Metrics> {
+        let values = Vec::<f64>::try_from(self.sums.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+        let mean = |i: usize| values[i] / self.samples.max(1) as f64;
+        Ok(Metrics { loss: mean(0), cross_entropy: mean(1), divergence: self.kd.then(|| mean(2)), accuracy: mean(3) })
+    }
+}
+
+/// One pass in evaluation mode with the criterion that is trained.
+pub(super) fn validate(
+    model: &Model,
+    examples: &Examples,
+    criterion: &Criterion,
+    kd: Option<KdLoss>,
+    batch_size: usize,
+) -> Result<Metrics> {
+    let mut sums = Sums::new(model.device(), kd.is_some())?;
+    let order: Vec<i64> = (0..examples.len() as i64).collect();
+    no_grad(|| {
+        for indices in crate::data::batches(&order, batch_size)? {
+            let batch = examples.batch(&indices, model.device())?;
+            let logits = model.forward(&batch.inputs, false)?;
+            sums.add(&criterion.loss(&logits, &batch, kd)?, &logits, &batch, kd)?;
+        }
+        sums.metrics()
+    })
+}
+
+/// Decides when progress is due (a few times a second) and what it says.
+pub(super) struct Ticker {
+    progress: Progress,
+    start: Instant,
+    last: Instant,
+}
+
+impl Ticker {
+    pub(super) fn new(name: &str, total: usize) -> Self {
+        Self::epoch(name, 1, 1, total)
+    }
+
+    pub(super) fn epoch(name: &str, epoch: usize, epochs: usize, total: usize) -> Self {
+        let now = Instant::now();
+        let progress = Progress {
+            name: name.to_owned(),
+            epoch,
+            epochs,
+            done: 0,
+            total,
+            loss: None,
+            images_per_second: 0.0,
+            seconds_left: 0.0,
+        };
+        Self { progress, start: now, last: now }
+    }
+
+    pub(super) fn advance(&mut self, images: usize) -> Option<Progress> {
+        let p = &mut self.progress;
+        p.done += images;
+        p.images_per_second = p.done as f64 / self.start.elapsed().as_secs_f64().max(1e-9);
+        let left = p.total - p.done.min(p.total) + (p.epochs - p.epoch) * p.total;
+        p.seconds_left = left as f64 / p.images_per_second;
+        if self.last.elapsed() < Duration::from_millis(250) && p.done < p.total {
+            return None;
+        }
+        self.last = Instant::now();
+        Some(p.clone())
+    }
+
+    pub(super) fn images_per_second(&self) -> f64 {
+        self.progress.images_per_second
+    }
+}

@@ -1,0 +1,117 @@
+//! What a fit learns from: inputs, hard labels and, for distillation, the teacher's logits, all by sample index.
+
+use super::CachedTensor;
+use crate::data::{Split, Transform};
+use crate::models::Backbone;
+use crate::{Error, Result};
+use std::sync::Arc;
+use tch::{Device, Tensor};
+
+enum Inputs {
+    Images { split: Split, transform: Transform },
+    Features(Tensor),
+    Backbone { split: Split, transform: Transform, backbone: Arc<Backbone> },
+}
+
+/// A split as a model sees it. Sample index = position in the split, whatever the order of the batches.
+pub struct Examples {
+    inputs: Inputs,
+    labels: Tensor,          // i64 [N], CPU
+    teacher: Option<Tensor>, // f32 [N, C], CPU
+    split_key: String,
+    key: String,
+}
+
+/// One batch on the device.
+pub struct Minibatch {
+    /// f32 `[B, 3, S, S]` for images, `[B, D]` for features.
+    pub inputs: Tensor,
+    /// i64 `[B]`.
+    pub labels: Tensor,
+    pub(super) teacher: Option<Tensor>,
+}
+
+impl Minibatch {
+    /// The teacher's logits `[B, C]` of these very samples.
+    pub fn teacher(&self) -> Result<&Tensor> {
+        self.teacher.as_ref().ok_or_else(|| {
+            Error::Input("this loss needs a teacher, and the examples carry none; add with_teacher(&logits)".into())
+        })
+    }
+}
+
+impl Examples {
+    /// Images, transformed batch by batch on the device.
+    pub fn images(split: &Split, transform: &Transform) -> Result<Self> {
+        let key = crate::files::digest(&[split.key.as_bytes(), transform.key().as_bytes()]);
+        Self::new(split, Inputs::Images { split: split.clone(), transform: transform.clone() }, key)
+    }
+
+    /// Features that a frozen backbone gave once for every image of the split.
+    pub fn features(split: &Split, features: &CachedTensor) -> Result<Self> {
+        features.check(&split.key, split.len(), "features")?;
+        Self::new(split, Inputs::Features(features.tensor.shallow_clone()), features.key.clone())
+    }
+
+    /// The article's way: the frozen backbone is run again for every batch of every epoch. Equal to
+    /// [`Examples::features`] up to rounding, at many times the cost.
+    pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Arc<Backbone>) -> Result<Self> {
+        let key = super::cache::features_key(backbone, split, transform);
+        let inputs =
+            Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: Arc::clone(backbone) };
+        Self::new(split, inputs, key)
+    }
+
+    /// Adds the teacher's logits `[N, C]`; refused when they were computed for other data.
+    pub fn with_teacher(mut self, logits: &CachedTensor) -> Result<Self> {
+        logits.check(&self.split_key, self.len(), "teacher logits")?;
+        self.key = crate::files::digest(&[self.key.as_bytes(), logits.key.as_bytes()]);
+        self.teacher = Some(logits.tensor.shallow_clone());
+        Ok(self)
+    }
+
+    pub fn len(&self) -> usize {
+        self.labels.size().first().map_or(0, |&n| n as usize)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Hard labels, i64 `[N]` in split order.
+    pub fn labels(&self) -> Tensor {
+        self.labels.shallow_clone()
+    }
+
+    /// The samples at `indices`, on `device`.
+    pub fn batch(&self, indices: &[i64], device: Device) -> Result<Minibatch> {
+        let rows = Tensor::f_from_slice(indices)?;
+        let on_device = |t: &Tensor| -> Result<Tensor> { Ok(t.f_index_select(0, &rows)?.f_to_device(device)?) };
+        let inputs = match &self.inputs {
+            Inputs::Images { split, transform } => transform.apply(&split.batch(indices)?.images, device)?,
+            Inputs::Features(features) => on_device(features)?,
+            Inputs::Backbone { split, transform, backbone } => {
+                backbone.features(&transform.apply(&split.batch(indices)?.images, device)?)?
+            }
+        };
+        let teacher = self.teacher.as_ref().map(on_device).transpose()?;
+        Ok(Minibatch { inputs, labels: on_device(&self.labels)?, teacher })
+    }
+
+    /// Changes with the data, its transform, the backbone and the teacher.
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Classes of the teacher's logits.
+    pub(super) fn teacher_classes(&self) -> Option<i64> {
+        self.teacher.as_ref().and_then(|t| t.size().last().copied())
+    }
+
+    fn new(split: &Split, inputs: Inputs, key: String) -> Result<Self> {
+        if split.is_empty() {
+            return Err(Error::Input(format!("the {} split holds no image; give it more data", split.name)));
+        }
+        Ok(Self { inputs, labels: split.labels()?, teacher: None, split_key: split.key.clone(), key })
+    }
+}

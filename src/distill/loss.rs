@@ -1,0 +1,90 @@
+//! The distillation loss of Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015).
+
+use crate::{Error, Result};
+use tch::{Kind, Reduction, Tensor};
+
+/// `alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * CE`: alpha weighs the teacher, 1 - alpha the hard labels.
+///
+/// The KL is summed over classes and averaged over the batch, as PyTorch's
+/// `F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")`. T^2 undoes the 1/T^2 by which the temperature
+/// shrinks the gradient of the soft targets, so that alpha means the same at every T.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct KdLoss {
+    temperature: f64,
+    alpha: f64,
+}
+
+impl KdLoss {
+    /// `temperature` > 0 (1 to 10 are usual), `alpha` in [0, 1].
+    pub fn new(temperature: f64, alpha: f64) -> Result<Self> {
+        Ok(Self { temperature: check_temperature(temperature)?, alpha: check_alpha(alpha)? })
+    }
+
+    pub fn temperature(&self) -> f64 {
+        self.temperature
+    }
+
+    pub fn alpha(&self) -> f64 {
+        self.alpha
+    }
+
+    /// The loss, a scalar. `student` and `teacher` are logits `[B, C]` of one float kind, `labels` i64 `[B]`.
+    pub fn forward(&self, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+        // A term of weight 0 is left out, so that alpha = 0 is cross-entropy bit for bit.
+        if self.alpha == 0.0 {
+            return cross_entropy(student, labels);
+        }
+        let soft = self.divergence(student, teacher)?.f_mul_scalar(self.alpha * self.temperature.powi(2))?;
+        if self.alpha == 1.0 {
+            return Ok(soft);
+        }
+        Ok(soft.f_add(&cross_entropy(student, labels)?.f_mul_scalar(1.0 - self.alpha)?)?)
+    }
+
+    /// `KL(teacher_T || student_T)` alone: neither scaled by T^2 nor weighed by alpha. Zero for equal logits, never negative.
+    pub fn divergence(&self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+        let (s, t) = (student.size(), teacher.size());
+        if s.len() != 2 || s != t {
+            return Err(Error::Input(format!(
+                "student logits are {s:?} and teacher logits {t:?}: both must be [batch, classes] with the same classes; \
+                 train the teacher's head for the student's classes"
+            )));
+        }
+        let log_student = student.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+        let log_teacher = teacher.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+        Ok(log_student.f_kl_div(&log_teacher, Reduction::Sum, true)?.f_div_scalar(s[0].max(1))?)
+    }
+}
+
+/// Mean cross-entropy of logits `[B, C]` against hard labels i64 `[B]`: `F.cross_entropy(logits, labels)`.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let (l, y) = (logits.size(), labels.size());
+    if l.len() != 2 || y.len() != 1 || l[0] != y[0] {
+        return Err(Error::Input(format!(
+            "logits are {l:?} and labels {y:?}: expected [batch, classes] and [batch]; check that both come from one batch"
+        )));
+    }
+    Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, -100, 0.0)?)
+}
+
+/// The teacher's answer at temperature T: `softmax(logits / T)` over the last dimension, same shape as `logits`.
+pub fn soft_targets(logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    let temperature = check_temperature(temperature)?;
+    Ok(logits.f_div_scalar(temperature)?.f_softmax(-1, None::<Kind>)?)
+}
+
+pub(super) fn check_temperature(temperature: f64) -> Result<f64> {
+    if temperature.is_finite() && temperature > 0.0 {
+        Ok(temperature)
+    } else {
+        Err(Error::Input(format!("temperature must be > 0, got {temperature}; try 1 to 10")))
+    }
+}
+
+pub(super) fn check_alpha(alpha: f64) -> Result<f64> {
+    if (0.0..=1.0).contains(&alpha) {
+        Ok(alpha)
+    } else {
+        Err(Error::Input(format!("alpha must be in [0, 1], got {alpha}; 0 is labels only, 1 is teacher only")))
+    }
+}

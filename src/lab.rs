@@ -1,0 +1,223 @@
+//! What a notebook opens first: device, profile, and where earlier notebooks left their work.
+
+use crate::data::{DataOptions, Dataset, Split, Transform};
+use crate::distill::{CachedTensor, FitOptions, History, backbone_features, teacher_logits};
+use crate::models::{Backbone, Model, head};
+use crate::profile::Profile;
+use crate::show::{Table, print_progress};
+use crate::{Error, Result, files};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use tch::{Cuda, Device};
+
+/// Device, profile and folders of one walk through the notebooks.
+pub struct Lab {
+    pub profile: Profile,
+    pub device: Device,
+    /// What the notebooks make: `KDLAB_RUNS`, or `runs` in the repository, and in it a folder for the profile.
+    pub folder: PathBuf,
+    /// Data and weights that were fetched.
+    pub cache: PathBuf,
+}
+
+/// One row of the closing table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResultRow {
+    pub model: String,
+    /// Fractions in [0, 1].
+    pub val_accuracy: f64,
+    pub test_accuracy: f64,
+    pub parameters: i64,
+    /// Multiply-accumulates for one image.
+    pub macs: i64,
+    pub seconds: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Results {
+    profile: String,
+    dataset: String,
+    rows: Vec<ResultRow>,
+}
+
+impl Lab {
+    /// Finds the device (`KDLAB_DEVICE` = `cpu` or `cuda`, else CUDA where there is one) and the profile.
+    pub fn open() -> Result<Self> {
+        let cuda = Cuda::is_available();
+        let device = match std::env::var("KDLAB_DEVICE").as_deref() {
+            Ok("cpu") => Device::Cpu,
+            Ok("cuda") if !cuda => {
+                return Err(Error::Input(
+                    "KDLAB_DEVICE asks for cuda, but libtorch sees no CUDA device; run `cargo lab doctor`, or set KDLAB_DEVICE=cpu".into(),
+                ));
+            }
+            Ok("cuda") => Device::Cuda(0),
+            Ok(other) if !other.is_empty() => {
+                return Err(Error::Input(format!("KDLAB_DEVICE is {other:?}; it may be cpu or cuda")));
+            }
+            _ => Device::cuda_if_available(),
+        };
+        let profile = Profile::detect(device.is_cuda())?;
+        let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let runs = std::env::var_os("KDLAB_RUNS").map_or_else(|| root.join("runs"), PathBuf::from);
+        let folder = runs.join(&profile.name);
+        Ok(Self { folder, cache: DataOptions::default().cache, profile, device })
+    }
+
+    /// CIFAR-10, or what `KDLAB_DATA` names, in the profile's sizes. What was not as wished stands in its notices.
+    pub fn dataset(&self) -> Result<Dataset> {
+        let p = &self.profile;
+        crate::data::open(&DataOptions {
+            seed: p.seed,
+            train_images: p.train_images,
+            validation_images: p.validation_images,
+            test_images: p.test_images,
+            cache: self.cache.clone(),
+            ..DataOptions::default()
+        })
+    }
+
+    /// The profile's backbone with its ImageNet weights.
+    pub fn backbone(&self) -> Result<Backbone> {
+        Backbone::pretrained(self.profile.arch, self.device, &self.cache)
+    }
+
+    /// What the backbone was trained on: ImageNet's mean and deviation, at the profile's size.
+    pub fn teacher_transform(&self) -> Transform {
+        Transform::imagenet(self.profile.teacher_size)
+    }
+
+    pub fn student_transform(&self) -> Transform {
+        Transform::imagenet(self.profile.student_size)
+    }
+
+    /// The backbone's features of a split: computed once, then found on disk.
+    pub fn features(&self, backbone: &Backbone, split: &Split) -> Result<CachedTensor> {
+        let cache = self.folder.join("cache");
+        let (transform, listener) = (self.teacher_transform(), print_progress());
+        backbone_features(backbone, split, &transform, self.profile.batch_size, Some(&cache), &listener)
+    }
+
+    /// The teacher's logits of a split: its head on the backbone's features, kept on disk likewise.
+    pub fn logits(&self, head: &Model, split: &Split, features: &CachedTensor) -> Result<CachedTensor> {
+        teacher_logits(head, split, features, Some(&self.folder.join("cache")))
+    }
+
+    /// How the profile trains a student; `name` is the fit's folder too.
+    pub fn fit_options(&self, name: &str) -> FitOptions {
+        FitOptions {
+            name: name.to_owned(),
+            epochs: self.profile.student_epochs,
+            batch_size: self.profile.batch_size,
+            learning_rate: self.profile.student_learning_rate,
+            seed: self.profile.seed,
+            folder: Some(self.folder.join(name)),
+            listener: print_progress(),
+            ..FitOptions::default()
+        }
+    }
+
+    /// How the profile trains the teacher's head.
+    pub fn teacher_options(&self) -> FitOptions {
+        FitOptions {
+            epochs: self.profile.teacher_epochs,
+            learning_rate: self.profile.teacher_learning_rate,
+            ..self.fit_options("teacher")
+        }
+    }
+
+    /// The head that notebook 2 trained, for `classes` classes.
+    pub fn teacher_head(&self, classes: i64) -> Result<Model> {
+        let path = self.folder.join("teacher/best.safetensors");
+        if !path.exists() {
+            return Err(Error::Data(format!("no teacher at {}; run notebook 02_teacher first", path.display())));
+        }
+        let mut model = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
+        model.load(&path)?;
+        Ok(model)
+    }
+
+    /// The curve of an earlier fit, by its name.
+    pub fn history(&self, name: &str) -> Result<History> {
+        History::load(self.folder.join(name).join("history.json"))
+    }
+
+    /// The curves of all fits of this profile, oldest first.
+    pub fn histories(&self) -> Result<Vec<History>> {
+        let Ok(folders) = std::fs::read_dir(&self.folder) else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for path in folders.filter_map(|f| Some(f.ok()?.path().join("history.json"))) {
+            if let Ok(written) = std::fs::metadata(&path).and_then(|m| m.modified()) {
+                found.push((written, History::load(&path)?));
+            }
+        }
+        found.sort_by_key(|(written, _)| *written);
+        Ok(found.into_iter().map(|(_, history)| history).collect())
+    }
+
+    /// All fits of this profile, a row each. It is read from disk, so it outlives the kernel.
+    pub fn runs(&self) -> Result<Table> {
+        let header = ["run", "loss", "T", "alpha", "epochs", "best epoch", "val acc %", "val CE", "seconds"];
+        let maybe = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v}"));
+        Ok(self.histories()?.iter().filter_map(|h| Some((h, h.best()?))).fold(Table::new(&header), |table, (h, best)| {
+            table.row(&[
+                h.name.clone(),
+                h.criterion.clone(),
+                maybe(best.temperature),
+                maybe(best.alpha),
+                format!("{}/{}", h.records.len(), h.epochs),
+                best.epoch.to_string(),
+                format!("{:.1}", 100.0 * best.validation.accuracy),
+                format!("{:.4}", best.validation.cross_entropy),
+                format!("{:.1}", h.seconds()),
+            ])
+        }))
+    }
+
+    /// Writes the closing table, which `cargo lab run` prints too, and gives it back to look at.
+    pub fn report(&self, dataset: &Dataset, rows: &[ResultRow]) -> Result<Table> {
+        let results =
+            Results { profile: self.profile.name.clone(), dataset: dataset.name.clone(), rows: rows.to_vec() };
+        let json = serde_json::to_vec_pretty(&results).map_err(|e| Error::Data(format!("results: {e}")))?;
+        files::write_bytes(&self.folder.join("results.json"), &json)?;
+        let header = ["model", "validation acc %", "test acc %", "parameters", "MACs per image", "seconds"];
+        Ok(rows.iter().fold(Table::new(&header), |table, r| {
+            table.row(&[
+                r.model.clone(),
+                format!("{:.2}", 100.0 * r.val_accuracy),
+                format!("{:.2}", 100.0 * r.test_accuracy),
+                r.parameters.to_string(),
+                format!("{:.1} M", r.macs as f64 / 1e6),
+                format!("{:.1}", r.seconds),
+            ])
+        }))
+    }
+}
+
+impl fmt::Display for Lab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let p = &self.profile;
+        let count = |n: Option<usize>| n.map_or("all".to_owned(), |n| n.to_string());
+        let device = match self.device {
+            Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
+            other => format!("{other:?}"),
+        };
+        writeln!(f, "device    {device}")?;
+        writeln!(f, "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)", p.name)?;
+        writeln!(
+            f,
+            "images    {} train, {} validation, {} test",
+            count(p.train_images),
+            count(p.validation_images),
+            count(p.test_images)
+        )?;
+        writeln!(f, "teacher   {} at {} px, {} epochs", p.arch, p.teacher_size, p.teacher_epochs)?;
+        writeln!(f, "student   at {} px, {} epochs, batches of {}", p.student_size, p.student_epochs, p.batch_size)?;
+        write!(f, "runs      {}", self.folder.display())?;
+        if p.name == "article" && self.device == Device::Cpu {
+            write!(f, "\nnote      this profile is meant for CUDA; on a CPU its teacher pass alone takes hours")?;
+        }
+        Ok(())
+    }
+}

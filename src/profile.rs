@@ -1,0 +1,97 @@
+//! Every number of a run in one place. Each field may be changed in a cell.
+
+use crate::models::Arch;
+use crate::{Error, Result};
+
+/// Sizes and lengths of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    pub name: String,
+    /// The teacher's backbone.
+    pub arch: Arch,
+    /// Images per split, drawn with equal shares of each class; none takes all there are.
+    pub train_images: Option<usize>,
+    pub validation_images: Option<usize>,
+    pub test_images: Option<usize>,
+    /// Side in pixels to which the teacher's images are resized.
+    pub teacher_size: i64,
+    /// Side in pixels of the student's images.
+    pub student_size: i64,
+    pub batch_size: usize,
+    pub teacher_epochs: usize,
+    pub student_epochs: usize,
+    pub teacher_learning_rate: f64,
+    pub student_learning_rate: f64,
+    pub temperature: f64,
+    pub alpha: f64,
+    pub seed: u64,
+}
+
+impl Profile {
+    /// The article's run, its student at 32 px: for a CUDA device.
+    pub fn article() -> Self {
+        Self {
+            name: "article".into(),
+            arch: Arch::ResNet50,
+            train_images: None,
+            validation_images: None,
+            test_images: None,
+            teacher_size: 224, // what ResNet-50 was trained on
+            student_size: 32,  // CIFAR-10's own size; at 224 the student costs more than its teacher
+            batch_size: 64,
+            teacher_epochs: 10,
+            student_epochs: 20,
+            teacher_learning_rate: 1e-3, // Adam's default, as in the article
+            student_learning_rate: 1e-3,
+            temperature: 1.0,
+            alpha: 0.5,
+            seed: 0,
+        }
+    }
+
+    /// The whole walk in under ten minutes on two CPU cores.
+    pub fn laptop() -> Self {
+        Self {
+            name: "laptop".into(),
+            arch: Arch::EfficientNetLite0,
+            train_images: Some(5_000),
+            validation_images: Some(1_000),
+            test_images: Some(2_000),
+            teacher_size: 128, // a quarter of the cost of 224 for a few points of accuracy
+            student_epochs: 6,
+            ..Self::article()
+        }
+    }
+
+    /// Seconds per notebook: shows that everything runs, teaches nothing about accuracy.
+    pub fn smoke() -> Self {
+        Self {
+            name: "smoke".into(),
+            train_images: Some(300),
+            validation_images: Some(100),
+            test_images: Some(100),
+            teacher_size: 64,
+            teacher_epochs: 2,
+            student_epochs: 2,
+            ..Self::laptop()
+        }
+    }
+
+    /// By name: `article`, `laptop` or `smoke`.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "article" => Ok(Self::article()),
+            "laptop" => Ok(Self::laptop()),
+            "smoke" => Ok(Self::smoke()),
+            other => Err(Error::Input(format!("no profile named {other:?}; KDLAB_PROFILE may be article, laptop or smoke"))),
+        }
+    }
+
+    /// `KDLAB_PROFILE`, else `article` on CUDA and `laptop` elsewhere.
+    pub fn detect(cuda: bool) -> Result<Self> {
+        match std::env::var("KDLAB_PROFILE") {
+            Ok(name) if !name.is_empty() => Self::named(&name),
+            _ => Ok(if cuda { Self::article() } else { Self::laptop() }),
+        }
+    }
+}

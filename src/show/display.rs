@@ -1,0 +1,142 @@
+//! How each type shows itself when a cell ends with it. evcxr looks for a method of this name.
+
+use super::table::escape;
+use super::{Figure, Table};
+use crate::data::{Batch, Dataset};
+use crate::distill::{CachedTensor, Evaluation, History};
+use crate::lab::Lab;
+use crate::models::{LoadReport, Summary};
+use base64::Engine;
+use std::fmt::Display;
+use std::io::Write;
+
+/// Hands one cell result to the kernel, in every form given. Outside a kernel the first form is printed.
+fn emit(forms: &[(&str, &str)]) {
+    let mut out = std::io::stdout().lock();
+    let in_kernel = std::env::var_os("EVCXR_IS_RUNTIME").is_some();
+    let shown = if in_kernel { forms } else { &forms[..1] };
+    for (mime, content) in shown {
+        // Nothing can be done about a closed stdout here, and the fit must not die of it.
+        let _ = if in_kernel {
+            writeln!(out, "EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT")
+        } else {
+            writeln!(out, "{content}")
+        };
+    }
+}
+
+fn emit_text(value: &dyn Display) {
+    let text = value.to_string();
+    let html = format!("<pre style=\"line-height:1.3\">{}</pre>", escape(text.trim_end()));
+    emit(&[("text/plain", text.trim_end()), ("text/html", &html)]);
+}
+
+impl Figure {
+    /// Shows the figure below the cell.
+    pub fn evcxr_display(&self) {
+        let text = "figure; open the notebook in Jupyter or on the web to see it";
+        if self.is_bitmap() {
+            match self.png() {
+                Ok(png) => {
+                    let data = base64::engine::general_purpose::STANDARD.encode(png);
+                    emit(&[("text/plain", text), ("image/png", &data)]);
+                }
+                Err(e) => eprintln!("{e}"),
+            }
+        } else {
+            match self.svg() {
+                Ok(svg) => emit(&[("text/plain", text), ("image/svg+xml", &svg)]),
+                Err(e) => eprintln!("{e}"),
+            }
+        }
+    }
+}
+
+impl Table {
+    pub fn evcxr_display(&self) {
+        emit(&[("text/plain", self.to_string().trim_end()), ("text/html", &self.html())]);
+    }
+}
+
+impl History {
+    /// The curve as a table, an epoch a row.
+    pub fn table(&self) -> Table {
+        let header = ["epoch", "train loss", "train acc %", "val loss", "val acc %", "val CE", "val KL", "T", "alpha", "seconds"];
+        let number = |v: f64, digits: usize| format!("{v:.digits$}");
+        let maybe = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v}"));
+        self.records.iter().fold(Table::new(&header), |table, r| {
+            table.row(&[
+                r.epoch.to_string(),
+                number(r.train.loss, 4),
+                number(100.0 * r.train.accuracy, 1),
+                number(r.validation.loss, 4),
+                number(100.0 * r.validation.accuracy, 1),
+                number(r.validation.cross_entropy, 4),
+                r.validation.divergence.map_or(String::new(), |d| number(d, 4)),
+                maybe(r.temperature),
+                maybe(r.alpha),
+                number(r.seconds, 1),
+            ])
+        })
+    }
+
+    pub fn evcxr_display(&self) {
+        self.table().evcxr_display();
+    }
+}
+
+impl Summary {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}
+
+impl LoadReport {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}
+
+impl Dataset {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}
+
+impl Batch {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}
+
+impl Lab {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}
+
+impl Display for Evaluation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let accuracy = 100.0 * self.accuracy();
+        write!(f, "accuracy {accuracy:.2} % ({} of {}), cross-entropy {:.4}", self.correct, self.total, self.cross_entropy)
+    }
+}
+
+impl Evaluation {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}
+
+impl Display for CachedTensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let from = if self.from_disk { "read from disk" } else { "computed" };
+        write!(f, "f32 {:?}, {from} in {:.1} s", self.tensor.size(), self.seconds)
+    }
+}
+
+impl CachedTensor {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}

@@ -1,0 +1,79 @@
+//! Progress as lines of text, which a notebook cell and a terminal both show while they run.
+
+use crate::distill::{Event, Listener};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// A line within an epoch comes at most this often: a notebook keeps every line.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// A listener that prints a line per epoch, and one every ten seconds within a longer epoch or pass.
+pub fn print_progress() -> Listener {
+    let last = Mutex::new(Instant::now());
+    Listener::new(move |event| {
+        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Event::Progress(_) = event
+            && last.elapsed() < QUIET
+        {
+            return;
+        }
+        *last = Instant::now();
+        if let Some(line) = line(event) {
+            println!("{line}");
+        }
+    })
+}
+
+fn line(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Resumed { name, epoch } => format!("{name}: going on after epoch {epoch}, where an earlier run ended"),
+        Event::Progress(p) => {
+            let loss = p.loss.map_or(String::new(), |l| format!("  loss {l:.4}"));
+            let epoch = if p.epochs > 1 { format!("epoch {}/{}, ", p.epoch, p.epochs) } else { String::new() };
+            format!(
+                "{}: {epoch}{}/{} images{loss}  {:.0} img/s  {} left",
+                p.name,
+                p.done,
+                p.total,
+                p.images_per_second,
+                duration(p.seconds_left)
+            )
+        }
+        Event::Epoch { name, record: r, epochs } => {
+            let kd = match (r.temperature, r.alpha, r.validation.divergence) {
+                (Some(t), Some(a), Some(d)) => format!("  T {t} alpha {a} KL {d:.4}"),
+                _ => String::new(),
+            };
+            format!(
+                "{name}: epoch {:>2}/{epochs}  train loss {:.4} acc {:>4.1} %  validation loss {:.4} acc {:>4.1} %{kd}  {:.0} img/s  {} left",
+                r.epoch,
+                r.train.loss,
+                100.0 * r.train.accuracy,
+                r.validation.loss,
+                100.0 * r.validation.accuracy,
+                r.images_per_second,
+                duration(r.seconds * (epochs - r.epoch.min(*epochs)) as f64)
+            )
+        }
+        Event::Finished(history) => {
+            let best = history.best()?;
+            let stopped = history.stopped.as_ref().map_or(String::new(), |why| format!(", stopped: {why}"));
+            format!(
+                "{}: kept epoch {} with validation accuracy {:.1} %{stopped}; {} in all",
+                history.name,
+                best.epoch,
+                100.0 * best.validation.accuracy,
+                duration(history.seconds())
+            )
+        }
+    })
+}
+
+fn duration(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
+        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+    }
+}
