@@ -1,1 +1,20 @@
-//!
+//! Networks: the student, the teachers (a frozen backbone and a head), their weight files and their summaries.
+
+mod backbone;
+mod efficientnet;
+mod layers;
+mod model;
+mod pickle;
+mod resnet;
+mod student;
+mod summary;
+mod weights;
+
+//pub use backbone::{Arch, Backbone};
+//pub use efficientnet::efficientnet_lite0;
+pub use layers::{Layers, Op};
+pub use model::{Model, head};
+//pub use resnet::{resnet18, resnet50};
+pub use student::student;
+pub use summary::{Summary, SummaryRow};
+pub use weights::{LoadReport, MisShaped, read_weights};

@@ -1,0 +1,217 @@
+//! A network as a list of named layers. The same list runs the network and is walked for its summary.
+
+use crate::{Error, Result};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tch::nn::{self, Module, ModuleT};
+use tch::{TchError, Tensor};
+
+/// A step without parameters of its own: input and "are we training?" to output.
+type Func = Box<dyn Fn(&Tensor, bool) -> Tensor + Send>;
+
+/// One layer of a network.
+pub enum Op {
+    Conv(nn::Conv2D),
+    BatchNorm(nn::BatchNorm),
+    Linear(nn::Linear),
+    Func(Func),
+    /// `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut of its own.
+    Residual {
+        body: Layers,
+        shortcut: Option<Layers>,
+    },
+}
+
+impl From<nn::Conv2D> for Op {
+    fn from(layer: nn::Conv2D) -> Self {
+        Op::Conv(layer)
+    }
+}
+
+impl From<nn::BatchNorm> for Op {
+    fn from(layer: nn::BatchNorm) -> Self {
+        Op::BatchNorm(layer)
+    }
+}
+
+impl From<nn::Linear> for Op {
+    fn from(layer: nn::Linear) -> Self {
+        Op::Linear(layer)
+    }
+}
+
+/// Named layers, run one after the other.
+///
+/// ```no_run
+/// # use kdlab::models::Layers;
+/// # use tch::nn;
+/// fn tiny(vs: &nn::Path) -> Layers {
+///     Layers::new()
+///         .add("conv1", nn::conv2d(vs / "conv1", 3, 8, 3, Default::default()))
+///         .func("relu1", |x| x.relu())
+///         .func("flatten", |x| x.mean_dim([2, 3].as_slice(), false, None))
+///         .add("fc", nn::linear(vs / "fc", 8, 10, Default::default()))
+/// }
+/// ```
+#[derive(Default)]
+pub struct Layers(Vec<(String, Op)>);
+
+impl Layers {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a layer. `name` is what errors and summaries call it; give it the name of its variables.
+    #[allow(clippy::should_implement_trait)]
+    pub fn add(mut self, name: &str, op: impl Into<Op>) -> Self {
+        self.0.push((name.to_owned(), op.into()));
+        self
+    }
+
+    /// Appends a function: an activation, a pooling, a change of shape.
+    pub fn func(self, name: &str, f: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Self {
+        self.add(name, Op::Func(Box::new(move |x, _| f(x))))
+    }
+
+    /// Appends a function that acts differently in training, such as dropout: `|x, train| x.dropout(0.5, train)`.
+    pub fn func_t(self, name: &str, f: impl Fn(&Tensor, bool) -> Tensor + Send + 'static) -> Self {
+        self.add(name, Op::Func(Box::new(f)))
+    }
+
+    /// Appends `body(x) + shortcut(x)`; without a shortcut the input itself is added.
+    pub fn residual(self, name: &str, body: Layers, shortcut: Option<Layers>) -> Self {
+        self.add(name, Op::Residual { body, shortcut })
+    }
+
+    /// The layers of this level with their names, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Op)> {
+        self.0.iter().map(|(name, op)| (name.as_str(), op))
+    }
+
+    /// Runs the layers on `x`. `train` makes BatchNorm use (and update) batch statistics; gradients are the caller's choice.
+    ///
+    /// # Errors
+    /// Names the layer that refused, the shape it was given, and the reason.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.walk(x, train, None, &mut |_, _, _| ())
+    }
+
+    /// [`Layers::forward`] that shows every layer with its output to `seen`, innermost first.
+    pub(crate) fn walk(
+        &self,
+        x: &Tensor,
+        train: bool,
+        up: Option<&Place>,
+        seen: &mut dyn FnMut(&Place, &Op, &Tensor),
+    ) -> Result<Tensor> {
+        let mut x = x.shallow_clone();
+        for (name, op) in self.iter() {
+            let place = Place { up, name };
+            let y = match op {
+                Op::Residual { body, shortcut } => {
+                    let main = body.walk(&x, train, Some(&place), seen)?;
+                    let side = match shortcut {
+                        Some(layers) => layers.walk(&x, train, Some(&place), seen)?,
+                        None => x.shallow_clone(),
+                    };
+                    main.f_add(&side)
+                        .map_err(|e| refused(&place, &main, Error::from(e)))?
+                }
+                Op::Conv(layer) => conv(layer, &x).map_err(|e| refused(&place, &x, e))?,
+                Op::BatchNorm(layer) => {
+                    batch_norm(layer, &x, train).map_err(|e| refused(&place, &x, e))?
+                }
+                Op::Linear(layer) => x
+                    .f_linear(&layer.ws, layer.bs.as_ref())
+                    .map_err(|e| refused(&place, &x, Error::from(e)))?,
+                Op::Func(f) => caught(|| f(&x, train)).map_err(|e| refused(&place, &x, e))?,
+            };
+            seen(&place, op, &y);
+            x = y;
+        }
+        Ok(x)
+    }
+}
+
+impl fmt::Debug for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
+/// Where a layer stands in the tree; displays as `layer1.0.conv1`.
+pub(crate) struct Place<'a> {
+    up: Option<&'a Place<'a>>,
+    name: &'a str,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(up) = self.up {
+            write!(f, "{up}.")?;
+        }
+        f.write_str(self.name)
+    }
+}
+
+fn refused(place: &Place, x: &Tensor, reason: Error) -> Error {
+    let reason = match reason {
+        Error::Torch(text) => text,
+        other => other.to_string(),
+    };
+    Error::Torch(format!(
+        "layer `{place}` refused its input of shape {:?}: {reason}",
+        x.size()
+    ))
+}
+
+/// tch keeps a layer's stride and padding to itself and offers no `f_forward`: say what can be checked beforehand, and
+/// turn a panic about the rest into an error.
+fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
+    let (size, weight) = (x.size(), layer.ws.size());
+    match size[..] {
+        [_, channels, _, _] if channels > 0 && channels % weight[1] == 0 => {
+            caught(|| layer.forward(x))
+        }
+        [_, channels, _, _] => Err(Error::Input(format!(
+            "its weight {weight:?} cannot be applied to {channels} channels"
+        ))),
+        _ => Err(Error::Input(
+            "a convolution takes images [N, C, H, W]".to_owned(),
+        )),
+    }
+}
+
+fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, train: bool) -> Result<Tensor> {
+    let (size, channels) = (x.size(), layer.running_mean.numel() as i64);
+    let dims_fit = size.len() == layer.nd + 2 || (layer.nd == 1 && size.len() == 2);
+    if !dims_fit || size[1] != channels {
+        return Err(Error::Input(format!(
+            "it normalises {channels} channels of {}-D input",
+            layer.nd + 2
+        )));
+    }
+    caught(|| layer.forward_t(x, train))
+}
+
+/// Runs code that may panic inside tch; the panic's message becomes the error.
+fn caught(f: impl FnOnce() -> Tensor) -> Result<Tensor> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("it panicked");
+        // tch unwraps a `TchError::Torch("reason\nC++ stack trace ...")`, printed with its escapes.
+        let text = text
+            .split_once("Torch(\"")
+            .map_or(text, |(_, reason)| reason);
+        let end = text
+            .find("\\n")
+            .or_else(|| text.find('\n'))
+            .unwrap_or(text.len());
+        Error::from(TchError::Torch(text[..end].to_owned()))
+    })
+}

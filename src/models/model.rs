@@ -1,0 +1,234 @@
+//! A network with its variables: built once, initialised from a seed, saved and loaded whole.
+
+use super::layers::Layers;
+use super::summary::Summary;
+use super::weights::{self, LoadReport};
+use crate::{Error, Result};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::path::Path;
+use tch::nn::{self, VarStore};
+use tch::{Device, Tensor};
+
+/// A network and its variables, owned and `Send`: keep it from cell to cell, move it into a thread.
+pub struct Model {
+    pub name: String,
+    layers: Layers,
+    vs: VarStore,
+}
+
+impl Model {
+    /// Builds a network on `device` and draws its weights from `seed`.
+    ///
+    /// The weights are PyTorch's defaults, whatever initialisation `build` asked tch for: weight and bias of
+    /// convolutions and linear layers U(-1/sqrt(fan_in), 1/sqrt(fan_in)), BatchNorm 1 and 0. They are drawn on the CPU
+    /// in the order of the variables' names, so one seed gives the same weights on every device.
+    ///
+    /// # Errors
+    /// When the device is absent, or when two layers share a variable name.
+    pub fn new(
+        name: &str,
+        device: Device,
+        seed: u64,
+        build: &dyn Fn(&nn::Path) -> Layers,
+    ) -> Result<Self> {
+        check_device(device)?;
+        let vs = VarStore::new(device);
+        let layers = build(&vs.root());
+        let model = Model {
+            name: name.to_owned(),
+            layers,
+            vs,
+        };
+        let state = model.state();
+        if let Some((double, _)) = state.iter().find(|(name, _)| is_double(name, &state)) {
+            return Err(Error::Input(format!(
+                "network {name}: two layers share the variable {}; give each layer a path of its own, like vs / \"conv1\"",
+                double
+                    .rsplit_once("__")
+                    .map_or(double.as_str(), |(base, _)| base)
+            )));
+        }
+        initialise(&state, seed)?;
+        Ok(model)
+    }
+
+    /// Logits `[N, classes]` (or whatever the last layer gives) for `x` on the model's device.
+    ///
+    /// `train` makes BatchNorm use and update batch statistics. Gradients are recorded unless the caller is in `tch::no_grad`.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.layers.forward(x, train)
+    }
+
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    pub fn device(&self) -> Device {
+        self.vs.device()
+    }
+
+    /// How many numbers training could change, frozen or not.
+    pub fn parameters(&self) -> i64 {
+        self.vs
+            .trainable_variables()
+            .iter()
+            .map(|t| t.numel() as i64)
+            .sum()
+    }
+
+    /// The variables that gradients reach now, sorted by name. Empty while frozen.
+    pub fn trainable(&self) -> Vec<(String, Tensor)> {
+        self.state()
+            .into_iter()
+            .filter(|(_, t)| t.requires_grad())
+            .collect()
+    }
+
+    /// Every variable, BatchNorm's running statistics included, sorted by name. The tensors share the model's memory.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut state: Vec<_> = self.vs.variables().into_iter().collect();
+        state.sort_by(|a, b| a.0.cmp(&b.0));
+        state
+    }
+
+    /// The variable store, for `nn::Adam::default().build(model.var_store(), lr)`.
+    pub fn var_store(&self) -> &VarStore {
+        &self.vs
+    }
+
+    /// Keeps gradients away from every variable.
+    pub fn freeze(&mut self) {
+        self.vs.freeze();
+    }
+
+    /// Undoes [`Model::freeze`].
+    pub fn unfreeze(&mut self) {
+        self.vs.unfreeze();
+    }
+
+    /// Writes every variable to a safetensors file, which is whole or absent.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        weights::write_weights(path.as_ref(), &self.state())
+    }
+
+    /// Loads a weight file by name: safetensors, or PyTorch's `.pth` in its zip and its older format.
+    ///
+    /// # Errors
+    /// When the file lacks a variable or has one of another shape; the model is then left as it was.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
+        let path = path.as_ref();
+        let tensors = weights::read_weights(path)?;
+        weights::load(&self.name, &self.state(), tensors, path)
+    }
+
+    /// Shapes, parameters and multiply-adds for one image of shape `[C, H, W]`.
+    pub fn summary(&self, input: [i64; 3]) -> Result<Summary> {
+        Summary::of(
+            &self.layers,
+            &self.name,
+            input,
+            self.device(),
+            self.parameters(),
+        )
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} ({} parameters on {:?})",
+            self.name,
+            self.parameters(),
+            self.device()
+        )
+    }
+}
+
+/// A linear layer from a backbone's features f32 `[N, features]` to logits `[N, classes]`; its variables are `fc.*`.
+pub fn head(features: i64, classes: i64, device: Device, seed: u64) -> Result<Model> {
+    if features < 1 || classes < 2 {
+        return Err(Error::Input(format!(
+            "a head from {features} features to {classes} classes cannot be built; it needs at least 1 feature and 2 classes"
+        )));
+    }
+    Model::new("head", device, seed, &|vs| {
+        Layers::new().add(
+            "fc",
+            nn::linear(vs / "fc", features, classes, Default::default()),
+        )
+    })
+}
+
+/// libtorch would panic inside a layer's constructor.
+fn check_device(device: Device) -> Result<()> {
+    match device {
+        Device::Cuda(i) if !tch::Cuda::is_available() => Err(Error::Input(format!(
+            "CUDA device {i} was asked for, but this libtorch sees no CUDA GPU; use Device::cuda_if_available(), or check with `cargo lab doctor`"
+        ))),
+        Device::Cuda(i) if i as i64 >= tch::Cuda::device_count() => Err(Error::Input(format!(
+            "CUDA device {i} was asked for, but there are only {}; they count from 0",
+            tch::Cuda::device_count()
+        ))),
+        Device::Mps if !tch::utils::has_mps() => Err(Error::Input(
+            "the Metal device was asked for, but this libtorch has none; use Device::Cpu"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// tch renames the second variable of a name to `name__<count>`.
+fn is_double(name: &str, state: &[(String, Tensor)]) -> bool {
+    name.rsplit_once("__").is_some_and(|(base, count)| {
+        count.parse::<usize>().is_ok() && state.iter().any(|(other, _)| other == base)
+    })
+}
+
+/// PyTorch's defaults, by name: `weight` of two and more dimensions and the `bias` beside it are drawn,
+/// a `weight` of one dimension (a normalisation) becomes 1 and its bias 0. Other variables keep what their layer gave them.
+fn initialise(state: &[(String, Tensor)], seed: u64) -> Result<()> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    tch::no_grad(|| {
+        for (name, tensor) in state {
+            let (path, last) = name.rsplit_once('.').unwrap_or(("", name));
+            let mut tensor = tensor.shallow_clone();
+            let weight = match last {
+                "weight" => Some(tensor.size()),
+                "bias" => {
+                    let beside = if path.is_empty() {
+                        "weight".to_owned()
+                    } else {
+                        format!("{path}.weight")
+                    };
+                    state
+                        .iter()
+                        .find(|(other, _)| *other == beside)
+                        .map(|(_, w)| w.size())
+                }
+                _ => None,
+            };
+            match weight {
+                Some(size) if size.len() >= 2 => {
+                    let fan_in: i64 = size[1..].iter().product();
+                    let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
+                    let drawn: Vec<f32> = (0..tensor.numel())
+                        .map(|_| bound * uniform(&mut rng))
+                        .collect();
+                    tensor.f_copy_(
+                        &Tensor::f_from_slice(&drawn)?.f_view(tensor.size().as_slice())?,
+                    )?;
+                }
+                Some(_) => drop(tensor.f_fill_(if last == "weight" { 1.0 } else { 0.0 })?),
+                None => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Uniform in [-1, 1): 24 random bits are what an f32 can hold evenly.
+fn uniform(rng: &mut ChaCha8Rng) -> f32 {
+    (rng.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+}

@@ -1,0 +1,190 @@
+//! Weight files of any kind, loaded by name.
+
+use crate::{Error, Result, files};
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// A variable whose shape in the file is not the network's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MisShaped {
+    pub name: String,
+    pub wanted: Vec<i64>,
+    pub found: Vec<i64>,
+}
+
+/// What became of the variables of a network and of a weight file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    pub loaded: Vec<String>,
+    /// In the network, not in the file.
+    pub missing: Vec<String>,
+    /// In the file, not in the network.
+    pub unexpected: Vec<String>,
+    pub mis_shaped: Vec<MisShaped>,
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} variables loaded", self.loaded.len())?;
+        some(
+            f,
+            "missing",
+            self.missing.len(),
+            self.missing.iter().cloned(),
+        )?;
+        some(
+            f,
+            "unexpected",
+            self.unexpected.len(),
+            self.unexpected.iter().cloned(),
+        )?;
+        let shapes = self
+            .mis_shaped
+            .iter()
+            .map(|m| format!("{} {:?} instead of {:?}", m.name, m.found, m.wanted));
+        some(f, "mis-shaped", self.mis_shaped.len(), shapes)
+    }
+}
+
+/// ", 12 missing (a, b, c ...)", or nothing.
+fn some(
+    f: &mut fmt::Formatter<'_>,
+    what: &str,
+    count: usize,
+    names: impl Iterator<Item = String>,
+) -> fmt::Result {
+    if count == 0 {
+        return Ok(());
+    }
+    let shown: Vec<String> = names.take(3).collect();
+    let more = if count > shown.len() { " ..." } else { "" };
+    write!(f, ", {count} {what} ({}{more})", shown.join(", "))
+}
+
+/// Copies `tensors` into the variables of `state` that bear their names, or changes nothing.
+pub(crate) fn load(
+    model: &str,
+    state: &[(String, Tensor)],
+    tensors: Vec<(String, Tensor)>,
+    path: &Path,
+) -> Result<LoadReport> {
+    let mut found: HashMap<String, Tensor> = tensors.into_iter().collect();
+    let mut report = LoadReport::default();
+    let mut copies = Vec::new();
+    for (name, variable) in state {
+        match found.remove(name) {
+            None => report.missing.push(name.clone()),
+            Some(tensor) if tensor.size() == variable.size() => {
+                copies.push((name, variable, tensor))
+            }
+            Some(tensor) => report.mis_shaped.push(MisShaped {
+                name: name.clone(),
+                wanted: variable.size(),
+                found: tensor.size(),
+            }),
+        }
+    }
+    // A counter of PyTorch's BatchNorm that nothing here reads.
+    report.unexpected = found
+        .into_keys()
+        .filter(|name| !name.ends_with("num_batches_tracked"))
+        .collect();
+    report.unexpected.sort();
+    report.loaded = copies.iter().map(|(name, ..)| (*name).clone()).collect();
+    if !report.missing.is_empty() || !report.mis_shaped.is_empty() {
+        return Err(Error::Data(format!(
+            "{} does not hold the weights of {model} ({report}); nothing was changed, choose a file of this architecture",
+            path.display()
+        ).replacen("variables loaded", "variables fit", 1)));
+    }
+    tch::no_grad(|| -> Result<()> {
+        for (_, variable, tensor) in copies {
+            variable.shallow_clone().f_copy_(&tensor)?;
+        }
+        Ok(())
+    })?;
+    Ok(report)
+}
+
+/// Every tensor of a weight file with its name, on the CPU: safetensors, or PyTorch's `.pth`.
+pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
+    let bad = |why: String| {
+        Error::Data(format!(
+            "{} is not a readable weight file: {why}",
+            path.display()
+        ))
+    };
+    read_safetensors(&bytes).map_err(bad)
+}
+
+fn read_safetensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Tensor)>, String> {
+    let file =
+        safetensors::SafeTensors::deserialize(bytes).map_err(|e| format!("safetensors: {e}"))?;
+    file.iter()
+        .map(|(name, view)| {
+            let kind = kind_of(view.dtype()).ok_or_else(|| {
+                format!(
+                    "{name} has the type {:?}, which is not supported",
+                    view.dtype()
+                )
+            })?;
+            let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+            let tensor =
+                Tensor::f_from_data_size(view.data(), &size, kind).map_err(|e| e.to_string())?;
+            Ok((name.to_owned(), tensor))
+        })
+        .collect()
+}
+
+const KINDS: [(Dtype, Kind); 10] = [
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::F64, Kind::Double),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
+];
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(d, _)| *d == dtype).map(|(_, k)| *k)
+}
+
+/// Writes tensors to a safetensors file, atomically.
+pub(crate) fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let bad =
+        |e: safetensors::SafeTensorError| Error::Data(format!("writing {}: {e}", path.display()));
+    let mut raw = Vec::new();
+    for (name, tensor) in tensors {
+        let tensor = tensor
+            .f_detach()?
+            .f_to_device(Device::Cpu)?
+            .f_contiguous()?;
+        let kind = tensor.f_kind()?;
+        let dtype = KINDS.iter().find(|(_, k)| *k == kind).map(|(d, _)| *d).ok_or_else(|| {
+            Error::Input(format!("{name} has the type {kind:?}, which a weight file cannot hold; convert it to f32"))
+        })?;
+        let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+        raw.push((name, dtype, shape, bytes));
+    }
+    let views = raw
+        .iter()
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(bad)?;
+    // What PyTorch's own tools write, so that they read these files too.
+    let note = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let bytes = safetensors::serialize(views, Some(note)).map_err(bad)?;
+    files::write_bytes(path, &bytes)
+}

@@ -1,0 +1,209 @@
+//! Networks: counts against the published ones, initialisation, errors that name the layer.
+
+use kdlab::models::{Layers, Model, head, student};
+use tch::{Device, Kind, Tensor, nn};
+
+fn net(seed: u64) -> Model {
+    Model::new("student", Device::Cpu, seed, &|vs| student(vs, 10)).unwrap()
+}
+
+fn is_send(_: &impl Send) {}
+
+#[test]
+fn the_student_is_the_article_s() {
+    let model = net(0);
+    is_send(&model);
+    assert_eq!(model.parameters(), 264_618);
+    let names: Vec<String> = model.state().into_iter().map(|(name, _)| name).collect();
+    let expected: Vec<String> = ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2"]
+        .iter()
+        .flat_map(|l| [format!("{l}.bias"), format!("{l}.weight")])
+        .collect();
+    assert_eq!(names, expected);
+    for side in [224, 32, 7] {
+        let y = model
+            .forward(
+                &Tensor::zeros([2, 3, side, side], (Kind::Float, Device::Cpu)),
+                false,
+            )
+            .unwrap();
+        assert_eq!(y.size(), [2, 10]);
+    }
+}
+
+#[test]
+fn the_student_s_summary_counts_multiply_adds() {
+    // Per 32 px image: 1024*(1728 + 36864) + 256*(73728 + 147456) + 4096 + 320.
+    let small = net(0).summary([3, 32, 32]).unwrap();
+    assert_eq!(
+        small.macs,
+        1024 * (1728 + 36864) + 256 * (73728 + 147_456) + 4096 + 320
+    );
+    assert_eq!(small.parameters, 264_618);
+    assert_eq!(
+        small.rows.iter().map(|r| r.parameters).sum::<i64>(),
+        264_618
+    );
+    let conv4 = small.rows.iter().find(|r| r.layer == "conv4").unwrap();
+    assert_eq!(
+        (conv4.output.clone(), conv4.parameters),
+        (vec![1, 128, 16, 16], 128 * 128 * 9 + 128)
+    );
+    let large = net(0).summary([3, 224, 224]).unwrap();
+    assert!(
+        (4.7e9..4.8e9).contains(&(large.macs as f64)),
+        "{}",
+        large.macs
+    );
+    let text = small.to_string();
+    assert!(text.contains("264,618 parameters, 0.096 GMAC"), "{text}");
+}
+
+#[test]
+fn weights_are_pytorch_s_defaults_and_reproduce() {
+    let (a, b, c) = (net(7), net(7), net(8));
+    for ((name, x), (_, y)) in a.state().iter().zip(b.state()) {
+        assert!(x.equal(&y), "{name} differs under one seed");
+    }
+    assert!(
+        a.state()
+            .iter()
+            .zip(c.state())
+            .all(|((_, x), (_, y))| !x.equal(&y))
+    );
+    // torch.nn.Conv2d(64, 64, 3): U(+-1/sqrt(576)), weight and bias; torch.nn.Linear(128, 32): U(+-1/sqrt(128)).
+    let state = a.state();
+    for (layer, fan_in) in [
+        ("conv1", 27.0),
+        ("conv2", 576.0),
+        ("conv4", 1152.0),
+        ("fc1", 128.0),
+        ("fc2", 32.0),
+    ] {
+        let bound: f64 = 1.0 / f64::sqrt(fan_in);
+        let get = |kind: &str| {
+            state
+                .iter()
+                .find(|(n, _)| *n == format!("{layer}.{kind}"))
+                .unwrap()
+                .1
+                .shallow_clone()
+        };
+        let weight = get("weight");
+        let (top, std) = (
+            weight.abs().max().double_value(&[]),
+            weight.std(true).double_value(&[]),
+        );
+        assert!(
+            top <= bound && top > 0.95 * bound,
+            "{layer}: {top} for {bound}"
+        );
+        assert!(
+            (std / (bound / 3f64.sqrt()) - 1.0).abs() < 0.06,
+            "{layer}: std {std}"
+        );
+        assert!(weight.mean(Kind::Float).double_value(&[]).abs() < 0.1 * bound);
+        let bias = get("bias").abs().max().double_value(&[]);
+        assert!(bias <= bound && bias > 0.5 * bound, "{layer} bias {bias}");
+    }
+}
+
+#[test]
+fn building_a_student_leaves_normalisation_at_one() {
+    let model = Model::new("norm", Device::Cpu, 0, &|vs| {
+        Layers::new().add("bn1", nn::batch_norm2d(vs / "bn1", 4, Default::default()))
+    })
+    .unwrap();
+    let sum = |name: &str| {
+        model
+            .state()
+            .iter()
+            .find(|(n, _)| n == name)
+            .unwrap()
+            .1
+            .sum(Kind::Float)
+            .double_value(&[])
+    };
+    assert_eq!((sum("bn1.weight"), sum("bn1.bias")), (4.0, 0.0));
+    assert_eq!(
+        (sum("bn1.running_mean"), sum("bn1.running_var")),
+        (0.0, 4.0)
+    );
+    assert_eq!(model.parameters(), 8);
+}
+
+#[test]
+fn a_refused_input_names_layer_shape_and_reason() {
+    let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
+    let error = |x: &Tensor| {
+        let text = net(0).forward(x, false).unwrap_err().to_string();
+        assert!(!text.contains('\n'), "{text}");
+        text
+    };
+    let grey = error(&zeros(&[2, 1, 32, 32]));
+    assert!(
+        grey.contains("conv1") && grey.contains("[2, 1, 32, 32]") && grey.contains("1 channels"),
+        "{grey}"
+    );
+    let six = error(&zeros(&[2, 6, 32, 32]));
+    assert!(
+        six.contains("conv1") && six.contains("expected input"),
+        "{six}"
+    );
+    assert!(error(&zeros(&[3, 32])).contains("[N, C, H, W]"));
+    let tiny = error(&zeros(&[1, 3, 2, 2]));
+    assert!(tiny.contains("pool2"), "{tiny}");
+    let bytes = error(&Tensor::zeros([1, 3, 8, 8], (Kind::Uint8, Device::Cpu)));
+    assert!(bytes.contains("conv1"), "{bytes}");
+}
+
+#[test]
+fn a_head_is_one_linear_layer() {
+    let head = head(1280, 10, Device::Cpu, 3).unwrap();
+    assert_eq!(head.parameters(), 12_810);
+    assert!(kdlab::models::head(0, 10, Device::Cpu, 3).is_err());
+    assert!(kdlab::models::head(8, 1, Device::Cpu, 3).is_err());
+}
+
+#[test]
+fn one_name_for_two_layers_is_refused() {
+    let double = Model::new("twice", Device::Cpu, 0, &|vs| {
+        Layers::new()
+            .add("a", nn::linear(vs / "a", 4, 4, Default::default()))
+            .add("b", nn::linear(vs / "a", 4, 4, Default::default()))
+    });
+    let text = double.unwrap_err().to_string();
+    assert!(text.contains("share the variable a."), "{text}");
+}
+
+#[test]
+fn cuda_that_is_absent_is_an_error() {
+    if !tch::Cuda::is_available() {
+        let text = Model::new("s", Device::Cuda(0), 0, &|vs| student(vs, 10))
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("CUDA"), "{text}");
+    }
+}
+
+#[test]
+fn freezing_stops_gradients_and_keeps_the_count() {
+    let mut model = net(0);
+    assert_eq!(model.trainable().len(), 12);
+    model.freeze();
+    assert_eq!((model.trainable().len(), model.parameters()), (0, 264_618));
+    model.unfreeze();
+    assert_eq!(model.trainable().len(), 12);
+}
+
+#[test]
+fn a_residual_adds_its_input() {
+    let model = Model::new("r", Device::Cpu, 0, &|_| {
+        Layers::new().residual("block", Layers::new().func("double", |x| x * 2.0), None)
+    })
+    .unwrap();
+    let y = model
+        .forward(&Tensor::from_slice(&[1f32, -2.0]), false)
+        .unwrap();
+    assert_eq!(Vec::<f32>::try_from(y).unwrap(), [3.0, -6.0]);
+}
