@@ -25,3 +25,25 @@ pub(crate) fn write_atomic(
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |f| f.write_all(bytes))
 }
+
+/// Waits until no other process or thread holds the lock file at `path`; it is ours until the result is dropped or
+/// the process ends, however it ends.
+pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
+    let file = std::fs::File::create(path).map_err(|e| Error::io("writing", path, e))?;
+    // Some network file systems know no locks. What is written under one is checked and renamed anyway.
+    let _ = file.lock();
+    Ok(file)
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Hex SHA-256 over parts one after the other.
+pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    use sha2::Digest;
+    let mut hash = sha2::Sha256::new();
+    parts.into_iter().for_each(|p| hash.update(p));
+    hex(&hash.finalize())
+}
