@@ -83,7 +83,7 @@ pub(crate) fn digest(parts: &[&[u8]]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 /// [`digest`] of named tensors: names, shapes and values.
@@ -96,4 +96,26 @@ pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
         sums.push(digest(&[name.as_bytes(), format!("{:?}", tensor.size()).as_bytes(), &bytes]));
     }
     Ok(digest(&sums.iter().map(|s| s.as_bytes()).collect::<Vec<_>>()))
+}
+
+/// Waits until no other process or thread holds the lock file at `path`; it is ours until the result is dropped or
+/// the process ends, however it ends.
+pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
+    let file = std::fs::File::create(path).map_err(|e| Error::io("writing", path, e))?;
+    // Some network file systems know no locks. What is written under one is checked and renamed anyway.
+    let _ = file.lock();
+    Ok(file)
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Hex SHA-256 over parts one after the other.
+pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    use sha2::Digest;
+    let mut hash = sha2::Sha256::new();
+    parts.into_iter().for_each(|p| hash.update(p));
+    hex(&hash.finalize())
 }

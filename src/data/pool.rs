@@ -1,0 +1,253 @@
+//! All images of a data set in one tensor of bytes, and the splits as lists of rows of it.
+
+use crate::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+/// Being filled by a reader: room for every image is taken once, and readers push into it piece by piece.
+pub(crate) struct Pool {
+    images: Tensor, // u8 [P, C, H, W], C is 1 (grey) or 3
+    labels: Vec<i64>,
+    hash: Sha256,
+}
+
+/// A filled pool.
+pub(crate) struct Stock {
+    images: Tensor, // u8 [P, C, H, W]
+    pub labels: Arc<[i64]>,
+    hash: String,
+}
+
+impl Pool {
+    /// Room for `capacity` images of `shape` `[C, H, W]`.
+    pub fn new(capacity: usize, shape: [i64; 3]) -> Result<Self> {
+        let [c, h, w] = shape;
+        let images = Tensor::f_empty([capacity as i64, c, h, w], (Kind::Uint8, Device::Cpu))?;
+        let mut hash = Sha256::new();
+        hash.update(format!("{shape:?}"));
+        Ok(Pool {
+            images,
+            labels: Vec::with_capacity(capacity),
+            hash,
+        })
+    }
+
+    /// Appends as many images as there are labels; `pixels` holds them one after the other, each `[C, H, W]`.
+    pub fn push(&mut self, pixels: &[u8], labels: &[i64]) -> Result<()> {
+        let shape = self.images.size();
+        let (start, n) = (self.labels.len() as i64, labels.len() as i64);
+        let piece = Tensor::f_from_slice(pixels)?.f_view([n, shape[1], shape[2], shape[3]])?;
+        self.images.f_narrow(0, start, n)?.f_copy_(&piece)?;
+        self.labels.extend_from_slice(labels);
+        self.hash.update(pixels);
+        labels
+            .iter()
+            .for_each(|l| self.hash.update(l.to_le_bytes()));
+        Ok(())
+    }
+
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub fn finish(self) -> Result<Stock> {
+        let images = self.images.f_narrow(0, 0, self.labels.len() as i64)?;
+        Ok(Stock {
+            images,
+            labels: self.labels.into(),
+            hash: crate::files::hex(&self.hash.finalize()),
+        })
+    }
+}
+
+/// Some of the images of a data set, addressed by sample index: position `0..len()` in this split.
+pub struct Split {
+    pub name: String,
+    /// Hex SHA-256 over the pixels and labels of the data set and the rows of this split: another key, other images
+    /// or another order.
+    pub key: String,
+    images: Tensor, // u8 [P, C, H, W], shared by the splits of a data set
+    labels: Arc<[i64]>,
+    rows: Vec<i64>,
+    classes: usize,
+    hash: String,
+}
+
+/// Images with their labels and where they came from, so that anything computed from them can be kept by index.
+pub struct Batch {
+    /// u8 `[B, 3, H, W]` on the CPU, red, green, blue, 0..255.
+    pub images: Tensor,
+    /// i64 `[B]` on the CPU.
+    pub labels: Tensor,
+    /// Sample indices into the split, `B` of them.
+    pub indices: Vec<i64>,
+}
+
+impl Split {
+    pub(crate) fn new(name: &str, stock: &Stock, rows: Vec<i64>, classes: usize) -> Self {
+        Split {
+            name: name.into(),
+            key: key(&stock.hash, name, &rows),
+            images: stock.images.shallow_clone(),
+            labels: stock.labels.clone(),
+            rows,
+            classes,
+            hash: stock.hash.clone(),
+        }
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Height and width in pixels; every image of a split has the same.
+    pub fn size(&self) -> (i64, i64) {
+        let shape = self.images.size();
+        (shape[2], shape[3])
+    }
+
+    /// All labels in split order, i64 `[N]`.
+    pub fn labels(&self) -> Result<Tensor> {
+        let labels: Vec<i64> = self.rows.iter().map(|&r| self.labels[r as usize]).collect();
+        Ok(Tensor::f_from_slice(&labels)?)
+    }
+
+    /// Images of each class, indexed by label.
+    pub fn class_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes];
+        self.rows
+            .iter()
+            .for_each(|&r| counts[self.labels[r as usize] as usize] += 1);
+        counts
+    }
+
+    /// The images at these sample indices, in this order; an index may occur more than once.
+    ///
+    /// # Errors
+    /// When `indices` is empty or one is outside `0..len()`.
+    pub fn batch(&self, indices: &[i64]) -> Result<Batch> {
+        if indices.is_empty() {
+            return Err(Error::Input(format!(
+                "an empty batch of the {} split: give at least one index",
+                self.name
+            )));
+        }
+        let rows = indices
+            .iter()
+            .map(|&i| self.row(i))
+            .collect::<Result<Vec<i64>>>()?;
+        let labels: Vec<i64> = rows.iter().map(|&r| self.labels[r as usize]).collect();
+        let images = self
+            .images
+            .f_index_select(0, &Tensor::f_from_slice(&rows)?)?; // [B, C, H, W]
+        let (b, (h, w)) = (indices.len() as i64, self.size());
+        let images = images.f_expand([b, 3, h, w], false)?.f_contiguous()?; // grey becomes three equal channels
+        Ok(Batch {
+            images,
+            labels: Tensor::f_from_slice(&labels)?,
+            indices: indices.to_vec(),
+        })
+    }
+
+    /// The image at a sample index, u8 `[3, H, W]`.
+    ///
+    /// # Errors
+    /// When `index` is outside `0..len()`.
+    pub fn image(&self, index: i64) -> Result<Tensor> {
+        Ok(self.batch(&[index])?.images.f_squeeze_dim(0)?)
+    }
+
+    /// The label at a sample index.
+    ///
+    /// # Errors
+    /// When `index` is outside `0..len()`.
+    pub fn label(&self, index: i64) -> Result<i64> {
+        Ok(self.labels[self.row(index)? as usize])
+    }
+
+    /// The first `n` images as a split of their own, with their own key.
+    ///
+    /// # Errors
+    /// When `n` is 0 or more than there are.
+    pub fn take(&self, n: usize) -> Result<Split> {
+        if n == 0 || n > self.len() {
+            return Err(Error::Input(format!(
+                "{n} images of the {} split were asked for: take 1 to {}",
+                self.name,
+                self.len()
+            )));
+        }
+        let rows = self.rows[..n].to_vec();
+        Ok(Split {
+            name: self.name.clone(),
+            key: key(&self.hash, &self.name, &rows),
+            images: self.images.shallow_clone(),
+            labels: self.labels.clone(),
+            rows,
+            classes: self.classes,
+            hash: self.hash.clone(),
+        })
+    }
+
+    /// The row of the pool at a sample index.
+    fn row(&self, index: i64) -> Result<i64> {
+        usize::try_from(index)
+            .ok()
+            .and_then(|i| self.rows.get(i))
+            .copied()
+            .ok_or_else(|| {
+                Error::Input(format!(
+                    "sample index {index} is outside the {} split: it has {} images, 0 to {}",
+                    self.name,
+                    self.len(),
+                    self.len() as i64 - 1
+                ))
+            })
+    }
+}
+
+fn key(hash: &str, name: &str, rows: &[i64]) -> String {
+    let rows: Vec<u8> = rows.iter().flat_map(|r| r.to_le_bytes()).collect();
+    crate::files::sha256([hash.as_bytes(), name.as_bytes(), &rows])
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (h, w) = self.size();
+        write!(
+            f,
+            "{}: {} images of {h}x{w} pixels, {} classes",
+            self.name,
+            self.len(),
+            self.classes
+        )
+    }
+}
+
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = |t: &Tensor| -> Result<String> {
+            Ok(format!(
+                "{}..={}",
+                t.f_min()?.f_int64_value(&[])?,
+                t.f_max()?.f_int64_value(&[])?
+            ))
+        };
+        for (name, kind, tensor) in [
+            ("images", "u8", &self.images),
+            ("labels", "i64", &self.labels),
+        ] {
+            let range = range(tensor).map_err(|_| fmt::Error)?;
+            let comma = if name == "images" { ", " } else { "" };
+            write!(f, "{name} {kind} {:?} ({range}){comma}", tensor.size())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! Which image belongs to which split, and in which order it is visited. Everything here is a pure function of
+//! labels and seeds: the same call gives the same rows on every machine.
+
+use crate::{Error, Result};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+/// What random numbers are drawn for; each purpose has a stream of its own, so that no draw shifts another.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    Test = 1,
+    Validation = 2,
+    Subset = 3,
+    Order = 4,
+    Epoch = 5,
+}
+
+fn rng(purpose: Purpose, seed: u64, stream: u64) -> ChaCha8Rng {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
+    bytes[16..24].copy_from_slice(&stream.to_le_bytes());
+    ChaCha8Rng::from_seed(bytes)
+}
+
+/// The sample indices `0..len` in random order: stateless, the same for the same `(len, seed, epoch)`.
+pub fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<i64> {
+    let mut order: Vec<i64> = (0..len as i64).collect();
+    order.shuffle(&mut rng(Purpose::Epoch, seed, epoch));
+    order
+}
+
+/// Cuts `order` into batches of `batch_size` sample indices; the last batch may be smaller.
+///
+/// # Errors
+/// When `batch_size` is 0.
+pub fn batches(order: &[i64], batch_size: usize) -> Result<Vec<Vec<i64>>> {
+    if batch_size == 0 {
+        return Err(Error::Input(
+            "batch size 0: a batch holds at least one image (64 is usual)".into(),
+        ));
+    }
+    Ok(order.chunks(batch_size).map(<[i64]>::to_vec).collect())
+}
+
+/// `rows` in a seeded random order.
+pub(crate) fn reordered(mut rows: Vec<i64>, seed: u64) -> Vec<i64> {
+    rows.shuffle(&mut rng(Purpose::Order, seed, 0));
+    rows
+}
+
+/// Divides `rows` in two, class by class in proportion: `(the n picked, the rest)`, both in the order of `rows`.
+/// Every class present gets at least one row in the picked part; a hold-out also leaves one of each class behind.
+pub(crate) fn stratified(
+    rows: &[i64],
+    labels: &[i64],
+    n: usize,
+    purpose: Purpose,
+    seed: u64,
+) -> (Vec<i64>, Vec<i64>) {
+    let classes = rows
+        .iter()
+        .map(|&r| labels[r as usize] as usize + 1)
+        .max()
+        .unwrap_or(0);
+    let mut members = vec![Vec::new(); classes];
+    for &row in rows {
+        members[labels[row as usize] as usize].push(row);
+    }
+    let counts: Vec<usize> = members.iter().map(Vec::len).collect();
+    let hold_out = !matches!(purpose, Purpose::Subset);
+    let mut picked = std::collections::HashSet::with_capacity(n);
+    for (class, (members, quota)) in members
+        .iter_mut()
+        .zip(quotas(&counts, n, hold_out))
+        .enumerate()
+    {
+        members.shuffle(&mut rng(purpose, seed, class as u64));
+        picked.extend(members[..quota].iter().copied());
+    }
+    rows.iter().partition(|row| picked.contains(row))
+}
+
+/// How many of each class make `n` in all: in proportion, rounded by largest remainder (ties to the lower class),
+/// at least one of each class that has any, and with `leave_one` never all of a class that has two.
+fn quotas(counts: &[usize], n: usize, leave_one: bool) -> Vec<usize> {
+    let total: usize = counts.iter().sum();
+    let n = n.min(total);
+    if total == 0 {
+        return vec![0; counts.len()];
+    }
+    let mut quotas: Vec<usize> = counts.iter().map(|c| c * n / total).collect();
+    let mut by_remainder: Vec<usize> = (0..counts.len()).collect();
+    by_remainder.sort_by_key(|&k| std::cmp::Reverse(counts[k] * n % total));
+    let missing = n - quotas.iter().sum::<usize>();
+    for &k in by_remainder.iter().take(missing) {
+        quotas[k] += 1;
+    }
+    for k in 0..counts.len() {
+        if counts[k] > 0 && quotas[k] == 0 {
+            quotas[k] = 1;
+            // Paid for by the class with the most, where one can pay.
+            if let Some(rich) = (0..counts.len())
+                .filter(|&j| quotas[j] > 1)
+                .max_by_key(|&j| (quotas[j], j))
+            {
+                quotas[rich] -= 1;
+            }
+        }
+        if leave_one && counts[k] > 1 && quotas[k] == counts[k] {
+            quotas[k] -= 1;
+        }
+    }
+    quotas
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_are_proportional_and_leave_no_class_out() {
+        let subset = |counts: &[usize], n| quotas(counts, n, false);
+        assert_eq!(subset(&[100, 100, 100], 30), [10, 10, 10]);
+        assert_eq!(subset(&[100, 100, 100], 31), [11, 10, 10]);
+        assert_eq!(subset(&[1000, 10], 101), [100, 1]);
+        assert_eq!(subset(&[1000, 3], 10), [9, 1]); // proportion gives the small class 0.03
+        assert_eq!(subset(&[2, 2], 3), [2, 1]);
+        assert_eq!(quotas(&[2, 2], 3, true), [1, 1]);
+        assert_eq!(subset(&[4, 0, 4], 4), [2, 0, 2]);
+        assert_eq!(subset(&[3, 5], 8), [3, 5]);
+        assert_eq!(subset(&[3, 5], 99), [3, 5]);
+        assert_eq!(subset(&[5, 5, 5], 2), [1, 1, 1]);
+        assert_eq!(subset(&[], 2), [0; 0]);
+    }
+
+    #[test]
+    fn purposes_and_seeds_draw_different_rows() {
+        let labels = vec![0; 100];
+        let rows: Vec<i64> = (0..100).collect();
+        let pick = |purpose, seed| stratified(&rows, &labels, 10, purpose, seed).0;
+        assert_eq!(pick(Purpose::Test, 0), pick(Purpose::Test, 0));
+        assert_ne!(pick(Purpose::Test, 0), pick(Purpose::Validation, 0));
+        assert_ne!(pick(Purpose::Test, 0), pick(Purpose::Test, 1));
+    }
+}
