@@ -1,6 +1,6 @@
 //! Networks: counts against the published ones, initialisation, errors that name the layer.
 
-use kdlab::models::{Layers, Model, head, student};
+use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
 use tch::{Device, Kind, Tensor, nn};
 
 fn net(seed: u64) -> Model {
@@ -206,4 +206,116 @@ fn a_residual_adds_its_input() {
         .forward(&Tensor::from_slice(&[1f32, -2.0]), false)
         .unwrap();
     assert_eq!(Vec::<f32>::try_from(y).unwrap(), [3.0, -6.0]);
+}
+
+fn teacher(arch: Arch, classes: Option<i64>) -> Model {
+    Model::new(arch.name(), Device::Cpu, 0, &|vs| arch.layers(vs, classes)).unwrap()
+}
+
+/// Counts published by torchvision (25,557,032 and 11,689,512 parameters, 4.09 and 1.81 GMAC) and, for Lite0, counted
+/// in the package the weights come from (4,652,008).
+#[test]
+fn teachers_have_the_published_sizes() {
+    for (arch, full, gmac) in [
+        (Arch::ResNet50, 25_557_032, 4.09),
+        (Arch::ResNet18, 11_689_512, 1.81),
+        (Arch::EfficientNetLite0, 4_652_008, 0.385),
+    ] {
+        let model = teacher(arch, Some(1000));
+        assert_eq!(model.parameters(), full, "{arch}");
+        let summary = model.summary([3, 224, 224]).unwrap();
+        assert!(
+            (summary.macs as f64 / 1e9 / gmac - 1.0).abs() < 0.01,
+            "{arch}: {} MACs",
+            summary.macs
+        );
+        assert_eq!(summary.rows.iter().map(|r| r.parameters).sum::<i64>(), full);
+        let backbone = Backbone::untrained(arch, Device::Cpu, 1).unwrap();
+        assert_eq!(
+            backbone.model.parameters(),
+            full - arch.features() * 1000 - 1000
+        );
+        assert_eq!(backbone.weights_key, "untrained-1");
+    }
+}
+
+#[test]
+fn backbones_give_features_without_gradients_or_drift() {
+    for arch in Arch::ALL {
+        let backbone = Backbone::untrained(arch, Device::Cpu, 0).unwrap();
+        assert!(backbone.model.trainable().is_empty());
+        let before: Vec<Tensor> = backbone
+            .model
+            .state()
+            .iter()
+            .map(|(_, t)| t.copy())
+            .collect();
+        // Odd sides too: "SAME" padding and the poolings must cope with them.
+        for side in [64, 33] {
+            let x = Tensor::rand([2, 3, side, side], (Kind::Float, Device::Cpu))
+                .set_requires_grad(true);
+            let y = backbone.features(&x).unwrap();
+            assert_eq!(y.size(), [2, arch.features()]);
+            assert!(!y.requires_grad());
+        }
+        for ((name, now), before) in backbone.model.state().iter().zip(before) {
+            assert!(now.equal(&before), "{arch}: {name} changed");
+        }
+    }
+}
+
+#[test]
+fn teacher_variables_bear_the_published_names() {
+    let has = |arch, names: &[&str]| {
+        let state = teacher(arch, Some(10)).state();
+        for name in names {
+            assert!(state.iter().any(|(n, _)| n == name), "{arch} has no {name}");
+        }
+    };
+    has(
+        Arch::ResNet50,
+        &[
+            "conv1.weight",
+            "layer1.0.downsample.0.weight",
+            "layer4.2.bn3.running_var",
+            "layer2.0.conv2.weight",
+            "fc.bias",
+        ],
+    );
+    has(
+        Arch::ResNet18,
+        &[
+            "bn1.weight",
+            "layer2.0.downsample.1.running_mean",
+            "layer4.1.conv2.weight",
+            "fc.weight",
+        ],
+    );
+    has(
+        Arch::EfficientNetLite0,
+        &[
+            "_conv_stem.weight",
+            "_bn0.bias",
+            "_blocks.1._expand_conv.weight",
+            "_blocks.15._project_conv.weight",
+            "_fc.bias",
+        ],
+    );
+}
+
+#[test]
+fn architectures_are_found_by_name() {
+    for arch in Arch::ALL {
+        assert_eq!(Arch::parse(arch.name()).unwrap(), arch);
+    }
+    assert_eq!(
+        Arch::parse("EfficientNet_Lite0").unwrap(),
+        Arch::EfficientNetLite0
+    );
+    assert!(
+        Arch::parse("vgg16")
+            .unwrap_err()
+            .to_string()
+            .contains("resnet50, resnet18, efficientnet-lite0")
+    );
 }

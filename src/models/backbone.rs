@@ -1,1 +1,186 @@
-//! To come.
+//! Frozen feature extractors: which ones there are, and where their weights come from.
+
+use super::weights::{self, LoadReport};
+use super::{Layers, Model, efficientnet_lite0, resnet18, resnet50};
+use crate::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::path::Path;
+use tch::nn;
+use tch::{Device, Tensor};
+
+/// A teacher's architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Arch {
+    ResNet50,
+    ResNet18,
+    EfficientNetLite0,
+}
+
+impl Arch {
+    pub const ALL: [Arch; 3] = [Arch::ResNet50, Arch::ResNet18, Arch::EfficientNetLite0];
+
+    /// `resnet50`, `resnet18` or `efficientnet-lite0`; case, `-` and `_` do not matter.
+    pub fn parse(name: &str) -> Result<Self> {
+        let plain = |s: &str| s.to_lowercase().replace(['-', '_'], "");
+        Self::ALL
+            .into_iter()
+            .find(|arch| plain(arch.name()) == plain(name))
+            .ok_or_else(|| {
+                Error::Input(format!(
+                    "there is no architecture {name:?}; choose {}",
+                    Self::ALL.map(Arch::name).join(", ")
+                ))
+            })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::ResNet50 => "resnet50",
+            Arch::ResNet18 => "resnet18",
+            Arch::EfficientNetLite0 => "efficientnet-lite0",
+        }
+    }
+
+    /// Numbers per image that the backbone gives.
+    pub fn features(self) -> i64 {
+        match self {
+            Arch::ResNet50 => 2048,
+            Arch::ResNet18 => 512,
+            Arch::EfficientNetLite0 => 1280,
+        }
+    }
+
+    /// The network itself: with `classes` its own last layer too, without it stops at the features.
+    pub fn layers(self, vs: &nn::Path, classes: Option<i64>) -> Layers {
+        match self {
+            Arch::ResNet50 => resnet50(vs, classes),
+            Arch::ResNet18 => resnet18(vs, classes),
+            Arch::EfficientNetLite0 => efficientnet_lite0(vs, classes),
+        }
+    }
+
+    /// The official ImageNet weight file: its name and SHA-256.
+    pub fn weight_file(self) -> (&'static str, &'static str) {
+        match self {
+            Arch::ResNet50 => (
+                "resnet50-0676ba61.pth",
+                "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+            ),
+            Arch::ResNet18 => (
+                "resnet18-f37072fd.pth",
+                "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            ),
+            Arch::EfficientNetLite0 => (
+                "efficientnet-lite0-57934424.pth",
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            ),
+        }
+    }
+
+    /// Variables of its ImageNet classifier, which a backbone leaves out.
+    fn classifier(self) -> &'static str {
+        match self {
+            Arch::EfficientNetLite0 => "_fc.",
+            _ => "fc.",
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A frozen network that turns images into features.
+#[derive(Debug)]
+pub struct Backbone {
+    pub arch: Arch,
+    pub model: Model,
+    /// SHA-256 of the weight file in hex, or `untrained-<seed>`: what features are cached by.
+    pub weights_key: String,
+}
+
+impl Backbone {
+    /// Random weights, PyTorch's default initialisation.
+    pub fn untrained(arch: Arch, device: Device, seed: u64) -> Result<Self> {
+        let mut model = Model::new(arch.name(), device, seed, &|vs| arch.layers(vs, None))?;
+        model.freeze();
+        Ok(Backbone {
+            arch,
+            model,
+            weights_key: format!("untrained-{seed}"),
+        })
+    }
+
+    /// ImageNet weights: from `<cache>/weights/`, else downloaded into it. The official file is checked by SHA-256;
+    /// a `<architecture>.safetensors` put there by hand is loaded by name.
+    ///
+    /// # Errors
+    /// When the weights cannot be had: the message says which file to put where.
+    pub fn pretrained(arch: Arch, device: Device, cache: &Path) -> Result<Self> {
+        let folder = cache.join("weights");
+        let (name, sha256) = arch.weight_file();
+        let (official, own) = (
+            folder.join(name),
+            folder.join(format!("{arch}.safetensors")),
+        );
+        let path = if !official.is_file() && own.is_file() {
+            own
+        } else {
+            if !official.is_file() {
+                super::fetch::fetch(arch, &official).map_err(|e| {
+                    Error::Network(format!(
+                        "{e}; to go on without the network put {name} into {}",
+                        folder.display()
+                    ))
+                })?;
+            }
+            let found = hash(&official)?;
+            if found != sha256 {
+                return Err(Error::Data(format!(
+                    "{} has SHA-256 {found} instead of {sha256}; delete it, it will be downloaded again",
+                    official.display()
+                )));
+            }
+            official
+        };
+        Ok(Self::from_file(arch, device, &path)?.0)
+    }
+
+    /// Weights from a file of the same architecture, safetensors or `.pth`; its ImageNet classifier is left out.
+    pub fn from_file(arch: Arch, device: Device, path: &Path) -> Result<(Self, LoadReport)> {
+        let mut backbone = Self::untrained(arch, device, 0)?;
+        let mut tensors = weights::read_weights(path)?;
+        tensors.retain(|(name, _)| !name.starts_with(arch.classifier()));
+        let report = weights::load(arch.name(), &backbone.model.state(), tensors, path)?;
+        backbone.weights_key = hash(path)?;
+        Ok((backbone, report))
+    }
+
+    /// Features f32 `[N, arch.features()]` of images f32 `[N, 3, S, S]` (normalised as for ImageNet), on the model's
+    /// device. Always with BatchNorm's stored statistics and without gradients.
+    pub fn features(&self, x: &Tensor) -> Result<Tensor> {
+        tch::no_grad(|| self.model.forward(x, false))
+    }
+}
+
+/// SHA-256 of a file in hex.
+fn hash(path: &Path) -> Result<String> {
+    let io = |e| Error::io("reading", path, e);
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = std::io::Read::read(&mut file, &mut buffer).map_err(io)?;
+        if n == 0 {
+            return Ok(digest
+                .finalize()
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect());
+        }
+        digest.update(&buffer[..n]);
+    }
+}

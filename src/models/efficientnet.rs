@@ -1,1 +1,143 @@
-//! To come.
+//! EfficientNet-Lite0 with the structure and the variable names of PyPI's `efficientnet_lite_pytorch`.
+
+use super::Layers;
+use tch::Tensor;
+use tch::nn::{self, Path};
+
+/// Repeats, kernel, stride of the first, expansion, outputs. The stem gives 32 channels.
+const STAGES: [(i64, i64, i64, i64, i64); 7] = [
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+];
+
+/// EfficientNet-Lite0. Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to features `[N, 1280]` without `classes`.
+pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
+    let mut net = Layers::new();
+    net = convolve(net, vs, "_conv_stem", "_bn0", [3, 32], 3, 2, 1).func("_relu", relu6);
+    let (mut inputs, mut index) = (32, 0);
+    for (repeats, kernel, first_stride, expansion, outputs) in STAGES {
+        for i in 0..repeats {
+            let stride = if i == 0 { first_stride } else { 1 };
+            let name = format!("_blocks.{index}");
+            let block = block(
+                &(vs / "_blocks" / index),
+                [inputs, outputs],
+                kernel,
+                stride,
+                expansion,
+            );
+            net = match (stride, inputs == outputs) {
+                (1, true) => net.residual(&name, block, None),
+                _ => net.nest(&name, block),
+            };
+            (inputs, index) = (outputs, index + 1);
+        }
+    }
+    net = convolve(net, vs, "_conv_head", "_bn1", [320, 1280], 1, 1, 1)
+        .func("_relu_head", relu6)
+        .func("_avg_pooling", |x| {
+            x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)
+        }); // [N, 1280]
+    match classes {
+        Some(n) => net.add("_fc", nn::linear(vs / "_fc", 1280, n, Default::default())),
+        None => net,
+    }
+}
+
+/// Widen by 1x1, filter each channel by itself, narrow by 1x1.
+fn block(
+    vs: &Path,
+    [inputs, outputs]: [i64; 2],
+    kernel: i64,
+    stride: i64,
+    expansion: i64,
+) -> Layers {
+    let wide = inputs * expansion;
+    let mut layers = Layers::new();
+    if expansion != 1 {
+        layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1)
+            .func("_relu0", relu6);
+    }
+    layers = convolve(
+        layers,
+        vs,
+        "_depthwise_conv",
+        "_bn1",
+        [wide, wide],
+        kernel,
+        stride,
+        wide,
+    )
+    .func("_relu1", relu6);
+    convolve(
+        layers,
+        vs,
+        "_project_conv",
+        "_bn2",
+        [wide, outputs],
+        1,
+        1,
+        1,
+    )
+}
+
+/// Appends a convolution with TensorFlow's "SAME" padding, and its normalisation.
+#[allow(clippy::too_many_arguments)]
+fn convolve(
+    layers: Layers,
+    vs: &Path,
+    name: &str,
+    norm: &str,
+    [inputs, outputs]: [i64; 2],
+    kernel: i64,
+    stride: i64,
+    groups: i64,
+) -> Layers {
+    let padding = if stride == 1 { kernel / 2 } else { 0 };
+    // `Model::new` draws the weights; zeros keep tch from drawing them first.
+    let ws_init = nn::Init::Const(0.0);
+    let config = nn::ConvConfig {
+        stride,
+        padding,
+        groups,
+        bias: false,
+        ws_init,
+        ..Default::default()
+    };
+    let layers = match stride {
+        1 => layers,
+        _ => layers.func(&format!("{name}.pad"), move |x| {
+            same_padding(x, kernel, stride)
+        }),
+    };
+    layers
+        .add(name, nn::conv2d(vs / name, inputs, outputs, kernel, config))
+        .add(
+            norm,
+            nn::batch_norm2d(
+                vs / norm,
+                outputs,
+                nn::BatchNormConfig {
+                    eps: 1e-3,
+                    momentum: 0.01,
+                    ..Default::default()
+                },
+            ),
+        )
+}
+
+/// TensorFlow's "SAME": ceil(side / stride) outputs, the odd pixel of padding to the right and below.
+fn same_padding(x: &Tensor, kernel: i64, stride: i64) -> Tensor {
+    let both = |side: i64| ((side + stride - 1) / stride - 1) * stride + kernel - side;
+    let [h, w] = [x.size()[2], x.size()[3]].map(|side| both(side).max(0));
+    x.constant_pad_nd([w / 2, w - w / 2, h / 2, h - h / 2])
+}
+
+fn relu6(x: &Tensor) -> Tensor {
+    x.relu6()
+}

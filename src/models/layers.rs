@@ -83,6 +83,17 @@ impl Layers {
         self.add(name, Op::Residual { body, shortcut })
     }
 
+    /// Appends layers under a common name: `block` with `conv` inside becomes `block.conv`.
+    pub fn nest(mut self, name: &str, layers: Layers) -> Self {
+        self.0.extend(
+            layers
+                .0
+                .into_iter()
+                .map(|(inner, op)| (format!("{name}.{inner}"), op)),
+        );
+        self
+    }
+
     /// The layers of this level with their names, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Op)> {
         self.0.iter().map(|(name, op)| (name.as_str(), op))

@@ -2,6 +2,7 @@
 
 mod backbone;
 mod efficientnet;
+mod fetch;
 mod layers;
 mod model;
 mod pickle;
@@ -10,11 +11,11 @@ mod student;
 mod summary;
 mod weights;
 
-//pub use backbone::{Arch, Backbone};
-//pub use efficientnet::efficientnet_lite0;
+pub use backbone::{Arch, Backbone};
+pub use efficientnet::efficientnet_lite0;
 pub use layers::{Layers, Op};
 pub use model::{Model, head};
-//pub use resnet::{resnet18, resnet50};
+pub use resnet::{resnet18, resnet50};
 pub use student::student;
 pub use summary::{Summary, SummaryRow};
 pub use weights::{LoadReport, MisShaped, read_weights};

@@ -1,1 +1,98 @@
-//! To come.
+//! ResNet-18 and ResNet-50 as in torchvision: the same structure, the same variable names.
+
+use super::Layers;
+use tch::Tensor;
+use tch::nn::{self, BatchNorm, Conv2D, Path};
+
+/// ResNet-18. Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to features `[N, 512]` without `classes`.
+pub fn resnet18(vs: &Path, classes: Option<i64>) -> Layers {
+    resnet(vs, &basic, [2, 2, 2, 2], 512, classes)
+}
+
+/// ResNet-50 (v1.5: the stride sits on the 3x3). Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to
+/// features `[N, 2048]` without `classes`.
+pub fn resnet50(vs: &Path, classes: Option<i64>) -> Layers {
+    resnet(vs, &bottleneck, [3, 4, 6, 3], 2048, classes)
+}
+
+/// Builds one block: path, input channels, inner width, stride.
+type Block<'a> = &'a dyn Fn(&Path, i64, i64, i64) -> Layers;
+
+fn resnet(
+    vs: &Path,
+    block: Block,
+    depths: [i64; 4],
+    features: i64,
+    classes: Option<i64>,
+) -> Layers {
+    let mut net = Layers::new()
+        .add("conv1", conv(vs / "conv1", 3, 64, 7, 2))
+        .add("bn1", norm(vs / "bn1", 64))
+        .func("relu", Tensor::relu)
+        .func("maxpool", |x| {
+            x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
+        }); // [N, 64, S/4, S/4]
+    let mut inputs = 64;
+    for (stage, depth) in depths.into_iter().enumerate() {
+        let (layer, width) = (format!("layer{}", stage + 1), 64 << stage);
+        let outputs = features >> (3 - stage);
+        for i in 0..depth {
+            let path = vs / &layer / i;
+            let stride = if i == 0 && stage > 0 { 2 } else { 1 };
+            let shortcut = (stride > 1 || inputs != outputs).then(|| {
+                let path = &path / "downsample";
+                Layers::new()
+                    .add("downsample.0", conv(&path / 0, inputs, outputs, 1, stride))
+                    .add("downsample.1", norm(&path / 1, outputs))
+            });
+            let name = format!("{layer}.{i}");
+            net = net
+                .residual(&name, block(&path, inputs, width, stride), shortcut)
+                .func(&format!("{name}.relu"), Tensor::relu);
+            inputs = outputs;
+        }
+    }
+    net = net.func("avgpool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)); // [N, features]
+    match classes {
+        Some(n) => net.add("fc", nn::linear(vs / "fc", features, n, Default::default())),
+        None => net,
+    }
+}
+
+fn basic(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
+    Layers::new()
+        .add("conv1", conv(vs / "conv1", inputs, width, 3, stride))
+        .add("bn1", norm(vs / "bn1", width))
+        .func("relu", Tensor::relu)
+        .add("conv2", conv(vs / "conv2", width, width, 3, 1))
+        .add("bn2", norm(vs / "bn2", width))
+}
+
+fn bottleneck(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
+    Layers::new()
+        .add("conv1", conv(vs / "conv1", inputs, width, 1, 1))
+        .add("bn1", norm(vs / "bn1", width))
+        .func("relu1", Tensor::relu)
+        .add("conv2", conv(vs / "conv2", width, width, 3, stride))
+        .add("bn2", norm(vs / "bn2", width))
+        .func("relu2", Tensor::relu)
+        .add("conv3", conv(vs / "conv3", width, 4 * width, 1, 1))
+        .add("bn3", norm(vs / "bn3", 4 * width))
+}
+
+fn conv(vs: Path, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Conv2D {
+    // `Model::new` draws the weights; zeros keep tch from drawing them first.
+    let ws_init = nn::Init::Const(0.0);
+    let config = nn::ConvConfig {
+        stride,
+        padding: kernel / 2,
+        bias: false,
+        ws_init,
+        ..Default::default()
+    };
+    nn::conv2d(vs, inputs, outputs, kernel, config)
+}
+
+fn norm(vs: Path, channels: i64) -> BatchNorm {
+    nn::batch_norm2d(vs, channels, Default::default()) // eps 1e-5, momentum 0.1: PyTorch's
+}
