@@ -75,6 +75,21 @@ pub struct Split {
     hash: String,
 }
 
+impl Clone for Split {
+    /// Shares the images.
+    fn clone(&self) -> Self {
+        Split {
+            name: self.name.clone(),
+            key: self.key.clone(),
+            images: self.images.shallow_clone(),
+            labels: self.labels.clone(),
+            rows: self.rows.clone(),
+            classes: self.classes,
+            hash: self.hash.clone(),
+        }
+    }
+}
+
 /// Images with their labels and where they came from, so that anything computed from them can be kept by index.
 pub struct Batch {
     /// u8 `[B, 3, H, W]` on the CPU, red, green, blue, 0..255.

@@ -82,7 +82,11 @@ pub(super) struct Snapshot(pub(super) Vec<(String, Tensor)>);
 
 impl Snapshot {
     pub(super) fn of(model: &Model) -> Result<Self> {
-        let copy = |(name, t): (String, Tensor)| Ok((name, t.f_detach()?.f_copy()?));
+        let copy = |(name, t): (String, Tensor)| -> Result<(String, Tensor)> {
+            let mut to = t.f_detach()?.f_empty_like()?;
+            to.f_copy_(&t.f_detach()?)?;
+            Ok((name, to))
+        };
         Ok(Self(model.state().into_iter().map(copy).collect::<Result<_>>()?))
     }
 
