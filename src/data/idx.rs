@@ -326,7 +326,7 @@ impl<'a> Idx<'a> {
 
     fn wrong(&self, what: &str) -> Error {
         Error::Data(format!(
-            "{} {what}; copy or download it anew",
+            "{} {what}; replace it, or delete it from the cache",
             self.path.display()
         ))
     }
