@@ -209,15 +209,21 @@ fn attempt(
         request = request.header("Range", format!("bytes={have}-"));
     }
     let response = request.call().map_err(|e| {
-        // Those that no second try will mend within seconds: no such host, nobody there.
-        let hopeless = matches!(
-            e,
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Tls(_)
-        ) || matches!(
-            &e,
-            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
-        ) || matches!(&e, ureq::Error::Io(io) if io.kind() == ErrorKind::ConnectionRefused);
-        net(e, !hopeless)
+        // A connection that was made and lost may do better next time; no such host, or nobody there, will not.
+        let again = match &e {
+            ureq::Error::Io(io) => matches!(
+                io.kind(),
+                ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::UnexpectedEof
+                    | ErrorKind::BrokenPipe
+            ),
+            ureq::Error::Timeout(t) => {
+                !matches!(t, ureq::Timeout::Connect | ureq::Timeout::Resolve)
+            }
+            _ => false,
+        };
+        net(e, again)
     })?;
     let header = |name: &str| {
         response
