@@ -4,7 +4,7 @@
 
 use super::download::{Limits, Remote, Sum, fetch, printer};
 use super::pool::Pool;
-use super::{DataOptions, Dataset, Rows, assemble, check, file_name, list};
+use super::{DataOptions, Dataset, Rows, assemble, check, file_name};
 use crate::{Error, Result, files};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -110,11 +110,11 @@ fn unpack(archive: &Path, folder: &Path) -> Result<()> {
 }
 
 fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
-    let is_train = |p: &PathBuf| {
-        let name = file_name(p);
-        name.starts_with("data_batch_") && name.ends_with(".bin")
-    };
-    let train: Vec<PathBuf> = list(folder)?.into_iter().filter(is_train).collect();
+    // These names and no others: a copy beside them would put the same images into train and validation.
+    let train: Vec<PathBuf> = (1..=5)
+        .map(|i| folder.join(format!("data_batch_{i}.bin")))
+        .filter(|p| p.is_file())
+        .collect();
     let test = folder.join("test_batch.bin");
     if train.is_empty() || !test.is_file() {
         let missing = if train.is_empty() {
@@ -169,7 +169,7 @@ fn records(path: &Path) -> Result<usize> {
     let (n, rest) = (bytes as usize / RECORD, bytes as usize % RECORD);
     if rest != 0 || n == 0 || n > BATCH {
         return Err(Error::Data(format!(
-            "{} has {bytes} bytes, expected a multiple of {RECORD} up to {}: the file is {}; copy or download it anew",
+            "{} has {bytes} bytes, expected a multiple of {RECORD} up to {}: the file is {}; replace it, or delete the folder from the cache",
             path.display(),
             BATCH * RECORD,
             if n >= BATCH { "oversized" } else { "truncated" }
@@ -223,5 +223,61 @@ fn class_names(folder: &Path, notices: &mut Vec<String>) -> Result<Vec<String>> 
             "{} names {n} classes, CIFAR-10 has 10: restore the file or delete it",
             path.display()
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn archive(path: &Path, file: &str) -> std::io::Result<()> {
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
+            Vec::new(),
+            flate2::Compression::fast(),
+        ));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, file, &b"bytes"[..])?;
+        fs::write(path, tar.into_inner()?.finish()?)
+    }
+
+    #[test]
+    fn the_archive_is_unpacked_whole_or_not_at_all()
+    -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let cache = tempfile::tempdir()?;
+        let (from, to) = (cache.path().join(ARCHIVE), cache.path().join(FOLDER));
+        archive(&from, "cifar-10-batches-bin/test_batch.bin")?;
+        let whole = fs::read(&from)?;
+
+        fs::write(&from, &whole[..whole.len() / 2])?;
+        let text = unpack(&from, &to)
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default();
+        assert!(
+            text.contains("unpacking") && text.contains(ARCHIVE),
+            "{text}"
+        );
+        assert_eq!(
+            fs::read_dir(cache.path())?.count(),
+            1,
+            "nothing but the archive is left"
+        );
+
+        archive(&from, "elsewhere/test_batch.bin")?;
+        assert!(unpack(&from, &to).is_err());
+        assert!(!to.exists());
+
+        fs::write(&from, &whole)?;
+        unpack(&from, &to)?;
+        assert_eq!(fs::read(to.join("test_batch.bin"))?, b"bytes");
+        assert_eq!(
+            fs::read_dir(cache.path())?.count(),
+            1,
+            "nothing but the folder is left"
+        );
+        Ok(())
     }
 }

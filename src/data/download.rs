@@ -80,21 +80,18 @@ pub fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
 /// [`Error::Data`] when the file that is there has another sum; [`Error::Io`] when the disk refuses.
 pub fn fetch(remote: &Remote, to: &Path, limits: &Limits, progress: Progress) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
     let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let part = folder.join(format!("{name}.part"));
+    // Before anything is written: a shared cache may be read-only.
+    if in_place(remote, to, &part)? {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
     // Held until the end: one process downloads, the others find the file in place.
     let _lock = files::lock(&folder.join(format!(".{name}.lock")))?;
-    if to.exists() {
-        return match mismatch(to, &remote.sum)? {
-            None => Ok(()),
-            Some(sums) => Err(Error::Data(format!(
-                "{} is not {}: {sums}; delete the file",
-                to.display(),
-                remote.name
-            ))),
-        };
+    if in_place(remote, to, &part)? {
+        return Ok(());
     }
-    let part = folder.join(format!("{name}.part"));
     progress(length(&part), None);
     let mut reasons = Vec::new();
     for url in &remote.urls {
@@ -113,6 +110,23 @@ pub fn fetch(remote: &Remote, to: &Path, limits: &Limits, progress: Progress) ->
         to.display(),
         remote.otherwise
     )))
+}
+
+/// Whether the file is there; then its sum is right and no `part` of it is left.
+fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
+    if !to.exists() {
+        return Ok(false);
+    }
+    if let Some(sums) = mismatch(to, &remote.sum)? {
+        return Err(Error::Data(format!(
+            "{} is not {}: {sums}; delete the file",
+            to.display(),
+            remote.name
+        )));
+    }
+    // Left by a download that somebody cut short by putting the file there.
+    discard(part).map_err(|e| Error::io("deleting", part, e))?;
+    Ok(true)
 }
 
 /// Downloads to `part` from one address, trying again as long as there is hope. `None` when the file is there and
@@ -139,7 +153,7 @@ fn from_one(
             Ok(()) => match mismatch(part, &remote.sum)? {
                 None => return Ok(None),
                 Some(sums) => {
-                    std::fs::remove_file(part).map_err(|e| Error::io("deleting", part, e))?;
+                    discard(part).map_err(|e| Error::io("deleting", part, e))?;
                     // What was there before may be to blame: once more from the start.
                     Failure {
                         reason: format!("{sums}; the download was deleted"),
@@ -195,15 +209,21 @@ fn attempt(
         request = request.header("Range", format!("bytes={have}-"));
     }
     let response = request.call().map_err(|e| {
-        // Those that no second try will mend within seconds: no such host, nobody there.
-        let hopeless = matches!(
-            e,
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Tls(_)
-        ) || matches!(
-            &e,
-            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve)
-        ) || matches!(&e, ureq::Error::Io(io) if io.kind() == ErrorKind::ConnectionRefused);
-        net(e, !hopeless)
+        // A connection that was made and lost may do better next time; no such host, or nobody there, will not.
+        let again = match &e {
+            ureq::Error::Io(io) => matches!(
+                io.kind(),
+                ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::UnexpectedEof
+                    | ErrorKind::BrokenPipe
+            ),
+            ureq::Error::Timeout(t) => {
+                !matches!(t, ureq::Timeout::Connect | ureq::Timeout::Resolve)
+            }
+            _ => false,
+        };
+        net(e, again)
     })?;
     let header = |name: &str| {
         response
@@ -217,7 +237,7 @@ fn attempt(
         206 => match header("content-range").as_deref().and_then(content_range) {
             Some((start, total)) if start == have => (have, total),
             _ => {
-                discard(part)?;
+                discard(part).map_err(Stop::Disk)?;
                 return Err(net("the server sent another range than asked for", true));
             }
         },
@@ -257,9 +277,9 @@ fn attempt(
     }
 }
 
-fn discard(part: &Path) -> std::result::Result<(), Stop> {
+fn discard(part: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(part) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Stop::Disk(e)),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
 }

@@ -64,7 +64,7 @@ pub fn fashion_mnist(options: &DataOptions) -> Result<Dataset> {
                 FILES[0].0
             ))
         })?;
-        return load(&files, Some("Fashion-MNIST"), options);
+        return load(&files, true, options);
     }
     let cache = options.cache.join(FOLDER);
     for folder in [cache.as_path(), Path::new(SYSTEM)] {
@@ -72,7 +72,7 @@ pub fn fashion_mnist(options: &DataOptions) -> Result<Dataset> {
         if folder.is_dir()
             && let Ok(Some(files)) = find(folder)
         {
-            return load(&files, Some("Fashion-MNIST"), options);
+            return load(&files, true, options);
         }
     }
     if !options.download {
@@ -89,7 +89,7 @@ pub fn fashion_mnist(options: &DataOptions) -> Result<Dataset> {
         done => done?,
     }
     match find(&cache)? {
-        Some(files) => load(&files, Some("Fashion-MNIST"), options),
+        Some(files) => load(&files, true, options),
         None => Err(Error::Data(format!(
             "{} was filled but holds no IDX files: delete it and run again",
             cache.display()
@@ -203,17 +203,12 @@ pub(super) fn find(folder: &Path) -> Result<Option<[PathBuf; 4]>> {
     Ok(None)
 }
 
-/// Reads the four files. `known` says that they have to be Fashion-MNIST; else its labels tell.
-pub(super) fn load(
-    paths: &[PathBuf; 4],
-    known: Option<&str>,
-    options: &DataOptions,
-) -> Result<Dataset> {
+/// Reads the four files. `fashion` says that they have to be Fashion-MNIST; else its labels tell.
+pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -> Result<Dataset> {
     let [train_images, train_labels, test_images, test_labels] = paths;
     let (train, test) = (labels(train_labels)?, labels(test_labels)?);
-    let is_fashion = files::sha256([test.as_slice()]) == FASHION_TEST_LABELS;
-    let named = known.is_some() || is_fashion;
-    let count = if named {
+    let fashion = fashion || files::sha256([test.as_slice()]) == FASHION_TEST_LABELS;
+    let count = if fashion {
         CLASSES.len()
     } else {
         1 + usize::from(train.iter().chain(&test).copied().max().unwrap_or(0))
@@ -250,7 +245,7 @@ pub(super) fn load(
         validation: None,
         test: (split..end).collect(),
     };
-    let (name, classes) = if named {
+    let (name, classes) = if fashion {
         ("Fashion-MNIST".to_owned(), CLASSES.map(String::from).into())
     } else {
         let folder = train_images.parent().unwrap_or(Path::new("."));
@@ -326,7 +321,7 @@ impl<'a> Idx<'a> {
 
     fn wrong(&self, what: &str) -> Error {
         Error::Data(format!(
-            "{} {what}; copy or download it anew",
+            "{} {what}; replace it, or delete it from the cache",
             self.path.display()
         ))
     }

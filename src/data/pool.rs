@@ -20,6 +20,17 @@ pub(crate) struct Stock {
     hash: String,
 }
 
+impl Stock {
+    /// The same tensor and labels, not a copy. (An `Arc` of a tensor could not be sent to another thread.)
+    fn share(&self) -> Self {
+        Stock {
+            images: self.images.shallow_clone(),
+            labels: self.labels.clone(),
+            hash: self.hash.clone(),
+        }
+    }
+}
+
 impl Pool {
     /// Room for `capacity` images of `shape` `[C, H, W]`.
     pub fn new(capacity: usize, shape: [i64; 3]) -> Result<Self> {
@@ -68,11 +79,9 @@ pub struct Split {
     /// Hex SHA-256 over the pixels and labels of the data set and the rows of this split: another key, other images
     /// or another order.
     pub key: String,
-    images: Tensor, // u8 [P, C, H, W], shared by the splits of a data set
-    labels: Arc<[i64]>,
+    stock: Stock, // shared by the splits of a data set
     rows: Vec<i64>,
     classes: usize,
-    hash: String,
 }
 
 impl Clone for Split {
@@ -102,14 +111,14 @@ pub struct Batch {
 
 impl Split {
     pub(crate) fn new(name: &str, stock: &Stock, rows: Vec<i64>, classes: usize) -> Self {
+        let bytes: Vec<u8> = rows.iter().flat_map(|r| r.to_le_bytes()).collect();
+        let key = crate::files::sha256([stock.hash.as_bytes(), name.as_bytes(), &bytes]);
         Split {
             name: name.into(),
-            key: key(&stock.hash, name, &rows),
-            images: stock.images.shallow_clone(),
-            labels: stock.labels.clone(),
+            key,
+            stock: stock.share(),
             rows,
             classes,
-            hash: stock.hash.clone(),
         }
     }
 
@@ -124,13 +133,17 @@ impl Split {
 
     /// Height and width in pixels; every image of a split has the same.
     pub fn size(&self) -> (i64, i64) {
-        let shape = self.images.size();
+        let shape = self.stock.images.size();
         (shape[2], shape[3])
     }
 
     /// All labels in split order, i64 `[N]`.
     pub fn labels(&self) -> Result<Tensor> {
-        let labels: Vec<i64> = self.rows.iter().map(|&r| self.labels[r as usize]).collect();
+        let labels: Vec<i64> = self
+            .rows
+            .iter()
+            .map(|&r| self.stock.labels[r as usize])
+            .collect();
         Ok(Tensor::f_from_slice(&labels)?)
     }
 
@@ -139,7 +152,7 @@ impl Split {
         let mut counts = vec![0; self.classes];
         self.rows
             .iter()
-            .for_each(|&r| counts[self.labels[r as usize] as usize] += 1);
+            .for_each(|&r| counts[self.stock.labels[r as usize] as usize] += 1);
         counts
     }
 
@@ -158,12 +171,16 @@ impl Split {
             .iter()
             .map(|&i| self.row(i))
             .collect::<Result<Vec<i64>>>()?;
-        let labels: Vec<i64> = rows.iter().map(|&r| self.labels[r as usize]).collect();
-        let images = self
-            .images
-            .f_index_select(0, &Tensor::f_from_slice(&rows)?)?; // [B, C, H, W]
-        let (b, (h, w)) = (indices.len() as i64, self.size());
-        let images = images.f_expand([b, 3, h, w], false)?.f_contiguous()?; // grey becomes three equal channels
+        let labels: Vec<i64> = rows
+            .iter()
+            .map(|&r| self.stock.labels[r as usize])
+            .collect();
+        let pick = Tensor::f_from_slice(&rows)?; // [B]
+        let mut images = self.stock.images.f_index_select(0, &pick)?; // [B, C, H, W]
+        if images.size()[1] == 1 {
+            // Grey becomes three equal channels; much quicker than expand and copy.
+            images = Tensor::f_cat(&[&images, &images, &images], 1)?;
+        }
         Ok(Batch {
             images,
             labels: Tensor::f_from_slice(&labels)?,
@@ -184,7 +201,7 @@ impl Split {
     /// # Errors
     /// When `index` is outside `0..len()`.
     pub fn label(&self, index: i64) -> Result<i64> {
-        Ok(self.labels[self.row(index)? as usize])
+        Ok(self.stock.labels[self.row(index)? as usize])
     }
 
     /// The first `n` images as a split of their own, with their own key.
@@ -199,16 +216,12 @@ impl Split {
                 self.len()
             )));
         }
-        let rows = self.rows[..n].to_vec();
-        Ok(Split {
-            name: self.name.clone(),
-            key: key(&self.hash, &self.name, &rows),
-            images: self.images.shallow_clone(),
-            labels: self.labels.clone(),
-            rows,
-            classes: self.classes,
-            hash: self.hash.clone(),
-        })
+        Ok(Split::new(
+            &self.name,
+            &self.stock,
+            self.rows[..n].to_vec(),
+            self.classes,
+        ))
     }
 
     /// The row of the pool at a sample index.
@@ -226,11 +239,6 @@ impl Split {
                 ))
             })
     }
-}
-
-fn key(hash: &str, name: &str, rows: &[i64]) -> String {
-    let rows: Vec<u8> = rows.iter().flat_map(|r| r.to_le_bytes()).collect();
-    crate::files::sha256([hash.as_bytes(), name.as_bytes(), &rows])
 }
 
 impl fmt::Display for Split {
