@@ -90,11 +90,9 @@ impl Clone for Split {
         Split {
             name: self.name.clone(),
             key: self.key.clone(),
-            images: self.images.shallow_clone(),
-            labels: self.labels.clone(),
+            stock: self.stock.share(),
             rows: self.rows.clone(),
             classes: self.classes,
-            hash: self.hash.clone(),
         }
     }
 }
