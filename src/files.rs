@@ -38,11 +38,18 @@ pub(crate) fn save_tensors(
 ) -> Result<()> {
     let mut data = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let tensor = tensor
+            .f_detach()?
+            .f_to_device(Device::Cpu)?
+            .f_contiguous()?;
         let (dtype, width) = match tensor.kind() {
             Kind::Float => (Dtype::F32, 4),
             Kind::Int64 => (Dtype::I64, 8),
-            other => return Err(Error::Input(format!("{name} is {other:?}; only f32 and i64 tensors are saved"))),
+            other => {
+                return Err(Error::Input(format!(
+                    "{name} is {other:?}; only f32 and i64 tensors are saved"
+                )));
+            }
         };
         let mut bytes = vec![0u8; tensor.numel() * width];
         tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
@@ -52,15 +59,30 @@ pub(crate) fn save_tensors(
     let broken = |e| Error::Data(format!("{}: {e}", path.display()));
     let views = data
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes).map_err(broken)?)))
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((
+                *name,
+                TensorView::new(*dtype, shape.clone(), bytes).map_err(broken)?,
+            ))
+        })
         .collect::<Result<Vec<_>>>()?;
-    write_bytes(path, &safetensors::serialize(views, Some(metadata)).map_err(broken)?)
+    write_bytes(
+        path,
+        &safetensors::serialize(views, Some(metadata)).map_err(broken)?,
+    )
 }
 
 /// Reads what [`save_tensors`] wrote; tensors on the CPU.
-pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, HashMap<String, String>)> {
+pub(crate) fn load_tensors(
+    path: &Path,
+) -> Result<(HashMap<String, Tensor>, HashMap<String, String>)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
-    let broken = |e| Error::Data(format!("{} is not a whole safetensors file ({e}); delete it and make it anew", path.display()));
+    let broken = |e| {
+        Error::Data(format!(
+            "{} is not a whole safetensors file ({e}); delete it and make it anew",
+            path.display()
+        ))
+    };
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
     let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
     let mut tensors = HashMap::new();
@@ -68,7 +90,12 @@ pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, Hash
         let kind = match view.dtype() {
             Dtype::F32 => Kind::Float,
             Dtype::I64 => Kind::Int64,
-            other => return Err(Error::Data(format!("{}: {name} is {other:?}; expected f32 or i64", path.display()))),
+            other => {
+                return Err(Error::Data(format!(
+                    "{}: {name} is {other:?}; expected f32 or i64",
+                    path.display()
+                )));
+            }
         };
         let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
         tensors.insert(name, Tensor::f_from_data_size(view.data(), &shape, kind)?);
@@ -90,12 +117,21 @@ pub(crate) fn digest(parts: &[&[u8]]) -> String {
 pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
     let mut sums = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let tensor = tensor
+            .f_detach()?
+            .f_to_device(Device::Cpu)?
+            .f_contiguous()?;
         let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
         tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        sums.push(digest(&[name.as_bytes(), format!("{:?}", tensor.size()).as_bytes(), &bytes]));
+        sums.push(digest(&[
+            name.as_bytes(),
+            format!("{:?}", tensor.size()).as_bytes(),
+            &bytes,
+        ]));
     }
-    Ok(digest(&sums.iter().map(|s| s.as_bytes()).collect::<Vec<_>>()))
+    Ok(digest(
+        &sums.iter().map(|s| s.as_bytes()).collect::<Vec<_>>(),
+    ))
 }
 
 /// Waits until no other process or thread holds the lock file at `path`; it is ours until the result is dropped or

@@ -54,7 +54,9 @@ impl Lab {
             }
             Ok("cuda") => Device::Cuda(0),
             Ok(other) if !other.is_empty() => {
-                return Err(Error::Input(format!("KDLAB_DEVICE is {other:?}; it may be cpu or cuda")));
+                return Err(Error::Input(format!(
+                    "KDLAB_DEVICE is {other:?}; it may be cpu or cuda"
+                )));
             }
             _ => Device::cuda_if_available(),
         };
@@ -62,7 +64,12 @@ impl Lab {
         let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
         let runs = std::env::var_os("KDLAB_RUNS").map_or_else(|| root.join("runs"), PathBuf::from);
         let folder = runs.join(&profile.name);
-        Ok(Self { folder, cache: DataOptions::default().cache, profile, device })
+        Ok(Self {
+            folder,
+            cache: DataOptions::default().cache,
+            profile,
+            device,
+        })
     }
 
     /// CIFAR-10, or what `KDLAB_DATA` names, in the profile's sizes. What was not as wished stands in its notices.
@@ -96,11 +103,23 @@ impl Lab {
     pub fn features(&self, backbone: &Backbone, split: &Split) -> Result<CachedTensor> {
         let cache = self.folder.join("cache");
         let (transform, listener) = (self.teacher_transform(), print_progress());
-        backbone_features(backbone, split, &transform, self.profile.batch_size, Some(&cache), &listener)
+        backbone_features(
+            backbone,
+            split,
+            &transform,
+            self.profile.batch_size,
+            Some(&cache),
+            &listener,
+        )
     }
 
     /// The teacher's logits of a split: its head on the backbone's features, kept on disk likewise.
-    pub fn logits(&self, head: &Model, split: &Split, features: &CachedTensor) -> Result<CachedTensor> {
+    pub fn logits(
+        &self,
+        head: &Model,
+        split: &Split,
+        features: &CachedTensor,
+    ) -> Result<CachedTensor> {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
     }
 
@@ -131,9 +150,17 @@ impl Lab {
     pub fn teacher_head(&self, classes: i64) -> Result<Model> {
         let path = self.folder.join("teacher/best.safetensors");
         if !path.exists() {
-            return Err(Error::Data(format!("no teacher at {}; run notebook 02_teacher first", path.display())));
+            return Err(Error::Data(format!(
+                "no teacher at {}; run notebook 02_teacher first",
+                path.display()
+            )));
         }
-        let mut model = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
+        let mut model = head(
+            self.profile.arch.features(),
+            classes,
+            self.device,
+            self.profile.seed,
+        )?;
         model.load(&path)?;
         Ok(model)
     }
@@ -145,7 +172,9 @@ impl Lab {
 
     /// The curves of all fits of this profile, oldest first.
     pub fn histories(&self) -> Result<Vec<History>> {
-        let Ok(folders) = std::fs::read_dir(&self.folder) else { return Ok(Vec::new()) };
+        let Ok(folders) = std::fs::read_dir(&self.folder) else {
+            return Ok(Vec::new());
+        };
         let mut found = Vec::new();
         for path in folders.filter_map(|f| Some(f.ok()?.path().join("history.json"))) {
             if let Ok(written) = std::fs::metadata(&path).and_then(|m| m.modified()) {
@@ -158,30 +187,55 @@ impl Lab {
 
     /// All fits of this profile, a row each. It is read from disk, so it outlives the kernel.
     pub fn runs(&self) -> Result<Table> {
-        let header = ["run", "loss", "T", "alpha", "epochs", "best epoch", "val acc %", "val CE", "seconds"];
+        let header = [
+            "run",
+            "loss",
+            "T",
+            "alpha",
+            "epochs",
+            "best epoch",
+            "val acc %",
+            "val CE",
+            "seconds",
+        ];
         let maybe = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v}"));
-        Ok(self.histories()?.iter().filter_map(|h| Some((h, h.best()?))).fold(Table::new(&header), |table, (h, best)| {
-            table.row(&[
-                h.name.clone(),
-                h.criterion.clone(),
-                maybe(best.temperature),
-                maybe(best.alpha),
-                format!("{}/{}", h.records.len(), h.epochs),
-                best.epoch.to_string(),
-                format!("{:.1}", 100.0 * best.validation.accuracy),
-                format!("{:.4}", best.validation.cross_entropy),
-                format!("{:.1}", h.seconds()),
-            ])
-        }))
+        Ok(self
+            .histories()?
+            .iter()
+            .filter_map(|h| Some((h, h.best()?)))
+            .fold(Table::new(&header), |table, (h, best)| {
+                table.row(&[
+                    h.name.clone(),
+                    h.criterion.clone(),
+                    maybe(best.temperature),
+                    maybe(best.alpha),
+                    format!("{}/{}", h.records.len(), h.epochs),
+                    best.epoch.to_string(),
+                    format!("{:.1}", 100.0 * best.validation.accuracy),
+                    format!("{:.4}", best.validation.cross_entropy),
+                    format!("{:.1}", h.seconds()),
+                ])
+            }))
     }
 
     /// Writes the closing table, which `cargo lab run` prints too, and gives it back to look at.
     pub fn report(&self, dataset: &Dataset, rows: &[ResultRow]) -> Result<Table> {
-        let results =
-            Results { profile: self.profile.name.clone(), dataset: dataset.name.clone(), rows: rows.to_vec() };
-        let json = serde_json::to_vec_pretty(&results).map_err(|e| Error::Data(format!("results: {e}")))?;
+        let results = Results {
+            profile: self.profile.name.clone(),
+            dataset: dataset.name.clone(),
+            rows: rows.to_vec(),
+        };
+        let json = serde_json::to_vec_pretty(&results)
+            .map_err(|e| Error::Data(format!("results: {e}")))?;
         files::write_bytes(&self.folder.join("results.json"), &json)?;
-        let header = ["model", "validation acc %", "test acc %", "parameters", "MACs per image", "seconds"];
+        let header = [
+            "model",
+            "validation acc %",
+            "test acc %",
+            "parameters",
+            "MACs per image",
+            "seconds",
+        ];
         Ok(rows.iter().fold(Table::new(&header), |table, r| {
             table.row(&[
                 r.model.clone(),
@@ -204,7 +258,11 @@ impl fmt::Display for Lab {
             other => format!("{other:?}"),
         };
         writeln!(f, "device    {device}")?;
-        writeln!(f, "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)", p.name)?;
+        writeln!(
+            f,
+            "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)",
+            p.name
+        )?;
         writeln!(
             f,
             "images    {} train, {} validation, {} test",
@@ -212,11 +270,22 @@ impl fmt::Display for Lab {
             count(p.validation_images),
             count(p.test_images)
         )?;
-        writeln!(f, "teacher   {} at {} px, {} epochs", p.arch, p.teacher_size, p.teacher_epochs)?;
-        writeln!(f, "student   at {} px, {} epochs, batches of {}", p.student_size, p.student_epochs, p.batch_size)?;
+        writeln!(
+            f,
+            "teacher   {} at {} px, {} epochs",
+            p.arch, p.teacher_size, p.teacher_epochs
+        )?;
+        writeln!(
+            f,
+            "student   at {} px, {} epochs, batches of {}",
+            p.student_size, p.student_epochs, p.batch_size
+        )?;
         write!(f, "runs      {}", self.folder.display())?;
         if p.name == "article" && self.device == Device::Cpu {
-            write!(f, "\nnote      this profile is meant for CUDA; on a CPU its teacher pass alone takes hours")?;
+            write!(
+                f,
+                "\nnote      this profile is meant for CUDA; on a CPU its teacher pass alone takes hours"
+            )?;
         }
         Ok(())
     }

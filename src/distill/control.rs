@@ -1,7 +1,7 @@
 //! What may be changed while a fit runs: a handle shared by the loop and whoever holds a clone of it.
 
-use super::loss::{check_alpha, check_temperature};
 use super::KdLoss;
+use super::loss::{check_alpha, check_temperature};
 use crate::Result;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -58,7 +58,10 @@ impl Control {
     /// The loss at the values in force now.
     pub(super) fn apply(&self, kd: KdLoss) -> Result<KdLoss> {
         let state = self.state().clone();
-        KdLoss::new(state.temperature.unwrap_or(kd.temperature()), state.alpha.unwrap_or(kd.alpha()))
+        KdLoss::new(
+            state.temperature.unwrap_or(kd.temperature()),
+            state.alpha.unwrap_or(kd.alpha()),
+        )
     }
 
     // A thread that panicked while holding the lock leaves plain values behind: they stay usable.

@@ -18,7 +18,10 @@ fn emit(forms: &[(&str, &str)]) {
     for (mime, content) in shown {
         // Nothing can be done about a closed stdout here, and the fit must not die of it.
         let _ = if in_kernel {
-            writeln!(out, "EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT")
+            writeln!(
+                out,
+                "EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT"
+            )
         } else {
             writeln!(out, "{content}")
         };
@@ -27,7 +30,10 @@ fn emit(forms: &[(&str, &str)]) {
 
 fn emit_text(value: &dyn Display) {
     let text = value.to_string();
-    let html = format!("<pre style=\"line-height:1.3\">{}</pre>", escape(text.trim_end()));
+    let html = format!(
+        "<pre style=\"line-height:1.3\">{}</pre>",
+        escape(text.trim_end())
+    );
     emit(&[("text/plain", text.trim_end()), ("text/html", &html)]);
 }
 
@@ -54,14 +60,28 @@ impl Figure {
 
 impl Table {
     pub fn evcxr_display(&self) {
-        emit(&[("text/plain", self.to_string().trim_end()), ("text/html", &self.html())]);
+        emit(&[
+            ("text/plain", self.to_string().trim_end()),
+            ("text/html", &self.html()),
+        ]);
     }
 }
 
 impl History {
     /// The curve as a table, an epoch a row.
     pub fn table(&self) -> Table {
-        let header = ["epoch", "train loss", "train acc %", "val loss", "val acc %", "val CE", "val KL", "T", "alpha", "seconds"];
+        let header = [
+            "epoch",
+            "train loss",
+            "train acc %",
+            "val loss",
+            "val acc %",
+            "val CE",
+            "val KL",
+            "T",
+            "alpha",
+            "seconds",
+        ];
         let number = |v: f64, digits: usize| format!("{v:.digits$}");
         let maybe = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v}"));
         self.records.iter().fold(Table::new(&header), |table, r| {
@@ -72,7 +92,9 @@ impl History {
                 number(r.validation.loss, 4),
                 number(100.0 * r.validation.accuracy, 1),
                 number(r.validation.cross_entropy, 4),
-                r.validation.divergence.map_or(String::new(), |d| number(d, 4)),
+                r.validation
+                    .divergence
+                    .map_or(String::new(), |d| number(d, 4)),
                 maybe(r.temperature),
                 maybe(r.alpha),
                 number(r.seconds, 1),
@@ -118,7 +140,11 @@ impl Lab {
 impl Display for Evaluation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let accuracy = 100.0 * self.accuracy();
-        write!(f, "accuracy {accuracy:.2} % ({} of {}), cross-entropy {:.4}", self.correct, self.total, self.cross_entropy)
+        write!(
+            f,
+            "accuracy {accuracy:.2} % ({} of {}), cross-entropy {:.4}",
+            self.correct, self.total, self.cross_entropy
+        )
     }
 }
 
@@ -130,8 +156,17 @@ impl Evaluation {
 
 impl Display for CachedTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let from = if self.from_disk { "read from disk" } else { "computed" };
-        write!(f, "f32 {:?}, {from} in {:.1} s", self.tensor.size(), self.seconds)
+        let from = if self.from_disk {
+            "read from disk"
+        } else {
+            "computed"
+        };
+        write!(
+            f,
+            "f32 {:?}, {from} in {:.1} s",
+            self.tensor.size(),
+            self.seconds
+        )
     }
 }
 

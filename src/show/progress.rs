@@ -11,7 +11,9 @@ const QUIET: Duration = Duration::from_secs(10);
 pub fn print_progress() -> Listener {
     let last = Mutex::new(Instant::now());
     Listener::new(move |event| {
-        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Event::Progress(_) = event
             && last.elapsed() < QUIET
         {
@@ -26,10 +28,16 @@ pub fn print_progress() -> Listener {
 
 fn line(event: &Event) -> Option<String> {
     Some(match event {
-        Event::Resumed { name, epoch } => format!("{name}: going on after epoch {epoch}, where an earlier run ended"),
+        Event::Resumed { name, epoch } => {
+            format!("{name}: going on after epoch {epoch}, where an earlier run ended")
+        }
         Event::Progress(p) => {
             let loss = p.loss.map_or(String::new(), |l| format!("  loss {l:.4}"));
-            let epoch = if p.epochs > 1 { format!("epoch {}/{}, ", p.epoch, p.epochs) } else { String::new() };
+            let epoch = if p.epochs > 1 {
+                format!("epoch {}/{}, ", p.epoch, p.epochs)
+            } else {
+                String::new()
+            };
             format!(
                 "{}: {epoch}{}/{} images{loss}  {:.0} img/s  {} left",
                 p.name,
@@ -39,7 +47,11 @@ fn line(event: &Event) -> Option<String> {
                 duration(p.seconds_left)
             )
         }
-        Event::Epoch { name, record: r, epochs } => {
+        Event::Epoch {
+            name,
+            record: r,
+            epochs,
+        } => {
             let kd = match (r.temperature, r.alpha, r.validation.divergence) {
                 (Some(t), Some(a), Some(d)) => format!("  T {t} alpha {a} KL {d:.4}"),
                 _ => String::new(),
@@ -57,7 +69,10 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::Finished(history) => {
             let best = history.best()?;
-            let stopped = history.stopped.as_ref().map_or(String::new(), |why| format!(", stopped: {why}"));
+            let stopped = history
+                .stopped
+                .as_ref()
+                .map_or(String::new(), |why| format!(", stopped: {why}"));
             format!(
                 "{}: kept epoch {} with validation accuracy {:.1} %{stopped}; {} in all",
                 history.name,
