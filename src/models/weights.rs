@@ -1,5 +1,6 @@
 //! Weight files of any kind, loaded by name.
 
+use super::pickle::{self, Outcome};
 use crate::{Error, Result, files};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
@@ -109,33 +110,61 @@ pub(crate) fn load(
     Ok(report)
 }
 
-/// Every tensor of a weight file with its name, on the CPU: safetensors, or PyTorch's `.pth`.
+/// No backbone here comes near; a file that claims more is not read into memory.
+const LARGEST_FILE: u64 = 4 << 30;
+
+/// Every tensor of a weight file with its name, on the CPU: safetensors, or PyTorch's `.pth` in its zip and its older
+/// format, told apart by content. A leading `module.` (of `DataParallel`) is dropped. Nothing in the file is executed.
+///
+/// # Errors
+/// When the file is cut off, damaged, of another format, or asks for anything but tensors.
 pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
+    let io = |e| Error::io("reading", path, e);
     let bad = |why: String| {
         Error::Data(format!(
             "{} is not a readable weight file: {why}",
             path.display()
         ))
     };
-    read_safetensors(&bytes).map_err(bad)
+    let about = std::fs::metadata(path).map_err(io)?;
+    if about.len() > LARGEST_FILE {
+        return Err(bad(format!(
+            "{} bytes are more than {LARGEST_FILE}",
+            about.len()
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
+    let mut tensors = match bytes.as_slice() {
+        [] => Err("it is empty".to_owned()),
+        [b'P', b'K', ..] => pickle::read_zip(&bytes),
+        bytes if pickle::is_legacy(bytes) => pickle::read_legacy(bytes),
+        [b'<', ..] => Err("it is a web page; download the file itself".to_owned()),
+        [0x80, ..] => Err("it is a pickle without torch's magic number; save it with torch.save(model.state_dict(), ...)".to_owned()),
+        bytes => read_safetensors(bytes),
+    }
+    .map_err(bad)?;
+    if tensors.is_empty() {
+        return Err(bad("it holds no named tensors".to_owned()));
+    }
+    if tensors.iter().all(|(name, _)| name.starts_with("module.")) {
+        for (name, _) in &mut tensors {
+            name.drain(.."module.".len());
+        }
+    }
+    Ok(tensors)
 }
 
-fn read_safetensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Tensor)>, String> {
-    let file =
-        safetensors::SafeTensors::deserialize(bytes).map_err(|e| format!("safetensors: {e}"))?;
+fn read_safetensors(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
+    let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| {
+        format!("neither safetensors nor .pth, or damaged ({e}); download or save it again")
+    })?;
     file.iter()
         .map(|(name, view)| {
             let kind = kind_of(view.dtype()).ok_or_else(|| {
-                format!(
-                    "{name} has the type {:?}, which is not supported",
-                    view.dtype()
-                )
+                format!("{name} has the type {:?}; convert it to f32", view.dtype())
             })?;
             let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-            let tensor =
-                Tensor::f_from_data_size(view.data(), &size, kind).map_err(|e| e.to_string())?;
-            Ok((name.to_owned(), tensor))
+            Ok((name.to_owned(), pickle::numbers(view.data(), &size, kind)?))
         })
         .collect()
 }
