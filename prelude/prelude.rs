@@ -1,0 +1,3 @@
+// What every kernel runs before the first cell.
+use kdlab::{Error, Result};
+use tch::{Device, Kind, Tensor};
