@@ -1,3 +1,2 @@
 // What every kernel runs before the first cell.
-use kdlab::{Error, Result};
 use tch::{Device, Kind, Tensor};

@@ -46,6 +46,7 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
         }
     };
     let mut command = Command::new(paths.evcxr());
+    paths::as_without_cargo(&mut command).env_remove("CARGO");
     command.arg("--control_file").arg(connection_file).envs(paths.environment()?);
     for name in FOREIGN {
         command.env_remove(name);

@@ -133,7 +133,7 @@ fn open_jupyterlab(paths: &Paths) -> Result<()> {
 fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
     setup::set_up(paths, None)?;
     let clock = progress::Clock::start();
-    let status = Command::new(paths::cargo())
+    let status = paths::as_without_cargo(&mut Command::new(paths::cargo()))
         .args(["test", "--workspace"])
         .args(&args.args)
         .current_dir(&paths.root)

@@ -107,7 +107,7 @@ def execute(source, target):
 
 
 def end_with_stdin():
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -56,7 +56,8 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
         }
     }
     if let Some(error) = failure {
-        return Err(error.context(format!("stopped after {clock}; what was executed is in {}", executed.display())));
+        progress::line(&format!("stopped after {clock}; what was executed is in {}", executed.display()));
+        return Err(error);
     }
     table::print(&runs.join("results.json"))?;
     progress::line(&format!("{} notebooks ran without an error in {clock}", notebooks.len()));

@@ -174,6 +174,18 @@ impl Paths {
     }
 }
 
+/// Takes away what `cargo run` adds to the environment and what would make cargo build otherwise than a plain `cargo`
+/// does: crates such as ring are rebuilt when one of these changes.
+pub fn as_without_cargo(command: &mut Command) -> &mut Command {
+    let foreign = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "CARGO_TARGET_TMPDIR", "OUT_DIR"];
+    for (name, _) in env::vars_os() {
+        if foreign.iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// The cargo that started this program, so that kernels and tests use the same toolchain.
 pub fn cargo() -> OsString {
     set("CARGO").unwrap_or_else(|| "cargo".into())
