@@ -1,1 +1,148 @@
-fn main() {}
+//! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. Knows no tch, so that it builds in seconds.
+
+mod doctor;
+mod kernel;
+mod notebooks;
+mod paths;
+mod progress;
+mod setup;
+mod slots;
+mod steps;
+mod table;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use paths::{Flavour, Paths};
+
+/// Knowledge distillation in Rust notebooks: set-up, runs and checks.
+///
+/// Without a command: sets up whatever is missing, then opens JupyterLab in notebooks/.
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing into .kdlab/: Python venv, libtorch, the Rust kernel, weights, warm build directories
+    Setup(SetupArgs),
+    /// Say what was found on this machine; each problem comes with its fix
+    Doctor,
+    /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
+    Run(RunArgs),
+    /// Set up, then run every test, notebooks included
+    Test(TestArgs),
+    /// Start the Rust kernel in a warm build directory (Jupyter calls this)
+    #[command(hide = true)]
+    Kernel {
+        /// The connection file that Jupyter wrote
+        connection_file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct SetupArgs {
+    /// libtorch for the CPU only, even where an NVIDIA driver is present
+    #[arg(long, conflicts_with = "cuda")]
+    cpu: bool,
+    /// libtorch with CUDA, even where no NVIDIA driver was found
+    #[arg(long)]
+    cuda: bool,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// Notebooks to run: paths, or the start of a name in notebooks/ such as `02` [default: all of notebooks/]
+    notebooks: Vec<PathBuf>,
+    /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
+    #[arg(long)]
+    profile: Option<String>,
+    /// Folder for the executed notebooks and report.html [default: <runs>/<profile>]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Fail if something is not set up, instead of setting it up
+    #[arg(long)]
+    no_setup: bool,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Handed on to `cargo test --workspace`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match real_main() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn real_main() -> Result<()> {
+    let cli = Cli::parse();
+    let paths = Paths::find()?;
+    match cli.command {
+        None => {
+            setup::set_up(&paths, None)?;
+            open_jupyterlab(&paths)
+        }
+        Some(Task::Setup(args)) => {
+            let flavour = match (args.cpu, args.cuda) {
+                (true, _) => Some(Flavour::Cpu),
+                (_, true) => Some(Flavour::Cuda),
+                _ => None,
+            };
+            setup::set_up(&paths, flavour)
+        }
+        Some(Task::Doctor) => doctor::examine(&paths),
+        Some(Task::Run(args)) => notebooks::run(&paths, &args),
+        Some(Task::Test(args)) => test(&paths, &args),
+        Some(Task::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
+    }
+}
+
+fn open_jupyterlab(paths: &Paths) -> Result<()> {
+    let status = Command::new(paths.python())
+        .args(["-m", "jupyterlab"])
+        .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
+        // The venv's own Python kernel is a dependency of JupyterLab and of no use here.
+        .arg("--KernelSpecManager.ensure_native_kernel=False")
+        .arg("--KernelSpecManager.allowed_kernelspecs=kdlab")
+        .arg("--MappingKernelManager.default_kernel_name=kdlab")
+        // A stale build directory is rebuilt before the kernel answers.
+        .arg("--MappingKernelManager.kernel_info_timeout=600")
+        .envs(paths.environment()?)
+        .status()
+        .context("cannot start JupyterLab; run `cargo lab setup`")?;
+    if !status.success() {
+        bail!("JupyterLab ended with {status}");
+    }
+    Ok(())
+}
+
+fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
+    setup::set_up(paths, None)?;
+    let clock = progress::Clock::start();
+    let status = paths::as_without_cargo(&mut Command::new(paths::cargo()))
+        .args(["test", "--workspace"])
+        .args(&args.args)
+        .current_dir(&paths.root)
+        .envs(paths.environment()?)
+        .status()
+        .context("cannot start cargo; install Rust from https://rustup.rs")?;
+    if !status.success() {
+        bail!("tests failed after {clock} (the failing ones are named above)");
+    }
+    println!("all tests passed in {clock}");
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! The kernel as Jupyter starts it: evcxr_jupyter in a warm build directory, with libtorch and the prelude at hand.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use rustix::io::{FdFlags, fcntl_setfd};
+
+use crate::paths::{self, Paths};
+use crate::slots;
+use crate::steps;
+
+/// Makes the kernel use this build directory, whatever its locks say: set-up builds the template through it.
+pub const BUILD_DIRECTORY: &str = "KDLAB_KERNEL_BUILD_DIRECTORY";
+
+/// Words that evcxr's error of a failed `?` gets in front of it; `notebooks.py` looks for them.
+const STOP_MARKER: &str = include_str!("stop_marker.rs");
+
+/// Variables that would make cargo or torch-sys build otherwise than the warm build directory was.
+const FOREIGN: [&str; 8] = [
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_BUILD_TARGET",
+    "CARGO_TARGET_DIR",
+    "LIBTORCH_USE_PYTORCH",
+    "LIBTORCH_INCLUDE",
+    "LIBTORCH_LIB",
+    "LIBTORCH_CXX11_ABI",
+    "LIBTORCH_STATIC",
+];
+
+/// Replaces this process by the kernel. Only returns with an error.
+pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
+    if !paths.evcxr().is_file() {
+        bail!("the kernel is not set up: run `cargo lab setup`");
+    }
+    configure(paths)?;
+    let dir = match paths::set(BUILD_DIRECTORY) {
+        Some(dir) => dir.into(),
+        None => {
+            let slot = slots::take(paths)?;
+            // The lock lives on in the kernel and its children, and ends with the last of them, however they end.
+            fcntl_setfd(&slot.lock, FdFlags::empty()).context("cannot hand the lock of the build directory on")?;
+            std::mem::forget(slot.lock);
+            slot.dir
+        }
+    };
+    let mut command = Command::new(paths.evcxr());
+    paths::as_without_cargo(&mut command).env_remove("CARGO");
+    command.arg("--control_file").arg(connection_file).envs(paths.environment()?);
+    for name in FOREIGN {
+        command.env_remove(name);
+    }
+    command.env_remove(BUILD_DIRECTORY).env("EVCXR_TMPDIR", dir).env("EVCXR_CONFIG_DIR", paths.kernel_config());
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start {}", paths.evcxr().display()))
+}
+
+/// Dependencies of every cell. Cells name tch themselves, the rest comes through the crate.
+pub fn dependencies(paths: &Paths) -> String {
+    format!(":dep kdlab = {{ path = {:?} }}\n:dep tch = \"0.26\"\n", paths.root.display().to_string())
+}
+
+/// Writes what evcxr reads at start-up, from the repository as it is now: edits to the prelude take effect at once.
+fn configure(paths: &Paths) -> Result<()> {
+    let prelude = paths.root.join("prelude/prelude.rs");
+    let prelude = std::fs::read_to_string(&prelude).with_context(|| format!("cannot read {}", prelude.display()))?;
+    steps::write(&paths.kernel_config().join("init.evcxr"), &dependencies(paths))?;
+    steps::write(&paths.kernel_config().join("prelude.rs"), &format!("{STOP_MARKER}\n{prelude}"))
+}

@@ -1,0 +1,124 @@
+"""Executes one notebook through the kernel `kdlab`: `INPUT OUTPUT [--watch]`.
+
+Says what happens as JSON, one object a line, on stdout. Ends with 0 only if every cell did what it was written to do.
+The output file holds what was executed so far after each cell. With --watch it ends when its stdin does, so that it does
+not outlive the program that started it.
+"""
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+# evcxr reports cells that fail through `?` or a panic as ok. `stop_marker.rs` makes it say the first on stderr.
+STOPPED = re.compile(r"^\^ this (error|panic) ended the cell: nothing after it ran$", re.M)
+PANIC = re.compile(r"^thread '.*'( \(\d+\))? panicked at ", re.M)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def say(event, **fields):
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def first_line(source):
+    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    return lines[0] if lines else ""
+
+
+def stderr_of(outputs):
+    return COLOURS.sub("", "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"))
+
+
+def failure(outputs):
+    """The error of a cell, or None. Ordinary text on stderr is none."""
+    for output in outputs:
+        if output.output_type == "error":
+            lines = COLOURS.sub("", "\n".join(output.traceback or [output.evalue])).strip()
+            return lines or output.evalue
+    text = stderr_of(outputs)
+    stopped, panic = STOPPED.search(text), PANIC.search(text)
+    if panic and (stopped is None or stopped[1] == "panic"):
+        return text[panic.start():].split("\nstack backtrace:")[0].split("\n^ this ")[0].strip()
+    if stopped:
+        before = text[:stopped.start()].strip().splitlines()
+        return "\n".join(before[-3:]) or f"an {stopped[1]} without a text"
+    return None
+
+
+class Runner(NotebookClient):
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream":
+            say("stream", name=msg["content"]["name"], text=msg["content"]["text"])
+        return super().process_message(msg, cell, cell_index)
+
+
+class Failed(Exception):
+    pass
+
+
+def execute(source, target):
+    notebook = nbformat.read(source, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
+    folder = os.path.dirname(os.path.abspath(source))
+    # Cells take as long as they take; a cold build directory compiles the world before the kernel answers.
+    runner = Runner(notebook, timeout=None, startup_timeout=3600, kernel_name="kdlab", resources={"metadata": {"path": folder}})
+    clock = time.monotonic()
+    say("start", cells=len(code))
+
+    def save():
+        nbformat.write(notebook, target + ".part")
+        os.replace(target + ".part", target)
+
+    try:
+        with runner.setup_kernel():
+            say("kernel", seconds=time.monotonic() - clock)
+            for number, index in enumerate(code, 1):
+                cell, begun = notebook.cells[index], time.monotonic()
+                may_fail = "raises-exception" in cell.metadata.get("tags", [])
+                say("cell", number=number, source=first_line(cell.source))
+                error = None
+                try:
+                    runner.execute_cell(cell, index)
+                except CellExecutionError as problem:
+                    error = failure(cell.outputs) or COLOURS.sub("", str(problem)).strip()
+                error = error or failure(cell.outputs)
+                seconds = time.monotonic() - begun
+                cell.metadata["kdlab"] = {"seconds": round(seconds, 2)}
+                save()
+                if error and not may_fail:
+                    say("failed", number=number, source=first_line(cell.source), error=error)
+                    raise Failed
+                say("done", number=number, seconds=seconds)
+    except DeadKernelError:
+        save()
+        say("failed", number=number, source=first_line(cell.source), error="the kernel died (see the messages above; out of memory?)")
+        raise Failed from None
+    save()
+    say("end", seconds=time.monotonic() - clock)
+
+
+def end_with_stdin():
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    if "--watch" in sys.argv:
+        threading.Thread(target=end_with_stdin, daemon=True).start()
+    try:
+        execute(sys.argv[1], sys.argv[2])
+    except Failed:
+        sys.exit(1)
+    except Exception as problem:
+        say("failed", number=0, source="", error=f"{type(problem).__name__}: {problem}")
+        sys.exit(1)

@@ -1,0 +1,218 @@
+//! Where everything lies, and the environment that kernels and tests are given.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Which build of libtorch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    Cpu,
+    Cuda,
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flavour::Cpu => "cpu",
+            Flavour::Cuda => "cuda",
+        })
+    }
+}
+
+/// The repository and, below it, `.kdlab/`, which holds everything that set-up installs.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    pub root: PathBuf,
+    pub kdlab: PathBuf,
+}
+
+impl Paths {
+    /// `KDLAB_ROOT`, else the workspace that cargo started this program from, else the nearest one above the current folder.
+    pub fn find() -> Result<Paths> {
+        let named = set("KDLAB_ROOT").map(PathBuf::from);
+        let from_cargo = set("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let here = env::current_dir().context("cannot read the current folder")?;
+        let candidates = (named.into_iter())
+            .chain(from_cargo.iter().flat_map(|dir| dir.ancestors()).map(Path::to_path_buf))
+            .chain(here.ancestors().map(Path::to_path_buf));
+        for root in candidates {
+            if root.join("xtask/Cargo.toml").is_file() {
+                let root = root.canonicalize().with_context(|| format!("cannot open {}", root.display()))?;
+                let kdlab = root.join(".kdlab");
+                return Ok(Paths { root, kdlab });
+            }
+        }
+        bail!("{} is not inside the repository: run `cargo lab` there, or set KDLAB_ROOT to it", here.display())
+    }
+
+    pub fn notebooks(&self) -> PathBuf {
+        self.root.join("notebooks")
+    }
+
+    pub fn venv(&self) -> PathBuf {
+        self.kdlab.join("venv")
+    }
+
+    pub fn python(&self) -> PathBuf {
+        self.venv().join("bin/python")
+    }
+
+    pub fn libtorch(&self) -> PathBuf {
+        self.kdlab.join("libtorch")
+    }
+
+    pub fn libtorch_cpu(&self) -> PathBuf {
+        let name = if cfg!(target_os = "macos") { "libtorch_cpu.dylib" } else { "libtorch_cpu.so" };
+        self.libtorch().join("lib").join(name)
+    }
+
+    pub fn evcxr(&self) -> PathBuf {
+        self.kdlab.join("evcxr/bin/evcxr_jupyter")
+    }
+
+    /// The copy of this program that the kernelspec names, so that `cargo clean` does not take the kernel away.
+    pub fn lab(&self) -> PathBuf {
+        self.kdlab.join("bin/lab")
+    }
+
+    pub fn jupyter(&self) -> PathBuf {
+        self.kdlab.join("jupyter")
+    }
+
+    /// What evcxr reads at start-up: `init.evcxr` and `prelude.rs`.
+    pub fn kernel_config(&self) -> PathBuf {
+        self.kdlab.join("kernel")
+    }
+
+    pub fn slots(&self) -> PathBuf {
+        self.kdlab.join("slots")
+    }
+
+    pub fn template(&self) -> PathBuf {
+        self.slots().join("template")
+    }
+
+    pub fn stamp(&self, step: &str) -> PathBuf {
+        self.kdlab.join("stamps").join(step)
+    }
+
+    pub fn log(&self, step: &str) -> PathBuf {
+        self.kdlab.join("logs").join(format!("{step}.log"))
+    }
+
+    /// `KDLAB_CACHE`, else the user's cache folder + `kdlab`.
+    pub fn cache(&self) -> Result<PathBuf> {
+        if let Some(dir) = set("KDLAB_CACHE") {
+            return absolute(Path::new(&dir));
+        }
+        let home = set("HOME").map(PathBuf::from);
+        let base = if cfg!(target_os = "macos") {
+            home.map(|home| home.join("Library/Caches"))
+        } else {
+            set("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")))
+        };
+        let base = base.context("HOME is not set: set KDLAB_CACHE to a folder for data and weights")?;
+        absolute(&base.join("kdlab"))
+    }
+
+    /// `KDLAB_RUNS`, else `runs/` in the repository.
+    pub fn runs(&self) -> Result<PathBuf> {
+        match set("KDLAB_RUNS") {
+            Some(dir) => absolute(Path::new(&dir)),
+            None => Ok(self.root.join("runs")),
+        }
+    }
+
+    /// The flavour of libtorch that set-up installed, if it did.
+    pub fn flavour(&self) -> Option<Flavour> {
+        let stamp = fs::read_to_string(self.stamp("libtorch")).ok()?;
+        if stamp.contains("cuda") { Some(Flavour::Cuda) } else { Some(Flavour::Cpu) }
+    }
+
+    /// `wanted`, else `KDLAB_PROFILE`, else article where both the driver and libtorch know CUDA, else laptop.
+    pub fn profile(&self, wanted: Option<&str>) -> Result<String> {
+        let from_environment = set("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
+        let profile = match wanted.map(str::to_owned).or(from_environment) {
+            Some(profile) => profile,
+            None if self.flavour() == Some(Flavour::Cuda) && nvidia_driver().is_some() => "article".into(),
+            None => "laptop".into(),
+        };
+        if !["article", "laptop", "smoke"].contains(&profile.as_str()) {
+            bail!("unknown profile `{profile}`: use article, laptop or smoke");
+        }
+        Ok(profile)
+    }
+
+    /// The environment of kernels, JupyterLab and tests: everything inside the repository and the user's cache folder.
+    pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
+        let jupyter = self.jupyter();
+        let mut path = vec![self.venv().join("bin")];
+        if let Some(dir) = Path::new(&cargo()).parent().filter(|dir| dir.is_absolute()) {
+            path.push(dir.to_path_buf());
+        }
+        let library_path = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+        Ok(vec![
+            ("KDLAB_ROOT", self.root.clone().into()),
+            ("KDLAB_RUNS", self.runs()?.into()),
+            ("KDLAB_CACHE", self.cache()?.into()),
+            ("LIBTORCH", self.libtorch().into()),
+            (library_path, prepended(library_path, vec![self.libtorch().join("lib")])?),
+            ("PATH", prepended("PATH", path)?),
+            ("JUPYTER_PATH", jupyter.clone().into()),
+            ("JUPYTER_DATA_DIR", jupyter.clone().into()),
+            ("JUPYTER_CONFIG_DIR", jupyter.join("config").into()),
+            ("JUPYTER_RUNTIME_DIR", jupyter.join("runtime").into()),
+            ("IPYTHONDIR", jupyter.join("ipython").into()),
+            ("PYTHONUNBUFFERED", "1".into()),
+        ])
+    }
+}
+
+/// Takes away what `cargo run` adds to the environment and what would make cargo build otherwise than a plain `cargo`
+/// does: crates such as ring are rebuilt when one of these changes.
+pub fn as_without_cargo(command: &mut Command) -> &mut Command {
+    let foreign = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "CARGO_TARGET_TMPDIR", "OUT_DIR"];
+    for (name, _) in env::vars_os() {
+        if foreign.iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The cargo that started this program, so that kernels and tests use the same toolchain.
+pub fn cargo() -> OsString {
+    set("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// An environment variable, with empty counted as unset.
+pub fn set(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// What the NVIDIA driver says of itself, or None where there is none.
+pub fn nvidia_driver() -> Option<String> {
+    if let Ok(text) = fs::read_to_string("/proc/driver/nvidia/version") {
+        return text.lines().next().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    // WSL has no such file, but has the tool.
+    let output = Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().next().filter(|_| output.status.success()).map(|version| format!("NVIDIA driver {}", version.trim()))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
+}
+
+fn prepended(name: &str, first: Vec<PathBuf>) -> Result<OsString> {
+    let old = set(name).unwrap_or_default();
+    let rest = env::split_paths(&old).filter(|path| !path.as_os_str().is_empty() && !first.contains(path));
+    env::join_paths(first.iter().cloned().chain(rest)).with_context(|| format!("{name} holds a path with a colon"))
+}

@@ -1,0 +1,62 @@
+//! What the user sees while something runs: one line per step, a status line on terminals, elapsed time.
+
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Elapsed time, shown as `12.3 s` or `4 min 05 s`.
+#[derive(Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    pub fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&seconds(self.0.elapsed().as_secs_f64()))
+    }
+}
+
+/// `12.3 s`, or `4 min 05 s` from two minutes on.
+pub fn seconds(seconds: f64) -> String {
+    if seconds < 120.0 {
+        format!("{seconds:.1} s")
+    } else {
+        let whole = seconds.round() as u64;
+        format!("{} min {:02} s", whole / 60, whole % 60)
+    }
+}
+
+static STATUS: Mutex<()> = Mutex::new(());
+
+/// Prints a line that stays, over the status line if there is one.
+pub fn line(text: &str) {
+    let _guard = STATUS.lock();
+    if std::io::stdout().is_terminal() {
+        print!("\r\x1b[K");
+    }
+    println!("{text}");
+    let _ = std::io::stdout().flush();
+}
+
+/// Shows a status line that the next line replaces. Does nothing where stdout is not a terminal.
+pub fn status(text: &str) {
+    let _guard = STATUS.lock();
+    if std::io::stdout().is_terminal() {
+        let short: String = text.chars().filter(|c| !c.is_control()).take(100).collect();
+        print!("\r\x1b[K{short}");
+        let _ = std::io::stdout().flush();
+    }
+}
+
+pub fn on_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}

@@ -1,0 +1,69 @@
+"""One self-contained HTML page of several executed notebooks: `TARGET TITLE NOTEBOOK...`. Fetches nothing, when made or read."""
+import html
+import os
+import re
+import sys
+
+import nbformat
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+
+# Code first, so that a dollar in it stays one; then display and inline formulas.
+MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", re.S)
+
+
+def with_mathml(text):
+    def replace(match):
+        code, display, inline = match.groups()
+        if code:
+            return code
+        try:
+            return convert(display or inline, display="block" if display else "inline")
+        except Exception:
+            return match[0]
+
+    return MATH.sub(replace, text)
+
+
+def heading(cells, name):
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            for line in cell.source.splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return name
+
+
+def seconds(cells):
+    return sum(cell.metadata.get("kdlab", {}).get("seconds", 0) for cell in cells)
+
+
+def main(target, title, *paths):
+    whole, contents = nbformat.v4.new_notebook(), []
+    for path in paths:
+        name = os.path.splitext(os.path.basename(path))[0]
+        cells = nbformat.read(path, as_version=4).cells
+        contents.append(f'<li><a href="#{name}">{html.escape(heading(cells, name))}</a> ({seconds(cells):.0f} s)</li>')
+        whole.cells.append(nbformat.v4.new_markdown_cell(f'<a id="{name}"></a>\n\n---'))
+        for cell in cells:
+            if cell.cell_type == "markdown":
+                cell.source = with_mathml(cell.source)
+            cell.id = f"{name}-{len(whole.cells)}"[-64:]
+            whole.cells.append(cell)
+    first = f"# {title}\n\n<ol>{''.join(contents)}</ol>"
+    whole.cells.insert(0, nbformat.v4.new_markdown_cell(first))
+    whole.metadata["language_info"] = {"name": "rust", "pygments_lexer": "rust", "file_extension": ".rs"}
+
+    exporter = HTMLExporter(template_name="lab", embed_images=True)
+    page, _ = exporter.from_notebook_node(whole, {"metadata": {"name": title}})
+    # The template's scripts load MathJax, require.js and Mermaid from the network; the page needs none of them.
+    page = re.sub(r"<script\b.*?</script>", "", page, flags=re.S)
+    page = re.sub(r"<link\b[^>]*\bhref=[\"']https?:[^>]*>", "", page)
+    page = re.sub(r"@import\s+(url\()?[\"']?https?:[^;]*;", "", page)
+    beside = target + ".part"
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(page)
+    os.replace(beside, target)
+
+
+main(*sys.argv[1:])

