@@ -319,3 +319,25 @@ fn architectures_are_found_by_name() {
             .contains("resnet50, resnet18, efficientnet-lite0")
     );
 }
+
+/// Backbones may be trained whole; in-place activations must not break that.
+#[test]
+fn gradients_reach_every_variable_of_a_teacher() {
+    for arch in Arch::ALL {
+        let model = teacher(arch, Some(10));
+        let x = Tensor::rand([4, 3, 64, 64], (Kind::Float, Device::Cpu));
+        model
+            .forward(&x, true)
+            .unwrap()
+            .square()
+            .sum(Kind::Float)
+            .backward();
+        for (name, variable) in model.trainable() {
+            let grad = variable.grad();
+            assert!(
+                grad.defined() && bool::try_from(grad.isfinite().all()).unwrap(),
+                "{arch}: {name}"
+            );
+        }
+    }
+}

@@ -138,6 +138,7 @@ fn same_padding(x: &Tensor, kernel: i64, stride: i64) -> Tensor {
     x.constant_pad_nd([w / 2, w - w / 2, h / 2, h - h / 2])
 }
 
+/// In place: it follows a normalisation, whose output nobody else reads, and saves a pass over memory.
 fn relu6(x: &Tensor) -> Tensor {
-    x.relu6()
+    x.shallow_clone().relu6_()
 }

@@ -28,7 +28,7 @@ fn resnet(
     let mut net = Layers::new()
         .add("conv1", conv(vs / "conv1", 3, 64, 7, 2))
         .add("bn1", norm(vs / "bn1", 64))
-        .func("relu", Tensor::relu)
+        .func("relu", relu)
         .func("maxpool", |x| {
             x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
         }); // [N, 64, S/4, S/4]
@@ -48,7 +48,7 @@ fn resnet(
             let name = format!("{layer}.{i}");
             net = net
                 .residual(&name, block(&path, inputs, width, stride), shortcut)
-                .func(&format!("{name}.relu"), Tensor::relu);
+                .func(&format!("{name}.relu"), relu);
             inputs = outputs;
         }
     }
@@ -59,11 +59,16 @@ fn resnet(
     }
 }
 
+/// In place: it follows a normalisation or a sum, whose output nobody else reads, and saves a pass over memory.
+fn relu(x: &Tensor) -> Tensor {
+    x.shallow_clone().relu_()
+}
+
 fn basic(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
     Layers::new()
         .add("conv1", conv(vs / "conv1", inputs, width, 3, stride))
         .add("bn1", norm(vs / "bn1", width))
-        .func("relu", Tensor::relu)
+        .func("relu", relu)
         .add("conv2", conv(vs / "conv2", width, width, 3, 1))
         .add("bn2", norm(vs / "bn2", width))
 }
@@ -72,10 +77,10 @@ fn bottleneck(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
     Layers::new()
         .add("conv1", conv(vs / "conv1", inputs, width, 1, 1))
         .add("bn1", norm(vs / "bn1", width))
-        .func("relu1", Tensor::relu)
+        .func("relu1", relu)
         .add("conv2", conv(vs / "conv2", width, width, 3, stride))
         .add("bn2", norm(vs / "bn2", width))
-        .func("relu2", Tensor::relu)
+        .func("relu2", relu)
         .add("conv3", conv(vs / "conv3", width, 4 * width, 1, 1))
         .add("bn3", norm(vs / "bn3", 4 * width))
 }
