@@ -553,7 +553,7 @@ fn an_image_folder_is_read_resized_and_divided() -> Done {
     }
     assert_eq!(
         data.train
-            .take(20)?
+            .take(12)?
             .class_counts()
             .iter()
             .filter(|&&n| n > 0)

@@ -301,11 +301,7 @@ impl<'a> Idx<'a> {
             idx.shape.push(u32::from_be_bytes(word) as usize);
         }
         // Deflate packs at most 1032 to 1, so a header cannot make us reserve what the file cannot hold.
-        let most = if gzipped {
-            length.saturating_mul(1032)
-        } else {
-            length
-        };
+        let most = length.saturating_mul(1032);
         let bytes = idx
             .shape
             .iter()

@@ -74,6 +74,9 @@ impl Pool {
 }
 
 /// Some of the images of a data set, addressed by sample index: position `0..len()` in this split.
+///
+/// CIFAR-10 and IDX keep the order of their files, in which the classes are mixed; image folders are mixed on load.
+/// Splits share one tensor of bytes; on top of it each holds a list of rows.
 pub struct Split {
     pub name: String,
     /// Hex SHA-256 over the pixels and labels of the data set and the rows of this split: another key, other images
