@@ -38,12 +38,8 @@ impl Error {
     /// An I/O failure with the path it happened at; a full disk is named as such.
     pub(crate) fn io(doing: &str, path: &Path, e: std::io::Error) -> Self {
         let hint = match e.kind() {
-            std::io::ErrorKind::StorageFull => {
-                "; free some space or point KDLAB_CACHE / KDLAB_RUNS to another disk"
-            }
-            std::io::ErrorKind::PermissionDenied => {
-                "; choose a folder you may write to with KDLAB_CACHE / KDLAB_RUNS"
-            }
+            std::io::ErrorKind::StorageFull => "; free some space or point KDLAB_CACHE / KDLAB_RUNS to another disk",
+            std::io::ErrorKind::PermissionDenied => "; choose a folder you may write to with KDLAB_CACHE / KDLAB_RUNS",
             _ => "",
         };
         Error::Io(format!("{doing} {}: {e}{hint}", path.display()))

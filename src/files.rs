@@ -1,7 +1,7 @@
 //! Files that are whole or absent: written beside their place and renamed, so a kill leaves no half of one.
 
 use crate::{Error, Result};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::io::Write;
@@ -9,10 +9,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Writes `path` atomically: `write` fills a temporary file in the same folder, which is synced and renamed.
-pub(crate) fn write_atomic(
-    path: &Path,
-    write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>,
-) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let done = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
@@ -30,77 +27,73 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |f| f.write_all(bytes))
 }
 
+const KINDS: [(Dtype, Kind); 10] = [
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::F64, Kind::Double),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
+];
+
 /// Writes named tensors and string metadata as one safetensors file, atomically.
 pub(crate) fn save_tensors(
     path: &Path,
     tensors: &[(String, Tensor)],
-    metadata: HashMap<String, String>,
+    mut metadata: HashMap<String, String>,
 ) -> Result<()> {
-    let mut data = Vec::with_capacity(tensors.len());
+    let bad = |e: SafeTensorError| Error::Data(format!("writing {}: {e}", path.display()));
+    let mut raw = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let tensor = tensor
-            .f_detach()?
-            .f_to_device(Device::Cpu)?
-            .f_contiguous()?;
-        let (dtype, width) = match tensor.kind() {
-            Kind::Float => (Dtype::F32, 4),
-            Kind::Int64 => (Dtype::I64, 8),
-            other => {
-                return Err(Error::Input(format!(
-                    "{name} is {other:?}; only f32 and i64 tensors are saved"
-                )));
-            }
-        };
-        let mut bytes = vec![0u8; tensor.numel() * width];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        let shape: Vec<usize> = tensor.size().iter().map(|&d| d as usize).collect();
-        data.push((name.as_str(), dtype, shape, bytes));
+        let kind = tensor.f_kind()?;
+        let dtype = KINDS.iter().find(|(_, k)| *k == kind).map(|(d, _)| *d).ok_or_else(|| {
+            Error::Input(format!("{name} has the type {kind:?}, which a weight file cannot hold; convert it to f32"))
+        })?;
+        let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+        raw.push((name, dtype, shape, tensor_bytes(tensor)?));
     }
-    let broken = |e| Error::Data(format!("{}: {e}", path.display()));
-    let views = data
+    let views = raw
         .iter()
-        .map(|(name, dtype, shape, bytes)| {
-            Ok((
-                *name,
-                TensorView::new(*dtype, shape.clone(), bytes).map_err(broken)?,
-            ))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    write_bytes(
-        path,
-        &safetensors::serialize(views, Some(metadata)).map_err(broken)?,
-    )
+        .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(bad)?;
+    // What PyTorch's own tools write, so that they read these files too.
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    write_bytes(path, &safetensors::serialize(views, Some(metadata)).map_err(bad)?)
 }
 
-/// Reads what [`save_tensors`] wrote; tensors on the CPU.
-pub(crate) fn load_tensors(
-    path: &Path,
-) -> Result<(HashMap<String, Tensor>, HashMap<String, String>)> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
-    let broken = |e| {
-        Error::Data(format!(
-            "{} is not a whole safetensors file ({e}); delete it and make it anew",
-            path.display()
-        ))
+/// Tensors of a safetensors file, on the CPU.
+pub(crate) fn parse_tensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Tensor)>, String> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|e| format!("neither safetensors nor .pth, or damaged ({e}); download or save it again"))?;
+    let tensor = |(name, view): (&str, TensorView)| {
+        let kind = KINDS.iter().find(|(d, _)| *d == view.dtype()).map(|(_, k)| *k);
+        let kind = kind.ok_or_else(|| format!("{name} has the type {:?}; convert it to f32", view.dtype()))?;
+        let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        let tensor = Tensor::f_from_data_size(view.data(), &size, kind).map_err(|e| e.to_string())?;
+        Ok((name.to_owned(), tensor))
     };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
-    let mut tensors = HashMap::new();
-    for (name, view) in file.tensors() {
-        let kind = match view.dtype() {
-            Dtype::F32 => Kind::Float,
-            Dtype::I64 => Kind::Int64,
-            other => {
-                return Err(Error::Data(format!(
-                    "{}: {name} is {other:?}; expected f32 or i64",
-                    path.display()
-                )));
-            }
-        };
-        let shape: Vec<i64> = view.shape().iter().map(|&d| d as i64).collect();
-        tensors.insert(name, Tensor::f_from_data_size(view.data(), &shape, kind)?);
-    }
+    file.iter().map(tensor).collect()
+}
+
+/// Reads what [`save_tensors`] wrote: tensors on the CPU, and the metadata.
+pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, HashMap<String, String>)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
+    let broken = |e: String| Error::Data(format!("{}: {e}", path.display()));
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
+    let tensors = parse_tensors(&bytes).map_err(broken)?.into_iter().collect();
     Ok((tensors, header.metadata().clone().unwrap_or_default()))
+}
+
+fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0u8; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
 }
 
 /// Hex SHA-256 over parts, each preceded by its length so that neighbours cannot run together.
@@ -117,21 +110,10 @@ pub(crate) fn digest(parts: &[&[u8]]) -> String {
 pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
     let mut sums = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let tensor = tensor
-            .f_detach()?
-            .f_to_device(Device::Cpu)?
-            .f_contiguous()?;
-        let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        sums.push(digest(&[
-            name.as_bytes(),
-            format!("{:?}", tensor.size()).as_bytes(),
-            &bytes,
-        ]));
+        let shape = format!("{:?}", tensor.size());
+        sums.push(digest(&[name.as_bytes(), shape.as_bytes(), &tensor_bytes(tensor)?]));
     }
-    Ok(digest(
-        &sums.iter().map(|s| s.as_bytes()).collect::<Vec<_>>(),
-    ))
+    Ok(digest(&sums.iter().map(|s| s.as_bytes()).collect::<Vec<_>>()))
 }
 
 /// Waits until no other process or thread holds the lock file at `path`; it is ours until the result is dropped or

@@ -54,9 +54,7 @@ impl Lab {
             }
             Ok("cuda") => Device::Cuda(0),
             Ok(other) if !other.is_empty() => {
-                return Err(Error::Input(format!(
-                    "KDLAB_DEVICE is {other:?}; it may be cpu or cuda"
-                )));
+                return Err(Error::Input(format!("KDLAB_DEVICE is {other:?}; it may be cpu or cuda")));
             }
             _ => Device::cuda_if_available(),
         };
@@ -64,12 +62,7 @@ impl Lab {
         let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
         let runs = std::env::var_os("KDLAB_RUNS").map_or_else(|| root.join("runs"), PathBuf::from);
         let folder = runs.join(&profile.name);
-        Ok(Self {
-            folder,
-            cache: DataOptions::default().cache,
-            profile,
-            device,
-        })
+        Ok(Self { folder, cache: DataOptions::default().cache, profile, device })
     }
 
     /// CIFAR-10, or what `KDLAB_DATA` names, in the profile's sizes. What was not as wished stands in its notices.
@@ -80,6 +73,7 @@ impl Lab {
             train_images: p.train_images,
             validation_images: p.validation_images,
             test_images: p.test_images,
+            folder_size: p.teacher_size,
             cache: self.cache.clone(),
             ..DataOptions::default()
         })
@@ -90,11 +84,13 @@ impl Lab {
         Backbone::pretrained(self.profile.arch, self.device, &self.cache)
     }
 
-    /// What the backbone was trained on: ImageNet's mean and deviation, at the profile's size.
+    /// At the profile's size, normalised as the profile's backbone was trained.
     pub fn teacher_transform(&self) -> Transform {
-        Transform::imagenet(self.profile.teacher_size)
+        let (mean, std) = self.profile.arch.normalisation();
+        Transform { size: self.profile.teacher_size, mean, std }
     }
 
+    /// At the profile's size, with ImageNet's mean and deviation, as in the article.
     pub fn student_transform(&self) -> Transform {
         Transform::imagenet(self.profile.student_size)
     }
@@ -103,23 +99,11 @@ impl Lab {
     pub fn features(&self, backbone: &Backbone, split: &Split) -> Result<CachedTensor> {
         let cache = self.folder.join("cache");
         let (transform, listener) = (self.teacher_transform(), print_progress());
-        backbone_features(
-            backbone,
-            split,
-            &transform,
-            self.profile.batch_size,
-            Some(&cache),
-            &listener,
-        )
+        backbone_features(backbone, split, &transform, self.profile.batch_size, Some(&cache), &listener)
     }
 
     /// The teacher's logits of a split: its head on the backbone's features, kept on disk likewise.
-    pub fn logits(
-        &self,
-        head: &Model,
-        split: &Split,
-        features: &CachedTensor,
-    ) -> Result<CachedTensor> {
+    pub fn logits(&self, head: &Model, split: &Split, features: &CachedTensor) -> Result<CachedTensor> {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
     }
 
@@ -146,21 +130,19 @@ impl Lab {
         }
     }
 
-    /// The head that notebook 2 trained, for `classes` classes.
-    pub fn teacher_head(&self, classes: i64) -> Result<Model> {
+    /// The head that notebook 2 trained on these features, for `classes` classes.
+    pub fn teacher_head(&self, classes: i64, train_features: &CachedTensor) -> Result<Model> {
         let path = self.folder.join("teacher/best.safetensors");
         if !path.exists() {
+            return Err(Error::Data(format!("no teacher at {}; run notebook 02_teacher first", path.display())));
+        }
+        if self.history("teacher")?.data_key != train_features.key {
             return Err(Error::Data(format!(
-                "no teacher at {}; run notebook 02_teacher first",
+                "the teacher at {} was trained on other data, at another size or on another backbone; run notebook 02_teacher again",
                 path.display()
             )));
         }
-        let mut model = head(
-            self.profile.arch.features(),
-            classes,
-            self.device,
-            self.profile.seed,
-        )?;
+        let mut model = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
         model.load(&path)?;
         Ok(model)
     }
@@ -187,23 +169,11 @@ impl Lab {
 
     /// All fits of this profile, a row each. It is read from disk, so it outlives the kernel.
     pub fn runs(&self) -> Result<Table> {
-        let header = [
-            "run",
-            "loss",
-            "T",
-            "alpha",
-            "epochs",
-            "best epoch",
-            "val acc %",
-            "val CE",
-            "seconds",
-        ];
+        let header = ["run", "loss", "T", "alpha", "epochs", "best epoch", "val acc %", "val CE", "seconds"];
         let maybe = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v}"));
-        Ok(self
-            .histories()?
-            .iter()
-            .filter_map(|h| Some((h, h.best()?)))
-            .fold(Table::new(&header), |table, (h, best)| {
+        Ok(self.histories()?.iter().filter_map(|h| Some((h, h.best()?))).fold(
+            Table::new(&header),
+            |table, (h, best)| {
                 table.row(&[
                     h.name.clone(),
                     h.criterion.clone(),
@@ -215,27 +185,17 @@ impl Lab {
                     format!("{:.4}", best.validation.cross_entropy),
                     format!("{:.1}", h.seconds()),
                 ])
-            }))
+            },
+        ))
     }
 
     /// Writes the closing table, which `cargo lab run` prints too, and gives it back to look at.
     pub fn report(&self, dataset: &Dataset, rows: &[ResultRow]) -> Result<Table> {
-        let results = Results {
-            profile: self.profile.name.clone(),
-            dataset: dataset.name.clone(),
-            rows: rows.to_vec(),
-        };
-        let json = serde_json::to_vec_pretty(&results)
-            .map_err(|e| Error::Data(format!("results: {e}")))?;
+        let results =
+            Results { profile: self.profile.name.clone(), dataset: dataset.name.clone(), rows: rows.to_vec() };
+        let json = serde_json::to_vec_pretty(&results).map_err(|e| Error::Data(format!("results: {e}")))?;
         files::write_bytes(&self.folder.join("results.json"), &json)?;
-        let header = [
-            "model",
-            "validation acc %",
-            "test acc %",
-            "parameters",
-            "MACs per image",
-            "seconds",
-        ];
+        let header = ["model", "validation acc %", "test acc %", "parameters", "MACs per image", "seconds"];
         Ok(rows.iter().fold(Table::new(&header), |table, r| {
             table.row(&[
                 r.model.clone(),
@@ -258,11 +218,7 @@ impl fmt::Display for Lab {
             other => format!("{other:?}"),
         };
         writeln!(f, "device    {device}")?;
-        writeln!(
-            f,
-            "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)",
-            p.name
-        )?;
+        writeln!(f, "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)", p.name)?;
         writeln!(
             f,
             "images    {} train, {} validation, {} test",
@@ -270,22 +226,11 @@ impl fmt::Display for Lab {
             count(p.validation_images),
             count(p.test_images)
         )?;
-        writeln!(
-            f,
-            "teacher   {} at {} px, {} epochs",
-            p.arch, p.teacher_size, p.teacher_epochs
-        )?;
-        writeln!(
-            f,
-            "student   at {} px, {} epochs, batches of {}",
-            p.student_size, p.student_epochs, p.batch_size
-        )?;
+        writeln!(f, "teacher   {} at {} px, {} epochs", p.arch, p.teacher_size, p.teacher_epochs)?;
+        writeln!(f, "student   at {} px, {} epochs, batches of {}", p.student_size, p.student_epochs, p.batch_size)?;
         write!(f, "runs      {}", self.folder.display())?;
         if p.name == "article" && self.device == Device::Cpu {
-            write!(
-                f,
-                "\nnote      this profile is meant for CUDA; on a CPU its teacher pass alone takes hours"
-            )?;
+            write!(f, "\nnote      this profile is meant for CUDA; on a CPU its teacher pass alone takes hours")?;
         }
         Ok(())
     }

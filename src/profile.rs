@@ -37,7 +37,7 @@ impl Profile {
             validation_images: None,
             test_images: None,
             teacher_size: 224, // what ResNet-50 was trained on
-            student_size: 32, // CIFAR-10's own size; at 224 the student costs more than its teacher
+            student_size: 32,  // CIFAR-10's own size; at 224 the student costs more than its teacher
             batch_size: 64,
             teacher_epochs: 10,
             student_epochs: 20,
@@ -83,9 +83,9 @@ impl Profile {
             "article" => Ok(Self::article()),
             "laptop" => Ok(Self::laptop()),
             "smoke" => Ok(Self::smoke()),
-            other => Err(Error::Input(format!(
-                "no profile named {other:?}; KDLAB_PROFILE may be article, laptop or smoke"
-            ))),
+            other => {
+                Err(Error::Input(format!("no profile named {other:?}; KDLAB_PROFILE may be article, laptop or smoke")))
+            }
         }
     }
 
@@ -93,11 +93,7 @@ impl Profile {
     pub fn detect(cuda: bool) -> Result<Self> {
         match std::env::var("KDLAB_PROFILE") {
             Ok(name) if !name.is_empty() => Self::named(&name),
-            _ => Ok(if cuda {
-                Self::article()
-            } else {
-                Self::laptop()
-            }),
+            _ => Ok(if cuda { Self::article() } else { Self::laptop() }),
         }
     }
 }

@@ -16,22 +16,9 @@ fn dataset(folder: &Path, seed: u64) -> Dataset {
         bytes.extend((0..3072).map(|p| 20 * label + ((p * 7 + i * 13) % 23) as u8));
         bytes
     };
-    std::fs::write(
-        folder.join("data_batch_1.bin"),
-        (0..80).flat_map(record).collect::<Vec<_>>(),
-    )
-    .unwrap();
-    std::fs::write(
-        folder.join("test_batch.bin"),
-        (100..120).flat_map(record).collect::<Vec<_>>(),
-    )
-    .unwrap();
-    let options = DataOptions {
-        folder: Some(folder.to_owned()),
-        seed,
-        validation: 0.2,
-        ..DataOptions::default()
-    };
+    std::fs::write(folder.join("data_batch_1.bin"), (0..80).flat_map(record).collect::<Vec<_>>()).unwrap();
+    std::fs::write(folder.join("test_batch.bin"), (100..120).flat_map(record).collect::<Vec<_>>()).unwrap();
+    let options = DataOptions { folder: Some(folder.to_owned()), seed, validation: 0.2, ..DataOptions::default() };
     cifar10(&options).unwrap()
 }
 
@@ -48,31 +35,18 @@ fn tiny_model(seed: u64) -> Model {
 /// Random logits for every sample: a teacher that knows nothing, but always the same.
 fn teacher(split: &kdlab::data::Split, seed: f64) -> CachedTensor {
     let n = split.len() as i64;
-    let values = (Tensor::arange(n * 10, (Kind::Float, Device::Cpu)) + seed)
-        .sin()
-        .reshape([n, 10])
-        * 3.0;
+    let values = (Tensor::arange(n * 10, (Kind::Float, Device::Cpu)) + seed).sin().reshape([n, 10]) * 3.0;
     CachedTensor::new(split, values, &format!("test {seed}")).unwrap()
 }
 
 fn examples(data: &Dataset) -> (Examples, Examples) {
     let transform = Transform::cifar10(32);
-    let of = |split| {
-        Examples::images(split, &transform)
-            .unwrap()
-            .with_teacher(&teacher(split, 1.0))
-            .unwrap()
-    };
+    let of = |split| Examples::images(split, &transform).unwrap().with_teacher(&teacher(split, 1.0)).unwrap();
     (of(&data.train), of(&data.validation))
 }
 
 fn options(epochs: usize) -> FitOptions {
-    FitOptions {
-        epochs,
-        batch_size: 8,
-        learning_rate: 1e-2,
-        ..FitOptions::default()
-    }
+    FitOptions { epochs, batch_size: 8, learning_rate: 1e-2, ..FitOptions::default() }
 }
 
 fn random(shape: [i64; 2], seed: i64) -> Tensor {
@@ -105,15 +79,9 @@ fn kd_loss_is_its_formula() {
     for temperature in [0.5, 1.0, 2.0, 4.0, 20.0] {
         for alpha in [0.0, 0.3, 1.0] {
             let loss = KdLoss::new(temperature, alpha).unwrap();
-            let got = loss
-                .forward(&s, &Tensor::from_slice(&labels), &t)
-                .unwrap()
-                .double_value(&[]);
+            let got = loss.forward(&s, &Tensor::from_slice(&labels), &t).unwrap().double_value(&[]);
             let want = by_hand(&s, &labels, &t, temperature, alpha);
-            assert!(
-                (got - want).abs() < 1e-9 * want.abs().max(1.0),
-                "T {temperature} alpha {alpha}: {got} {want}"
-            );
+            assert!((got - want).abs() < 1e-9 * want.abs().max(1.0), "T {temperature} alpha {alpha}: {got} {want}");
         }
     }
 }
@@ -129,8 +97,7 @@ fn kd_gradient_is_the_analytic_one() {
             .forward(&s, &Tensor::zeros([5], (Kind::Int64, Device::Cpu)), &t)
             .unwrap()
             .backward();
-        let want = (soft_targets(&s.detach(), temperature).unwrap()
-            - soft_targets(&t, temperature).unwrap())
+        let want = (soft_targets(&s.detach(), temperature).unwrap() - soft_targets(&t, temperature).unwrap())
             * (temperature / 5.0);
         assert!((s.grad() - want).abs().max().double_value(&[]) < 1e-12);
     }
@@ -143,10 +110,7 @@ fn divergence_is_zero_for_equals_directed_and_finite_at_extremes() {
     let value = |s: &Tensor, t: &Tensor| kd.divergence(s, t).unwrap().double_value(&[]);
     assert!(value(&a, &a).abs() < 1e-12);
     assert!(value(&a, &b) > 0.0);
-    assert!(
-        (value(&a, &b) - value(&b, &a)).abs() > 1e-3,
-        "teacher and student must not be exchangeable"
-    );
+    assert!((value(&a, &b) - value(&b, &a)).abs() > 1e-3, "teacher and student must not be exchangeable");
     let extreme = Tensor::from_slice(&[1e4f32, -1e4, 0.0, -1e4, 1e4, 0.0]).reshape([2, 3]);
     assert!(value(&extreme, &extreme.flip([1])).is_finite());
 }
@@ -154,10 +118,7 @@ fn divergence_is_zero_for_equals_directed_and_finite_at_extremes() {
 #[test]
 fn bad_values_are_named_with_their_fix() {
     let message = |r: kdlab::Result<KdLoss>| r.unwrap_err().to_string();
-    assert_eq!(
-        message(KdLoss::new(-2.0, 0.5)),
-        "temperature must be > 0, got -2; try 1 to 10"
-    );
+    assert_eq!(message(KdLoss::new(-2.0, 0.5)), "temperature must be > 0, got -2; try 1 to 10");
     assert!(message(KdLoss::new(f64::NAN, 0.5)).contains("got NaN"));
     assert!(message(KdLoss::new(0.0, 0.5)).contains("got 0"));
     assert!(message(KdLoss::new(f64::INFINITY, 0.5)).contains("got inf"));
@@ -166,11 +127,7 @@ fn bad_values_are_named_with_their_fix() {
     let control = Control::new();
     assert!(control.set_temperature(0.0).is_err() && control.set_alpha(-0.1).is_err());
     let logits = |c| Tensor::zeros([2, c], (Kind::Float, Device::Cpu));
-    let e = KdLoss::new(1.0, 1.0)
-        .unwrap()
-        .divergence(&logits(10), &logits(12))
-        .unwrap_err()
-        .to_string();
+    let e = KdLoss::new(1.0, 1.0).unwrap().divergence(&logits(10), &logits(12)).unwrap_err().to_string();
     assert!(e.contains("[2, 10]") && e.contains("[2, 12]"), "{e}");
 }
 
@@ -181,23 +138,15 @@ fn adam_is_its_formula() {
     let (mut w, mut m, mut v) = ([1.0, -2.0], [0.0; 2], [0.0; 2]);
     for step in 1..=5 {
         adam.zero_grad();
-        (weight.square() * 0.5 + weight.sin())
-            .sum(Kind::Double)
-            .backward();
+        (weight.square() * 0.5 + weight.sin()).sum(Kind::Double).backward();
         adam.step(0.1).unwrap();
         for i in 0..2 {
             let g: f64 = w[i] + f64::cos(w[i]);
             m[i] = 0.9 * m[i] + 0.1 * g;
             v[i] = 0.999 * v[i] + 0.001 * g * g;
-            let (m, v): (f64, f64) = (
-                m[i] / (1.0 - 0.9f64.powi(step)),
-                v[i] / (1.0 - 0.999f64.powi(step)),
-            );
+            let (m, v): (f64, f64) = (m[i] / (1.0 - 0.9f64.powi(step)), v[i] / (1.0 - 0.999f64.powi(step)));
             w[i] -= 0.1 * m / (v.sqrt() + 1e-8);
-            assert!(
-                (weight.double_value(&[i as i64]) - w[i]).abs() < 1e-12,
-                "step {step}"
-            );
+            assert!((weight.double_value(&[i as i64]) - w[i]).abs() < 1e-12, "step {step}");
         }
     }
 }
@@ -214,10 +163,7 @@ fn metrics_count_every_sample_once() {
         &train,
         &validation,
         &Criterion::kd(KdLoss::new(4.0, 0.9).unwrap()),
-        &FitOptions {
-            batch_size: 5,
-            ..options(1)
-        },
+        &FitOptions { batch_size: 5, ..options(1) },
     )
     .unwrap();
     let record = history.records[0];
@@ -226,20 +172,13 @@ fn metrics_count_every_sample_once() {
     assert!((result.accuracy() - record.validation.accuracy).abs() < 1e-12);
     assert!((result.cross_entropy - record.validation.cross_entropy).abs() < 1e-5);
     let teacher = teacher(&data.validation, 1.0).tensor;
-    let kl = KdLoss::new(4.0, 0.9)
-        .unwrap()
-        .divergence(&result.logits, &teacher)
-        .unwrap()
-        .double_value(&[]);
+    let kl = KdLoss::new(4.0, 0.9).unwrap().divergence(&result.logits, &teacher).unwrap().double_value(&[]);
     assert!((record.validation.divergence.unwrap() - kl).abs() < 1e-5);
     let total = 0.9 * 16.0 * kl + 0.1 * result.cross_entropy;
     assert!((record.validation.loss - total).abs() < 1e-4);
     let confusion = result.confusion().unwrap();
     assert_eq!(confusion.iter().flatten().sum::<usize>(), result.total);
-    assert_eq!(
-        (0..10).map(|c| confusion[c][c]).sum::<usize>(),
-        result.correct
-    );
+    assert_eq!((0..10).map(|c| confusion[c][c]).sum::<usize>(), result.correct);
 }
 
 #[test]
@@ -249,13 +188,8 @@ fn the_same_seed_gives_the_same_run_and_another_does_not() {
     let (train, validation) = examples(&data);
     let run = |seed| {
         let mut model = tiny_model(1);
-        let history = fit(
-            &mut model,
-            &train,
-            &validation,
-            &Criterion::cross_entropy(),
-            &FitOptions { seed, ..options(3) },
-        );
+        let history =
+            fit(&mut model, &train, &validation, &Criterion::cross_entropy(), &FitOptions { seed, ..options(3) });
         curve(&history.unwrap())
     };
     assert_eq!(run(3), run(3));
@@ -264,11 +198,7 @@ fn the_same_seed_gives_the_same_run_and_another_does_not() {
 
 /// What of a history does not depend on the clock.
 fn curve(history: &History) -> Vec<(Metrics, Metrics)> {
-    history
-        .records
-        .iter()
-        .map(|r| (r.train, r.validation))
-        .collect()
+    history.records.iter().map(|r| (r.train, r.validation)).collect()
 }
 
 #[test]
@@ -279,31 +209,14 @@ fn alpha_zero_is_the_student_alone_bit_for_bit() {
     let run = |criterion: Criterion| {
         let mut model = tiny_model(1);
         let history = fit(&mut model, &train, &validation, &criterion, &options(3)).unwrap();
-        (
-            history
-                .records
-                .iter()
-                .map(|r| (r.train.loss, r.validation.accuracy))
-                .collect::<Vec<_>>(),
-            values(&model),
-        )
+        (history.records.iter().map(|r| (r.train.loss, r.validation.accuracy)).collect::<Vec<_>>(), values(&model))
     };
-    assert_eq!(
-        run(Criterion::cross_entropy()),
-        run(Criterion::kd(KdLoss::new(4.0, 0.0).unwrap()))
-    );
-    assert_ne!(
-        run(Criterion::cross_entropy()).1,
-        run(Criterion::kd(KdLoss::new(4.0, 0.5).unwrap())).1
-    );
+    assert_eq!(run(Criterion::cross_entropy()), run(Criterion::kd(KdLoss::new(4.0, 0.0).unwrap())));
+    assert_ne!(run(Criterion::cross_entropy()).1, run(Criterion::kd(KdLoss::new(4.0, 0.5).unwrap())).1);
 }
 
 fn values(model: &Model) -> Vec<f32> {
-    model
-        .state()
-        .iter()
-        .flat_map(|(_, t)| Vec::<f32>::try_from(t.flatten(0, -1)).unwrap())
-        .collect()
+    model.state().iter().flat_map(|(_, t)| Vec::<f32>::try_from(t.flatten(0, -1)).unwrap()).collect()
 }
 
 #[test]
@@ -313,39 +226,15 @@ fn the_best_epochs_weights_are_kept() {
     let (train, validation) = examples(&data);
     let mut model = tiny_model(1);
     // So large a step makes accuracy jump about: the last epoch is hardly ever the best.
-    let wild = FitOptions {
-        learning_rate: 0.5,
-        folder: Some(folder.path().join("run")),
-        ..options(8)
-    };
-    let history = fit(
-        &mut model,
-        &train,
-        &validation,
-        &Criterion::cross_entropy(),
-        &wild,
-    )
-    .unwrap();
+    let wild = FitOptions { learning_rate: 0.5, folder: Some(folder.path().join("run")), ..options(8) };
+    let history = fit(&mut model, &train, &validation, &Criterion::cross_entropy(), &wild).unwrap();
     let best = history.best().unwrap();
-    assert!(
-        history
-            .records
-            .iter()
-            .all(|r| r.validation.accuracy <= best.validation.accuracy)
-    );
-    assert_eq!(
-        evaluate(&model, &validation, 8).unwrap().accuracy(),
-        best.validation.accuracy
-    );
+    assert!(history.records.iter().all(|r| r.validation.accuracy <= best.validation.accuracy));
+    assert_eq!(evaluate(&model, &validation, 8).unwrap().accuracy(), best.validation.accuracy);
     let mut loaded = tiny_model(2);
-    loaded
-        .load(folder.path().join("run/best.safetensors"))
-        .unwrap();
+    loaded.load(folder.path().join("run/best.safetensors")).unwrap();
     assert_eq!(values(&loaded), values(&model));
-    assert_eq!(
-        History::load(folder.path().join("run/history.json")).unwrap(),
-        history
-    );
+    assert_eq!(History::load(folder.path().join("run/history.json")).unwrap(), history);
 }
 
 #[test]
@@ -354,43 +243,22 @@ fn a_notebooks_own_loss_and_network_fit() {
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
     fn loss_kd(s: &Tensor, y: &Tensor, t: &Tensor, temperature: f64, alpha: f64) -> Tensor {
-        let (log_s, log_t) = (
-            (s / temperature).log_softmax(-1, None),
-            (t / temperature).log_softmax(-1, None),
-        );
+        let (log_s, log_t) = ((s / temperature).log_softmax(-1, None), (t / temperature).log_softmax(-1, None));
         let kl = (log_t.exp() * (&log_t - log_s)).sum(None) / s.size()[0] as f64;
         kl * (alpha * temperature * temperature) + s.cross_entropy_for_logits(y) * (1.0 - alpha)
     }
     let kd = KdLoss::new(4.0, 0.7).unwrap();
     let run = |criterion: Criterion| {
         let mut model = tiny_model(1);
-        fit(&mut model, &train, &validation, &criterion, &options(2))
-            .unwrap()
-            .records[1]
-            .train
-            .loss
+        fit(&mut model, &train, &validation, &criterion, &options(2)).unwrap().records[1].train.loss
     };
-    let (own, ours) = (
-        run(Criterion::soft("loss_kd", kd, loss_kd)),
-        run(Criterion::kd(kd)),
-    );
+    let (own, ours) = (run(Criterion::soft("loss_kd", kd, loss_kd)), run(Criterion::kd(kd)));
     assert!((own - ours).abs() < 1e-4, "{own} {ours}");
-    let hard = Criterion::hard("mine", |logits, labels| {
-        logits.cross_entropy_for_logits(labels)
-    });
+    let hard = Criterion::hard("mine", |logits, labels| logits.cross_entropy_for_logits(labels));
     assert!((run(hard) - run(Criterion::cross_entropy())).abs() < 1e-6);
-    let vector = Criterion::hard("unreduced", |logits, _| {
-        logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
-    });
-    let e = fit(
-        &mut tiny_model(1),
-        &train,
-        &validation,
-        &vector,
-        &options(1),
-    )
-    .unwrap_err()
-    .to_string();
+    let vector =
+        Criterion::hard("unreduced", |logits, _| logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Float));
+    let e = fit(&mut tiny_model(1), &train, &validation, &vector, &options(1)).unwrap_err().to_string();
     assert!(e.contains("scalar"), "{e}");
 }
 
@@ -410,32 +278,14 @@ fn live_changes_act_on_the_running_fit_and_stop_ends_it() {
             }
         }
     });
-    let options = FitOptions {
-        control,
-        listener,
-        ..options(9)
-    };
+    let options = FitOptions { control, listener, ..options(9) };
     let criterion = Criterion::kd(KdLoss::new(2.0, 0.5).unwrap());
     let mut model = tiny_model(1);
     let history = fit(&mut model, &train, &validation, &criterion, &options).unwrap();
-    let seen: Vec<_> = history
-        .records
-        .iter()
-        .map(|r| (r.temperature, r.alpha))
-        .collect();
-    assert_eq!(
-        seen,
-        [
-            (Some(2.0), Some(0.5)),
-            (Some(8.0), Some(0.25)),
-            (Some(8.0), Some(0.25))
-        ]
-    );
+    let seen: Vec<_> = history.records.iter().map(|r| (r.temperature, r.alpha)).collect();
+    assert_eq!(seen, [(Some(2.0), Some(0.5)), (Some(8.0), Some(0.25)), (Some(8.0), Some(0.25))]);
     assert_eq!(history.stopped.as_deref(), Some("enough"));
-    assert_eq!(
-        evaluate(&model, &validation, 8).unwrap().accuracy(),
-        history.best().unwrap().validation.accuracy
-    );
+    assert_eq!(evaluate(&model, &validation, 8).unwrap().accuracy(), history.best().unwrap().validation.accuracy);
 }
 
 #[test]
@@ -445,37 +295,17 @@ fn a_loss_that_is_no_number_stops_the_fit_and_keeps_the_good_weights() {
     let (train, validation) = examples(&data);
     let steps = Arc::new(AtomicUsize::new(0));
     let criterion = Criterion::hard("breaks", move |logits, labels| {
-        let scale = if steps.fetch_add(1, Ordering::Relaxed) > 12 {
-            f64::NAN
-        } else {
-            1.0
-        };
+        let scale = if steps.fetch_add(1, Ordering::Relaxed) > 12 { f64::NAN } else { 1.0 };
         logits.cross_entropy_for_logits(labels) * scale
     });
     let mut model = tiny_model(1);
     let folder = folder.path().join("run");
-    let e = fit(
-        &mut model,
-        &train,
-        &validation,
-        &criterion,
-        &FitOptions {
-            folder: Some(folder.clone()),
-            ..options(5)
-        },
-    );
+    let e =
+        fit(&mut model, &train, &validation, &criterion, &FitOptions { folder: Some(folder.clone()), ..options(5) });
     let e = e.unwrap_err().to_string();
-    assert!(
-        e.contains("loss became NaN in epoch") && e.contains("learning rate"),
-        "{e}"
-    );
+    assert!(e.contains("loss became NaN in epoch") && e.contains("learning rate"), "{e}");
     assert!(values(&model).iter().all(|v| v.is_finite()));
-    assert!(
-        !History::load(folder.join("history.json"))
-            .unwrap()
-            .records
-            .is_empty()
-    );
+    assert!(!History::load(folder.join("history.json")).unwrap().records.is_empty());
 }
 
 #[test]
@@ -485,33 +315,14 @@ fn what_cannot_be_fitted_is_refused_before_the_first_batch() {
     let (train, validation) = examples(&data);
     let plain = Examples::images(&data.train, &Transform::cifar10(32)).unwrap();
     let kd = || Criterion::kd(KdLoss::new(1.0, 0.5).unwrap());
-    let refused =
-        |model: &mut Model, train: &Examples, criterion: Criterion, options: FitOptions| {
-            fit(model, train, &validation, &criterion, &options)
-                .unwrap_err()
-                .to_string()
-        };
+    let refused = |model: &mut Model, train: &Examples, criterion: Criterion, options: FitOptions| {
+        fit(model, train, &validation, &criterion, &options).unwrap_err().to_string()
+    };
     let mut model = tiny_model(1);
     let before = values(&model);
-    let e = refused(
-        &mut model,
-        &train,
-        kd(),
-        FitOptions {
-            batch_size: 0,
-            ..options(1)
-        },
-    );
+    let e = refused(&mut model, &train, kd(), FitOptions { batch_size: 0, ..options(1) });
     assert!(e.contains("batch size must be at least 1, got 0"), "{e}");
-    let e = refused(
-        &mut model,
-        &train,
-        kd(),
-        FitOptions {
-            learning_rate: f64::NAN,
-            ..options(1)
-        },
-    );
+    let e = refused(&mut model, &train, kd(), FitOptions { learning_rate: f64::NAN, ..options(1) });
     assert!(e.contains("learning rate"), "{e}");
     let e = refused(&mut model, &train, kd(), options(0));
     assert!(e.contains("epochs"), "{e}");
@@ -522,42 +333,21 @@ fn what_cannot_be_fitted_is_refused_before_the_first_batch() {
             .func("pool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1))
             .add("fc", nn::linear(vs / "fc", 3, 3, Default::default()))
     };
-    let e = refused(
-        &mut Model::new("narrow", Device::Cpu, 0, &narrow).unwrap(),
-        &train,
-        kd(),
-        options(1),
-    );
+    let e = refused(&mut Model::new("narrow", Device::Cpu, 0, &narrow).unwrap(), &train, kd(), options(1));
     assert!(e.contains("labels go up to 9"), "{e}");
     let wide = |vs: &nn::Path| {
         Layers::new()
             .func("pool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1))
             .add("fc", nn::linear(vs / "fc", 3, 12, Default::default()))
     };
-    let e = refused(
-        &mut Model::new("wide", Device::Cpu, 0, &wide).unwrap(),
-        &train,
-        kd(),
-        options(1),
-    );
-    assert!(
-        e.contains("teacher has 10 classes and the student 12"),
-        "{e}"
-    );
+    let e = refused(&mut Model::new("wide", Device::Cpu, 0, &wide).unwrap(), &train, kd(), options(1));
+    assert!(e.contains("teacher has 10 classes and the student 12"), "{e}");
     assert_eq!(values(&model), before);
     // Logits of another split, or of the same images split with another seed.
     let images = || Examples::images(&data.train, &Transform::cifar10(32)).unwrap();
-    assert!(
-        images()
-            .with_teacher(&teacher(&data.validation, 1.0))
-            .is_err()
-    );
+    assert!(images().with_teacher(&teacher(&data.validation, 1.0)).is_err());
     let other = tempfile::tempdir().unwrap();
-    let e = images()
-        .with_teacher(&teacher(&dataset(other.path(), 1).train, 1.0))
-        .err()
-        .unwrap()
-        .to_string();
+    let e = images().with_teacher(&teacher(&dataset(other.path(), 1).train, 1.0)).err().unwrap().to_string();
     assert!(e.contains("computed for other data"), "{e}");
 }
 
@@ -572,18 +362,10 @@ fn cached_logits_belong_to_their_images_in_any_order() {
     let cached = CachedTensor::new(&data.train, logits, "tiny").unwrap();
     let examples = plain.with_teacher(&cached).unwrap();
     for epoch in 1..4 {
-        for indices in
-            kdlab::data::batches(&kdlab::data::shuffled(examples.len(), 9, epoch), 6).unwrap()
-        {
+        for indices in kdlab::data::batches(&kdlab::data::shuffled(examples.len(), 9, epoch), 6).unwrap() {
             let batch = examples.batch(&indices, Device::Cpu).unwrap();
             let direct = tch::no_grad(|| model.forward(&batch.inputs, false)).unwrap();
-            assert!(
-                (batch.teacher().unwrap() - direct)
-                    .abs()
-                    .max()
-                    .double_value(&[])
-                    < 1e-5
-            );
+            assert!((batch.teacher().unwrap() - direct).abs().max().double_value(&[]) < 1e-5);
         }
     }
 }
@@ -604,23 +386,12 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     });
     let resnet = |seed| Backbone::untrained(Arch::ResNet18, Device::Cpu, seed).unwrap();
     let run = |backbone: &Backbone, data: &Dataset, size| {
-        backbone_features(
-            backbone,
-            &data.validation,
-            &Transform::imagenet(size),
-            4,
-            Some(&cache),
-            &listener,
-        )
-        .unwrap()
+        backbone_features(backbone, &data.validation, &Transform::imagenet(size), 4, Some(&cache), &listener).unwrap()
     };
     let backbone = resnet(1);
     let first = run(&backbone, &data, 32);
     let second = run(&backbone, &data, 32);
-    assert_eq!(
-        (first.from_disk, second.from_disk, *passes.lock().unwrap()),
-        (false, true, 1)
-    );
+    assert_eq!((first.from_disk, second.from_disk, *passes.lock().unwrap()), (false, true, 1));
     assert_eq!(first.tensor, second.tensor);
     // Another size, other weights, another split seed, other pixels: each is computed anew.
     assert!(!run(&backbone, &data, 40).from_disk);
@@ -632,11 +403,7 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
         *pixel ^= 1;
     }
     std::fs::write(again.path().join("data_batch_1.bin"), bytes).unwrap();
-    let options = DataOptions {
-        folder: Some(again.path().to_owned()),
-        validation: 0.2,
-        ..DataOptions::default()
-    };
+    let options = DataOptions { folder: Some(again.path().to_owned()), validation: 0.2, ..DataOptions::default() };
     assert!(!run(&backbone, &cifar10(&options).unwrap(), 32).from_disk);
     assert_eq!(*passes.lock().unwrap(), 5);
     // A damaged file is no features.
@@ -654,9 +421,7 @@ fn a_head_on_features_equals_the_articles_way() {
     let data = dataset(folder.path(), 0);
     let transform = Transform::imagenet(32);
     let backbone = Arc::new(Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap());
-    let features = |split| {
-        backbone_features(&backbone, split, &transform, 8, None, &Listener::default()).unwrap()
-    };
+    let features = |split| backbone_features(&backbone, split, &transform, 8, None, &Listener::default()).unwrap();
     let run = |train: Examples, validation: Examples| {
         let mut model = head(Arch::ResNet18.features(), 10, Device::Cpu, 3).unwrap();
         fit(
@@ -664,10 +429,7 @@ fn a_head_on_features_equals_the_articles_way() {
             &train,
             &validation,
             &Criterion::cross_entropy(),
-            &FitOptions {
-                learning_rate: 1e-3,
-                ..options(2)
-            },
+            &FitOptions { learning_rate: 1e-3, ..options(2) },
         )
         .unwrap();
         values(&model)
@@ -679,11 +441,7 @@ fn a_head_on_features_equals_the_articles_way() {
     let through = |split| Examples::through_backbone(split, &transform, &backbone).unwrap();
     let forward = run(through(&data.train), through(&data.validation));
     // Batches of another make-up may take other kernels: rounding, which Adam's normalised steps pass on.
-    let largest = cached
-        .iter()
-        .zip(&forward)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
+    let largest = cached.iter().zip(&forward).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(largest < 1e-4, "{largest}");
 }
 
@@ -699,27 +457,16 @@ fn child_fit() {
     let marker = folder.join("in-third-epoch");
     let slow = std::env::var_os("KDLAB_TEST_SLOW").is_some();
     let steps = AtomicUsize::new(0);
-    let criterion = Criterion::soft(
-        "slow",
-        KdLoss::new(4.0, 0.5).unwrap(),
-        move |s, y, t, temperature, alpha| {
-            // 8 training and 2 validation batches an epoch: the 25th is in the middle of the third.
-            if slow && steps.fetch_add(1, Ordering::Relaxed) == 24 {
-                std::fs::write(&marker, "").unwrap();
-                std::thread::sleep(std::time::Duration::from_secs(60));
-            }
-            KdLoss::new(temperature, alpha)
-                .unwrap()
-                .forward(s, y, t)
-                .unwrap()
-        },
-    );
+    let criterion = Criterion::soft("slow", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
+        // 8 training and 2 validation batches an epoch: the 25th is in the middle of the third.
+        if slow && steps.fetch_add(1, Ordering::Relaxed) == 24 {
+            std::fs::write(&marker, "").unwrap();
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        }
+        KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap()
+    });
     let mut model = Model::new("student", Device::Cpu, 1, &|vs| student(vs, 10)).unwrap();
-    let options = FitOptions {
-        folder: Some(folder.join("run")),
-        learning_rate: 1e-3,
-        ..options(4)
-    };
+    let options = FitOptions { folder: Some(folder.join("run")), learning_rate: 1e-3, ..options(4) };
     fit(&mut model, &train, &validation, &criterion, &options).unwrap();
     model.save(folder.join("final.safetensors")).unwrap();
 }
@@ -728,10 +475,7 @@ fn child_fit() {
 fn a_killed_fit_resumes_and_ends_as_an_unbroken_one() {
     let child = |folder: &Path, slow: bool| {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "child_fit"])
-            .env("KDLAB_TEST_CHILD", folder)
-            .stdout(std::process::Stdio::null());
+        command.args(["--exact", "child_fit"]).env("KDLAB_TEST_CHILD", folder).stdout(std::process::Stdio::null());
         if slow {
             command.env("KDLAB_TEST_SLOW", "1");
         }
@@ -741,39 +485,21 @@ fn a_killed_fit_resumes_and_ends_as_an_unbroken_one() {
     let mut killed = child(broken.path(), true);
     let start = std::time::Instant::now();
     while !broken.path().join("in-third-epoch").exists() {
-        assert!(
-            start.elapsed().as_secs() < 50 && killed.try_wait().unwrap().is_none(),
-            "the child never got there"
-        );
+        assert!(start.elapsed().as_secs() < 50 && killed.try_wait().unwrap().is_none(), "the child never got there");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     killed.kill().unwrap(); // SIGKILL
     killed.wait().unwrap();
     let history = |folder: &Path| History::load(folder.join("run/history.json")).unwrap();
     assert_eq!(history(broken.path()).records.len(), 2);
-    let begun = std::fs::metadata(broken.path().join("run/history.json"))
-        .unwrap()
-        .modified()
-        .unwrap();
+    let begun = std::fs::metadata(broken.path().join("run/history.json")).unwrap().modified().unwrap();
     assert!(child(broken.path(), false).wait().unwrap().success());
     assert!(child(whole.path(), false).wait().unwrap().success());
-    assert!(
-        std::fs::metadata(broken.path().join("run/history.json"))
-            .unwrap()
-            .modified()
-            .unwrap()
-            > begun
-    );
-    assert_eq!(
-        curve(&history(broken.path())),
-        curve(&history(whole.path()))
-    );
+    assert!(std::fs::metadata(broken.path().join("run/history.json")).unwrap().modified().unwrap() > begun);
+    assert_eq!(curve(&history(broken.path())), curve(&history(whole.path())));
     assert_eq!(history(broken.path()).records.len(), 4);
     let weights = |folder: &Path| std::fs::read(folder.join("final.safetensors")).unwrap();
-    assert!(
-        weights(broken.path()) == weights(whole.path()),
-        "the resumed student ended with other weights"
-    );
+    assert!(weights(broken.path()) == weights(whole.path()), "the resumed student ended with other weights");
 }
 
 #[test]
@@ -800,24 +526,9 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
                 hand.stop("test");
             }
         });
-        let options = FitOptions {
-            folder: Some(run_folder.clone()),
-            seed,
-            control,
-            listener,
-            ..options(4)
-        };
+        let options = FitOptions { folder: Some(run_folder.clone()), seed, control, listener, ..options(4) };
         let criterion = Criterion::kd(KdLoss::new(temperature, 0.5).unwrap());
-        fit(
-            &mut tiny_model(1),
-            &train,
-            &validation,
-            &criterion,
-            &options,
-        )
-        .unwrap()
-        .records
-        .len()
+        fit(&mut tiny_model(1), &train, &validation, &criterion, &options).unwrap().records.len()
     };
     assert_eq!(run(4.0, 0, 2), 2);
     assert_eq!(run(2.0, 0, 2), 2); // another temperature: from the start

@@ -54,38 +54,18 @@ fn server(content: &[u8], acts: &[Act]) -> Server {
 
 /// Reads a request; gives the start of the range it asks for.
 fn range(stream: &TcpStream) -> Option<usize> {
-    let lines = BufReader::new(stream)
-        .lines()
-        .map_while(Result::ok)
-        .take_while(|l| !l.is_empty());
+    let lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty());
     let lines: Vec<String> = lines.map(|l| l.to_lowercase()).collect();
-    lines.iter().find_map(|l| {
-        l.strip_prefix("range: bytes=")?
-            .strip_suffix('-')?
-            .parse()
-            .ok()
-    })
+    lines.iter().find_map(|l| l.strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok())
 }
 
-fn act(
-    act: &Act,
-    mut stream: TcpStream,
-    start: Option<usize>,
-    content: &[u8],
-) -> std::io::Result<()> {
+fn act(act: &Act, mut stream: TcpStream, start: Option<usize>, content: &[u8]) -> std::io::Result<()> {
     let whole = content.len();
-    let from = if matches!(act, Act::IgnoreRange(_)) {
-        0
-    } else {
-        start.unwrap_or(0)
-    };
+    let from = if matches!(act, Act::IgnoreRange(_)) { 0 } else { start.unwrap_or(0) };
     let mut body = content.get(from..).unwrap_or(&[]).to_vec();
     let status = match act {
         Act::Status(status) => {
-            return write!(
-                stream,
-                "HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
-            );
+            return write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
         }
         _ if from >= whole && start.is_some() => {
             return write!(
@@ -94,23 +74,12 @@ fn act(
             );
         }
         _ if start.is_some() && !matches!(act, Act::IgnoreRange(_)) => {
-            let shown = if matches!(act, Act::OtherRange) {
-                from + 1
-            } else {
-                from
-            };
-            format!(
-                "206 Partial Content\r\nContent-Range: bytes {shown}-{}/{whole}",
-                whole - 1
-            )
+            let shown = if matches!(act, Act::OtherRange) { from + 1 } else { from };
+            format!("206 Partial Content\r\nContent-Range: bytes {shown}-{}/{whole}", whole - 1)
         }
         _ => "200 OK".into(),
     };
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
     match act {
         Act::Corrupt => body.iter_mut().for_each(|b| *b ^= 1),
         Act::Break(n) | Act::IgnoreRange(n) | Act::Stall(n) => body.truncate(*n),
@@ -137,12 +106,7 @@ impl Case {
         let to = folder.path().join("deep/file.bin");
         let part = folder.path().join("deep/file.bin.part");
         let content = (0..300_000u32).map(|i| (i * 7919 / 32) as u8).collect();
-        Case {
-            content,
-            folder,
-            to,
-            part,
-        }
+        Case { content, folder, to, part }
     }
 
     fn fetch(&self, servers: &[&Server]) -> Result<Vec<(u64, Option<u64>)>, Error> {
@@ -150,36 +114,17 @@ impl Case {
     }
 
     fn fetch_urls(&self, urls: Vec<String>) -> Result<Vec<(u64, Option<u64>)>, Error> {
-        let sum = sha2::Sha256::digest(&self.content)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let sum = sha2::Sha256::digest(&self.content).iter().map(|b| format!("{b:02x}")).collect();
         self.fetch_sum(urls, Sum::Sha256(sum))
     }
 
     fn fetch_sum(&self, urls: Vec<String>, sum: Sum) -> Result<Vec<(u64, Option<u64>)>, Error> {
-        let remote = Remote {
-            name: "the file".into(),
-            urls,
-            sum,
-            otherwise: "or bring your own".into(),
-        };
+        let remote = Remote { name: "the file".into(), urls, sum, otherwise: "or bring your own".into() };
         let (second, moment) = (Duration::from_secs(1), Duration::from_millis(1));
-        let limits = Limits {
-            connect: second,
-            stall: second,
-            retries: 2,
-            pause: moment,
-        };
+        let limits = Limits { connect: second, stall: second, retries: 2, pause: moment };
         let mut seen = Vec::new();
-        fetch(&remote, &self.to, &limits, &mut |done, total| {
-            seen.push((done, total))
-        })?;
-        assert_eq!(
-            fs::read(&self.to).unwrap(),
-            self.content,
-            "what is put in place is right"
-        );
+        fetch(&remote, &self.to, &limits, &mut |done, total| seen.push((done, total)))?;
+        assert_eq!(fs::read(&self.to).unwrap(), self.content, "what is put in place is right");
         assert!(!self.part.exists());
         Ok(seen)
     }
@@ -192,9 +137,7 @@ impl Case {
 
 #[track_caller]
 fn failure<T>(result: Result<T, Error>, parts: &[&str]) {
-    let Err(error) = result else {
-        panic!("an error was expected")
-    };
+    let Err(error) = result else { panic!("an error was expected") };
     let text = error.to_string();
     assert!(matches!(error, Error::Network(_)), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -212,50 +155,27 @@ fn a_download_is_checked_reported_and_done_once() {
     assert_eq!(seen.last(), Some(&(300_000, Some(300_000))));
     assert!(seen.is_sorted());
     case.fetch(&[&server]).unwrap();
-    assert_eq!(
-        server.ranges.lock().unwrap().len(),
-        1,
-        "a file that is there is not asked for again"
-    );
+    assert_eq!(server.ranges.lock().unwrap().len(), 1, "a file that is there is not asked for again");
 }
 
 #[test]
 fn md5_sums_are_checked_too() {
     let case = Case::new();
     let server = server(&case.content, &[Act::Serve]);
-    let sum: String = md5::Md5::digest(&case.content)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let sum: String = md5::Md5::digest(&case.content).iter().map(|b| format!("{b:02x}")).collect();
     let wrong = sum.replace(['0', '1', '2', '3'], "4");
-    failure(
-        case.fetch_sum(vec![server.url.clone()], Sum::Md5(wrong)),
-        &["MD5", &sum, "expected"],
-    );
-    case.fetch_sum(vec![server.url.clone()], Sum::Md5(sum.to_uppercase()))
-        .unwrap();
+    failure(case.fetch_sum(vec![server.url.clone()], Sum::Md5(wrong)), &["MD5", &sum, "expected"]);
+    case.fetch_sum(vec![server.url.clone()], Sum::Md5(sum.to_uppercase())).unwrap();
 }
 
 #[test]
 fn a_broken_download_goes_on_where_it_stopped() {
     let case = Case::new();
     // More breaks than tries are allowed: each brings new bytes, so none counts.
-    let acts = [
-        Act::Break(50_000),
-        Act::Break(50_000),
-        Act::Break(50_000),
-        Act::Break(50_000),
-        Act::Serve,
-    ];
+    let acts = [Act::Break(50_000), Act::Break(50_000), Act::Break(50_000), Act::Break(50_000), Act::Serve];
     let server = server(&case.content, &acts);
     case.fetch(&[&server]).unwrap();
-    let asked = [
-        None,
-        Some(50_000),
-        Some(100_000),
-        Some(150_000),
-        Some(200_000),
-    ];
+    let asked = [None, Some(50_000), Some(100_000), Some(150_000), Some(200_000)];
     assert_eq!(*server.ranges.lock().unwrap(), asked);
 }
 
@@ -302,10 +222,7 @@ fn a_server_without_ranges_starts_over() {
 fn a_server_that_always_breaks_off_is_given_up() {
     let case = Case::new();
     let server = server(&case.content, &[Act::IgnoreRange(70_000)]);
-    failure(
-        case.fetch(&[&server]),
-        &[&server.url, "broke off after 70000"],
-    );
+    failure(case.fetch(&[&server]), &[&server.url, "broke off after 70000"]);
     assert!(!case.to.exists());
     assert!(server.ranges.lock().unwrap().len() <= 4);
 }
@@ -323,47 +240,23 @@ fn another_range_than_asked_for_is_not_appended() {
 fn corrupt_bytes_are_deleted_and_reported() {
     let case = Case::new();
     let server = server(&case.content, &[Act::Corrupt]);
-    let expected: String = sha2::Sha256::digest(&case.content)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let expected: String = sha2::Sha256::digest(&case.content).iter().map(|b| format!("{b:02x}")).collect();
     let flipped: Vec<u8> = case.content.iter().map(|b| b ^ 1).collect();
-    let got: String = sha2::Sha256::digest(&flipped)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    failure(
-        case.fetch(&[&server]),
-        &["SHA-256", &got, &expected, "deleted"],
-    );
+    let got: String = sha2::Sha256::digest(&flipped).iter().map(|b| format!("{b:02x}")).collect();
+    failure(case.fetch(&[&server]), &["SHA-256", &got, &expected, "deleted"]);
     assert!(!case.to.exists() && !case.part.exists());
-    assert_eq!(
-        server.ranges.lock().unwrap().len(),
-        1,
-        "the same bytes are not fetched twice"
-    );
+    assert_eq!(server.ranges.lock().unwrap().len(), 1, "the same bytes are not fetched twice");
 }
 
 #[test]
 fn a_silent_server_is_given_up_in_time() {
     let case = Case::new();
-    let stalling = server(
-        &case.content,
-        &[Act::Stall(1000), Act::Status("404 Not Found")],
-    );
+    let stalling = server(&case.content, &[Act::Stall(1000), Act::Status("404 Not Found")]);
     let good = server(&case.content, &[Act::Serve]);
     let start = Instant::now();
     case.fetch(&[&stalling, &good]).unwrap();
-    assert!(
-        start.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        start.elapsed()
-    );
-    assert_eq!(
-        *good.ranges.lock().unwrap(),
-        [Some(1000)],
-        "the mirror goes on where the first stopped"
-    );
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    assert_eq!(*good.ranges.lock().unwrap(), [Some(1000)], "the mirror goes on where the first stopped");
 }
 
 #[test]
@@ -375,37 +268,13 @@ fn mirrors_are_tried_in_order_and_all_reasons_given() {
     };
     let missing = server(&case.content, &[Act::Status("404 Not Found")]);
     let busy = server(&case.content, &[Act::Status("503 Service Unavailable")]);
-    let urls = vec![
-        closed.clone(),
-        missing.url.clone(),
-        busy.url.clone(),
-        "http://no-such-host.invalid/f".into(),
-    ];
+    let urls = vec![closed.clone(), missing.url.clone(), busy.url.clone(), "http://no-such-host.invalid/f".into()];
     let place = case.to.display().to_string();
-    let reasons = [
-        &*closed,
-        "efused",
-        &missing.url,
-        "404",
-        &busy.url,
-        "503",
-        "no-such-host.invalid",
-    ];
+    let reasons = [&*closed, "efused", &missing.url, "404", &busy.url, "503", "no-such-host.invalid"];
     failure(case.fetch_urls(urls.clone()), &reasons);
-    failure(
-        case.fetch_urls(urls.clone()),
-        &[&place, "by hand", "or bring your own"],
-    );
-    assert_eq!(
-        missing.ranges.lock().unwrap().len(),
-        2,
-        "what is not there is asked for once a call"
-    );
-    assert_eq!(
-        busy.ranges.lock().unwrap().len(),
-        6,
-        "a busy server three times"
-    );
+    failure(case.fetch_urls(urls.clone()), &[&place, "by hand", "or bring your own"]);
+    assert_eq!(missing.ranges.lock().unwrap().len(), 2, "what is not there is asked for once a call");
+    assert_eq!(busy.ranges.lock().unwrap().len(), 6, "a busy server three times");
 
     let good = server(&case.content, &[Act::Serve]);
     case.fetch_urls([urls, vec![good.url]].concat()).unwrap();
@@ -418,15 +287,8 @@ fn a_file_put_there_by_hand_is_checked() {
     case.start(b"");
     fs::write(&case.to, "something else").unwrap();
     let text = case.fetch(&[&server]).err().unwrap().to_string();
-    assert!(
-        text.contains("is not the file: SHA-256") && text.contains("delete"),
-        "{text}"
-    );
-    assert_eq!(
-        fs::read(&case.to).unwrap(),
-        b"something else",
-        "the user's file is left alone"
-    );
+    assert!(text.contains("is not the file: SHA-256") && text.contains("delete"), "{text}");
+    assert_eq!(fs::read(&case.to).unwrap(), b"something else", "the user's file is left alone");
     fs::write(&case.to, &case.content).unwrap();
     case.fetch(&[&server]).unwrap();
     assert!(server.ranges.lock().unwrap().is_empty());

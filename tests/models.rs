@@ -21,12 +21,7 @@ fn the_student_is_the_article_s() {
         .collect();
     assert_eq!(names, expected);
     for side in [224, 32, 7] {
-        let y = model
-            .forward(
-                &Tensor::zeros([2, 3, side, side], (Kind::Float, Device::Cpu)),
-                false,
-            )
-            .unwrap();
+        let y = model.forward(&Tensor::zeros([2, 3, side, side], (Kind::Float, Device::Cpu)), false).unwrap();
         assert_eq!(y.size(), [2, 10]);
     }
 }
@@ -35,26 +30,13 @@ fn the_student_is_the_article_s() {
 fn the_student_s_summary_counts_multiply_adds() {
     // Per 32 px image: 1024*(1728 + 36864) + 256*(73728 + 147456) + 4096 + 320.
     let small = net(0).summary([3, 32, 32]).unwrap();
-    assert_eq!(
-        small.macs,
-        1024 * (1728 + 36864) + 256 * (73728 + 147_456) + 4096 + 320
-    );
+    assert_eq!(small.macs, 1024 * (1728 + 36864) + 256 * (73728 + 147_456) + 4096 + 320);
     assert_eq!(small.parameters, 264_618);
-    assert_eq!(
-        small.rows.iter().map(|r| r.parameters).sum::<i64>(),
-        264_618
-    );
+    assert_eq!(small.rows.iter().map(|r| r.parameters).sum::<i64>(), 264_618);
     let conv4 = small.rows.iter().find(|r| r.layer == "conv4").unwrap();
-    assert_eq!(
-        (conv4.output.clone(), conv4.parameters),
-        (vec![1, 128, 16, 16], 128 * 128 * 9 + 128)
-    );
+    assert_eq!((conv4.output.clone(), conv4.parameters), (vec![1, 128, 16, 16], 128 * 128 * 9 + 128));
     let large = net(0).summary([3, 224, 224]).unwrap();
-    assert!(
-        (4.7e9..4.8e9).contains(&(large.macs as f64)),
-        "{}",
-        large.macs
-    );
+    assert!((4.7e9..4.8e9).contains(&(large.macs as f64)), "{}", large.macs);
     let text = small.to_string();
     assert!(text.contains("264,618 parameters, 0.096 GMAC"), "{text}");
 }
@@ -65,43 +47,16 @@ fn weights_are_pytorch_s_defaults_and_reproduce() {
     for ((name, x), (_, y)) in a.state().iter().zip(b.state()) {
         assert!(x.equal(&y), "{name} differs under one seed");
     }
-    assert!(
-        a.state()
-            .iter()
-            .zip(c.state())
-            .all(|((_, x), (_, y))| !x.equal(&y))
-    );
+    assert!(a.state().iter().zip(c.state()).all(|((_, x), (_, y))| !x.equal(&y)));
     // torch.nn.Conv2d(64, 64, 3): U(+-1/sqrt(576)), weight and bias; torch.nn.Linear(128, 32): U(+-1/sqrt(128)).
     let state = a.state();
-    for (layer, fan_in) in [
-        ("conv1", 27.0),
-        ("conv2", 576.0),
-        ("conv4", 1152.0),
-        ("fc1", 128.0),
-        ("fc2", 32.0),
-    ] {
+    for (layer, fan_in) in [("conv1", 27.0), ("conv2", 576.0), ("conv4", 1152.0), ("fc1", 128.0), ("fc2", 32.0)] {
         let bound: f64 = 1.0 / f64::sqrt(fan_in);
-        let get = |kind: &str| {
-            state
-                .iter()
-                .find(|(n, _)| *n == format!("{layer}.{kind}"))
-                .unwrap()
-                .1
-                .shallow_clone()
-        };
+        let get = |kind: &str| state.iter().find(|(n, _)| *n == format!("{layer}.{kind}")).unwrap().1.shallow_clone();
         let weight = get("weight");
-        let (top, std) = (
-            weight.abs().max().double_value(&[]),
-            weight.std(true).double_value(&[]),
-        );
-        assert!(
-            top <= bound && top > 0.95 * bound,
-            "{layer}: {top} for {bound}"
-        );
-        assert!(
-            (std / (bound / 3f64.sqrt()) - 1.0).abs() < 0.06,
-            "{layer}: std {std}"
-        );
+        let (top, std) = (weight.abs().max().double_value(&[]), weight.std(true).double_value(&[]));
+        assert!(top <= bound && top > 0.95 * bound, "{layer}: {top} for {bound}");
+        assert!((std / (bound / 3f64.sqrt()) - 1.0).abs() < 0.06, "{layer}: std {std}");
         assert!(weight.mean(Kind::Float).double_value(&[]).abs() < 0.1 * bound);
         let bias = get("bias").abs().max().double_value(&[]);
         assert!(bias <= bound && bias > 0.5 * bound, "{layer} bias {bias}");
@@ -114,21 +69,9 @@ fn building_a_student_leaves_normalisation_at_one() {
         Layers::new().add("bn1", nn::batch_norm2d(vs / "bn1", 4, Default::default()))
     })
     .unwrap();
-    let sum = |name: &str| {
-        model
-            .state()
-            .iter()
-            .find(|(n, _)| n == name)
-            .unwrap()
-            .1
-            .sum(Kind::Float)
-            .double_value(&[])
-    };
+    let sum = |name: &str| model.state().iter().find(|(n, _)| n == name).unwrap().1.sum(Kind::Float).double_value(&[]);
     assert_eq!((sum("bn1.weight"), sum("bn1.bias")), (4.0, 0.0));
-    assert_eq!(
-        (sum("bn1.running_mean"), sum("bn1.running_var")),
-        (0.0, 4.0)
-    );
+    assert_eq!((sum("bn1.running_mean"), sum("bn1.running_var")), (0.0, 4.0));
     assert_eq!(model.parameters(), 8);
 }
 
@@ -141,15 +84,9 @@ fn a_refused_input_names_layer_shape_and_reason() {
         text
     };
     let grey = error(&zeros(&[2, 1, 32, 32]));
-    assert!(
-        grey.contains("conv1") && grey.contains("[2, 1, 32, 32]") && grey.contains("1 channels"),
-        "{grey}"
-    );
+    assert!(grey.contains("conv1") && grey.contains("[2, 1, 32, 32]") && grey.contains("1 channels"), "{grey}");
     let six = error(&zeros(&[2, 6, 32, 32]));
-    assert!(
-        six.contains("conv1") && six.contains("expected input"),
-        "{six}"
-    );
+    assert!(six.contains("conv1") && six.contains("expected input"), "{six}");
     assert!(error(&zeros(&[3, 32])).contains("[N, C, H, W]"));
     let tiny = error(&zeros(&[1, 3, 2, 2]));
     assert!(tiny.contains("pool2"), "{tiny}");
@@ -179,9 +116,7 @@ fn one_name_for_two_layers_is_refused() {
 #[test]
 fn cuda_that_is_absent_is_an_error() {
     if !tch::Cuda::is_available() {
-        let text = Model::new("s", Device::Cuda(0), 0, &|vs| student(vs, 10))
-            .unwrap_err()
-            .to_string();
+        let text = Model::new("s", Device::Cuda(0), 0, &|vs| student(vs, 10)).unwrap_err().to_string();
         assert!(text.contains("CUDA"), "{text}");
     }
 }
@@ -202,9 +137,7 @@ fn a_residual_adds_its_input() {
         Layers::new().residual("block", Layers::new().func("double", |x| x * 2.0), None)
     })
     .unwrap();
-    let y = model
-        .forward(&Tensor::from_slice(&[1f32, -2.0]), false)
-        .unwrap();
+    let y = model.forward(&Tensor::from_slice(&[1f32, -2.0]), false).unwrap();
     assert_eq!(Vec::<f32>::try_from(y).unwrap(), [3.0, -6.0]);
 }
 
@@ -224,17 +157,10 @@ fn teachers_have_the_published_sizes() {
         let model = teacher(arch, Some(1000));
         assert_eq!(model.parameters(), full, "{arch}");
         let summary = model.summary([3, 224, 224]).unwrap();
-        assert!(
-            (summary.macs as f64 / 1e9 / gmac - 1.0).abs() < 0.01,
-            "{arch}: {} MACs",
-            summary.macs
-        );
+        assert!((summary.macs as f64 / 1e9 / gmac - 1.0).abs() < 0.01, "{arch}: {} MACs", summary.macs);
         assert_eq!(summary.rows.iter().map(|r| r.parameters).sum::<i64>(), full);
         let backbone = Backbone::untrained(arch, Device::Cpu, 1).unwrap();
-        assert_eq!(
-            backbone.model.parameters(),
-            full - arch.features() * 1000 - 1000
-        );
+        assert_eq!(backbone.model.parameters(), full - arch.features() * 1000 - 1000);
         assert_eq!(backbone.weights_key, "untrained-1");
     }
 }
@@ -244,16 +170,10 @@ fn backbones_give_features_without_gradients_or_drift() {
     for arch in Arch::ALL {
         let backbone = Backbone::untrained(arch, Device::Cpu, 0).unwrap();
         assert!(backbone.model.trainable().is_empty());
-        let before: Vec<Tensor> = backbone
-            .model
-            .state()
-            .iter()
-            .map(|(_, t)| t.copy())
-            .collect();
+        let before: Vec<Tensor> = backbone.model.state().iter().map(|(_, t)| t.copy()).collect();
         // Odd sides too: "SAME" padding and the poolings must cope with them.
         for side in [64, 33] {
-            let x = Tensor::rand([2, 3, side, side], (Kind::Float, Device::Cpu))
-                .set_requires_grad(true);
+            let x = Tensor::rand([2, 3, side, side], (Kind::Float, Device::Cpu)).set_requires_grad(true);
             let y = backbone.features(&x).unwrap();
             assert_eq!(y.size(), [2, arch.features()]);
             assert!(!y.requires_grad());
@@ -282,15 +202,7 @@ fn teacher_variables_bear_the_published_names() {
             "fc.bias",
         ],
     );
-    has(
-        Arch::ResNet18,
-        &[
-            "bn1.weight",
-            "layer2.0.downsample.1.running_mean",
-            "layer4.1.conv2.weight",
-            "fc.weight",
-        ],
-    );
+    has(Arch::ResNet18, &["bn1.weight", "layer2.0.downsample.1.running_mean", "layer4.1.conv2.weight", "fc.weight"]);
     has(
         Arch::EfficientNetLite0,
         &[
@@ -308,16 +220,8 @@ fn architectures_are_found_by_name() {
     for arch in Arch::ALL {
         assert_eq!(Arch::parse(arch.name()).unwrap(), arch);
     }
-    assert_eq!(
-        Arch::parse("EfficientNet_Lite0").unwrap(),
-        Arch::EfficientNetLite0
-    );
-    assert!(
-        Arch::parse("vgg16")
-            .unwrap_err()
-            .to_string()
-            .contains("resnet50, resnet18, efficientnet-lite0")
-    );
+    assert_eq!(Arch::parse("EfficientNet_Lite0").unwrap(), Arch::EfficientNetLite0);
+    assert!(Arch::parse("vgg16").unwrap_err().to_string().contains("resnet50, resnet18, efficientnet-lite0"));
 }
 
 /// Backbones may be trained whole; in-place activations must not break that.
@@ -326,18 +230,10 @@ fn gradients_reach_every_variable_of_a_teacher() {
     for arch in Arch::ALL {
         let model = teacher(arch, Some(10));
         let x = Tensor::rand([4, 3, 64, 64], (Kind::Float, Device::Cpu));
-        model
-            .forward(&x, true)
-            .unwrap()
-            .square()
-            .sum(Kind::Float)
-            .backward();
+        model.forward(&x, true).unwrap().square().sum(Kind::Float).backward();
         for (name, variable) in model.trainable() {
             let grad = variable.grad();
-            assert!(
-                grad.defined() && bool::try_from(grad.isfinite().all()).unwrap(),
-                "{arch}: {name}"
-            );
+            assert!(grad.defined() && bool::try_from(grad.isfinite().all()).unwrap(), "{arch}: {name}");
         }
     }
 }

@@ -35,9 +35,7 @@ impl Pickle {
         self
     }
     fn text(self, s: &str) -> Self {
-        self.op(b"X")
-            .op(&(s.len() as u32).to_le_bytes())
-            .op(s.as_bytes())
+        self.op(b"X").op(&(s.len() as u32).to_le_bytes()).op(s.as_bytes())
     }
     fn int(self, n: i32) -> Self {
         self.op(b"J").op(&n.to_le_bytes())
@@ -93,33 +91,16 @@ struct Stored {
     legacy_view: bool,
 }
 
-const WHOLE: Stored = Stored {
-    class: "FloatStorage",
-    key: "0",
-    numel: 6,
-    offset: 0,
-    size: &[2, 3],
-    stride: &[3, 1],
-    legacy_view: false,
-};
+const WHOLE: Stored =
+    Stored { class: "FloatStorage", key: "0", numel: 6, offset: 0, size: &[2, 3], stride: &[3, 1], legacy_view: false };
 
 fn legacy(main: Vec<u8>, storages: &[(&str, u64, Vec<u8>)]) -> Vec<u8> {
     let mut out = vec![0x80, 2, 0x8a, 10];
-    out.extend([
-        0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.',
-    ]);
+    out.extend([0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.']);
     out.extend(Pickle::new().op(b"M").op(&1001u16.to_le_bytes()).stop());
-    out.extend(
-        Pickle::new()
-            .op(b"}(")
-            .text("little_endian")
-            .op(&[0x88, b'u'])
-            .stop(),
-    );
+    out.extend(Pickle::new().op(b"}(").text("little_endian").op(&[0x88, b'u']).stop());
     out.extend(main);
-    let keys = storages
-        .iter()
-        .fold(Pickle::new().op(b"]("), |p, (key, ..)| p.text(key));
+    let keys = storages.iter().fold(Pickle::new().op(b"]("), |p, (key, ..)| p.text(key));
     out.extend(keys.op(b"e").stop());
     for (_, numel, data) in storages {
         out.extend(numel.to_le_bytes());
@@ -161,113 +142,45 @@ fn list(t: &Tensor) -> Vec<f64> {
 
 #[test]
 fn both_pytorch_formats_and_strided_views_are_read() {
-    let turned = Stored {
-        size: &[3, 2],
-        stride: &[1, 3],
-        ..WHOLE
-    };
-    let tail = Stored {
-        offset: 4,
-        size: &[2],
-        stride: &[1],
-        ..WHOLE
-    };
-    let scalar = Stored {
-        offset: 5,
-        size: &[],
-        stride: &[],
-        ..WHOLE
-    };
-    let entries = [
-        ("a", WHOLE),
-        ("turned", turned),
-        ("tail", tail),
-        ("scalar", scalar),
-    ];
+    let turned = Stored { size: &[3, 2], stride: &[1, 3], ..WHOLE };
+    let tail = Stored { offset: 4, size: &[2], stride: &[1], ..WHOLE };
+    let scalar = Stored { offset: 5, size: &[], stride: &[], ..WHOLE };
+    let entries = [("a", WHOLE), ("turned", turned), ("tail", tail), ("scalar", scalar)];
     let zip = stored(Pickle::new().state_dict(&entries).stop(), &[("0", six())]);
-    let old = entries.map(|(name, t)| {
-        (
-            name,
-            Stored {
-                legacy_view: true,
-                ..t
-            },
-        )
-    });
+    let old = entries.map(|(name, t)| (name, Stored { legacy_view: true, ..t }));
     let old = legacy(Pickle::new().state_dict(&old).stop(), &[("0", 6, six())]);
     for bytes in [zip, old] {
         let tensors = read(&bytes).unwrap();
         let names: Vec<&str> = tensors.iter().map(|(n, _)| n.as_str()).collect();
         assert_eq!(names, ["a", "turned", "tail", "scalar"]);
-        assert_eq!(
-            (tensors[0].1.size(), list(&tensors[0].1)),
-            (vec![2, 3], vec![0., 1., 2., 3., 4., 5.])
-        );
-        assert_eq!(
-            (tensors[1].1.size(), list(&tensors[1].1)),
-            (vec![3, 2], vec![0., 3., 1., 4., 2., 5.])
-        );
+        assert_eq!((tensors[0].1.size(), list(&tensors[0].1)), (vec![2, 3], vec![0., 1., 2., 3., 4., 5.]));
+        assert_eq!((tensors[1].1.size(), list(&tensors[1].1)), (vec![3, 2], vec![0., 3., 1., 4., 2., 5.]));
         assert_eq!(list(&tensors[2].1), [4., 5.]);
-        assert_eq!(
-            (tensors[3].1.size(), list(&tensors[3].1)),
-            (vec![], vec![5.])
-        );
+        assert_eq!((tensors[3].1.size(), list(&tensors[3].1)), (vec![], vec![5.]));
     }
 }
 
 #[test]
 fn every_number_type_is_read() {
-    let one = Stored {
-        numel: 2,
-        size: &[2],
-        stride: &[1],
-        ..WHOLE
-    };
+    let one = Stored { numel: 2, size: &[2], stride: &[1], ..WHOLE };
     let cases: [(&'static str, Kind, Vec<u8>, [f64; 2]); 7] = [
-        (
-            "HalfStorage",
-            Kind::Half,
-            vec![0x00, 0x3c, 0x00, 0xc0],
-            [1.0, -2.0],
-        ),
-        (
-            "BFloat16Storage",
-            Kind::BFloat16,
-            vec![0x80, 0x3f, 0x00, 0xc0],
-            [1.0, -2.0],
-        ),
+        ("HalfStorage", Kind::Half, vec![0x00, 0x3c, 0x00, 0xc0], [1.0, -2.0]),
+        ("BFloat16Storage", Kind::BFloat16, vec![0x80, 0x3f, 0x00, 0xc0], [1.0, -2.0]),
         ("FloatStorage", Kind::Float, f32s([1.5, -2.5]), [1.5, -2.5]),
-        (
-            "DoubleStorage",
-            Kind::Double,
-            [0.1f64, -7.0]
-                .iter()
-                .flat_map(|x| x.to_le_bytes())
-                .collect(),
-            [0.1, -7.0],
-        ),
+        ("DoubleStorage", Kind::Double, [0.1f64, -7.0].iter().flat_map(|x| x.to_le_bytes()).collect(), [0.1, -7.0]),
         (
             "LongStorage",
             Kind::Int64,
-            [1i64 << 40, -3]
-                .iter()
-                .flat_map(|x| x.to_le_bytes())
-                .collect(),
+            [1i64 << 40, -3].iter().flat_map(|x| x.to_le_bytes()).collect(),
             [1.099511627776e12, -3.0],
         ),
         ("ByteStorage", Kind::Uint8, vec![255, 7], [255.0, 7.0]),
         ("BoolStorage", Kind::Bool, vec![1, 0], [1.0, 0.0]),
     ];
     for (class, kind, data, expected) in cases {
-        let main = Pickle::new()
-            .state_dict(&[("x", Stored { class, ..one })])
-            .stop();
+        let main = Pickle::new().state_dict(&[("x", Stored { class, ..one })]).stop();
         let tensors = read(&stored(main, &[("0", data)])).unwrap();
-        assert_eq!(
-            (tensors[0].1.kind(), list(&tensors[0].1)),
-            (kind, expected.to_vec()),
-            "{class}"
-        );
+        assert_eq!((tensors[0].1.kind(), list(&tensors[0].1)), (kind, expected.to_vec()), "{class}");
     }
 }
 
@@ -286,11 +199,7 @@ fn wrapped_and_parallel_checkpoints_are_unwrapped() {
         .op(b"}K\x00Ns")
         .op(b"u")
         .stop();
-    let names: Vec<String> = read(&stored(main, &[("0", six())]))
-        .unwrap()
-        .into_iter()
-        .map(|(n, _)| n)
-        .collect();
+    let names: Vec<String> = read(&stored(main, &[("0", six())])).unwrap().into_iter().map(|(n, _)| n).collect();
     assert_eq!(names, ["a", "b"]);
 }
 
@@ -306,10 +215,7 @@ fn a_parameter_is_read_as_its_tensor() {
         .ordered_dict()
         .op(b"tRs")
         .stop();
-    assert_eq!(
-        list(&read(&stored(main, &[("0", six())])).unwrap()[0].1).len(),
-        6
-    );
+    assert_eq!(list(&read(&stored(main, &[("0", six())])).unwrap()[0].1).len(), 6);
 }
 
 #[test]
@@ -317,18 +223,8 @@ fn code_in_a_pickle_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let witness = folder.path().join("witness");
     let command = format!("touch {}", witness.display());
-    for (module, name) in [
-        ("os", "system"),
-        ("posix", "system"),
-        ("builtins", "eval"),
-        ("torch", "load"),
-    ] {
-        let main = Pickle::new()
-            .global(module, name)
-            .op(b"(")
-            .text(&command)
-            .op(b"tR")
-            .stop();
+    for (module, name) in [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load")] {
+        let main = Pickle::new().global(module, name).op(b"(").text(&command).op(b"tR").stop();
         for bytes in [stored(main.clone(), &[]), legacy(main, &[])] {
             let text = read(&bytes).unwrap_err().to_string();
             assert!(text.contains(&format!("`{module}.{name}`")), "{text}");
@@ -341,74 +237,20 @@ fn code_in_a_pickle_is_refused_by_name() {
 fn damaged_views_and_storages_are_refused() {
     let cases = [
         ("beyond the end", Stored { offset: 1, ..WHOLE }, 6),
-        (
-            "a negative offset",
-            Stored {
-                offset: -1,
-                ..WHOLE
-            },
-            6,
-        ),
-        (
-            "a negative stride",
-            Stored {
-                stride: &[-3, 1],
-                ..WHOLE
-            },
-            6,
-        ),
-        (
-            "an expanded bomb",
-            Stored {
-                size: &[i32::MAX, i32::MAX],
-                stride: &[0, 0],
-                ..WHOLE
-            },
-            6,
-        ),
-        (
-            "an overflow",
-            Stored {
-                size: &[i32::MAX; 3],
-                stride: &[i32::MAX; 3],
-                ..WHOLE
-            },
-            6,
-        ),
-        (
-            "too few strides",
-            Stored {
-                stride: &[1],
-                ..WHOLE
-            },
-            6,
-        ),
+        ("a negative offset", Stored { offset: -1, ..WHOLE }, 6),
+        ("a negative stride", Stored { stride: &[-3, 1], ..WHOLE }, 6),
+        ("an expanded bomb", Stored { size: &[i32::MAX, i32::MAX], stride: &[0, 0], ..WHOLE }, 6),
+        ("an overflow", Stored { size: &[i32::MAX; 3], stride: &[i32::MAX; 3], ..WHOLE }, 6),
+        ("too few strides", Stored { stride: &[1], ..WHOLE }, 6),
         ("a short storage", WHOLE, 5),
-        (
-            "a huge storage",
-            Stored {
-                numel: i32::MAX,
-                ..WHOLE
-            },
-            6,
-        ),
+        ("a huge storage", Stored { numel: i32::MAX, ..WHOLE }, 6),
         ("a negative storage", Stored { numel: -1, ..WHOLE }, 6),
-        (
-            "an unknown class",
-            Stored {
-                class: "QInt8Storage",
-                ..WHOLE
-            },
-            6,
-        ),
+        ("an unknown class", Stored { class: "QInt8Storage", ..WHOLE }, 6),
     ];
     for (what, tensor, held) in cases {
         let data = f32s((0..held).map(|i| i as f32));
         let main = Pickle::new().state_dict(&[("w", tensor)]).stop();
-        for bytes in [
-            stored(main.clone(), &[("0", data.clone())]),
-            legacy(main, &[("0", held, data)]),
-        ] {
+        for bytes in [stored(main.clone(), &[("0", data.clone())]), legacy(main, &[("0", held, data)])] {
             let text = read(&bytes).unwrap_err().to_string();
             assert!(!text.contains('\n') && text.len() < 400, "{what}: {text}");
         }
@@ -419,14 +261,8 @@ fn damaged_views_and_storages_are_refused() {
 #[test]
 fn a_compression_bomb_is_refused() {
     let numel = 16 << 20;
-    let main = Pickle::new()
-        .state_dict(&[("w", Stored { numel, ..WHOLE })])
-        .stop();
-    let bytes = zipped(
-        main,
-        &[("0", vec![0; 4 * numel as usize])],
-        zip::CompressionMethod::Deflated,
-    );
+    let main = Pickle::new().state_dict(&[("w", Stored { numel, ..WHOLE })]).stop();
+    let bytes = zipped(main, &[("0", vec![0; 4 * numel as usize])], zip::CompressionMethod::Deflated);
     assert!(bytes.len() < 1 << 20);
     let text = read(&bytes).unwrap_err().to_string();
     assert!(text.contains("more numbers than it holds"), "{text}");
@@ -442,25 +278,15 @@ fn deep_and_wide_pickles_neither_overflow_nor_hang() {
     marks.extend(std::iter::repeat_n(b'(', 1 << 20));
     assert!(read(&stored(marks, &[])).is_err());
     // A dictionary that holds itself.
-    let own = Pickle::new()
-        .op(b"}q\x00")
-        .text("state_dict")
-        .op(b"h\x00s")
-        .stop();
+    let own = Pickle::new().op(b"}q\x00").text("state_dict").op(b"h\x00s").stop();
     assert!(read(&stored(own, &[])).is_err());
 }
 
 #[test]
 fn cut_or_changed_files_never_panic() {
     let entries = [("a", WHOLE), ("b", Stored { key: "1", ..WHOLE })];
-    let zip = stored(
-        Pickle::new().state_dict(&entries).stop(),
-        &[("0", six()), ("1", six())],
-    );
-    let old = legacy(
-        Pickle::new().state_dict(&entries).stop(),
-        &[("0", 6, six()), ("1", 6, six())],
-    );
+    let zip = stored(Pickle::new().state_dict(&entries).stop(), &[("0", six()), ("1", six())]);
+    let old = legacy(Pickle::new().state_dict(&entries).stop(), &[("0", 6, six()), ("1", 6, six())]);
     let (_folder, path) = file(&[]);
     head(6, 2, Device::Cpu, 0).unwrap().save(&path).unwrap();
     let safe = std::fs::read(&path).unwrap();
@@ -468,14 +294,9 @@ fn cut_or_changed_files_never_panic() {
         read(bytes).unwrap();
         let step = (bytes.len() / 700).max(1);
         for cut in (0..bytes.len()).step_by(step) {
-            let Err(error) = read(&bytes[..cut]) else {
-                panic!("{name} cut at {cut} was accepted")
-            };
+            let Err(error) = read(&bytes[..cut]) else { panic!("{name} cut at {cut} was accepted") };
             let text = error.to_string();
-            assert!(
-                !text.contains('\n') && text.contains("weights.pth"),
-                "{name} at {cut}: {text}"
-            );
+            assert!(!text.contains('\n') && text.contains("weights.pth"), "{name} at {cut}: {text}");
         }
         // A changed byte may still be a valid file; it must not panic, and must not take the memory.
         let head = bytes.len().min(3000);
@@ -494,21 +315,13 @@ fn other_files_are_refused_with_a_reason() {
     for (bytes, reason) in [
         (b"".as_slice(), "empty"),
         (b"<!DOCTYPE html><html>", "web page"),
-        (
-            b"hello, this is no weight file at all",
-            "neither safetensors nor .pth",
-        ),
+        (b"hello, this is no weight file at all", "neither safetensors nor .pth"),
         (&[0x80, 3, b'}', b'.'], "magic number"),
     ] {
         let text = read(bytes).unwrap_err().to_string();
         assert!(text.contains(reason), "{text}");
     }
-    assert!(
-        read_weights(Path::new("absent.pth"))
-            .unwrap_err()
-            .to_string()
-            .contains("absent.pth")
-    );
+    assert!(read_weights(Path::new("absent.pth")).unwrap_err().to_string().contains("absent.pth"));
 }
 
 #[test]
@@ -517,82 +330,44 @@ fn a_saved_model_comes_back_bit_for_bit() {
     let path = folder.path().join("new/folder/model.safetensors");
     let build = |vs: &nn::Path| {
         Layers::new()
-            .add(
-                "conv1",
-                nn::conv2d(vs / "conv1", 3, 4, 3, Default::default()),
-            )
+            .add("conv1", nn::conv2d(vs / "conv1", 3, 4, 3, Default::default()))
             .add("bn1", nn::batch_norm2d(vs / "bn1", 4, Default::default()))
     };
     let first = Model::new("m", Device::Cpu, 1, &build).unwrap();
-    let _ = first
-        .forward(
-            &Tensor::rand([4, 3, 8, 8], (Kind::Float, Device::Cpu)),
-            true,
-        )
-        .unwrap();
+    let _ = first.forward(&Tensor::rand([4, 3, 8, 8], (Kind::Float, Device::Cpu)), true).unwrap();
     first.save(&path).unwrap();
     let mut second = Model::new("m", Device::Cpu, 2, &build).unwrap();
     let report = second.load(&path).unwrap();
-    assert_eq!(
-        (report.loaded.len(), report.to_string()),
-        (6, "6 variables loaded".to_owned())
-    );
+    assert_eq!((report.loaded.len(), report.to_string()), (6, "6 variables loaded".to_owned()));
     for ((name, a), (_, b)) in first.state().iter().zip(second.state()) {
         assert!(a.equal(&b), "{name}");
     }
     // The running statistics moved in training, so that they are there shows that buffers are saved.
-    let mean = second
-        .state()
-        .into_iter()
-        .find(|(n, _)| n == "bn1.running_mean")
-        .unwrap()
-        .1;
+    let mean = second.state().into_iter().find(|(n, _)| n == "bn1.running_mean").unwrap().1;
     assert!(mean.abs().max().double_value(&[]) > 0.0);
-    assert_eq!(
-        second.trainable().len(),
-        4,
-        "loading must not cut the gradients"
-    );
+    assert_eq!(second.trainable().len(), 4, "loading must not cut the gradients");
     let again = folder.path().join("again.safetensors");
     second.save(&again).unwrap();
-    assert_eq!(
-        std::fs::read(&path).unwrap(),
-        std::fs::read(&again).unwrap()
-    );
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&again).unwrap());
 }
 
 #[test]
 fn weights_of_another_architecture_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("resnet18.safetensors");
-    Backbone::untrained(Arch::ResNet18, Device::Cpu, 0)
-        .unwrap()
-        .model
-        .save(&path)
-        .unwrap();
+    Backbone::untrained(Arch::ResNet18, Device::Cpu, 0).unwrap().model.save(&path).unwrap();
     let mut model = net(0);
     let before: Vec<Tensor> = model.state().iter().map(|(_, t)| t.copy()).collect();
     let text = model.load(&path).unwrap_err().to_string();
-    assert!(
-        text.contains("11 missing (conv1.bias, conv2.bias, conv2.weight ...)"),
-        "{text}"
-    );
-    assert!(
-        text.contains("1 mis-shaped (conv1.weight [64, 3, 7, 7] instead of [64, 3, 3, 3])"),
-        "{text}"
-    );
+    assert!(text.contains("11 missing (conv1.bias, conv2.bias, conv2.weight ...)"), "{text}");
+    assert!(text.contains("1 mis-shaped (conv1.weight [64, 3, 7, 7] instead of [64, 3, 3, 3])"), "{text}");
     assert!(text.contains("99 unexpected"), "{text}");
     assert!(!text.contains('\n'));
     for ((name, now), before) in model.state().iter().zip(before) {
         assert!(now.equal(&before), "{name} changed");
     }
-    let wrong = Backbone::from_file(Arch::ResNet50, Device::Cpu, &path)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        wrong.contains("resnet50") && wrong.contains("missing"),
-        "{wrong}"
-    );
+    let wrong = Backbone::from_file(Arch::ResNet50, Device::Cpu, &path).unwrap_err().to_string();
+    assert!(wrong.contains("resnet50") && wrong.contains("missing"), "{wrong}");
 }
 
 #[test]
@@ -601,43 +376,19 @@ fn surplus_is_reported_and_counters_are_not() {
     let path = folder.path().join("more.pth");
     let size: &[i32] = &[1, 6];
     let entries = [
-        (
-            "fc.weight",
-            Stored {
-                size,
-                stride: &[6, 1],
-                ..WHOLE
-            },
-        ),
-        (
-            "bn1.num_batches_tracked",
-            Stored {
-                size: &[],
-                stride: &[],
-                ..WHOLE
-            },
-        ),
+        ("fc.weight", Stored { size, stride: &[6, 1], ..WHOLE }),
+        ("bn1.num_batches_tracked", Stored { size: &[], stride: &[], ..WHOLE }),
         ("old.head", WHOLE),
     ];
-    std::fs::write(
-        &path,
-        stored(Pickle::new().state_dict(&entries).stop(), &[("0", six())]),
-    )
-    .unwrap();
+    std::fs::write(&path, stored(Pickle::new().state_dict(&entries).stop(), &[("0", six())])).unwrap();
     let mut model = Model::new("m", Device::Cpu, 0, &|vs| {
-        let config = nn::LinearConfig {
-            bias: false,
-            ..Default::default()
-        };
+        let config = nn::LinearConfig { bias: false, ..Default::default() };
         Layers::new().add("fc", nn::linear(vs / "fc", 6, 1, config))
     })
     .unwrap();
     let report = model.load(&path).unwrap();
     assert_eq!(report.unexpected, ["old.head"]);
-    assert_eq!(
-        report.to_string(),
-        "1 variables loaded, 1 unexpected (old.head)"
-    );
+    assert_eq!(report.to_string(), "1 variables loaded, 1 unexpected (old.head)");
     assert_eq!(list(&model.state()[0].1), [0., 1., 2., 3., 4., 5.]);
 }
 
@@ -645,17 +396,9 @@ fn surplus_is_reported_and_counters_are_not() {
 fn a_backbone_is_loaded_without_its_classifier() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights/resnet18.safetensors");
-    Model::new("full", Device::Cpu, 5, &|vs| {
-        Arch::ResNet18.layers(vs, Some(1000))
-    })
-    .unwrap()
-    .save(&path)
-    .unwrap();
+    Model::new("full", Device::Cpu, 5, &|vs| Arch::ResNet18.layers(vs, Some(1000))).unwrap().save(&path).unwrap();
     let (backbone, report) = Backbone::from_file(Arch::ResNet18, Device::Cpu, &path).unwrap();
-    assert!(
-        report.unexpected.is_empty() && report.loaded.len() == 100,
-        "{report}"
-    );
+    assert!(report.unexpected.is_empty() && report.loaded.len() == 100, "{report}");
     assert_eq!(backbone.weights_key.len(), 64);
     assert!(backbone.model.trainable().is_empty());
     // The same file found in the cache, by the architecture's name.
@@ -666,26 +409,11 @@ fn a_backbone_is_loaded_without_its_classifier() {
 #[test]
 fn an_official_file_with_other_bytes_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder
-        .path()
-        .join("weights")
-        .join(Arch::ResNet18.weight_file().0);
+    let path = folder.path().join("weights").join(Arch::ResNet18.weight_file().0);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(
-        &path,
-        stored(
-            Pickle::new().state_dict(&[("a", WHOLE)]).stop(),
-            &[("0", six())],
-        ),
-    )
-    .unwrap();
-    let text = Backbone::pretrained(Arch::ResNet18, Device::Cpu, folder.path())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("SHA-256") && text.contains("delete it"),
-        "{text}"
-    );
+    std::fs::write(&path, stored(Pickle::new().state_dict(&[("a", WHOLE)]).stop(), &[("0", six())])).unwrap();
+    let text = Backbone::pretrained(Arch::ResNet18, Device::Cpu, folder.path()).unwrap_err().to_string();
+    assert!(text.contains("SHA-256") && text.contains("delete it"), "{text}");
 }
 
 /// The published Lite0 on real photographs, where the weights are in the cache and CIFAR-10 in `KDLAB_DATA`: the
@@ -694,19 +422,14 @@ fn an_official_file_with_other_bytes_is_refused() {
 fn the_published_lite0_tells_photographs_apart() {
     let arch = Arch::EfficientNetLite0;
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/kdlab"));
-    let cache = std::env::var_os("KDLAB_CACHE")
-        .map(PathBuf::from)
-        .or_else(home);
-    let Some(cache) = cache.filter(|c| c.join("weights").join(arch.weight_file().0).is_file())
-    else {
+    let cache = std::env::var_os("KDLAB_CACHE").map(PathBuf::from).or_else(home);
+    let Some(cache) = cache.filter(|c| c.join("weights").join(arch.weight_file().0).is_file()) else {
         return eprintln!("skipped: no EfficientNet-Lite0 weights in the cache");
     };
     let backbone = Backbone::pretrained(arch, Device::Cpu, &cache).unwrap();
     assert_eq!(backbone.weights_key, arch.weight_file().1);
     let mut full = Model::new("full", Device::Cpu, 0, &|vs| arch.layers(vs, Some(1000))).unwrap();
-    let report = full
-        .load(cache.join("weights").join(arch.weight_file().0))
-        .unwrap();
+    let report = full.load(cache.join("weights").join(arch.weight_file().0)).unwrap();
     assert!(report.unexpected.is_empty(), "{report}");
 
     let data = std::env::var_os("KDLAB_DATA").map(|d| PathBuf::from(d).join("test_batch.bin"));
@@ -714,56 +437,26 @@ fn the_published_lite0_tells_photographs_apart() {
         return eprintln!("skipped: KDLAB_DATA holds no test_batch.bin");
     };
     const N: i64 = 500;
-    let rows =
-        Tensor::from_slice(&std::fs::read(data).unwrap()[..3073 * N as usize]).view([N, 3073]);
+    let rows = Tensor::from_slice(&std::fs::read(data).unwrap()[..3073 * N as usize]).view([N, 3073]);
     let labels = rows.select(1, 0).to_kind(Kind::Int64);
     let (mean, std) = arch.normalisation();
     let channels = |v: [f64; 3]| Tensor::from_slice(&v.map(|x| x as f32)).view([1, 3, 1, 1]);
-    let images = rows
-        .narrow(1, 1, 3072)
-        .contiguous()
-        .view([N, 3, 32, 32])
-        .to_kind(Kind::Float)
-        / 255.0;
+    let images = rows.narrow(1, 1, 3072).contiguous().view([N, 3, 32, 32]).to_kind(Kind::Float) / 255.0;
     let images = (images - channels(mean)) / channels(std);
-    let large = |i: i64| {
-        images
-            .narrow(0, 50 * i, 50)
-            .upsample_bilinear2d([96, 96], false, None, None)
-    };
-    let features: Vec<Tensor> = (0..N / 50)
-        .map(|i| backbone.features(&large(i)).unwrap())
-        .collect();
+    let large = |i: i64| images.narrow(0, 50 * i, 50).upsample_bilinear2d([96, 96], false, None, None);
+    let features: Vec<Tensor> = (0..N / 50).map(|i| backbone.features(&large(i)).unwrap()).collect();
     let features = Tensor::cat(&features, 0);
     assert!(bool::try_from(features.isfinite().all()).unwrap());
-    let unit = &features
-        / features
-            .square()
-            .sum_dim_intlist(1i64, true, Kind::Float)
-            .sqrt();
+    let unit = &features / features.square().sum_dim_intlist(1i64, true, Kind::Float).sqrt();
     let hot = labels.narrow(0, 0, 300).one_hot(10).to_kind(Kind::Float);
-    let means = hot.tr().matmul(&unit.narrow(0, 0, 300))
-        / hot.sum_dim_intlist(0i64, false, Kind::Float).unsqueeze(1);
-    let answers = unit
-        .narrow(0, 300, 200)
-        .matmul(&means.tr())
-        .argmax(1, false);
-    let right = answers
-        .eq_tensor(&labels.narrow(0, 300, 200))
-        .sum(Kind::Int64)
-        .int64_value(&[]);
+    let means = hot.tr().matmul(&unit.narrow(0, 0, 300)) / hot.sum_dim_intlist(0i64, false, Kind::Float).unsqueeze(1);
+    let answers = unit.narrow(0, 300, 200).matmul(&means.tr()).argmax(1, false);
+    let right = answers.eq_tensor(&labels.narrow(0, 300, 200)).sum(Kind::Int64).int64_value(&[]);
     assert!(right > 100, "{right} of 200");
 
     // The backbone is the same network without its classifier.
     let state = full.state();
     let get = |name: &str| &state.iter().find(|(n, _)| n == name).unwrap().1;
-    let logits = features
-        .narrow(0, 0, 50)
-        .linear(get("_fc.weight"), Some(get("_fc.bias")));
-    assert!(logits.allclose(
-        &tch::no_grad(|| full.forward(&large(0), false)).unwrap(),
-        1e-3,
-        1e-3,
-        false
-    ));
+    let logits = features.narrow(0, 0, 50).linear(get("_fc.weight"), Some(get("_fc.bias")));
+    assert!(logits.allclose(&tch::no_grad(|| full.forward(&large(0), false)).unwrap(), 1e-3, 1e-3, false));
 }

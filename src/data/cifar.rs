@@ -14,18 +14,7 @@ const ARCHIVE: &str = "cifar-10-binary.tar.gz";
 const RECORD: usize = 1 + 3 * 32 * 32;
 /// Records in each official batch file.
 const BATCH: usize = 10_000;
-const CLASSES: [&str; 10] = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-];
+const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// CIFAR-10: 32x32 colour images of ten classes, 50,000 to train on and 10,000 to test.
 ///
@@ -58,9 +47,7 @@ pub(super) fn find(folder: &Path) -> Option<PathBuf> {
 
 /// Whether this is the Python version of the data set.
 pub(super) fn is_python(folder: &Path) -> bool {
-    [folder.to_owned(), folder.join("cifar-10-batches-py")]
-        .iter()
-        .any(|f| f.join("data_batch_1").is_file())
+    [folder.to_owned(), folder.join("cifar-10-batches-py")].iter().any(|f| f.join("data_batch_1").is_file())
 }
 
 /// The unpacked archive in the cache, downloaded where it is missing.
@@ -70,8 +57,7 @@ fn cached(options: &DataOptions) -> Result<PathBuf> {
         return Ok(folder);
     }
     let archive = options.cache.join(ARCHIVE);
-    std::fs::create_dir_all(&options.cache)
-        .map_err(|e| Error::io("creating", &options.cache, e))?;
+    std::fs::create_dir_all(&options.cache).map_err(|e| Error::io("creating", &options.cache, e))?;
     let _lock = files::lock(&options.cache.join(format!(".{FOLDER}.lock")))?;
     if folder.is_dir() {
         return Ok(folder); // another kernel was at it
@@ -111,61 +97,36 @@ fn unpack(archive: &Path, folder: &Path) -> Result<()> {
 
 fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
     // These names and no others: a copy beside them would put the same images into train and validation.
-    let train: Vec<PathBuf> = (1..=5)
-        .map(|i| folder.join(format!("data_batch_{i}.bin")))
-        .filter(|p| p.is_file())
-        .collect();
+    let train: Vec<PathBuf> =
+        (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).filter(|p| p.is_file()).collect();
     let test = folder.join("test_batch.bin");
     if train.is_empty() || !test.is_file() {
-        let missing = if train.is_empty() {
-            "data_batch_1.bin to data_batch_5.bin"
-        } else {
-            "test_batch.bin"
-        };
-        return Err(Error::Data(format!(
-            "{missing} not found in {}: unpack {ARCHIVE} there anew",
-            folder.display()
-        )));
+        let missing = if train.is_empty() { "data_batch_1.bin to data_batch_5.bin" } else { "test_batch.bin" };
+        return Err(Error::Data(format!("{missing} not found in {}: unpack {ARCHIVE} there anew", folder.display())));
     }
     let mut notices = Vec::new();
     if train.len() < 5 {
         let names: Vec<String> = train.iter().map(|p| file_name(p)).collect();
-        notices.push(format!(
-            "{} of 5 training batches found: {}",
-            train.len(),
-            names.join(", ")
-        ));
+        notices.push(format!("{} of 5 training batches found: {}", train.len(), names.join(", ")));
     }
-    let batches: Vec<(&PathBuf, usize)> = train
-        .iter()
-        .chain([&test])
-        .map(|p| Ok((p, records(p)?)))
-        .collect::<Result<_>>()?;
+    let batches: Vec<(&PathBuf, usize)> =
+        train.iter().chain([&test]).map(|p| Ok((p, records(p)?))).collect::<Result<_>>()?;
     for (path, n) in batches.iter().filter(|(_, n)| *n < BATCH) {
-        notices.push(format!(
-            "{} holds {n} of the official {BATCH} images",
-            file_name(path)
-        ));
+        notices.push(format!("{} holds {n} of the official {BATCH} images", file_name(path)));
     }
     let mut pool = Pool::new(batches.iter().map(|(_, n)| n).sum(), [3, 32, 32])?;
     for (path, n) in &batches {
         read(path, *n, &mut pool)?;
     }
     let split = (pool.len() - batches.last().map_or(0, |(_, n)| *n)) as i64;
-    let rows = Rows {
-        train: (0..split).collect(),
-        validation: None,
-        test: (split..pool.len() as i64).collect(),
-    };
+    let rows = Rows { train: (0..split).collect(), validation: None, test: (split..pool.len() as i64).collect() };
     let classes = class_names(folder, &mut notices)?;
     assemble("CIFAR-10".into(), classes, pool, rows, notices, options)
 }
 
 /// How many records a batch file holds, by its size.
 fn records(path: &Path) -> Result<usize> {
-    let bytes = std::fs::metadata(path)
-        .map_err(|e| Error::io("reading", path, e))?
-        .len();
+    let bytes = std::fs::metadata(path).map_err(|e| Error::io("reading", path, e))?.len();
     let (n, rest) = (bytes as usize / RECORD, bytes as usize % RECORD);
     if rest != 0 || n == 0 || n > BATCH {
         return Err(Error::Data(format!(
@@ -184,8 +145,7 @@ fn read(path: &Path, n: usize, pool: &mut Pool) -> Result<()> {
     for start in (0..n).step_by(500) {
         let count = 500.min(n - start);
         let bytes = &mut bytes[..count * RECORD];
-        file.read_exact(bytes)
-            .map_err(|e| Error::io("reading", path, e))?;
+        file.read_exact(bytes).map_err(|e| Error::io("reading", path, e))?;
         let (mut labels, mut pixels) = (Vec::with_capacity(count), Vec::with_capacity(bytes.len()));
         for (i, record) in bytes.chunks(RECORD).enumerate() {
             if usize::from(record[0]) >= CLASSES.len() {
@@ -211,12 +171,7 @@ fn class_names(folder: &Path, notices: &mut Vec<String>) -> Result<Vec<String>> 
         notices.push("batches.meta.txt is missing: CIFAR-10's usual class names are used".into());
         return Ok(CLASSES.map(String::from).into());
     };
-    let names: Vec<String> = text
-        .lines()
-        .map(str::trim)
-        .filter(|l| !l.is_empty())
-        .map(String::from)
-        .collect();
+    let names: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
     match names.len() {
         10 => Ok(names),
         n => Err(Error::Data(format!(
@@ -232,10 +187,7 @@ mod tests {
     use std::fs;
 
     fn archive(path: &Path, file: &str) -> std::io::Result<()> {
-        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
-            Vec::new(),
-            flate2::Compression::fast(),
-        ));
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
         let mut header = tar::Header::new_gnu();
         header.set_size(5);
         header.set_mode(0o644);
@@ -244,27 +196,16 @@ mod tests {
     }
 
     #[test]
-    fn the_archive_is_unpacked_whole_or_not_at_all()
-    -> std::result::Result<(), Box<dyn std::error::Error>> {
+    fn the_archive_is_unpacked_whole_or_not_at_all() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let cache = tempfile::tempdir()?;
         let (from, to) = (cache.path().join(ARCHIVE), cache.path().join(FOLDER));
         archive(&from, "cifar-10-batches-bin/test_batch.bin")?;
         let whole = fs::read(&from)?;
 
         fs::write(&from, &whole[..whole.len() / 2])?;
-        let text = unpack(&from, &to)
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_default();
-        assert!(
-            text.contains("unpacking") && text.contains(ARCHIVE),
-            "{text}"
-        );
-        assert_eq!(
-            fs::read_dir(cache.path())?.count(),
-            1,
-            "nothing but the archive is left"
-        );
+        let text = unpack(&from, &to).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains("unpacking") && text.contains(ARCHIVE), "{text}");
+        assert_eq!(fs::read_dir(cache.path())?.count(), 1, "nothing but the archive is left");
 
         archive(&from, "elsewhere/test_batch.bin")?;
         assert!(unpack(&from, &to).is_err());
@@ -273,11 +214,7 @@ mod tests {
         fs::write(&from, &whole)?;
         unpack(&from, &to)?;
         assert_eq!(fs::read(to.join("test_batch.bin"))?, b"bytes");
-        assert_eq!(
-            fs::read_dir(cache.path())?.count(),
-            1,
-            "nothing but the folder is left"
-        );
+        assert_eq!(fs::read_dir(cache.path())?.count(), 1, "nothing but the folder is left");
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use ureq::tls::{RootCerts, TlsConfig};
 
 /// A file and the addresses it can be had from, tried in order.
 #[derive(Clone, Debug)]
@@ -60,8 +61,7 @@ pub fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
         let mb = |bytes: u64| bytes as f64 / 1e6;
         if last.is_none() {
             println!("Downloading {name}");
-        } else if last.is_some_and(|t| t.elapsed() < Duration::from_secs(3)) && total != Some(done)
-        {
+        } else if last.is_some_and(|t| t.elapsed() < Duration::from_secs(3)) && total != Some(done) {
             return;
         } else if let Some(total) = total {
             println!("  {name}: {:.0} of {:.0} MB", mb(done), mb(total));
@@ -118,11 +118,7 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
         return Ok(false);
     }
     if let Some(sums) = mismatch(to, &remote.sum)? {
-        return Err(Error::Data(format!(
-            "{} is not {}: {sums}; delete the file",
-            to.display(),
-            remote.name
-        )));
+        return Err(Error::Data(format!("{} is not {}: {sums}; delete the file", to.display(), remote.name)));
     }
     // Left by a download that somebody cut short by putting the file there.
     discard(part).map_err(|e| Error::io("deleting", part, e))?;
@@ -131,19 +127,15 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
 
 /// Downloads to `part` from one address, trying again as long as there is hope. `None` when the file is there and
 /// its sum is right, else the reason to give the address up.
-fn from_one(
-    url: &str,
-    remote: &Remote,
-    part: &Path,
-    limits: &Limits,
-    progress: Progress,
-) -> Result<Option<String>> {
+fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: Progress) -> Result<Option<String>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(limits.connect))
         .timeout_connect(Some(limits.connect))
         .timeout_recv_response(Some(limits.stall))
         .timeout_per_read(Some(limits.stall))
         .http_status_as_error(false)
+        // The system's certificates: companies and schools add their own.
+        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .build()
         .into();
     let (mut most, mut failures) = (length(part), 0);
@@ -155,10 +147,7 @@ fn from_one(
                 Some(sums) => {
                     discard(part).map_err(|e| Error::io("deleting", part, e))?;
                     // What was there before may be to blame: once more from the start.
-                    Failure {
-                        reason: format!("{sums}; the download was deleted"),
-                        again: resumed,
-                    }
+                    Failure { reason: format!("{sums}; the download was deleted"), again: resumed }
                 }
             },
             Err(Stop::Disk(e)) => return Err(Error::io("writing", part, e)),
@@ -185,24 +174,11 @@ enum Stop {
 }
 
 fn net(reason: impl ToString, again: bool) -> Stop {
-    Stop::Net(Failure {
-        reason: reason
-            .to_string()
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .to_owned(),
-        again,
-    })
+    Stop::Net(Failure { reason: reason.to_string().lines().next().unwrap_or_default().to_owned(), again })
 }
 
 /// One request: continues `part` where the server can, else starts it anew.
-fn attempt(
-    agent: &ureq::Agent,
-    url: &str,
-    part: &Path,
-    progress: Progress,
-) -> std::result::Result<(), Stop> {
+fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: Progress) -> std::result::Result<(), Stop> {
     let have = length(part);
     let mut request = agent.get(url).header("Accept-Encoding", "identity");
     if have > 0 {
@@ -218,20 +194,12 @@ fn attempt(
                     | ErrorKind::UnexpectedEof
                     | ErrorKind::BrokenPipe
             ),
-            ureq::Error::Timeout(t) => {
-                !matches!(t, ureq::Timeout::Connect | ureq::Timeout::Resolve)
-            }
+            ureq::Error::Timeout(t) => !matches!(t, ureq::Timeout::Connect | ureq::Timeout::Resolve),
             _ => false,
         };
         net(e, again)
     })?;
-    let header = |name: &str| {
-        response
-            .headers()
-            .get(name)
-            .and_then(|v| v.to_str().ok())
-            .map(str::to_owned)
-    };
+    let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let (start, total) = match response.status().as_u16() {
         200 => (0, header("content-length").and_then(|v| v.parse().ok())),
         206 => match header("content-range").as_deref().and_then(content_range) {
@@ -245,18 +213,9 @@ fn attempt(
         416 => return Ok(()),
         code => return Err(net(response.status(), code >= 500 || code == 429)),
     };
-    let open = OpenOptions::new()
-        .create(true)
-        .append(start > 0)
-        .write(true)
-        .truncate(start == 0)
-        .open(part);
+    let open = OpenOptions::new().create(true).append(start > 0).write(true).truncate(start == 0).open(part);
     let mut file = open.map_err(Stop::Disk)?;
-    let mut body = response
-        .into_body()
-        .into_with_config()
-        .limit(u64::MAX)
-        .reader();
+    let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
     let (mut done, mut bytes) = (start, vec![0; 1 << 16]);
     loop {
         progress(done, total);
@@ -269,10 +228,7 @@ fn attempt(
         done = file.metadata().map_err(Stop::Disk)?.len();
     }
     match total {
-        Some(total) if done < total => Err(net(
-            format!("broke off after {done} of {total} bytes"),
-            true,
-        )),
+        Some(total) if done < total => Err(net(format!("broke off after {done} of {total} bytes"), true)),
         _ => file.sync_all().map_err(Stop::Disk),
     }
 }

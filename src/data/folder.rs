@@ -23,9 +23,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
     let path = path.as_ref();
     check(options)?;
     if !(1..=4096).contains(&size) {
-        return Err(Error::Input(format!(
-            "image size {size}: choose 1 to 4096 pixels (32 and 224 are usual)"
-        )));
+        return Err(Error::Input(format!("image size {size}: choose 1 to 4096 pixels (32 and 224 are usual)")));
     }
     let parts = parts(path)?;
     let Some((_, root)) = parts.first() else {
@@ -44,11 +42,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
                     folder.display()
                 )));
             };
-            files.extend(
-                images(&folder)?
-                    .into_iter()
-                    .map(|file| (*part, file, label as i64)),
-            );
+            files.extend(images(&folder)?.into_iter().map(|file| (*part, file, label as i64)));
         }
     }
     if files.is_empty() {
@@ -69,10 +63,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
     }
     // The files are sorted by class: mix them, so that the first n are of all classes.
     let rows = |part: Part| {
-        let rows = (0..kept.len())
-            .filter(|&i| kept[i].0 == part)
-            .map(|i| i as i64)
-            .collect();
+        let rows = (0..kept.len()).filter(|&i| kept[i].0 == part).map(|i| i as i64).collect();
         reordered(rows, options.seed)
     };
     let labels: Vec<i64> = kept.iter().map(|k| k.1).collect();
@@ -91,18 +82,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
         test
     };
     let validation = has(Part::Validation).then(|| rows(Part::Validation));
-    assemble(
-        file_name(path),
-        classes,
-        pool,
-        Rows {
-            train,
-            validation,
-            test,
-        },
-        notices,
-        options,
-    )
+    assemble(file_name(path), classes, pool, Rows { train, validation, test }, notices, options)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -128,18 +108,10 @@ pub(super) fn find(path: &Path) -> Result<bool> {
 fn parts(path: &Path) -> Result<Vec<(Part, PathBuf)>> {
     let train = path.join("train");
     if !train.is_dir() || class_folders(&train)?.is_empty() {
-        return Ok(if class_folders(path)?.is_empty() {
-            vec![]
-        } else {
-            vec![(Part::Train, path.into())]
-        });
+        return Ok(if class_folders(path)?.is_empty() { vec![] } else { vec![(Part::Train, path.into())] });
     }
     let mut parts = vec![(Part::Train, train)];
-    for (part, name) in [
-        (Part::Validation, "val"),
-        (Part::Validation, "validation"),
-        (Part::Test, "test"),
-    ] {
+    for (part, name) in [(Part::Validation, "val"), (Part::Validation, "validation"), (Part::Test, "test")] {
         let folder = path.join(name);
         if folder.is_dir() && !parts.iter().any(|p| p.0 == part) {
             parts.push((part, folder));
@@ -163,23 +135,14 @@ fn images(folder: &Path) -> Result<Vec<PathBuf>> {
 type File = (Part, PathBuf, i64);
 
 /// Reads all images, on all cores, into a pool; gives part and label of each one kept, in order.
-fn decode(
-    files: &[File],
-    size: i64,
-    notices: &mut Vec<String>,
-) -> Result<(Pool, Vec<(Part, i64)>)> {
+fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool, Vec<(Part, i64)>)> {
     let mut pool = Pool::new(files.len(), [3, size, size])?;
     let (mut kept, mut bad) = (Vec::new(), Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     // Only so many are decoded at a time as keep the cores busy: photographs are large.
     for piece in files.chunks(threads * 8) {
         let decoded: Vec<_> = std::thread::scope(|scope| {
-            let work = |files: &'_ [File]| {
-                files
-                    .iter()
-                    .map(|f| read(&f.1, size as u32))
-                    .collect::<Vec<_>>()
-            };
+            let work = |files: &'_ [File]| files.iter().map(|f| read(&f.1, size as u32)).collect::<Vec<_>>();
             let workers: Vec<_> = piece
                 .chunks(piece.len().div_ceil(threads))
                 .map(|share| (share, scope.spawn(move || work(share))))
@@ -187,12 +150,7 @@ fn decode(
             workers
                 .into_iter()
                 .flat_map(|(share, w)| {
-                    w.join().unwrap_or_else(|_| {
-                        share
-                            .iter()
-                            .map(|_| Err("the decoder panicked".into()))
-                            .collect()
-                    })
+                    w.join().unwrap_or_else(|_| share.iter().map(|_| Err("the decoder panicked".into())).collect())
                 })
                 .collect()
         });
@@ -207,11 +165,7 @@ fn decode(
         }
     }
     if !bad.is_empty() {
-        let more = if bad.len() > 5 {
-            format!(" and {} more", bad.len() - 5)
-        } else {
-            String::new()
-        };
+        let more = if bad.len() > 5 { format!(" and {} more", bad.len() - 5) } else { String::new() };
         notices.push(format!(
             "{} of {} files skipped: {}{more}",
             bad.len(),
@@ -226,21 +180,16 @@ fn decode(
 fn read(path: &Path, size: u32) -> std::result::Result<Vec<u8>, String> {
     let decode = || -> image::ImageResult<DynamicImage> {
         // By content, not by name: many a .jpg is a PNG.
-        let mut decoder = ImageReader::open(path)?
-            .with_guessed_format()?
-            .into_decoder()?;
+        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation); // cameras store turned photographs as they came off the sensor
         Ok(image)
     };
-    let image =
-        decode().map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())?;
+    let image = decode().map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())?;
     let image = imageops::resize(&on_white(image), size, size, imageops::FilterType::Triangle);
     let pixels = image.as_raw();
-    Ok((0..3)
-        .flat_map(|c| pixels.iter().skip(c).step_by(3).copied())
-        .collect())
+    Ok((0..3).flat_map(|c| pixels.iter().skip(c).step_by(3).copied()).collect())
 }
 
 /// Eight-bit RGB, transparent parts on white.
@@ -252,8 +201,7 @@ fn on_white(image: DynamicImage) -> RgbImage {
     let mut rgb = RgbImage::new(rgba.width(), rgba.height());
     for (to, from) in rgb.pixels_mut().zip(rgba.pixels()) {
         let alpha = u16::from(from[3]);
-        to.0 = [0, 1, 2]
-            .map(|c| ((u16::from(from[c]) * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
+        to.0 = [0, 1, 2].map(|c| ((u16::from(from[c]) * alpha + 255 * (255 - alpha) + 127) / 255) as u8);
     }
     rgb
 }

@@ -14,32 +14,15 @@ use std::process::Command;
 /// The four files in the order train images, train labels, test images, test labels; the MD5 sums are those of the
 /// authors' gzip files.
 const FILES: [(&str, &str); 4] = [
-    (
-        "train-images-idx3-ubyte",
-        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    ),
-    (
-        "train-labels-idx1-ubyte",
-        "25c81989df183df01b3e8a0aad5dffbe",
-    ),
+    ("train-images-idx3-ubyte", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+    ("train-labels-idx1-ubyte", "25c81989df183df01b3e8a0aad5dffbe"),
     ("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79"),
     ("t10k-labels-idx1-ubyte", "bb300cfdad3c16e7a12a480ee83cd310"),
 ];
-const CLASSES: [&str; 10] = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-];
+const CLASSES: [&str; 10] =
+    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 /// SHA-256 of Fashion-MNIST's 10,000 test labels: tells it from other data in files of the same names.
-const FASHION_TEST_LABELS: &str =
-    "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9";
+const FASHION_TEST_LABELS: &str = "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9";
 const FOLDER: &str = "fashion-mnist";
 /// Where Debian's package `dataset-fashion-mnist` puts its files.
 const SYSTEM: &str = "/usr/share/datasets/fashion-mnist";
@@ -90,10 +73,9 @@ pub fn fashion_mnist(options: &DataOptions) -> Result<Dataset> {
     }
     match find(&cache)? {
         Some(files) => load(&files, true, options),
-        None => Err(Error::Data(format!(
-            "{} was filled but holds no IDX files: delete it and run again",
-            cache.display()
-        ))),
+        None => {
+            Err(Error::Data(format!("{} was filled but holds no IDX files: delete it and run again", cache.display())))
+        }
     }
 }
 
@@ -104,20 +86,13 @@ fn authors(cache: &Path) -> Result<()> {
         let remote = Remote {
             urls: vec![
                 format!("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}"),
-                format!(
-                    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{name}"
-                ),
+                format!("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{name}"),
             ],
             sum: Sum::Md5(md5.into()),
             otherwise: "or set KDLAB_DATA to a folder that holds the data".into(),
             name: name.clone(),
         };
-        fetch(
-            &remote,
-            &cache.join(&name),
-            &Limits::default(),
-            &mut printer(&name),
-        )?;
+        fetch(&remote, &cache.join(&name), &Limits::default(), &mut printer(&name))?;
     }
     Ok(())
 }
@@ -128,20 +103,12 @@ fn debian(cache: &Path) -> Result<()> {
     let temporary = tempfile::tempdir_in(cache).map_err(|e| Error::io("writing in", cache, e))?;
     let place = temporary.path();
     println!("Fetching Debian's package {PACKAGE} (31 MB)");
-    run(Command::new("apt-get")
-        .args(["download", PACKAGE])
-        .current_dir(place))?;
-    let package = list(place)?
-        .into_iter()
-        .find(|p| p.extension().is_some_and(|e| e == "deb"));
-    let package = package
-        .ok_or_else(|| Error::Network(format!("apt-get download {PACKAGE} left no package")))?;
+    run(Command::new("apt-get").args(["download", PACKAGE]).current_dir(place))?;
+    let package = list(place)?.into_iter().find(|p| p.extension().is_some_and(|e| e == "deb"));
+    let package = package.ok_or_else(|| Error::Network(format!("apt-get download {PACKAGE} left no package")))?;
     run(Command::new("dpkg").arg("-x").arg(&package).arg(place))?;
     for (name, _) in FILES {
-        let (from, to) = (
-            place.join(&SYSTEM[1..]).join(format!("{name}.gz")),
-            cache.join(format!("{name}.gz")),
-        );
+        let (from, to) = (place.join(&SYSTEM[1..]).join(format!("{name}.gz")), cache.join(format!("{name}.gz")));
         std::fs::rename(&from, &to).map_err(|e| Error::io("unpacking", &from, e))?;
     }
     Ok(())
@@ -156,20 +123,12 @@ fn run(command: &mut Command) -> Result<()> {
         ))
     };
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .map_err(|e| failed(format!("{program}: {e}")))?;
+    let output = command.output().map_err(|e| failed(format!("{program}: {e}")))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(failed(format!(
-        "{program}: {}",
-        said.lines()
-            .rev()
-            .find(|l| !l.trim().is_empty())
-            .unwrap_or("failed")
-    )))
+    Err(failed(format!("{program}: {}", said.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("failed"))))
 }
 
 /// The four IDX files of a folder (or of `fashion-mnist` in it); `None` where there is none of them.
@@ -177,21 +136,15 @@ pub(super) fn find(folder: &Path) -> Result<Option<[PathBuf; 4]>> {
     for folder in [folder.to_owned(), folder.join(FOLDER)] {
         let place = |(name, _): (&str, &str)| {
             let names = [name.to_owned(), name.replace("-idx", ".idx")];
-            let paths = names
-                .iter()
-                .flat_map(|n| [folder.join(n), folder.join(format!("{n}.gz"))]);
+            let paths = names.iter().flat_map(|n| [folder.join(n), folder.join(format!("{n}.gz"))]);
             paths.into_iter().find(|p| p.is_file())
         };
         match FILES.map(place) {
             [None, None, None, None] => {}
             [Some(a), Some(b), Some(c), Some(d)] => return Ok(Some([a, b, c, d])),
             some => {
-                let missing: Vec<&str> = FILES
-                    .iter()
-                    .zip(&some)
-                    .filter(|(_, p)| p.is_none())
-                    .map(|(f, _)| f.0)
-                    .collect();
+                let missing: Vec<&str> =
+                    FILES.iter().zip(&some).filter(|(_, p)| p.is_none()).map(|(f, _)| f.0).collect();
                 return Err(Error::Data(format!(
                     "{} lacks {} (plain or .gz): all four IDX files are needed",
                     folder.display(),
@@ -208,11 +161,8 @@ pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -
     let [train_images, train_labels, test_images, test_labels] = paths;
     let (train, test) = (labels(train_labels)?, labels(test_labels)?);
     let fashion = fashion || files::sha256([test.as_slice()]) == FASHION_TEST_LABELS;
-    let count = if fashion {
-        CLASSES.len()
-    } else {
-        1 + usize::from(train.iter().chain(&test).copied().max().unwrap_or(0))
-    };
+    let count =
+        if fashion { CLASSES.len() } else { 1 + usize::from(train.iter().chain(&test).copied().max().unwrap_or(0)) };
     for (path, labels) in [(train_labels, &train), (test_labels, &test)] {
         if let Some(record) = labels.iter().position(|&l| usize::from(l) >= count) {
             return Err(Error::Data(format!(
@@ -233,26 +183,16 @@ pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -
             &b.shape[1..]
         )));
     }
-    let mut pool = Pool::new(
-        train.len() + test.len(),
-        [1, a.shape[1] as i64, a.shape[2] as i64],
-    )?;
+    let mut pool = Pool::new(train.len() + test.len(), [1, a.shape[1] as i64, a.shape[2] as i64])?;
     a.images(&train, train_labels, &mut pool)?;
     b.images(&test, test_labels, &mut pool)?;
     let (split, end) = (train.len() as i64, pool.len() as i64);
-    let rows = Rows {
-        train: (0..split).collect(),
-        validation: None,
-        test: (split..end).collect(),
-    };
+    let rows = Rows { train: (0..split).collect(), validation: None, test: (split..end).collect() };
     let (name, classes) = if fashion {
         ("Fashion-MNIST".to_owned(), CLASSES.map(String::from).into())
     } else {
         let folder = train_images.parent().unwrap_or(Path::new("."));
-        (
-            format!("IDX images in {}", folder.display()),
-            (0..count).map(|k| k.to_string()).collect(),
-        )
+        (format!("IDX images in {}", folder.display()), (0..count).map(|k| k.to_string()).collect())
     };
     assemble(name, classes, pool, rows, Vec::new(), options)
 }
@@ -281,20 +221,15 @@ impl<'a> Idx<'a> {
         let length = file.metadata().map_err(failed)?.len();
         let file = std::io::BufReader::new(file);
         let gzipped = path.extension().is_some_and(|e| e == "gz");
-        let body: Box<dyn Read> = if gzipped {
-            Box::new(flate2::read::MultiGzDecoder::new(file))
-        } else {
-            Box::new(file)
-        };
-        let mut idx = Idx {
-            path,
-            shape: Vec::new(),
-            body,
-        };
+        let body: Box<dyn Read> =
+            if gzipped { Box::new(flate2::read::MultiGzDecoder::new(file)) } else { Box::new(file) };
+        let mut idx = Idx { path, shape: Vec::new(), body };
         let mut word = [0; 4];
         idx.fill(&mut word)?;
         if word != [0, 0, 8, dimensions] {
-            return Err(idx.wrong(&format!("starts with {word:?}, expected [0, 0, 8, {dimensions}]: it is no IDX file of this kind")));
+            return Err(idx.wrong(&format!(
+                "starts with {word:?}, expected [0, 0, 8, {dimensions}]: it is no IDX file of this kind"
+            )));
         }
         for _ in 0..dimensions {
             idx.fill(&mut word)?;
@@ -302,31 +237,22 @@ impl<'a> Idx<'a> {
         }
         // Deflate packs at most 1032 to 1, so a header cannot make us reserve what the file cannot hold.
         let most = length.saturating_mul(1032);
-        let bytes = idx
-            .shape
-            .iter()
-            .try_fold(1u64, |all, &n| all.checked_mul(n as u64));
+        let bytes = idx.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n as u64));
         if bytes.is_none_or(|b| b == 0 || b > most) {
-            return Err(idx.wrong(&format!(
-                "claims the shape {:?}, which a file of {length} bytes cannot hold",
-                idx.shape
-            )));
+            return Err(
+                idx.wrong(&format!("claims the shape {:?}, which a file of {length} bytes cannot hold", idx.shape))
+            );
         }
         Ok(idx)
     }
 
     fn wrong(&self, what: &str) -> Error {
-        Error::Data(format!(
-            "{} {what}; replace it, or delete it from the cache",
-            self.path.display()
-        ))
+        Error::Data(format!("{} {what}; replace it, or delete it from the cache", self.path.display()))
     }
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
         self.body.read_exact(bytes).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                self.wrong(&format!("is truncated: its header says {:?}", self.shape))
-            }
+            std::io::ErrorKind::UnexpectedEof => self.wrong(&format!("is truncated: its header says {:?}", self.shape)),
             std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
                 self.wrong(&format!("is damaged ({e})"))
             }
@@ -359,10 +285,7 @@ impl<'a> Idx<'a> {
         for labels in labels.chunks(1000) {
             let pixels = &mut pixels[..size * labels.len()];
             self.fill(pixels)?;
-            pool.push(
-                pixels,
-                &labels.iter().map(|&l| i64::from(l)).collect::<Vec<_>>(),
-            )?;
+            pool.push(pixels, &labels.iter().map(|&l| i64::from(l)).collect::<Vec<_>>())?;
         }
         self.end()
     }

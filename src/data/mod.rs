@@ -86,9 +86,7 @@ impl Default for DataOptions {
 
 /// A set and non-empty environment variable that holds a path.
 fn variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name)
-        .filter(|v| !v.is_empty())
-        .map(PathBuf::from)
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
 /// Where kdlab keeps data and weights: `KDLAB_CACHE`, else `kdlab` in the user's cache folder, else in the
@@ -106,8 +104,7 @@ fn cache_folder_on(os: &str, variable: &dyn Fn(&str) -> Option<PathBuf>) -> Path
             .filter(|p| p.is_absolute())
             .or_else(|| variable("HOME").map(|h| h.join(".cache"))),
     };
-    variable("KDLAB_CACHE")
-        .unwrap_or_else(|| user().unwrap_or_else(std::env::temp_dir).join("kdlab"))
+    variable("KDLAB_CACHE").unwrap_or_else(|| user().unwrap_or_else(std::env::temp_dir).join("kdlab"))
 }
 
 /// The user's own data where [`DataOptions::folder`] is set (CIFAR-10, IDX files or a folder of images per class);
@@ -128,10 +125,7 @@ pub fn open(options: &DataOptions) -> Result<Dataset> {
         Error::Network(also) => Error::Network(format!("no data set could be had: {why}; {also}")),
         other => other,
     })?;
-    data.notices.insert(
-        0,
-        format!("Fashion-MNIST instead of CIFAR-10, because {why}"),
-    );
+    data.notices.insert(0, format!("Fashion-MNIST instead of CIFAR-10, because {why}"));
     Ok(data)
 }
 
@@ -161,10 +155,7 @@ fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
 /// The entries of a folder in order of name, hidden ones left out.
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e: std::io::Error| {
-        Error::Io(format!(
-            "reading the data folder {}: {e}; check the path (KDLAB_DATA)",
-            folder.display()
-        ))
+        Error::Io(format!("reading the data folder {}: {e}; check the path (KDLAB_DATA)", folder.display()))
     };
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -179,10 +170,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// The last part of a path, for names in messages.
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Rows of a pool that are given to train, validation and test; validation is held out of train where it is `None`.
@@ -206,9 +194,7 @@ fn check(options: &DataOptions) -> Result<()> {
         ("test_images", options.test_images),
     ];
     match sizes.iter().find(|(_, n)| *n == Some(0)) {
-        Some((name, _)) => Err(Error::Input(format!(
-            "{name} 0: a split needs images; None takes all of them"
-        ))),
+        Some((name, _)) => Err(Error::Input(format!("{name} 0: a split needs images; None takes all of them"))),
         None => Ok(()),
     }
 }
@@ -234,20 +220,12 @@ fn assemble(
         Some(validation) => (rows.train, validation),
         None => {
             let n = (rows.train.len() as f64 * options.validation).round() as usize;
-            let (held, rest) = stratified(
-                &rows.train,
-                &stock.labels,
-                n.max(1),
-                Purpose::Validation,
-                options.seed,
-            );
+            let (held, rest) = stratified(&rows.train, &stock.labels, n.max(1), Purpose::Validation, options.seed);
             (rest, held)
         }
     };
     let mut part = |part: &str, rows: Vec<i64>, wanted: Option<usize>| -> Result<Split> {
-        if let Some(class) = (0..classes.len())
-            .find(|&k| !rows.iter().any(|&r| stock.labels[r as usize] == k as i64))
-        {
+        if let Some(class) = (0..classes.len()).find(|&k| !rows.iter().any(|&r| stock.labels[r as usize] == k as i64)) {
             return Err(Error::Data(format!(
                 "class \"{}\" has no image in the {part} split of {name}: add images of it (3 are the least), or \
                  leave the class out",
@@ -261,14 +239,9 @@ fn assemble(
                     classes.len()
                 )));
             }
-            Some(n) if n < rows.len() => {
-                stratified(&rows, &stock.labels, n, Purpose::Subset, options.seed).0
-            }
+            Some(n) if n < rows.len() => stratified(&rows, &stock.labels, n, Purpose::Subset, options.seed).0,
             Some(n) if n > rows.len() => {
-                notices.push(format!(
-                    "{n} {part} images were asked for; all {} there are used",
-                    rows.len()
-                ));
+                notices.push(format!("{n} {part} images were asked for; all {} there are used", rows.len()));
                 rows
             }
             _ => rows,
@@ -278,50 +251,17 @@ fn assemble(
     let train = part("train", train, options.train_images)?;
     let validation = part("validation", validation, options.validation_images)?;
     let test = part("test", rows.test, options.test_images)?;
-    let key = crate::files::sha256([
-        train.key.as_bytes(),
-        validation.key.as_bytes(),
-        test.key.as_bytes(),
-    ]);
-    Ok(Dataset {
-        name,
-        classes,
-        train,
-        validation,
-        test,
-        notices,
-        key,
-    })
+    let key = crate::files::sha256([train.key.as_bytes(), validation.key.as_bytes(), test.key.as_bytes()]);
+    Ok(Dataset { name, classes, train, validation, test, notices, key })
 }
 
 impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (height, width) = self.train.size();
-        let Dataset {
-            name,
-            classes,
-            train,
-            validation,
-            test,
-            notices,
-            ..
-        } = self;
-        write!(
-            f,
-            "{name}: {} classes ({}), {height}x{width} pixels, ",
-            classes.len(),
-            classes.join(", ")
-        )?;
-        write!(
-            f,
-            "{} train / {} validation / {} test images",
-            train.len(),
-            validation.len(),
-            test.len()
-        )?;
-        notices
-            .iter()
-            .try_for_each(|notice| write!(f, "\nNote: {notice}"))
+        let Dataset { name, classes, train, validation, test, notices, .. } = self;
+        write!(f, "{name}: {} classes ({}), {height}x{width} pixels, ", classes.len(), classes.join(", "))?;
+        write!(f, "{} train / {} validation / {} test images", train.len(), validation.len(), test.len())?;
+        notices.iter().try_for_each(|notice| write!(f, "\nNote: {notice}"))
     }
 }
 
@@ -332,25 +272,14 @@ mod tests {
     #[test]
     fn the_cache_is_where_the_system_wants_it() {
         let place = |os: &str, set: &[(&str, &str)]| {
-            cache_folder_on(os, &|name| {
-                set.iter().find(|s| s.0 == name).map(|s| PathBuf::from(s.1))
-            })
+            cache_folder_on(os, &|name| set.iter().find(|s| s.0 == name).map(|s| PathBuf::from(s.1)))
         };
         let (home, xdg) = (("HOME", "/h"), ("XDG_CACHE_HOME", "/x"));
         assert_eq!(place("linux", &[home]), Path::new("/h/.cache/kdlab"));
         assert_eq!(place("linux", &[home, xdg]), Path::new("/x/kdlab"));
-        assert_eq!(
-            place("linux", &[home, ("XDG_CACHE_HOME", "x")]),
-            Path::new("/h/.cache/kdlab")
-        );
-        assert_eq!(
-            place("macos", &[home, xdg]),
-            Path::new("/h/Library/Caches/kdlab")
-        );
-        assert_eq!(
-            place("macos", &[home, ("KDLAB_CACHE", "/k")]),
-            Path::new("/k")
-        );
+        assert_eq!(place("linux", &[home, ("XDG_CACHE_HOME", "x")]), Path::new("/h/.cache/kdlab"));
+        assert_eq!(place("macos", &[home, xdg]), Path::new("/h/Library/Caches/kdlab"));
+        assert_eq!(place("macos", &[home, ("KDLAB_CACHE", "/k")]), Path::new("/k"));
         assert_eq!(place("linux", &[]), std::env::temp_dir().join("kdlab"));
     }
 }

@@ -23,11 +23,7 @@ pub(crate) struct Stock {
 impl Stock {
     /// The same tensor and labels, not a copy. (An `Arc` of a tensor could not be sent to another thread.)
     fn share(&self) -> Self {
-        Stock {
-            images: self.images.shallow_clone(),
-            labels: self.labels.clone(),
-            hash: self.hash.clone(),
-        }
+        Stock { images: self.images.shallow_clone(), labels: self.labels.clone(), hash: self.hash.clone() }
     }
 }
 
@@ -38,11 +34,7 @@ impl Pool {
         let images = Tensor::f_empty([capacity as i64, c, h, w], (Kind::Uint8, Device::Cpu))?;
         let mut hash = Sha256::new();
         hash.update(format!("{shape:?}"));
-        Ok(Pool {
-            images,
-            labels: Vec::with_capacity(capacity),
-            hash,
-        })
+        Ok(Pool { images, labels: Vec::with_capacity(capacity), hash })
     }
 
     /// Appends as many images as there are labels; `pixels` holds them one after the other, each `[C, H, W]`.
@@ -53,9 +45,7 @@ impl Pool {
         self.images.f_narrow(0, start, n)?.f_copy_(&piece)?;
         self.labels.extend_from_slice(labels);
         self.hash.update(pixels);
-        labels
-            .iter()
-            .for_each(|l| self.hash.update(l.to_le_bytes()));
+        labels.iter().for_each(|l| self.hash.update(l.to_le_bytes()));
         Ok(())
     }
 
@@ -65,11 +55,7 @@ impl Pool {
 
     pub fn finish(self) -> Result<Stock> {
         let images = self.images.f_narrow(0, 0, self.labels.len() as i64)?;
-        Ok(Stock {
-            images,
-            labels: self.labels.into(),
-            hash: crate::files::hex(&self.hash.finalize()),
-        })
+        Ok(Stock { images, labels: self.labels.into(), hash: crate::files::hex(&self.hash.finalize()) })
     }
 }
 
@@ -114,13 +100,7 @@ impl Split {
     pub(crate) fn new(name: &str, stock: &Stock, rows: Vec<i64>, classes: usize) -> Self {
         let bytes: Vec<u8> = rows.iter().flat_map(|r| r.to_le_bytes()).collect();
         let key = crate::files::sha256([stock.hash.as_bytes(), name.as_bytes(), &bytes]);
-        Split {
-            name: name.into(),
-            key,
-            stock: stock.share(),
-            rows,
-            classes,
-        }
+        Split { name: name.into(), key, stock: stock.share(), rows, classes }
     }
 
     /// Number of images.
@@ -140,20 +120,14 @@ impl Split {
 
     /// All labels in split order, i64 `[N]`.
     pub fn labels(&self) -> Result<Tensor> {
-        let labels: Vec<i64> = self
-            .rows
-            .iter()
-            .map(|&r| self.stock.labels[r as usize])
-            .collect();
+        let labels: Vec<i64> = self.rows.iter().map(|&r| self.stock.labels[r as usize]).collect();
         Ok(Tensor::f_from_slice(&labels)?)
     }
 
     /// Images of each class, indexed by label.
     pub fn class_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes];
-        self.rows
-            .iter()
-            .for_each(|&r| counts[self.stock.labels[r as usize] as usize] += 1);
+        self.rows.iter().for_each(|&r| counts[self.stock.labels[r as usize] as usize] += 1);
         counts
     }
 
@@ -163,30 +137,17 @@ impl Split {
     /// When `indices` is empty or one is outside `0..len()`.
     pub fn batch(&self, indices: &[i64]) -> Result<Batch> {
         if indices.is_empty() {
-            return Err(Error::Input(format!(
-                "an empty batch of the {} split: give at least one index",
-                self.name
-            )));
+            return Err(Error::Input(format!("an empty batch of the {} split: give at least one index", self.name)));
         }
-        let rows = indices
-            .iter()
-            .map(|&i| self.row(i))
-            .collect::<Result<Vec<i64>>>()?;
-        let labels: Vec<i64> = rows
-            .iter()
-            .map(|&r| self.stock.labels[r as usize])
-            .collect();
+        let rows = indices.iter().map(|&i| self.row(i)).collect::<Result<Vec<i64>>>()?;
+        let labels: Vec<i64> = rows.iter().map(|&r| self.stock.labels[r as usize]).collect();
         let pick = Tensor::f_from_slice(&rows)?; // [B]
         let mut images = self.stock.images.f_index_select(0, &pick)?; // [B, C, H, W]
         if images.size()[1] == 1 {
             // Grey becomes three equal channels; much quicker than expand and copy.
             images = Tensor::f_cat(&[&images, &images, &images], 1)?;
         }
-        Ok(Batch {
-            images,
-            labels: Tensor::f_from_slice(&labels)?,
-            indices: indices.to_vec(),
-        })
+        Ok(Batch { images, labels: Tensor::f_from_slice(&labels)?, indices: indices.to_vec() })
     }
 
     /// The image at a sample index, u8 `[3, H, W]`.
@@ -217,57 +178,35 @@ impl Split {
                 self.len()
             )));
         }
-        Ok(Split::new(
-            &self.name,
-            &self.stock,
-            self.rows[..n].to_vec(),
-            self.classes,
-        ))
+        Ok(Split::new(&self.name, &self.stock, self.rows[..n].to_vec(), self.classes))
     }
 
     /// The row of the pool at a sample index.
     fn row(&self, index: i64) -> Result<i64> {
-        usize::try_from(index)
-            .ok()
-            .and_then(|i| self.rows.get(i))
-            .copied()
-            .ok_or_else(|| {
-                Error::Input(format!(
-                    "sample index {index} is outside the {} split: it has {} images, 0 to {}",
-                    self.name,
-                    self.len(),
-                    self.len() as i64 - 1
-                ))
-            })
+        usize::try_from(index).ok().and_then(|i| self.rows.get(i)).copied().ok_or_else(|| {
+            Error::Input(format!(
+                "sample index {index} is outside the {} split: it has {} images, 0 to {}",
+                self.name,
+                self.len(),
+                self.len() as i64 - 1
+            ))
+        })
     }
 }
 
 impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (h, w) = self.size();
-        write!(
-            f,
-            "{}: {} images of {h}x{w} pixels, {} classes",
-            self.name,
-            self.len(),
-            self.classes
-        )
+        write!(f, "{}: {} images of {h}x{w} pixels, {} classes", self.name, self.len(), self.classes)
     }
 }
 
 impl fmt::Display for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let range = |t: &Tensor| -> Result<String> {
-            Ok(format!(
-                "{}..={}",
-                t.f_min()?.f_int64_value(&[])?,
-                t.f_max()?.f_int64_value(&[])?
-            ))
+            Ok(format!("{}..={}", t.f_min()?.f_int64_value(&[])?, t.f_max()?.f_int64_value(&[])?))
         };
-        for (name, kind, tensor) in [
-            ("images", "u8", &self.images),
-            ("labels", "i64", &self.labels),
-        ] {
+        for (name, kind, tensor) in [("images", "u8", &self.images), ("labels", "i64", &self.labels)] {
             let range = range(tensor).map_err(|_| fmt::Error)?;
             let comma = if name == "images" { ", " } else { "" };
             write!(f, "{name} {kind} {:?} ({range}){comma}", tensor.size())?;

@@ -37,9 +37,7 @@ pub fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<i64> {
 /// When `batch_size` is 0.
 pub fn batches(order: &[i64], batch_size: usize) -> Result<Vec<Vec<i64>>> {
     if batch_size == 0 {
-        return Err(Error::Input(
-            "batch size 0: a batch holds at least one image (64 is usual)".into(),
-        ));
+        return Err(Error::Input("batch size 0: a batch holds at least one image (64 is usual)".into()));
     }
     Ok(order.chunks(batch_size).map(<[i64]>::to_vec).collect())
 }
@@ -52,18 +50,8 @@ pub(crate) fn reordered(mut rows: Vec<i64>, seed: u64) -> Vec<i64> {
 
 /// Divides `rows` in two, class by class in proportion: `(the n picked, the rest)`, both in the order of `rows`.
 /// Every class present gets at least one row in the picked part; a hold-out also leaves one of each class behind.
-pub(crate) fn stratified(
-    rows: &[i64],
-    labels: &[i64],
-    n: usize,
-    purpose: Purpose,
-    seed: u64,
-) -> (Vec<i64>, Vec<i64>) {
-    let classes = rows
-        .iter()
-        .map(|&r| labels[r as usize] as usize + 1)
-        .max()
-        .unwrap_or(0);
+pub(crate) fn stratified(rows: &[i64], labels: &[i64], n: usize, purpose: Purpose, seed: u64) -> (Vec<i64>, Vec<i64>) {
+    let classes = rows.iter().map(|&r| labels[r as usize] as usize + 1).max().unwrap_or(0);
     let mut members = vec![Vec::new(); classes];
     for &row in rows {
         members[labels[row as usize] as usize].push(row);
@@ -71,11 +59,7 @@ pub(crate) fn stratified(
     let counts: Vec<usize> = members.iter().map(Vec::len).collect();
     let hold_out = !matches!(purpose, Purpose::Subset);
     let mut picked = std::collections::HashSet::with_capacity(n);
-    for (class, (members, quota)) in members
-        .iter_mut()
-        .zip(quotas(&counts, n, hold_out))
-        .enumerate()
-    {
+    for (class, (members, quota)) in members.iter_mut().zip(quotas(&counts, n, hold_out)).enumerate() {
         members.shuffle(&mut rng(purpose, seed, class as u64));
         picked.extend(members[..quota].iter().copied());
     }
@@ -101,10 +85,7 @@ fn quotas(counts: &[usize], n: usize, leave_one: bool) -> Vec<usize> {
         if counts[k] > 0 && quotas[k] == 0 {
             quotas[k] = 1;
             // Paid for by the class with the most, where one can pay.
-            if let Some(rich) = (0..counts.len())
-                .filter(|&j| quotas[j] > 1)
-                .max_by_key(|&j| (quotas[j], j))
-            {
+            if let Some(rich) = (0..counts.len()).filter(|&j| quotas[j] > 1).max_by_key(|&j| (quotas[j], j)) {
                 quotas[rich] -= 1;
             }
         }

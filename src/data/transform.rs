@@ -18,20 +18,12 @@ impl Transform {
     /// What torchvision's ImageNet weights were trained with.
     /// Source: <https://docs.pytorch.org/vision/stable/models.html>.
     pub fn imagenet(size: i64) -> Self {
-        Transform {
-            size,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
-        }
+        Transform { size, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
     }
 
     /// Mean and standard deviation over CIFAR-10's 50,000 training images.
     pub fn cifar10(size: i64) -> Self {
-        Transform {
-            size,
-            mean: [0.4914, 0.4822, 0.4465],
-            std: [0.2470, 0.2435, 0.2616],
-        }
+        Transform { size, mean: [0.4914, 0.4822, 0.4465], std: [0.2470, 0.2435, 0.2616] }
     }
 
     /// `images` u8 `[B, 3, H, W]` on any device -> f32 `[B, 3, size, size]` on `device`, `(x / 255 - mean) / std`.
@@ -44,9 +36,7 @@ impl Transform {
     pub fn apply(&self, images: &Tensor, device: Device) -> Result<Tensor> {
         let shape = images.size();
         let &[_, 3, height, width] = shape.as_slice() else {
-            return Err(Error::Input(format!(
-                "a transform takes images u8 [B, 3, H, W], not {shape:?}"
-            )));
+            return Err(Error::Input(format!("a transform takes images u8 [B, 3, H, W], not {shape:?}")));
         };
         if images.kind() != Kind::Uint8 {
             return Err(Error::Input(format!(
@@ -55,21 +45,13 @@ impl Transform {
             )));
         }
         if self.size < 1 {
-            return Err(Error::Input(format!(
-                "transform size {}: at least 1 pixel is needed",
-                self.size
-            )));
+            return Err(Error::Input(format!("transform size {}: at least 1 pixel is needed", self.size)));
         }
         if let Some(bad) = self.std.iter().find(|s| !s.is_finite() || **s <= 0.0) {
-            return Err(Error::Input(format!(
-                "transform std {bad}: each must be a positive number"
-            )));
+            return Err(Error::Input(format!("transform std {bad}: each must be a positive number")));
         }
         tch::no_grad(|| {
-            let mut x = images
-                .f_to_device(device)?
-                .f_to_kind(Kind::Float)?
-                .f_div_scalar(255.0)?; // [B, 3, H, W]
+            let mut x = images.f_to_device(device)?.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?; // [B, 3, H, W]
             let size = [self.size, self.size];
             if height > self.size || width > self.size {
                 x = x.f_internal_upsample_bilinear2d_aa(size, false, None, None)?;
@@ -78,22 +60,20 @@ impl Transform {
             }
             // [1, 3, 1, 1]
             let row = |v: [f64; 3]| -> Result<Tensor> {
-                Ok(Tensor::f_from_slice(&v.map(|c| c as f32))?
-                    .f_to_device(device)?
-                    .f_view([1, 3, 1, 1])?)
+                Ok(Tensor::f_from_slice(&v.map(|c| c as f32))?.f_to_device(device)?.f_view([1, 3, 1, 1])?)
             };
-            Ok(x.f_sub_(&row(self.mean)?)?.f_div_(&row(self.std)?)?)
+            let x = x.f_sub_(&row(self.mean)?)?.f_div_(&row(self.std)?)?;
+            if device != Device::Cpu {
+                return Ok(x);
+            }
+            // The same numbers with channels innermost in memory: what a CPU's convolutions are quickest with.
+            Ok(x.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
         })
     }
 
     /// A short text that differs whenever the result of [`Transform::apply`] may differ; fit for a file name.
     pub fn key(&self) -> String {
         let join = |v: [f64; 3]| v.map(|c| c.to_string()).join("_");
-        format!(
-            "{}px-mean{}-std{}",
-            self.size,
-            join(self.mean),
-            join(self.std)
-        )
+        format!("{}px-mean{}-std{}", self.size, join(self.mean), join(self.std))
     }
 }

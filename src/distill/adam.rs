@@ -24,20 +24,11 @@ impl Adam {
     /// Over named parameters, with moments at zero.
     pub fn new(parameters: Vec<(String, Tensor)>) -> Result<Self> {
         let slot = |(name, parameter): (String, Tensor)| {
-            let (mean, square) = no_grad(|| -> Result<_> {
-                Ok((parameter.f_zeros_like()?, parameter.f_zeros_like()?))
-            })?;
-            Ok(Slot {
-                name,
-                parameter,
-                mean,
-                square,
-            })
+            let (mean, square) =
+                no_grad(|| -> Result<_> { Ok((parameter.f_zeros_like()?, parameter.f_zeros_like()?)) })?;
+            Ok(Slot { name, parameter, mean, square })
         };
-        Ok(Self {
-            slots: parameters.into_iter().map(slot).collect::<Result<_>>()?,
-            steps: 0,
-        })
+        Ok(Self { slots: parameters.into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
     }
 
     pub fn zero_grad(&mut self) {
@@ -58,19 +49,9 @@ impl Adam {
                     continue;
                 }
                 let _ = slot.mean.f_lerp_(&gradient, 1.0 - BETA1)?;
-                let _ = slot
-                    .square
-                    .f_mul_scalar_(BETA2)?
-                    .f_addcmul_(&(&gradient * (1.0 - BETA2)), &gradient)?;
-                let denominator = slot
-                    .square
-                    .f_sqrt()?
-                    .f_div_scalar_(correction2)?
-                    .f_add_scalar_(EPSILON)?;
-                let update = slot
-                    .mean
-                    .f_div(&denominator)?
-                    .f_mul_scalar_(-learning_rate / correction1)?;
+                let _ = slot.square.f_mul_scalar_(BETA2)?.f_addcmul_(&(&gradient * (1.0 - BETA2)), &gradient)?;
+                let denominator = slot.square.f_sqrt()?.f_div_scalar_(correction2)?.f_add_scalar_(EPSILON)?;
+                let update = slot.mean.f_div(&denominator)?.f_mul_scalar_(-learning_rate / correction1)?;
                 let _ = slot.parameter.f_add_(&update)?;
             }
             Ok(())
@@ -89,21 +70,13 @@ impl Adam {
     }
 
     /// Takes back what [`Adam::state`] gave.
-    pub(super) fn restore(
-        &mut self,
-        find: &dyn Fn(&str) -> Option<Tensor>,
-        steps: u64,
-    ) -> Result<()> {
+    pub(super) fn restore(&mut self, find: &dyn Fn(&str) -> Option<Tensor>, steps: u64) -> Result<()> {
         for slot in &mut self.slots {
             for (kind, tensor) in [("mean", &mut slot.mean), ("square", &mut slot.square)] {
                 let name = format!("{kind}/{}", slot.name);
-                let saved = find(&name)
-                    .filter(|t| t.size() == tensor.size())
-                    .ok_or_else(|| {
-                        Error::Data(format!(
-                            "checkpoint lacks the optimizer state {name}; delete it and fit again"
-                        ))
-                    })?;
+                let saved = find(&name).filter(|t| t.size() == tensor.size()).ok_or_else(|| {
+                    Error::Data(format!("checkpoint lacks the optimizer state {name}; delete it and fit again"))
+                })?;
                 no_grad(|| tensor.f_copy_(&saved))?;
             }
         }

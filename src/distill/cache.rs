@@ -27,13 +27,7 @@ impl CachedTensor {
     /// Wraps values that you computed yourself, row i for sample i of `split`; `key` names how.
     pub fn new(split: &Split, tensor: Tensor, key: &str) -> Result<Self> {
         let key = digest(&[split.key.as_bytes(), key.as_bytes()]);
-        let made = Self {
-            tensor,
-            key,
-            split_key: split.key.clone(),
-            from_disk: false,
-            seconds: 0.0,
-        };
+        let made = Self { tensor, key, split_key: split.key.clone(), from_disk: false, seconds: 0.0 };
         made.check(&split.key, split.len(), "values")?;
         Ok(made)
     }
@@ -77,26 +71,20 @@ pub fn backbone_features(
     listener: &Listener,
 ) -> Result<CachedTensor> {
     let device = backbone.model.device();
-    cached(
-        folder,
-        "features",
-        features_key(backbone, split, transform),
-        split,
-        || {
-            let name = format!("{} on {}", backbone.arch, split.name);
-            let mut ticker = Ticker::new(&name, split.len());
-            let mut rows = Vec::new();
-            let order: Vec<i64> = (0..split.len() as i64).collect();
-            for indices in crate::data::batches(&order, batch_size)? {
-                let inputs = transform.apply(&split.batch(&indices)?.images, device)?;
-                rows.push(backbone.features(&inputs)?.f_to_device(Device::Cpu)?);
-                if let Some(progress) = ticker.advance(indices.len()) {
-                    listener.tell(Event::Progress(progress));
-                }
+    cached(folder, "features", features_key(backbone, split, transform), split, || {
+        let name = format!("{} on {}", backbone.arch, split.name);
+        let mut ticker = Ticker::new(&name, split.len());
+        let mut rows = Vec::new();
+        let order: Vec<i64> = (0..split.len() as i64).collect();
+        for indices in crate::data::batches(&order, batch_size)? {
+            let inputs = transform.apply(&split.batch(&indices)?.images, device)?;
+            rows.push(backbone.features(&inputs)?.f_to_device(Device::Cpu)?);
+            if let Some(progress) = ticker.advance(indices.len()) {
+                listener.tell(Event::Progress(progress));
             }
-            Ok(Tensor::f_cat(&rows, 0)?)
-        },
-    )
+        }
+        Ok(Tensor::f_cat(&rows, 0)?)
+    })
 }
 
 /// The teacher's logits f32 `[N, C]`: its head on the features of `split`.
@@ -107,11 +95,7 @@ pub fn teacher_logits(
     folder: Option<&Path>,
 ) -> Result<CachedTensor> {
     features.check(&split.key, split.len(), "features")?;
-    let key = digest(&[
-        b"logits",
-        features.key.as_bytes(),
-        digest_tensors(&head.state())?.as_bytes(),
-    ]);
+    let key = digest(&[b"logits", features.key.as_bytes(), digest_tensors(&head.state())?.as_bytes()]);
     cached(folder, "logits", key, split, || {
         let logits = no_grad(|| head.forward(&features.tensor.f_to_device(head.device())?, false))?;
         Ok(logits.f_to_device(Device::Cpu)?)
@@ -126,16 +110,10 @@ fn cached(
     compute: impl FnOnce() -> Result<Tensor>,
 ) -> Result<CachedTensor> {
     let start = Instant::now();
-    let path: Option<PathBuf> =
-        folder.map(|f| f.join(format!("{kind}-{}-{}.safetensors", split.name, &key[..16])));
+    let path: Option<PathBuf> = folder.map(|f| f.join(format!("{kind}-{}-{}.safetensors", split.name, &key[..16])));
     // A file that can't be read, or was made under another key, is computed anew and written over.
-    let found = path
-        .as_deref()
-        .filter(|p| p.exists())
-        .and_then(|p| load_tensors(p).ok());
-    let found = found
-        .filter(|(_, meta)| meta.get("key") == Some(&key))
-        .and_then(|(mut t, _)| t.remove(kind));
+    let found = path.as_deref().filter(|p| p.exists()).and_then(|p| load_tensors(p).ok());
+    let found = found.filter(|(_, meta)| meta.get("key") == Some(&key)).and_then(|(mut t, _)| t.remove(kind));
     let from_disk = found.is_some();
     let tensor = match found {
         Some(tensor) => tensor,
@@ -148,13 +126,8 @@ fn cached(
             tensor
         }
     };
-    let made = CachedTensor {
-        tensor,
-        key,
-        split_key: split.key.clone(),
-        from_disk,
-        seconds: start.elapsed().as_secs_f64(),
-    };
+    let made =
+        CachedTensor { tensor, key, split_key: split.key.clone(), from_disk, seconds: start.elapsed().as_secs_f64() };
     made.check(&split.key, split.len(), kind)?;
     Ok(made)
 }

@@ -20,10 +20,7 @@ pub(super) struct Checkpoint {
 
 impl Checkpoint {
     pub(super) fn new(folder: &Path, fingerprint: String) -> Self {
-        Self {
-            folder: folder.to_owned(),
-            fingerprint,
-        }
+        Self { folder: folder.to_owned(), fingerprint }
     }
 
     fn file(&self) -> PathBuf {
@@ -40,23 +37,12 @@ impl Checkpoint {
         history: &History,
         live: LiveValues,
     ) -> Result<()> {
-        let json = serde_json::to_string_pretty(history)
-            .map_err(|e| Error::Data(format!("history: {e}")))?;
+        let json = serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))?;
         let (moments, steps) = adam.state();
         let mut tensors = moments;
-        tensors.extend(
-            model
-                .state()
-                .into_iter()
-                .map(|(name, t)| (format!("weights/{name}"), t)),
-        );
-        tensors.extend(
-            best.0
-                .iter()
-                .map(|(name, t)| (format!("best/{name}"), t.shallow_clone())),
-        );
-        let live =
-            serde_json::to_string(&live).map_err(|e| Error::Data(format!("live values: {e}")))?;
+        tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
+        tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));
+        let live = serde_json::to_string(&live).map_err(|e| Error::Data(format!("live values: {e}")))?;
         let metadata = HashMap::from([
             ("fingerprint".to_owned(), self.fingerprint.clone()),
             ("history".to_owned(), json.clone()),
@@ -65,19 +51,11 @@ impl Checkpoint {
         ]);
         save_tensors(&self.file(), &tensors, metadata)?;
         write_bytes(&self.folder.join("history.json"), json.as_bytes())?;
-        save_tensors(
-            &self.folder.join("best.safetensors"),
-            &best.0,
-            HashMap::new(),
-        )
+        save_tensors(&self.folder.join("best.safetensors"), &best.0, HashMap::new())
     }
 
     /// Puts an unfinished run of the same fit back into place; none when there is nothing to go on with.
-    pub(super) fn resume(
-        &self,
-        model: &Model,
-        adam: &mut Adam,
-    ) -> Result<Option<(History, Snapshot, LiveValues)>> {
+    pub(super) fn resume(&self, model: &Model, adam: &mut Adam) -> Result<Option<(History, Snapshot, LiveValues)>> {
         if !self.file().exists() {
             return Ok(None);
         }
@@ -86,9 +64,7 @@ impl Checkpoint {
             return Ok(None);
         };
         let text = |key: &str| metadata.get(key).map(String::as_str).unwrap_or_default();
-        let parsed = serde_json::from_str::<History>(text("history"))
-            .ok()
-            .zip(text("steps").parse().ok());
+        let parsed = serde_json::from_str::<History>(text("history")).ok().zip(text("steps").parse().ok());
         let Some((history, steps)) = parsed else {
             return Ok(None);
         };
@@ -97,32 +73,18 @@ impl Checkpoint {
         }
         let snapshot = |prefix: &str| {
             let of = |(name, t): (String, Tensor)| {
-                let saved = tensors
-                    .get(&format!("{prefix}/{name}"))
-                    .filter(|s| s.size() == t.size());
+                let saved = tensors.get(&format!("{prefix}/{name}")).filter(|s| s.size() == t.size());
                 let saved = saved.ok_or_else(|| {
-                    Error::Data(format!(
-                        "{} lacks {prefix}/{name}; delete it and fit again",
-                        self.file().display()
-                    ))
+                    Error::Data(format!("{} lacks {prefix}/{name}; delete it and fit again", self.file().display()))
                 })?;
                 Ok((name, saved.f_to_device(t.device())?))
             };
-            model
-                .state()
-                .into_iter()
-                .map(of)
-                .collect::<Result<Vec<_>>>()
-                .map(Snapshot)
+            model.state().into_iter().map(of).collect::<Result<Vec<_>>>().map(Snapshot)
         };
         let (weights, best) = (snapshot("weights")?, snapshot("best")?);
         adam.restore(&|name| tensors.get(name).map(Tensor::shallow_clone), steps)?;
         weights.restore(model)?;
-        Ok(Some((
-            history,
-            best,
-            serde_json::from_str(text("live")).unwrap_or_default(),
-        )))
+        Ok(Some((history, best, serde_json::from_str(text("live")).unwrap_or_default())))
     }
 }
 
@@ -136,9 +98,7 @@ impl Snapshot {
             to.f_copy_(&t.f_detach()?)?;
             Ok((name, to))
         };
-        Ok(Self(
-            model.state().into_iter().map(copy).collect::<Result<_>>()?,
-        ))
+        Ok(Self(model.state().into_iter().map(copy).collect::<Result<_>>()?))
     }
 
     pub(super) fn restore(&self, model: &Model) -> Result<()> {

@@ -58,10 +58,7 @@ impl Control {
     /// The loss at the values in force now.
     pub(super) fn apply(&self, kd: KdLoss) -> Result<KdLoss> {
         let state = self.state().clone();
-        KdLoss::new(
-            state.temperature.unwrap_or(kd.temperature()),
-            state.alpha.unwrap_or(kd.alpha()),
-        )
+        KdLoss::new(state.temperature.unwrap_or(kd.temperature()), state.alpha.unwrap_or(kd.alpha()))
     }
 
     // A thread that panicked while holding the lock leaves plain values behind: they stay usable.

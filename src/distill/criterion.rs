@@ -25,32 +25,17 @@ pub struct Criterion {
 impl Criterion {
     /// Hard labels only.
     pub fn cross_entropy() -> Self {
-        Self {
-            name: "cross-entropy".into(),
-            kd: None,
-            function: Function::CrossEntropy,
-        }
+        Self { name: "cross-entropy".into(), kd: None, function: Function::CrossEntropy }
     }
 
     /// Teacher and hard labels. Needs examples with teacher logits.
     pub fn kd(kd: KdLoss) -> Self {
-        Self {
-            name: "kd".into(),
-            kd: Some(kd),
-            function: Function::Kd,
-        }
+        Self { name: "kd".into(), kd: Some(kd), function: Function::Kd }
     }
 
     /// Your own loss of `(logits [B, C], labels [B])`, a scalar.
-    pub fn hard(
-        name: &str,
-        loss: impl Fn(&Tensor, &Tensor) -> Tensor + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            kd: None,
-            function: Function::Hard(Box::new(loss)),
-        }
+    pub fn hard(name: &str, loss: impl Fn(&Tensor, &Tensor) -> Tensor + Send + Sync + 'static) -> Self {
+        Self { name: name.into(), kd: None, function: Function::Hard(Box::new(loss)) }
     }
 
     /// Your own loss of `(student logits [B, C], labels [B], teacher logits [B, C], temperature, alpha)`, a scalar.
@@ -59,11 +44,7 @@ impl Criterion {
         kd: KdLoss,
         loss: impl Fn(&Tensor, &Tensor, &Tensor, f64, f64) -> Tensor + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            name: name.into(),
-            kd: Some(kd),
-            function: Function::Soft(Box::new(loss)),
-        }
+        Self { name: name.into(), kd: Some(kd), function: Function::Soft(Box::new(loss)) }
     }
 
     pub fn name(&self) -> &str {
@@ -76,28 +57,14 @@ impl Criterion {
     }
 
     /// The loss of one batch at `kd` (the values in force now), a scalar with a gradient towards `logits`.
-    pub(super) fn loss(
-        &self,
-        logits: &Tensor,
-        batch: &Minibatch,
-        kd: Option<KdLoss>,
-    ) -> Result<Tensor> {
+    pub(super) fn loss(&self, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<Tensor> {
         let loss = match (&self.function, kd) {
             (Function::CrossEntropy, _) => return cross_entropy(logits, &batch.labels),
             (Function::Hard(f), _) => f(logits, &batch.labels),
             (Function::Kd, Some(kd)) => return kd.forward(logits, &batch.labels, batch.teacher()?),
-            (Function::Soft(f), Some(kd)) => f(
-                logits,
-                &batch.labels,
-                batch.teacher()?,
-                kd.temperature(),
-                kd.alpha(),
-            ),
+            (Function::Soft(f), Some(kd)) => f(logits, &batch.labels, batch.teacher()?, kd.temperature(), kd.alpha()),
             (Function::Kd | Function::Soft(_), None) => {
-                return Err(Error::Input(format!(
-                    "criterion {} has no temperature and alpha",
-                    self.name
-                )));
+                return Err(Error::Input(format!("criterion {} has no temperature and alpha", self.name)));
             }
         };
         if loss.numel() != 1 {

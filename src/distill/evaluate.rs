@@ -34,16 +34,10 @@ impl Evaluation {
     /// Counts `[C][C]`: row = true class, column = predicted class.
     pub fn confusion(&self) -> Result<Vec<Vec<usize>>> {
         let classes = self.logits.size()[1];
-        let pairs = self
-            .labels
-            .f_mul_scalar(classes)?
-            .f_add(&self.predictions()?)?;
+        let pairs = self.labels.f_mul_scalar(classes)?.f_add(&self.predictions()?)?;
         let counts = pairs.f_bincount(None::<&Tensor>, classes * classes)?;
         let counts = Vec::<i64>::try_from(counts)?;
-        Ok(counts
-            .chunks(classes as usize)
-            .map(|row| row.iter().map(|&n| n as usize).collect())
-            .collect())
+        Ok(counts.chunks(classes as usize).map(|row| row.iter().map(|&n| n as usize).collect()).collect())
     }
 }
 
@@ -54,11 +48,7 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     no_grad(|| {
         for indices in crate::data::batches(&order, batch_size)? {
             let batch = examples.batch(&indices, model.device())?;
-            rows.push(
-                model
-                    .forward(&batch.inputs, false)?
-                    .f_to_device(Device::Cpu)?,
-            );
+            rows.push(model.forward(&batch.inputs, false)?.f_to_device(Device::Cpu)?);
         }
         Ok(Tensor::f_cat(&rows, 0)?)
     })
@@ -69,10 +59,7 @@ pub fn evaluate(model: &Model, examples: &Examples, batch_size: usize) -> Result
     let logits = predict(model, examples, batch_size)?;
     let labels = examples.labels();
     check_classes(&logits, &labels)?;
-    let correct = logits
-        .f_argmax(-1, false)?
-        .f_eq_tensor(&labels)?
-        .f_sum(Kind::Int64)?;
+    let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
     Ok(Evaluation {
         cross_entropy: f64::try_from(cross_entropy(&logits, &labels)?)?,
         correct: i64::try_from(correct)? as usize,
@@ -104,25 +91,11 @@ pub(super) struct Sums {
 impl Sums {
     pub(super) fn new(device: Device, kd: bool) -> Result<Self> {
         // Counts of up to 1.3 million samples and their losses add up exactly enough in f64; MPS has no f64.
-        let kind = if matches!(device, Device::Mps) {
-            Kind::Float
-        } else {
-            Kind::Double
-        };
-        Ok(Self {
-            sums: Tensor::f_zeros(4, (kind, device))?,
-            samples: 0,
-            kd,
-        })
+        let kind = if matches!(device, Device::Mps) { Kind::Float } else { Kind::Double };
+        Ok(Self { sums: Tensor::f_zeros(4, (kind, device))?, samples: 0, kd })
     }
 
-    pub(super) fn add(
-        &mut self,
-        loss: &Tensor,
-        logits: &Tensor,
-        batch: &Minibatch,
-        kd: Option<KdLoss>,
-    ) -> Result<()> {
+    pub(super) fn add(&mut self, loss: &Tensor, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<()> {
         let n = batch.labels.size()[0];
         no_grad(|| {
             let logits = logits.f_detach()?;
@@ -131,12 +104,8 @@ impl Sums {
                 None => loss.f_zeros_like()?,
             };
             let hard = cross_entropy(&logits, &batch.labels)?;
-            let correct = logits
-                .f_argmax(-1, false)?
-                .f_eq_tensor(&batch.labels)?
-                .f_sum(self.sums.kind())?;
-            let means = Tensor::f_stack(&[loss.f_detach()?, hard, divergence], 0)?
-                .f_to_kind(self.sums.kind())?;
+            let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(self.sums.kind())?;
+            let means = Tensor::f_stack(&[loss.f_detach()?, hard, divergence], 0)?.f_to_kind(self.sums.kind())?;
             let row = Tensor::f_cat(&[means.f_mul_scalar(n)?, correct.f_reshape(1)?], 0)?;
             let _ = self.sums.f_add_(&row)?;
             Ok::<_, Error>(())
@@ -147,18 +116,9 @@ impl Sums {
 
     /// Copies to the host: waits for the device.
     pub(super) fn metrics(&self) -> Result<Metrics> {
-        let values = Vec::<f64>::try_from(
-            self.sums
-                .f_to_device(Device::Cpu)?
-                .f_to_kind(Kind::Double)?,
-        )?;
+        let values = Vec::<f64>::try_from(self.sums.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
         let mean = |i: usize| values[i] / self.samples.max(1) as f64;
-        Ok(Metrics {
-            loss: mean(0),
-            cross_entropy: mean(1),
-            divergence: self.kd.then(|| mean(2)),
-            accuracy: mean(3),
-        })
+        Ok(Metrics { loss: mean(0), cross_entropy: mean(1), divergence: self.kd.then(|| mean(2)), accuracy: mean(3) })
     }
 }
 
@@ -206,11 +166,7 @@ impl Ticker {
             images_per_second: 0.0,
             seconds_left: 0.0,
         };
-        Self {
-            progress,
-            start: now,
-            last: now,
-        }
+        Self { progress, start: now, last: now }
     }
 
     pub(super) fn advance(&mut self, images: usize) -> Option<Progress> {

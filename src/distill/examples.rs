@@ -8,16 +8,9 @@ use std::sync::Arc;
 use tch::{Device, Tensor};
 
 enum Inputs {
-    Images {
-        split: Split,
-        transform: Transform,
-    },
+    Images { split: Split, transform: Transform },
     Features(Tensor),
-    Backbone {
-        split: Split,
-        transform: Transform,
-        backbone: Arc<Backbone>,
-    },
+    Backbone { split: Split, transform: Transform, backbone: Arc<Backbone> },
 }
 
 /// A split as a model sees it. Sample index = position in the split, whatever the order of the batches.
@@ -42,10 +35,7 @@ impl Minibatch {
     /// The teacher's logits `[B, C]` of these very samples.
     pub fn teacher(&self) -> Result<&Tensor> {
         self.teacher.as_ref().ok_or_else(|| {
-            Error::Input(
-                "this loss needs a teacher, and the examples carry none; add with_teacher(&logits)"
-                    .into(),
-            )
+            Error::Input("this loss needs a teacher, and the examples carry none; add with_teacher(&logits)".into())
         })
     }
 }
@@ -54,39 +44,21 @@ impl Examples {
     /// Images, transformed batch by batch on the device.
     pub fn images(split: &Split, transform: &Transform) -> Result<Self> {
         let key = crate::files::digest(&[split.key.as_bytes(), transform.key().as_bytes()]);
-        Self::new(
-            split,
-            Inputs::Images {
-                split: split.clone(),
-                transform: transform.clone(),
-            },
-            key,
-        )
+        Self::new(split, Inputs::Images { split: split.clone(), transform: transform.clone() }, key)
     }
 
     /// Features that a frozen backbone gave once for every image of the split.
     pub fn features(split: &Split, features: &CachedTensor) -> Result<Self> {
         features.check(&split.key, split.len(), "features")?;
-        Self::new(
-            split,
-            Inputs::Features(features.tensor.shallow_clone()),
-            features.key.clone(),
-        )
+        Self::new(split, Inputs::Features(features.tensor.shallow_clone()), features.key.clone())
     }
 
     /// The article's way: the frozen backbone is run again for every batch of every epoch. Equal to
     /// [`Examples::features`] up to rounding, at many times the cost.
-    pub fn through_backbone(
-        split: &Split,
-        transform: &Transform,
-        backbone: &Arc<Backbone>,
-    ) -> Result<Self> {
+    pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Arc<Backbone>) -> Result<Self> {
         let key = super::cache::features_key(backbone, split, transform);
-        let inputs = Inputs::Backbone {
-            split: split.clone(),
-            transform: transform.clone(),
-            backbone: Arc::clone(backbone),
-        };
+        let inputs =
+            Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: Arc::clone(backbone) };
         Self::new(split, inputs, key)
     }
 
@@ -114,25 +86,16 @@ impl Examples {
     /// The samples at `indices`, on `device`.
     pub fn batch(&self, indices: &[i64], device: Device) -> Result<Minibatch> {
         let rows = Tensor::f_from_slice(indices)?;
-        let on_device =
-            |t: &Tensor| -> Result<Tensor> { Ok(t.f_index_select(0, &rows)?.f_to_device(device)?) };
+        let on_device = |t: &Tensor| -> Result<Tensor> { Ok(t.f_index_select(0, &rows)?.f_to_device(device)?) };
         let inputs = match &self.inputs {
-            Inputs::Images { split, transform } => {
-                transform.apply(&split.batch(indices)?.images, device)?
-            }
+            Inputs::Images { split, transform } => transform.apply(&split.batch(indices)?.images, device)?,
             Inputs::Features(features) => on_device(features)?,
-            Inputs::Backbone {
-                split,
-                transform,
-                backbone,
-            } => backbone.features(&transform.apply(&split.batch(indices)?.images, device)?)?,
+            Inputs::Backbone { split, transform, backbone } => {
+                backbone.features(&transform.apply(&split.batch(indices)?.images, device)?)?
+            }
         };
         let teacher = self.teacher.as_ref().map(on_device).transpose()?;
-        Ok(Minibatch {
-            inputs,
-            labels: on_device(&self.labels)?,
-            teacher,
-        })
+        Ok(Minibatch { inputs, labels: on_device(&self.labels)?, teacher })
     }
 
     /// Changes with the data, its transform, the backbone and the teacher.
@@ -147,17 +110,8 @@ impl Examples {
 
     fn new(split: &Split, inputs: Inputs, key: String) -> Result<Self> {
         if split.is_empty() {
-            return Err(Error::Input(format!(
-                "the {} split holds no image; give it more data",
-                split.name
-            )));
+            return Err(Error::Input(format!("the {} split holds no image; give it more data", split.name)));
         }
-        Ok(Self {
-            inputs,
-            labels: split.labels()?,
-            teacher: None,
-            split_key: split.key.clone(),
-            key,
-        })
+        Ok(Self { inputs, labels: split.labels()?, teacher: None, split_key: split.key.clone(), key })
     }
 }

@@ -70,18 +70,13 @@ impl Default for FitOptions {
 impl FitOptions {
     fn check(&self) -> Result<()> {
         if self.batch_size == 0 {
-            return Err(Error::Input(
-                "batch size must be at least 1, got 0; the article uses 64".into(),
-            ));
+            return Err(Error::Input("batch size must be at least 1, got 0; the article uses 64".into()));
         }
         if self.epochs == 0 {
             return Err(Error::Input("epochs must be at least 1, got 0".into()));
         }
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            return Err(Error::Input(format!(
-                "learning rate must be > 0, got {}; try 1e-3",
-                self.learning_rate
-            )));
+            return Err(Error::Input(format!("learning rate must be > 0, got {}; try 1e-3", self.learning_rate)));
         }
         Ok(())
     }
@@ -107,25 +102,20 @@ pub fn fit(
     check_fit(model, train, validation, criterion)?;
     let mut adam = Adam::new(model.trainable())?;
     let checkpoint = match &options.folder {
-        Some(folder) => Some(Checkpoint::new(
-            folder,
-            fingerprint(model, train, validation, criterion, options)?,
-        )),
+        Some(folder) => Some(Checkpoint::new(folder, fingerprint(model, train, validation, criterion, options)?)),
         None => None,
     };
     let mut history = History {
         name: options.name.clone(),
         criterion: criterion.name().to_owned(),
+        data_key: train.key().to_owned(),
         epochs: options.epochs,
         records: Vec::new(),
         stopped: None,
     };
     let mut best = Snapshot::of(model)?;
-    if let Some((resumed, snapshot, (temperature, alpha))) = checkpoint
-        .as_ref()
-        .map(|c| c.resume(model, &mut adam))
-        .transpose()?
-        .flatten()
+    if let Some((resumed, snapshot, (temperature, alpha))) =
+        checkpoint.as_ref().map(|c| c.resume(model, &mut adam)).transpose()?.flatten()
     {
         (history, best) = (resumed, snapshot);
         history.stopped = None;
@@ -135,37 +125,29 @@ pub fn fit(
         if let Some(a) = alpha {
             options.control.set_alpha(a)?;
         }
-        options.listener.tell(Event::Resumed {
-            name: options.name.clone(),
-            epoch: history.records.len(),
-        });
+        options.listener.tell(Event::Resumed { name: options.name.clone(), epoch: history.records.len() });
     }
     // A stop that was asked for before this fit began is not meant for it.
     options.control.take_stop();
 
     for epoch in history.records.len() + 1..=options.epochs {
         let start = Instant::now();
-        let (metrics, images_per_second) =
-            match train_epoch(model, &mut adam, train, criterion, options, epoch) {
-                Ok(Some(done)) => done,
-                Ok(None) => {
-                    history.stopped = options.control.take_stop();
-                    break;
-                }
-                Err(e) => {
-                    best.restore(model)?;
-                    return Err(e);
-                }
-            };
+        let (metrics, images_per_second) = match train_epoch(model, &mut adam, train, criterion, options, epoch) {
+            Ok(Some(done)) => done,
+            Ok(None) => {
+                history.stopped = options.control.take_stop();
+                break;
+            }
+            Err(e) => {
+                best.restore(model)?;
+                return Err(e);
+            }
+        };
         let now = kd.map(|kd| options.control.apply(kd)).transpose()?;
         let measured = validate(model, validation, criterion, now, options.batch_size)?;
         if !measured.loss.is_finite() {
             best.restore(model)?;
-            return Err(diverged(
-                options,
-                measured.loss,
-                &format!("on the validation split after epoch {epoch}"),
-            ));
+            return Err(diverged(options, measured.loss, &format!("on the validation split after epoch {epoch}")));
         }
         let record = EpochRecord {
             epoch,
@@ -184,11 +166,7 @@ pub fn fit(
         if let Some(checkpoint) = &checkpoint {
             checkpoint.save(model, &best, &adam, &history, options.control.live())?;
         }
-        options.listener.tell(Event::Epoch {
-            name: options.name.clone(),
-            record,
-            epochs: options.epochs,
-        });
+        options.listener.tell(Event::Epoch { name: options.name.clone(), record, epochs: options.epochs });
     }
     best.restore(model)?;
     options.listener.tell(Event::Finished(history.clone()));
@@ -205,11 +183,7 @@ fn train_epoch(
     epoch: usize,
 ) -> Result<Option<(super::Metrics, f64)>> {
     // Order and dropout depend on seed and epoch alone: a resumed epoch draws what the unbroken one drew.
-    tch::manual_seed(
-        (options.seed as i64)
-            .wrapping_mul(1_000_003)
-            .wrapping_add(epoch as i64),
-    );
+    tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
     let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
     let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;
     let mut ticker = Ticker::epoch(&options.name, epoch, options.epochs, train.len());
@@ -217,10 +191,7 @@ fn train_epoch(
         if options.control.stopping().is_some() {
             return Ok(None);
         }
-        let kd: Option<KdLoss> = criterion
-            .kd_loss()
-            .map(|kd| options.control.apply(kd))
-            .transpose()?;
+        let kd: Option<KdLoss> = criterion.kd_loss().map(|kd| options.control.apply(kd)).transpose()?;
         let batch = train.batch(&indices, model.device())?;
         let logits = model.forward(&batch.inputs, true)?; // [B, C]
         let loss = criterion.loss(&logits, &batch, kd)?;
@@ -232,10 +203,7 @@ fn train_epoch(
         if let Some(mut progress) = ticker.advance(indices.len()) {
             let loss = sums.metrics()?.loss;
             if !loss.is_finite() {
-                let place = format!(
-                    "in epoch {epoch} at image {} of {}",
-                    progress.done, progress.total
-                );
+                let place = format!("in epoch {epoch} at image {} of {}", progress.done, progress.total);
                 return Err(diverged(options, loss, &place));
             }
             progress.loss = Some(loss);
@@ -253,12 +221,7 @@ fn diverged(options: &FitOptions, loss: f64, place: &str) -> Error {
 }
 
 /// Everything that would fail in the first batch, said before it.
-fn check_fit(
-    model: &Model,
-    train: &Examples,
-    validation: &Examples,
-    criterion: &Criterion,
-) -> Result<()> {
+fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: &Criterion) -> Result<()> {
     let probe = train.batch(&[0], model.device())?;
     let logits = no_grad(|| model.forward(&probe.inputs, false))?;
     check_classes(&logits, &train.labels())?;
@@ -302,10 +265,5 @@ fn fingerprint(
         options.seed
     );
     let weights = digest_tensors(&model.state())?;
-    Ok(digest(&[
-        settings.as_bytes(),
-        weights.as_bytes(),
-        train.key().as_bytes(),
-        validation.key().as_bytes(),
-    ]))
+    Ok(digest(&[settings.as_bytes(), weights.as_bytes(), train.key().as_bytes(), validation.key().as_bytes()]))
 }

@@ -17,10 +17,7 @@ pub struct KdLoss {
 impl KdLoss {
     /// `temperature` > 0 (1 to 10 are usual), `alpha` in [0, 1].
     pub fn new(temperature: f64, alpha: f64) -> Result<Self> {
-        Ok(Self {
-            temperature: check_temperature(temperature)?,
-            alpha: check_alpha(alpha)?,
-        })
+        Ok(Self { temperature: check_temperature(temperature)?, alpha: check_alpha(alpha)? })
     }
 
     pub fn temperature(&self) -> f64 {
@@ -37,9 +34,7 @@ impl KdLoss {
         if self.alpha == 0.0 {
             return cross_entropy(student, labels);
         }
-        let soft = self
-            .divergence(student, teacher)?
-            .f_mul_scalar(self.alpha * self.temperature.powi(2))?;
+        let soft = self.divergence(student, teacher)?.f_mul_scalar(self.alpha * self.temperature.powi(2))?;
         if self.alpha == 1.0 {
             return Ok(soft);
         }
@@ -55,15 +50,9 @@ impl KdLoss {
                  train the teacher's head for the student's classes"
             )));
         }
-        let log_student = student
-            .f_div_scalar(self.temperature)?
-            .f_log_softmax(-1, None::<Kind>)?; // [B, C]
-        let log_teacher = teacher
-            .f_div_scalar(self.temperature)?
-            .f_log_softmax(-1, None::<Kind>)?; // [B, C]
-        Ok(log_student
-            .f_kl_div(&log_teacher, Reduction::Sum, true)?
-            .f_div_scalar(s[0].max(1))?)
+        let log_student = student.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+        let log_teacher = teacher.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+        Ok(log_student.f_kl_div(&log_teacher, Reduction::Sum, true)?.f_div_scalar(s[0].max(1))?)
     }
 }
 
@@ -81,18 +70,14 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
 /// The teacher's answer at temperature T: `softmax(logits / T)` over the last dimension, same shape as `logits`.
 pub fn soft_targets(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     let temperature = check_temperature(temperature)?;
-    Ok(logits
-        .f_div_scalar(temperature)?
-        .f_softmax(-1, None::<Kind>)?)
+    Ok(logits.f_div_scalar(temperature)?.f_softmax(-1, None::<Kind>)?)
 }
 
 pub(super) fn check_temperature(temperature: f64) -> Result<f64> {
     if temperature.is_finite() && temperature > 0.0 {
         Ok(temperature)
     } else {
-        Err(Error::Input(format!(
-            "temperature must be > 0, got {temperature}; try 1 to 10"
-        )))
+        Err(Error::Input(format!("temperature must be > 0, got {temperature}; try 1 to 10")))
     }
 }
 
@@ -100,8 +85,6 @@ pub(super) fn check_alpha(alpha: f64) -> Result<f64> {
     if (0.0..=1.0).contains(&alpha) {
         Ok(alpha)
     } else {
-        Err(Error::Input(format!(
-            "alpha must be in [0, 1], got {alpha}; 0 is labels only, 1 is teacher only"
-        )))
+        Err(Error::Input(format!("alpha must be in [0, 1], got {alpha}; 0 is labels only, 1 is teacher only")))
     }
 }

@@ -41,6 +41,8 @@ pub struct EpochRecord {
 pub struct History {
     pub name: String,
     pub criterion: String,
+    /// Changes with the training data, its transform, the backbone and the teacher.
+    pub data_key: String,
     /// Planned epochs; `records` holds those that were finished.
     pub epochs: usize,
     pub records: Vec<EpochRecord>,
@@ -51,9 +53,7 @@ pub struct History {
 impl History {
     /// The epoch with the best validation accuracy (on a tie, the lower validation loss): the weights that are kept.
     pub fn best(&self) -> Option<&EpochRecord> {
-        self.records
-            .iter()
-            .reduce(|best, r| if r.better_than(best) { r } else { best })
+        self.records.iter().reduce(|best, r| if r.better_than(best) { r } else { best })
     }
 
     /// Seconds spent in all epochs.
@@ -66,10 +66,7 @@ impl History {
         let path = path.as_ref();
         let text = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
         serde_json::from_slice(&text).map_err(|e| {
-            Error::Data(format!(
-                "{} is not a fit's history: {e}; delete it and fit again",
-                path.display()
-            ))
+            Error::Data(format!("{} is not a fit's history: {e}; delete it and fit again", path.display()))
         })
     }
 }
@@ -106,11 +103,7 @@ pub enum Event {
     /// At most a few times a second.
     Progress(Progress),
     /// An epoch ended; `epochs` is how many there will be.
-    Epoch {
-        name: String,
-        record: EpochRecord,
-        epochs: usize,
-    },
+    Epoch { name: String, record: EpochRecord, epochs: usize },
     /// The fit ended; the model holds the weights of the best epoch.
     Finished(History),
 }

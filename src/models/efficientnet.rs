@@ -24,13 +24,7 @@ pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
         for i in 0..repeats {
             let stride = if i == 0 { first_stride } else { 1 };
             let name = format!("_blocks.{index}");
-            let block = block(
-                &(vs / "_blocks" / index),
-                [inputs, outputs],
-                kernel,
-                stride,
-                expansion,
-            );
+            let block = block(&(vs / "_blocks" / index), [inputs, outputs], kernel, stride, expansion);
             net = match (stride, inputs == outputs) {
                 (1, true) => net.residual(&name, block, None),
                 _ => net.nest(&name, block),
@@ -40,9 +34,7 @@ pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
     }
     net = convolve(net, vs, "_conv_head", "_bn1", [320, 1280], 1, 1, 1)
         .func("_relu_head", relu6)
-        .func("_avg_pooling", |x| {
-            x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)
-        }); // [N, 1280]
+        .func("_avg_pooling", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)); // [N, 1280]
     match classes {
         Some(n) => net.add("_fc", nn::linear(vs / "_fc", 1280, n, Default::default())),
         None => net,
@@ -50,40 +42,14 @@ pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
 }
 
 /// Widen by 1x1, filter each channel by itself, narrow by 1x1.
-fn block(
-    vs: &Path,
-    [inputs, outputs]: [i64; 2],
-    kernel: i64,
-    stride: i64,
-    expansion: i64,
-) -> Layers {
+fn block(vs: &Path, [inputs, outputs]: [i64; 2], kernel: i64, stride: i64, expansion: i64) -> Layers {
     let wide = inputs * expansion;
     let mut layers = Layers::new();
     if expansion != 1 {
-        layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1)
-            .func("_relu0", relu6);
+        layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1).func("_relu0", relu6);
     }
-    layers = convolve(
-        layers,
-        vs,
-        "_depthwise_conv",
-        "_bn1",
-        [wide, wide],
-        kernel,
-        stride,
-        wide,
-    )
-    .func("_relu1", relu6);
-    convolve(
-        layers,
-        vs,
-        "_project_conv",
-        "_bn2",
-        [wide, outputs],
-        1,
-        1,
-        1,
-    )
+    layers = convolve(layers, vs, "_depthwise_conv", "_bn1", [wide, wide], kernel, stride, wide).func("_relu1", relu6);
+    convolve(layers, vs, "_project_conv", "_bn2", [wide, outputs], 1, 1, 1)
 }
 
 /// Appends a convolution with TensorFlow's "SAME" padding, and its normalisation.
@@ -101,34 +67,15 @@ fn convolve(
     let padding = if stride == 1 { kernel / 2 } else { 0 };
     // `Model::new` draws the weights; zeros keep tch from drawing them first.
     let ws_init = nn::Init::Const(0.0);
-    let config = nn::ConvConfig {
-        stride,
-        padding,
-        groups,
-        bias: false,
-        ws_init,
-        ..Default::default()
-    };
+    let config = nn::ConvConfig { stride, padding, groups, bias: false, ws_init, ..Default::default() };
     let layers = match stride {
         1 => layers,
-        _ => layers.func(&format!("{name}.pad"), move |x| {
-            same_padding(x, kernel, stride)
-        }),
+        _ => layers.func(&format!("{name}.pad"), move |x| same_padding(x, kernel, stride)),
     };
-    layers
-        .add(name, nn::conv2d(vs / name, inputs, outputs, kernel, config))
-        .add(
-            norm,
-            nn::batch_norm2d(
-                vs / norm,
-                outputs,
-                nn::BatchNormConfig {
-                    eps: 1e-3,
-                    momentum: 0.01,
-                    ..Default::default()
-                },
-            ),
-        )
+    layers.add(name, nn::conv2d(vs / name, inputs, outputs, kernel, config)).add(
+        norm,
+        nn::batch_norm2d(vs / norm, outputs, nn::BatchNormConfig { eps: 1e-3, momentum: 0.01, ..Default::default() }),
+    )
 }
 
 /// TensorFlow's "SAME": ceil(side / stride) outputs, the odd pixel of padding to the right and below.

@@ -85,12 +85,7 @@ impl Layers {
 
     /// Appends layers under a common name: `block` with `conv` inside becomes `block.conv`.
     pub fn nest(mut self, name: &str, layers: Layers) -> Self {
-        self.0.extend(
-            layers
-                .0
-                .into_iter()
-                .map(|(inner, op)| (format!("{name}.{inner}"), op)),
-        );
+        self.0.extend(layers.0.into_iter().map(|(inner, op)| (format!("{name}.{inner}"), op)));
         self
     }
 
@@ -125,16 +120,13 @@ impl Layers {
                         Some(layers) => layers.walk(&x, train, Some(&place), seen)?,
                         None => x.shallow_clone(),
                     };
-                    main.f_add(&side)
-                        .map_err(|e| refused(&place, &main, Error::from(e)))?
+                    main.f_add(&side).map_err(|e| refused(&place, &main, Error::from(e)))?
                 }
                 Op::Conv(layer) => conv(layer, &x).map_err(|e| refused(&place, &x, e))?,
-                Op::BatchNorm(layer) => {
-                    batch_norm(layer, &x, train).map_err(|e| refused(&place, &x, e))?
+                Op::BatchNorm(layer) => batch_norm(layer, &x, train).map_err(|e| refused(&place, &x, e))?,
+                Op::Linear(layer) => {
+                    x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(|e| refused(&place, &x, Error::from(e)))?
                 }
-                Op::Linear(layer) => x
-                    .f_linear(&layer.ws, layer.bs.as_ref())
-                    .map_err(|e| refused(&place, &x, Error::from(e)))?,
                 Op::Func(f) => caught(|| f(&x, train)).map_err(|e| refused(&place, &x, e))?,
             };
             seen(&place, op, &y);
@@ -146,9 +138,7 @@ impl Layers {
 
 impl fmt::Debug for Layers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.0.iter().map(|(name, _)| name))
-            .finish()
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
 }
 
@@ -172,10 +162,7 @@ fn refused(place: &Place, x: &Tensor, reason: Error) -> Error {
         Error::Torch(text) => text,
         other => other.to_string(),
     };
-    Error::Torch(format!(
-        "layer `{place}` refused its input of shape {:?}: {reason}",
-        x.size()
-    ))
+    Error::Torch(format!("layer `{place}` refused its input of shape {:?}: {reason}", x.size()))
 }
 
 /// tch keeps a layer's stride and padding to itself and offers no `f_forward`: say what can be checked beforehand, and
@@ -183,15 +170,11 @@ fn refused(place: &Place, x: &Tensor, reason: Error) -> Error {
 fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
     let (size, weight) = (x.size(), layer.ws.size());
     match size[..] {
-        [_, channels, _, _] if channels > 0 && channels % weight[1] == 0 => {
-            caught(|| layer.forward(x))
+        [_, channels, _, _] if channels > 0 && channels % weight[1] == 0 => caught(|| layer.forward(x)),
+        [_, channels, _, _] => {
+            Err(Error::Input(format!("its weight {weight:?} cannot be applied to {channels} channels")))
         }
-        [_, channels, _, _] => Err(Error::Input(format!(
-            "its weight {weight:?} cannot be applied to {channels} channels"
-        ))),
-        _ => Err(Error::Input(
-            "a convolution takes images [N, C, H, W]".to_owned(),
-        )),
+        _ => Err(Error::Input("a convolution takes images [N, C, H, W]".to_owned())),
     }
 }
 
@@ -199,10 +182,7 @@ fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, train: bool) -> Result<Tensor> 
     let (size, channels) = (x.size(), layer.running_mean.numel() as i64);
     let dims_fit = size.len() == layer.nd + 2 || (layer.nd == 1 && size.len() == 2);
     if !dims_fit || size[1] != channels {
-        return Err(Error::Input(format!(
-            "it normalises {channels} channels of {}-D input",
-            layer.nd + 2
-        )));
+        return Err(Error::Input(format!("it normalises {channels} channels of {}-D input", layer.nd + 2)));
     }
     caught(|| layer.forward_t(x, train))
 }
@@ -216,13 +196,8 @@ fn caught(f: impl FnOnce() -> Tensor) -> Result<Tensor> {
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("it panicked");
         // tch unwraps a `TchError::Torch("reason\nC++ stack trace ...")`, printed with its escapes.
-        let text = text
-            .split_once("Torch(\"")
-            .map_or(text, |(_, reason)| reason);
-        let end = text
-            .find("\\n")
-            .or_else(|| text.find('\n'))
-            .unwrap_or(text.len());
+        let text = text.split_once("Torch(\"").map_or(text, |(_, reason)| reason);
+        let end = text.find("\\n").or_else(|| text.find('\n')).unwrap_or(text.len());
         Error::from(TchError::Torch(text[..end].to_owned()))
     })
 }

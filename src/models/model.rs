@@ -3,9 +3,10 @@
 use super::layers::Layers;
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::collections::HashMap;
 use std::path::Path;
 use tch::nn::{self, VarStore};
 use tch::{Device, Tensor};
@@ -26,27 +27,16 @@ impl Model {
     ///
     /// # Errors
     /// When the device is absent, or when two layers share a variable name.
-    pub fn new(
-        name: &str,
-        device: Device,
-        seed: u64,
-        build: &dyn Fn(&nn::Path) -> Layers,
-    ) -> Result<Self> {
+    pub fn new(name: &str, device: Device, seed: u64, build: &dyn Fn(&nn::Path) -> Layers) -> Result<Self> {
         check_device(device)?;
         let vs = VarStore::new(device);
         let layers = build(&vs.root());
-        let model = Model {
-            name: name.to_owned(),
-            layers,
-            vs,
-        };
+        let model = Model { name: name.to_owned(), layers, vs };
         let state = model.state();
         if let Some((double, _)) = state.iter().find(|(name, _)| is_double(name, &state)) {
             return Err(Error::Input(format!(
                 "network {name}: two layers share the variable {}; give each layer a path of its own, like vs / \"conv1\"",
-                double
-                    .rsplit_once("__")
-                    .map_or(double.as_str(), |(base, _)| base)
+                double.rsplit_once("__").map_or(double.as_str(), |(base, _)| base)
             )));
         }
         initialise(&state, seed)?;
@@ -70,19 +60,12 @@ impl Model {
 
     /// How many numbers training could change, frozen or not.
     pub fn parameters(&self) -> i64 {
-        self.vs
-            .trainable_variables()
-            .iter()
-            .map(|t| t.numel() as i64)
-            .sum()
+        self.vs.trainable_variables().iter().map(|t| t.numel() as i64).sum()
     }
 
     /// The variables that gradients reach now, sorted by name. Empty while frozen.
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
-        self.state()
-            .into_iter()
-            .filter(|(_, t)| t.requires_grad())
-            .collect()
+        self.state().into_iter().filter(|(_, t)| t.requires_grad()).collect()
     }
 
     /// Every variable, BatchNorm's running statistics included, sorted by name. The tensors share the model's memory.
@@ -109,7 +92,7 @@ impl Model {
 
     /// Writes every variable to a safetensors file, which is whole or absent.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        weights::write_weights(path.as_ref(), &self.state())
+        files::save_tensors(path.as_ref(), &self.state(), HashMap::new())
     }
 
     /// Loads a weight file by name: safetensors, or PyTorch's `.pth` in its zip and its older format.
@@ -124,25 +107,13 @@ impl Model {
 
     /// Shapes, parameters and multiply-adds for one image of shape `[C, H, W]`.
     pub fn summary(&self, input: [i64; 3]) -> Result<Summary> {
-        Summary::of(
-            &self.layers,
-            &self.name,
-            input,
-            self.device(),
-            self.parameters(),
-        )
+        Summary::of(&self.layers, &self.name, input, self.device(), self.parameters())
     }
 }
 
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} ({} parameters on {:?})",
-            self.name,
-            self.parameters(),
-            self.device()
-        )
+        write!(f, "{} ({} parameters on {:?})", self.name, self.parameters(), self.device())
     }
 }
 
@@ -154,10 +125,7 @@ pub fn head(features: i64, classes: i64, device: Device, seed: u64) -> Result<Mo
         )));
     }
     Model::new("head", device, seed, &|vs| {
-        Layers::new().add(
-            "fc",
-            nn::linear(vs / "fc", features, classes, Default::default()),
-        )
+        Layers::new().add("fc", nn::linear(vs / "fc", features, classes, Default::default()))
     })
 }
 
@@ -171,19 +139,17 @@ fn check_device(device: Device) -> Result<()> {
             "CUDA device {i} was asked for, but there are only {}; they count from 0",
             tch::Cuda::device_count()
         ))),
-        Device::Mps if !tch::utils::has_mps() => Err(Error::Input(
-            "the Metal device was asked for, but this libtorch has none; use Device::Cpu"
-                .to_owned(),
-        )),
+        Device::Mps if !tch::utils::has_mps() => {
+            Err(Error::Input("the Metal device was asked for, but this libtorch has none; use Device::Cpu".to_owned()))
+        }
         _ => Ok(()),
     }
 }
 
 /// tch renames the second variable of a name to `name__<count>`.
 fn is_double(name: &str, state: &[(String, Tensor)]) -> bool {
-    name.rsplit_once("__").is_some_and(|(base, count)| {
-        count.parse::<usize>().is_ok() && state.iter().any(|(other, _)| other == base)
-    })
+    name.rsplit_once("__")
+        .is_some_and(|(base, count)| count.parse::<usize>().is_ok() && state.iter().any(|(other, _)| other == base))
 }
 
 /// PyTorch's defaults, by name: `weight` of two and more dimensions and the `bias` beside it are drawn,
@@ -197,15 +163,8 @@ fn initialise(state: &[(String, Tensor)], seed: u64) -> Result<()> {
             let weight = match last {
                 "weight" => Some(tensor.size()),
                 "bias" => {
-                    let beside = if path.is_empty() {
-                        "weight".to_owned()
-                    } else {
-                        format!("{path}.weight")
-                    };
-                    state
-                        .iter()
-                        .find(|(other, _)| *other == beside)
-                        .map(|(_, w)| w.size())
+                    let beside = if path.is_empty() { "weight".to_owned() } else { format!("{path}.weight") };
+                    state.iter().find(|(other, _)| *other == beside).map(|(_, w)| w.size())
                 }
                 _ => None,
             };
@@ -213,12 +172,8 @@ fn initialise(state: &[(String, Tensor)], seed: u64) -> Result<()> {
                 Some(size) if size.len() >= 2 => {
                     let fan_in: i64 = size[1..].iter().product();
                     let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
-                    let drawn: Vec<f32> = (0..tensor.numel())
-                        .map(|_| bound * uniform(&mut rng))
-                        .collect();
-                    tensor.f_copy_(
-                        &Tensor::f_from_slice(&drawn)?.f_view(tensor.size().as_slice())?,
-                    )?;
+                    let drawn: Vec<f32> = (0..tensor.numel()).map(|_| bound * uniform(&mut rng)).collect();
+                    tensor.f_copy_(&Tensor::f_from_slice(&drawn)?.f_view(tensor.size().as_slice())?)?;
                 }
                 Some(_) => drop(tensor.f_fill_(if last == "weight" { 1.0 } else { 0.0 })?),
                 None => {}

@@ -28,70 +28,42 @@ pub(crate) fn read_zip(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
     let folder = pickle.trim_end_matches("data.pkl");
     if let Ok(mut order) = archive.by_name(&format!("{folder}byteorder")) {
         let mut text = String::new();
-        order
-            .by_ref()
-            .take(16)
-            .read_to_string(&mut text)
-            .map_err(|e| e.to_string())?;
+        order.by_ref().take(16).read_to_string(&mut text).map_err(|e| e.to_string())?;
         if text.trim() != "little" {
-            return Err(format!(
-                "its numbers are in {text:?} byte order; save it again on a little-endian machine"
-            ));
+            return Err(format!("its numbers are in {text:?} byte order; save it again on a little-endian machine"));
         }
     }
     let program = entry(&mut archive, &pickle, LONGEST_PICKLE)?;
     let mut machine = Machine::new(&program);
     let root = machine.run()?;
     // torch.save compresses nothing, so the numbers cannot be more than the file: no small file fills the memory.
-    let announced = machine
-        .storages
-        .iter()
-        .try_fold(0usize, |sum, s| sum.checked_add(s.bytes()));
+    let announced = machine.storages.iter().try_fold(0usize, |sum, s| sum.checked_add(s.bytes()));
     if announced.is_none_or(|sum| sum > bytes.len()) {
         return Err("it announces more numbers than it holds; download it again".to_owned());
     }
     let mut storages = HashMap::new();
     for storage in &machine.storages {
-        let data = entry(
-            &mut archive,
-            &format!("{folder}data/{}", storage.key),
-            storage.bytes(),
-        )?;
+        let data = entry(&mut archive, &format!("{folder}data/{}", storage.key), storage.bytes())?;
         storages.insert(storage.key, data);
     }
-    let held: HashMap<&str, &[u8]> = storages
-        .iter()
-        .map(|(key, data)| (*key, data.as_slice()))
-        .collect();
+    let held: HashMap<&str, &[u8]> = storages.iter().map(|(key, data)| (*key, data.as_slice())).collect();
     machine.state_dict(root, &held)
 }
 
 /// One file of the archive, unless it is longer than `longest` bytes.
-fn entry(
-    archive: &mut zip::ZipArchive<Cursor<&[u8]>>,
-    name: &str,
-    longest: usize,
-) -> Outcome<Vec<u8>> {
-    let file = archive
-        .by_name(name)
-        .map_err(|e| format!("{name} in the zip archive: {e}"))?;
+fn entry(archive: &mut zip::ZipArchive<Cursor<&[u8]>>, name: &str, longest: usize) -> Outcome<Vec<u8>> {
+    let file = archive.by_name(name).map_err(|e| format!("{name} in the zip archive: {e}"))?;
     let mut data = Vec::new();
-    file.take(longest as u64 + 1)
-        .read_to_end(&mut data)
-        .map_err(|e| format!("{name} in the zip archive: {e}"))?;
+    file.take(longest as u64 + 1).read_to_end(&mut data).map_err(|e| format!("{name} in the zip archive: {e}"))?;
     match data.len() > longest {
-        true => Err(format!(
-            "{name} in the zip archive is longer than {longest} bytes"
-        )),
+        true => Err(format!("{name} in the zip archive is longer than {longest} bytes")),
         false => Ok(data),
     }
 }
 
 /// Is this the format `torch.save` wrote before PyTorch 1.6? It starts with a pickled magic number.
 pub(crate) fn is_legacy(bytes: &[u8]) -> bool {
-    bytes.first() == Some(&0x80)
-        && bytes.get(2..4) == Some(&[0x8a, 10])
-        && bytes.get(4..14) == Some(&LEGACY_MAGIC)
+    bytes.first() == Some(&0x80) && bytes.get(2..4) == Some(&[0x8a, 10]) && bytes.get(4..14) == Some(&LEGACY_MAGIC)
 }
 
 /// Reads the tensors of a `.pth` file in the format before PyTorch 1.6: magic, version, machine, values, storage keys,
@@ -115,10 +87,7 @@ pub(crate) fn read_legacy(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
             if matches!(system.values[*key], Value::Str("little_endian"))
                 && matches!(system.values[*value], Value::Bool(false))
             {
-                return Err(
-                    "its numbers are big-endian; save it again on a little-endian machine"
-                        .to_owned(),
-                );
+                return Err("its numbers are big-endian; save it again on a little-endian machine".to_owned());
             }
         }
     }
@@ -132,27 +101,16 @@ pub(crate) fn read_legacy(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
         let Value::Str(key) = keys.values[key] else {
             return Err("a storage key is not a string".to_owned());
         };
-        let index = *machine
-            .by_key
-            .get(key)
-            .ok_or(format!("storage {} is not used", printable(key)))?;
+        let index = *machine.by_key.get(key).ok_or(format!("storage {} is not used", printable(key)))?;
         let storage = &machine.storages[index];
-        let count = rest
-            .get(..8)
-            .and_then(|b| b.try_into().ok())
-            .map(u64::from_le_bytes);
+        let count = rest.get(..8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         if count != Some(storage.numel as u64) {
             return Err(match count {
                 None => format!("it ends before storage {key}"),
-                Some(count) => format!(
-                    "storage {key} holds {count} numbers where {} were announced",
-                    storage.numel
-                ),
+                Some(count) => format!("storage {key} holds {count} numbers where {} were announced", storage.numel),
             });
         }
-        let data = rest
-            .get(8..8 + storage.bytes())
-            .ok_or(format!("it ends inside storage {key}"))?;
+        let data = rest.get(8..8 + storage.bytes()).ok_or(format!("it ends inside storage {key}"))?;
         rest = &rest[8 + storage.bytes()..];
         held.insert(key, data);
     }
@@ -285,11 +243,7 @@ impl<'a> Machine<'a> {
                 b']' => self.push(Value::List(Vec::new())),
                 b')' => self.push(Value::Tuple(Vec::new())),
                 n @ 0x85..=0x87 => {
-                    let start = self
-                        .stack
-                        .len()
-                        .checked_sub(usize::from(n - 0x84))
-                        .ok_or_else(broken)?;
+                    let start = self.stack.len().checked_sub(usize::from(n - 0x84)).ok_or_else(broken)?;
                     let items = self.stack.split_off(start); // TUPLE1, TUPLE2, TUPLE3
                     self.push(Value::Tuple(items));
                 }
@@ -349,9 +303,7 @@ impl<'a> Machine<'a> {
                 b'R' => self.reduce()?,
                 b'b' => drop(self.pop()?), // BUILD: attributes such as a state_dict's _metadata; not needed
                 code => {
-                    return Err(format!(
-                        "its pickle uses the instruction {code:#04x}, which no weight file needs"
-                    ));
+                    return Err(format!("its pickle uses the instruction {code:#04x}, which no weight file needs"));
                 }
             }
         }
@@ -359,10 +311,7 @@ impl<'a> Machine<'a> {
 
     fn take(&mut self, n: usize) -> Outcome<&'a [u8]> {
         let end = self.at.checked_add(n).ok_or_else(broken)?;
-        let bytes = self
-            .program
-            .get(self.at..end)
-            .ok_or("it ends in the middle of its pickle; download it again")?;
+        let bytes = self.program.get(self.at..end).ok_or("it ends in the middle of its pickle; download it again")?;
         self.at = end;
         Ok(bytes)
     }
@@ -377,19 +326,14 @@ impl<'a> Machine<'a> {
 
     fn line(&mut self) -> Outcome<&'a str> {
         let rest = &self.program[self.at..];
-        let length = rest
-            .iter()
-            .take(512)
-            .position(|&b| b == b'\n')
-            .ok_or_else(broken)?;
+        let length = rest.iter().take(512).position(|&b| b == b'\n').ok_or_else(broken)?;
         let line = std::str::from_utf8(self.take(length)?).map_err(|_| broken())?;
         self.take(1)?;
         Ok(line)
     }
 
     fn string(&mut self, length: usize) -> Outcome<()> {
-        let text = std::str::from_utf8(self.take(length)?)
-            .map_err(|_| "a name in it is not UTF-8".to_owned())?;
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_| "a name in it is not UTF-8".to_owned())?;
         self.push(Value::Str(text));
         Ok(())
     }
@@ -427,11 +371,7 @@ impl<'a> Machine<'a> {
     }
 
     fn popped_to_mark(&mut self) -> Outcome<Vec<usize>> {
-        let mark = self
-            .marks
-            .pop()
-            .filter(|&m| m <= self.stack.len())
-            .ok_or_else(broken)?;
+        let mark = self.marks.pop().filter(|&m| m <= self.stack.len()).ok_or_else(broken)?;
         Ok(self.stack.split_off(mark))
     }
 
@@ -469,8 +409,7 @@ impl<'a> Machine<'a> {
 
     fn global(&mut self, module: &'a str, name: &'a str) -> Outcome<()> {
         let known = match (module, name) {
-            ("collections", "OrderedDict")
-            | ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") => true,
+            ("collections", "OrderedDict") | ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") => true,
             ("torch", _) => STORAGES.iter().any(|(storage, _)| *storage == name),
             _ => false,
         };
@@ -490,25 +429,13 @@ impl<'a> Machine<'a> {
         let Value::Tuple(items) = &self.values[id] else {
             return Err(broken());
         };
-        let view = items
-            .get(5)
-            .is_none_or(|&i| matches!(self.values[i], Value::None));
+        let view = items.get(5).is_none_or(|&i| matches!(self.values[i], Value::None));
         let fields: Vec<&Value> = items.iter().take(5).map(|&i| &self.values[i]).collect();
-        let [
-            Value::Str("storage"),
-            Value::Global("torch", class),
-            Value::Str(key),
-            _,
-            Value::Int(numel),
-        ] = fields[..]
+        let [Value::Str("storage"), Value::Global("torch", class), Value::Str(key), _, Value::Int(numel)] = fields[..]
         else {
             return Err(broken());
         };
-        let kind = STORAGES
-            .iter()
-            .find(|(name, _)| name == class)
-            .map(|(_, kind)| *kind)
-            .ok_or_else(broken)?;
+        let kind = STORAGES.iter().find(|(name, _)| name == class).map(|(_, kind)| *kind).ok_or_else(broken)?;
         let numel = usize::try_from(*numel).map_err(|_| broken())?;
         if !view || numel.checked_mul(16).is_none() {
             return Err(broken());
@@ -532,8 +459,7 @@ impl<'a> Machine<'a> {
     /// Calls one of the known functions on the tuple of its arguments.
     fn reduce(&mut self) -> Outcome<()> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Value::Tuple(arguments), &Value::Global(module, name)) =
-            (&self.values[arguments], &self.values[function])
+        let (Value::Tuple(arguments), &Value::Global(module, name)) = (&self.values[arguments], &self.values[function])
         else {
             return Err(broken());
         };
@@ -544,19 +470,9 @@ impl<'a> Machine<'a> {
                 return Ok(());
             }
             (_, "_rebuild_tensor_v2", [storage, offset, size, stride, ..]) => {
-                match (
-                    &self.values[*storage],
-                    &self.values[*offset],
-                    self.integers(*size),
-                    self.integers(*stride),
-                ) {
+                match (&self.values[*storage], &self.values[*offset], self.integers(*size), self.integers(*stride)) {
                     (&Value::Storage(storage), &Value::Int(offset), Some(size), Some(stride)) => {
-                        Value::Tensor {
-                            storage,
-                            offset,
-                            size,
-                            stride,
-                        }
+                        Value::Tensor { storage, offset, size, stride }
                     }
                     _ => return Err(broken()),
                 }
@@ -575,24 +491,11 @@ impl<'a> Machine<'a> {
         if items.len() > 16 {
             return None;
         }
-        items
-            .iter()
-            .map(|&i| {
-                if let Value::Int(n) = self.values[i] {
-                    Some(n)
-                } else {
-                    None
-                }
-            })
-            .collect()
+        items.iter().map(|&i| if let Value::Int(n) = self.values[i] { Some(n) } else { None }).collect()
     }
 
     /// The named tensors of a state_dict, or of the state_dict that a checkpoint holds beside other things.
-    fn state_dict(
-        &self,
-        root: usize,
-        held: &HashMap<&str, &[u8]>,
-    ) -> Outcome<Vec<(String, Tensor)>> {
+    fn state_dict(&self, root: usize, held: &HashMap<&str, &[u8]>) -> Outcome<Vec<(String, Tensor)>> {
         let named = |dict: usize| -> Vec<(&'a str, usize)> {
             let Value::Dict(pairs) = &self.values[dict] else {
                 return Vec::new();
@@ -603,31 +506,17 @@ impl<'a> Machine<'a> {
             };
             pairs.iter().filter_map(name).collect()
         };
-        let is_tensor =
-            |entry: &(&str, usize)| matches!(self.values[entry.1], Value::Tensor { .. });
-        let wrapped = ["state_dict", "model_state_dict", "model"]
-            .iter()
-            .find_map(|wrapper| {
-                named(root)
-                    .into_iter()
-                    .find(|(name, value)| name == wrapper && named(*value).iter().any(is_tensor))
-            });
+        let is_tensor = |entry: &(&str, usize)| matches!(self.values[entry.1], Value::Tensor { .. });
+        let wrapped = ["state_dict", "model_state_dict", "model"].iter().find_map(|wrapper| {
+            named(root).into_iter().find(|(name, value)| name == wrapper && named(*value).iter().any(is_tensor))
+        });
         let entries = named(wrapped.map_or(root, |(_, dict)| dict));
         let mut loaded = HashMap::new();
         let mut tensors = Vec::new();
         for (name, value) in entries {
-            if let Value::Tensor {
-                storage,
-                offset,
-                size,
-                stride,
-            } = &self.values[value]
-            {
+            if let Value::Tensor { storage, offset, size, stride } = &self.values[value] {
                 let tensor = self.tensor(*storage, *offset, size, stride, held, &mut loaded);
-                tensors.push((
-                    name.to_owned(),
-                    tensor.map_err(|e| format!("tensor {}: {e}", printable(name)))?,
-                ));
+                tensors.push((name.to_owned(), tensor.map_err(|e| format!("tensor {}: {e}", printable(name)))?));
             }
         }
         Ok(tensors)
@@ -644,21 +533,15 @@ impl<'a> Machine<'a> {
         loaded: &mut HashMap<usize, Tensor>,
     ) -> Outcome<Tensor> {
         let Storage { key, kind, numel } = self.storages[storage];
-        let outside =
-            || format!("shape {size:?} with strides {stride:?} lies outside its {numel} numbers");
+        let outside = || format!("shape {size:?} with strides {stride:?} lies outside its {numel} numbers");
         if size.len() != stride.len() || offset < 0 || size.iter().chain(stride).any(|&n| n < 0) {
             return Err(outside());
         }
-        let count = size
+        let count = size.iter().try_fold(1i64, |all, &n| all.checked_mul(n)).ok_or_else(outside)?;
+        let last = size
             .iter()
-            .try_fold(1i64, |all, &n| all.checked_mul(n))
-            .ok_or_else(outside)?;
-        let last = size.iter().zip(stride).try_fold(offset, |at, (&n, &step)| {
-            (n - 1)
-                .max(0)
-                .checked_mul(step)
-                .and_then(|way| at.checked_add(way))
-        });
+            .zip(stride)
+            .try_fold(offset, |at, (&n, &step)| (n - 1).max(0).checked_mul(step).and_then(|way| at.checked_add(way)));
         // More elements than numbers stored would be an expanded view: harmless in torch, a bomb when copied.
         if count > numel as i64 || (count > 0 && last.ok_or_else(outside)? >= numel as i64) {
             return Err(outside());
@@ -667,19 +550,13 @@ impl<'a> Machine<'a> {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let bytes = self.storages[storage].bytes();
-                let data = held
-                    .get(key)
-                    .ok_or(format!("its storage {key} is not in the file"))?;
-                let data = data
-                    .get(..bytes)
-                    .ok_or(format!("its storage holds {} bytes of {bytes}", data.len()))?;
+                let data = held.get(key).ok_or(format!("its storage {key} is not in the file"))?;
+                let data = data.get(..bytes).ok_or(format!("its storage holds {} bytes of {bytes}", data.len()))?;
                 entry.insert(numbers(data, &[numel as i64], kind)?)
             }
         };
         let offset = if count == 0 { 0 } else { offset };
-        whole
-            .f_as_strided(size, stride, offset)
-            .map_err(|e| crate::Error::from(e).to_string())
+        whole.f_as_strided(size, stride, offset).map_err(|e| crate::Error::from(e).to_string())
     }
 }
 
@@ -695,10 +572,7 @@ pub(crate) fn numbers(data: &[u8], size: &[i64], kind: Kind) -> Outcome<Tensor> 
 
 /// A name from a hostile file, fit for one line of an error.
 fn printable(name: &str) -> String {
-    name.chars()
-        .take(80)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    name.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn broken() -> String {

@@ -18,20 +18,12 @@ pub fn resnet50(vs: &Path, classes: Option<i64>) -> Layers {
 /// Builds one block: path, input channels, inner width, stride.
 type Block<'a> = &'a dyn Fn(&Path, i64, i64, i64) -> Layers;
 
-fn resnet(
-    vs: &Path,
-    block: Block,
-    depths: [i64; 4],
-    features: i64,
-    classes: Option<i64>,
-) -> Layers {
+fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Option<i64>) -> Layers {
     let mut net = Layers::new()
         .add("conv1", conv(vs / "conv1", 3, 64, 7, 2))
         .add("bn1", norm(vs / "bn1", 64))
         .func("relu", relu)
-        .func("maxpool", |x| {
-            x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)
-        }); // [N, 64, S/4, S/4]
+        .func("maxpool", |x| x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)); // [N, 64, S/4, S/4]
     let mut inputs = 64;
     for (stage, depth) in depths.into_iter().enumerate() {
         let (layer, width) = (format!("layer{}", stage + 1), 64 << stage);
@@ -46,9 +38,8 @@ fn resnet(
                     .add("downsample.1", norm(&path / 1, outputs))
             });
             let name = format!("{layer}.{i}");
-            net = net
-                .residual(&name, block(&path, inputs, width, stride), shortcut)
-                .func(&format!("{name}.relu"), relu);
+            net =
+                net.residual(&name, block(&path, inputs, width, stride), shortcut).func(&format!("{name}.relu"), relu);
             inputs = outputs;
         }
     }
@@ -88,13 +79,7 @@ fn bottleneck(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
 fn conv(vs: Path, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Conv2D {
     // `Model::new` draws the weights; zeros keep tch from drawing them first.
     let ws_init = nn::Init::Const(0.0);
-    let config = nn::ConvConfig {
-        stride,
-        padding: kernel / 2,
-        bias: false,
-        ws_init,
-        ..Default::default()
-    };
+    let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ws_init, ..Default::default() };
     nn::conv2d(vs, inputs, outputs, kernel, config)
 }
 

@@ -8,10 +8,7 @@ use tch::nn;
 /// Takes f32 `[N, 3, S, S]` of any `S >= 4` and gives logits `[N, classes]`. There is nothing between the two
 /// linear layers, as in the article.
 pub fn student(vs: &nn::Path, classes: i64) -> Layers {
-    let same = nn::ConvConfig {
-        padding: 1,
-        ..Default::default()
-    };
+    let same = nn::ConvConfig { padding: 1, ..Default::default() };
     Layers::new()
         .add("conv1", nn::conv2d(vs / "conv1", 3, 64, 3, same))
         .func("relu1", |x| x.relu())
@@ -25,8 +22,5 @@ pub fn student(vs: &nn::Path, classes: i64) -> Layers {
         .func("pool2", |x| x.max_pool2d_default(2))
         .func("avgpool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)) // [N, 128]
         .add("fc1", nn::linear(vs / "fc1", 128, 32, Default::default()))
-        .add(
-            "fc2",
-            nn::linear(vs / "fc2", 32, classes, Default::default()),
-        )
+        .add("fc2", nn::linear(vs / "fc2", 32, classes, Default::default()))
 }

@@ -33,13 +33,7 @@ pub struct Summary {
 
 impl Summary {
     /// Sends one black image through `layers` and notes what comes out of each.
-    pub(crate) fn of(
-        layers: &Layers,
-        model: &str,
-        input: [i64; 3],
-        device: Device,
-        parameters: i64,
-    ) -> Result<Self> {
+    pub(crate) fn of(layers: &Layers, model: &str, input: [i64; 3], device: Device, parameters: i64) -> Result<Self> {
         let [c, h, w] = input;
         if input.iter().any(|&n| n < 1) || c.saturating_mul(h).saturating_mul(w) > 1 << 28 {
             return Err(Error::Input(format!(
@@ -61,22 +55,10 @@ impl Summary {
             // A function may hold layers of its own, which only the variable store knows.
             let output = last.output.clone();
             let (layer, kind) = ("(inside functions)".to_owned(), "Function".to_owned());
-            rows.push(SummaryRow {
-                layer,
-                kind,
-                output,
-                parameters: parameters - listed,
-                macs: 0,
-            });
+            rows.push(SummaryRow { layer, kind, output, parameters: parameters - listed, macs: 0 });
         }
         let macs = rows.iter().map(|r| r.macs).sum();
-        Ok(Summary {
-            model: model.to_owned(),
-            input,
-            rows,
-            parameters,
-            macs,
-        })
+        Ok(Summary { model: model.to_owned(), input, rows, parameters, macs })
     }
 }
 
@@ -88,28 +70,14 @@ fn row(layer: String, op: &Op, output: Vec<i64>) -> SummaryRow {
             let kernel = &conv.ws.size()[2..];
             let places: i64 = output[2..].iter().product();
             let kind = format!("Conv {}x{}", kernel[0], kernel[1]);
-            (
-                kind,
-                size(&conv.ws) + maybe(&conv.bs),
-                size(&conv.ws) * places,
-            )
+            (kind, size(&conv.ws) + maybe(&conv.bs), size(&conv.ws) * places)
         }
         Op::BatchNorm(norm) => ("BatchNorm".to_owned(), maybe(&norm.ws) + maybe(&norm.bs), 0),
-        Op::Linear(linear) => (
-            "Linear".to_owned(),
-            size(&linear.ws) + maybe(&linear.bs),
-            size(&linear.ws),
-        ),
+        Op::Linear(linear) => ("Linear".to_owned(), size(&linear.ws) + maybe(&linear.bs), size(&linear.ws)),
         Op::Func(_) => ("Function".to_owned(), 0, 0),
         Op::Residual { .. } => ("Sum".to_owned(), 0, 0),
     };
-    SummaryRow {
-        layer,
-        kind,
-        output,
-        parameters,
-        macs,
-    }
+    SummaryRow { layer, kind, output, parameters, macs }
 }
 
 impl fmt::Display for Summary {
@@ -117,18 +85,10 @@ impl fmt::Display for Summary {
         let header = ["layer", "kind", "output", "parameters", "MACs"].map(str::to_owned);
         let rows: Vec<[String; 5]> = std::iter::once(header)
             .chain(self.rows.iter().map(|r| {
-                [
-                    r.layer.clone(),
-                    r.kind.clone(),
-                    format!("{:?}", r.output),
-                    grouped(r.parameters),
-                    grouped(r.macs),
-                ]
+                [r.layer.clone(), r.kind.clone(), format!("{:?}", r.output), grouped(r.parameters), grouped(r.macs)]
             }))
             .collect();
-        let widths: Vec<usize> = (0..5)
-            .map(|i| rows.iter().map(|r| r[i].len()).max().unwrap_or(0))
-            .collect();
+        let widths: Vec<usize> = (0..5).map(|i| rows.iter().map(|r| r[i].len()).max().unwrap_or(0)).collect();
         let rule = "-".repeat(widths.iter().sum::<usize>() + 8);
         let [c, h, w] = self.input;
         writeln!(f, "{} on [1, {c}, {h}, {w}]", self.model)?;
@@ -143,12 +103,7 @@ impl fmt::Display for Summary {
             }
         }
         writeln!(f, "{rule}")?;
-        write!(
-            f,
-            "{} parameters, {:.3} GMAC an image",
-            grouped(self.parameters),
-            self.macs as f64 / 1e9
-        )
+        write!(f, "{} parameters, {:.3} GMAC an image", grouped(self.parameters), self.macs as f64 / 1e9)
     }
 }
 

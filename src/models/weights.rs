@@ -1,12 +1,11 @@
 //! Weight files of any kind, loaded by name.
 
-use super::pickle::{self, Outcome};
+use super::pickle;
 use crate::{Error, Result, files};
-use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// A variable whose shape in the file is not the network's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,33 +29,15 @@ pub struct LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} variables loaded", self.loaded.len())?;
-        some(
-            f,
-            "missing",
-            self.missing.len(),
-            self.missing.iter().cloned(),
-        )?;
-        some(
-            f,
-            "unexpected",
-            self.unexpected.len(),
-            self.unexpected.iter().cloned(),
-        )?;
-        let shapes = self
-            .mis_shaped
-            .iter()
-            .map(|m| format!("{} {:?} instead of {:?}", m.name, m.found, m.wanted));
+        some(f, "missing", self.missing.len(), self.missing.iter().cloned())?;
+        some(f, "unexpected", self.unexpected.len(), self.unexpected.iter().cloned())?;
+        let shapes = self.mis_shaped.iter().map(|m| format!("{} {:?} instead of {:?}", m.name, m.found, m.wanted));
         some(f, "mis-shaped", self.mis_shaped.len(), shapes)
     }
 }
 
 /// ", 12 missing (a, b, c ...)", or nothing.
-fn some(
-    f: &mut fmt::Formatter<'_>,
-    what: &str,
-    count: usize,
-    names: impl Iterator<Item = String>,
-) -> fmt::Result {
+fn some(f: &mut fmt::Formatter<'_>, what: &str, count: usize, names: impl Iterator<Item = String>) -> fmt::Result {
     if count == 0 {
         return Ok(());
     }
@@ -78,21 +59,14 @@ pub(crate) fn load(
     for (name, variable) in state {
         match found.remove(name) {
             None => report.missing.push(name.clone()),
-            Some(tensor) if tensor.size() == variable.size() => {
-                copies.push((name, variable, tensor))
+            Some(tensor) if tensor.size() == variable.size() => copies.push((name, variable, tensor)),
+            Some(tensor) => {
+                report.mis_shaped.push(MisShaped { name: name.clone(), wanted: variable.size(), found: tensor.size() })
             }
-            Some(tensor) => report.mis_shaped.push(MisShaped {
-                name: name.clone(),
-                wanted: variable.size(),
-                found: tensor.size(),
-            }),
         }
     }
     // A counter of PyTorch's BatchNorm that nothing here reads.
-    report.unexpected = found
-        .into_keys()
-        .filter(|name| !name.ends_with("num_batches_tracked"))
-        .collect();
+    report.unexpected = found.into_keys().filter(|name| !name.ends_with("num_batches_tracked")).collect();
     report.unexpected.sort();
     report.loaded = copies.iter().map(|(name, ..)| (*name).clone()).collect();
     if !report.missing.is_empty() || !report.mis_shaped.is_empty() {
@@ -120,18 +94,10 @@ const LARGEST_FILE: u64 = 4 << 30;
 /// When the file is cut off, damaged, of another format, or asks for anything but tensors.
 pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let io = |e| Error::io("reading", path, e);
-    let bad = |why: String| {
-        Error::Data(format!(
-            "{} is not a readable weight file: {why}",
-            path.display()
-        ))
-    };
+    let bad = |why: String| Error::Data(format!("{} is not a readable weight file: {why}", path.display()));
     let about = std::fs::metadata(path).map_err(io)?;
     if about.len() > LARGEST_FILE {
-        return Err(bad(format!(
-            "{} bytes are more than {LARGEST_FILE}",
-            about.len()
-        )));
+        return Err(bad(format!("{} bytes are more than {LARGEST_FILE}", about.len())));
     }
     let bytes = std::fs::read(path).map_err(io)?;
     let mut tensors = match bytes.as_slice() {
@@ -139,8 +105,11 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
         [b'P', b'K', ..] => pickle::read_zip(&bytes),
         bytes if pickle::is_legacy(bytes) => pickle::read_legacy(bytes),
         [b'<', ..] => Err("it is a web page; download the file itself".to_owned()),
-        [0x80, ..] => Err("it is a pickle without torch's magic number; save it with torch.save(model.state_dict(), ...)".to_owned()),
-        bytes => read_safetensors(bytes),
+        [0x80, ..] => {
+            Err("it is a pickle without torch's magic number; save it with torch.save(model.state_dict(), ...)"
+                .to_owned())
+        }
+        bytes => files::parse_tensors(bytes),
     }
     .map_err(bad)?;
     if tensors.is_empty() {
@@ -152,68 +121,4 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
         }
     }
     Ok(tensors)
-}
-
-fn read_safetensors(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
-    let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| {
-        format!("neither safetensors nor .pth, or damaged ({e}); download or save it again")
-    })?;
-    file.iter()
-        .map(|(name, view)| {
-            let kind = kind_of(view.dtype()).ok_or_else(|| {
-                format!("{name} has the type {:?}; convert it to f32", view.dtype())
-            })?;
-            let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-            Ok((name.to_owned(), pickle::numbers(view.data(), &size, kind)?))
-        })
-        .collect()
-}
-
-const KINDS: [(Dtype, Kind); 10] = [
-    (Dtype::F32, Kind::Float),
-    (Dtype::F16, Kind::Half),
-    (Dtype::BF16, Kind::BFloat16),
-    (Dtype::F64, Kind::Double),
-    (Dtype::I64, Kind::Int64),
-    (Dtype::I32, Kind::Int),
-    (Dtype::I16, Kind::Int16),
-    (Dtype::I8, Kind::Int8),
-    (Dtype::U8, Kind::Uint8),
-    (Dtype::BOOL, Kind::Bool),
-];
-
-fn kind_of(dtype: Dtype) -> Option<Kind> {
-    KINDS.iter().find(|(d, _)| *d == dtype).map(|(_, k)| *k)
-}
-
-/// Writes tensors to a safetensors file, atomically.
-pub(crate) fn write_weights(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let bad =
-        |e: safetensors::SafeTensorError| Error::Data(format!("writing {}: {e}", path.display()));
-    let mut raw = Vec::new();
-    for (name, tensor) in tensors {
-        let tensor = tensor
-            .f_detach()?
-            .f_to_device(Device::Cpu)?
-            .f_contiguous()?;
-        let kind = tensor.f_kind()?;
-        let dtype = KINDS.iter().find(|(_, k)| *k == kind).map(|(d, _)| *d).ok_or_else(|| {
-            Error::Input(format!("{name} has the type {kind:?}, which a weight file cannot hold; convert it to f32"))
-        })?;
-        let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
-        raw.push((name, dtype, shape, bytes));
-    }
-    let views = raw
-        .iter()
-        .map(|(name, dtype, shape, bytes)| {
-            Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(bad)?;
-    // What PyTorch's own tools write, so that they read these files too.
-    let note = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(note)).map_err(bad)?;
-    files::write_bytes(path, &bytes)
 }

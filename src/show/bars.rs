@@ -21,27 +21,11 @@ pub(super) struct Bars {
 /// How many images of each class the three splits hold.
 pub fn class_balance(dataset: &Dataset) -> Result<Figure> {
     let panel = |split: &crate::data::Split| -> Result<(String, Vec<f64>)> {
-        let counts = Vec::<i64>::try_from(
-            split
-                .labels()?
-                .f_bincount(None::<&Tensor>, dataset.classes.len() as i64)?,
-        )?;
-        Ok((
-            format!("{}: {} images", split.name, split.len()),
-            counts.iter().map(|&n| n as f64).collect(),
-        ))
+        let counts = Vec::<i64>::try_from(split.labels()?.f_bincount(None::<&Tensor>, dataset.classes.len() as i64)?)?;
+        Ok((format!("{}: {} images", split.name, split.len()), counts.iter().map(|&n| n as f64).collect()))
     };
-    let panels = [&dataset.train, &dataset.validation, &dataset.test]
-        .map(panel)
-        .into_iter()
-        .collect::<Result<_>>()?;
-    figure(Bars {
-        classes: dataset.classes.clone(),
-        panels,
-        y: "images",
-        top: None,
-        mark: None,
-    })
+    let panels = [&dataset.train, &dataset.validation, &dataset.test].map(panel).into_iter().collect::<Result<_>>()?;
+    figure(Bars { classes: dataset.classes.clone(), panels, y: "images", top: None, mark: None })
 }
 
 /// `softmax(logits / T)` of one image's logits `[C]`, a panel for each T; `label` sets the true class off.
@@ -65,13 +49,7 @@ pub fn soft_target_bars(
     };
     let panels = temperatures.iter().map(panel).collect::<Result<_>>()?;
     let mark = label.and_then(|l| usize::try_from(l).ok());
-    figure(Bars {
-        classes: classes.to_vec(),
-        panels,
-        y: "probability",
-        top: Some(1.0),
-        mark,
-    })
+    figure(Bars { classes: classes.to_vec(), panels, y: "probability", top: Some(1.0), mark })
 }
 
 fn figure(bars: Bars) -> Result<Figure> {
@@ -80,18 +58,9 @@ fn figure(bars: Bars) -> Result<Figure> {
 }
 
 impl Bars {
-    pub(super) fn draw<DB: DrawingBackend>(
-        &self,
-        area: &Area<DB>,
-        pen: Pen,
-    ) -> std::result::Result<(), String> {
-        for ((title, values), panel) in self
-            .panels
-            .iter()
-            .zip(area.split_evenly((1, self.panels.len())))
-        {
-            self.panel(area, &panel, pen, title, values)
-                .map_err(|e| e.to_string())?;
+    pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
+        for ((title, values), panel) in self.panels.iter().zip(area.split_evenly((1, self.panels.len()))) {
+            self.panel(area, &panel, pen, title, values).map_err(|e| e.to_string())?;
         }
         Ok(())
     }
@@ -104,15 +73,8 @@ impl Bars {
         title: &str,
         values: &[f64],
     ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-        let top = self
-            .top
-            .unwrap_or_else(|| values.iter().copied().fold(1.0, f64::max) * 1.1);
-        let longest = self
-            .classes
-            .iter()
-            .map(|c| c.chars().count())
-            .max()
-            .unwrap_or(0) as u32;
+        let top = self.top.unwrap_or_else(|| values.iter().copied().fold(1.0, f64::max) * 1.1);
+        let longest = self.classes.iter().map(|c| c.chars().count()).max().unwrap_or(0) as u32;
         let n = values.len();
         let mut chart = ChartBuilder::on(area)
             .caption(title, pen.text(15))
@@ -127,11 +89,7 @@ impl Bars {
             .y_desc(self.y)
             .y_labels(6)
             .y_label_formatter(&|y| {
-                if top <= 2.0 {
-                    format!("{y:.1}")
-                } else {
-                    format!("{y:.0}")
-                }
+                if top <= 2.0 { format!("{y:.1}") } else { format!("{y:.0}") }
             })
             .label_style(pen.text(12))
             .axis_desc_style(pen.text(13))
@@ -140,30 +98,17 @@ impl Bars {
             .light_line_style(WHITE)
             .draw()?;
         chart.draw_series(values.iter().enumerate().map(|(i, &v)| {
-            let fill = if self.mark == Some(i) {
-                color(1)
-            } else {
-                color(0)
-            };
-            Rectangle::new(
-                [(i as f64 - 0.38, 0.0), (i as f64 + 0.38, v)],
-                fill.filled(),
-            )
+            let fill = if self.mark == Some(i) { color(1) } else { color(0) };
+            Rectangle::new([(i as f64 - 0.38, 0.0), (i as f64 + 0.38, v)], fill.filled())
         }))?;
         // Class names stand upright below their bars: ten of them never fit side by side.
-        let names = pen.text(12).transform(FontTransform::Rotate270).pos(
-            plotters::style::text_anchor::Pos::new(
-                plotters::style::text_anchor::HPos::Right,
-                plotters::style::text_anchor::VPos::Center,
-            ),
-        );
+        let names = pen.text(12).transform(FontTransform::Rotate270).pos(plotters::style::text_anchor::Pos::new(
+            plotters::style::text_anchor::HPos::Right,
+            plotters::style::text_anchor::VPos::Center,
+        ));
         for (i, class) in self.classes.iter().enumerate() {
             let (x, y) = chart.backend_coord(&(i as f64, 0.0)); // counted from the whole figure's corner
-            whole.draw(&Text::new(
-                class.clone(),
-                (x, y + pen.px(5) as i32),
-                names.clone(),
-            ))?;
+            whole.draw(&Text::new(class.clone(), (x, y + pen.px(5) as i32), names.clone()))?;
         }
         Ok(())
     }

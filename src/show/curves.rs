@@ -23,24 +23,14 @@ struct Panel {
 }
 
 impl Curves {
-    pub(super) fn draw<DB: DrawingBackend>(
-        &self,
-        area: &Area<DB>,
-        pen: Pen,
-    ) -> std::result::Result<(), String> {
+    pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
         let (plots, legend) = area.split_vertically(pen.px(322));
         let (left, right) = plots.split_horizontally(pen.px(440));
-        let loss = Panel {
-            title: "Cross-entropy",
-            value: |r| (r.train.cross_entropy, r.validation.cross_entropy),
-        };
-        let accuracy = Panel {
-            title: "Accuracy, %",
-            value: |r| (100.0 * r.train.accuracy, 100.0 * r.validation.accuracy),
-        };
+        let loss = Panel { title: "Cross-entropy", value: |r| (r.train.cross_entropy, r.validation.cross_entropy) };
+        let accuracy =
+            Panel { title: "Accuracy, %", value: |r| (100.0 * r.train.accuracy, 100.0 * r.validation.accuracy) };
         self.panel(&left, pen, &loss).map_err(|e| e.to_string())?;
-        self.panel(&right, pen, &accuracy)
-            .map_err(|e| e.to_string())?;
+        self.panel(&right, pen, &accuracy).map_err(|e| e.to_string())?;
         self.legend(&legend, pen).map_err(|e| e.to_string())
     }
 
@@ -51,9 +41,7 @@ impl Curves {
         panel: &Panel,
     ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
         let records = || self.0.iter().flat_map(|h| &h.records);
-        let values = records()
-            .flat_map(|r| [(panel.value)(r).0, (panel.value)(r).1])
-            .filter(|v| v.is_finite());
+        let values = records().flat_map(|r| [(panel.value)(r).0, (panel.value)(r).1]).filter(|v| v.is_finite());
         let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
         let margin = ((high - low) * 0.06).max(high.abs() * 0.01).max(1e-3);
         let epochs = self.0.iter().map(|h| h.epochs).max().unwrap_or(1).max(2) as f64;
@@ -68,18 +56,10 @@ impl Curves {
             .x_desc("epoch")
             .x_labels(epochs.min(12.0) as usize)
             .x_label_formatter(&|x| {
-                if x.fract() == 0.0 {
-                    format!("{x:.0}")
-                } else {
-                    String::new()
-                }
+                if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() }
             })
             .y_label_formatter(&|y| {
-                if high - low < 2.0 {
-                    format!("{y:.2}")
-                } else {
-                    format!("{y:.0}")
-                }
+                if high - low < 2.0 { format!("{y:.2}") } else { format!("{y:.0}") }
             })
             .label_style(pen.text(12))
             .axis_desc_style(pen.text(13))
@@ -90,34 +70,14 @@ impl Curves {
         for (i, history) in self.0.iter().enumerate() {
             let point = |r: &EpochRecord| (r.epoch as f64, (panel.value)(r));
             let train = history.records.iter().map(|r| (point(r).0, point(r).1.0));
-            let validation: Vec<_> = history
-                .records
-                .iter()
-                .map(|r| (point(r).0, point(r).1.1))
-                .collect();
+            let validation: Vec<_> = history.records.iter().map(|r| (point(r).0, point(r).1.1)).collect();
             let (dash, gap) = (pen.px(5), pen.px(4));
-            chart.draw_series(DashedLineSeries::new(
-                train,
-                dash,
-                gap,
-                color(i).stroke_width(pen.px(1)),
-            ))?;
-            chart.draw_series(LineSeries::new(
-                validation.iter().copied(),
-                pen.line(color(i)),
-            ))?;
-            chart.draw_series(
-                validation
-                    .iter()
-                    .map(|&p| Circle::new(p, pen.px(2), color(i).filled())),
-            )?;
+            chart.draw_series(DashedLineSeries::new(train, dash, gap, color(i).stroke_width(pen.px(1))))?;
+            chart.draw_series(LineSeries::new(validation.iter().copied(), pen.line(color(i))))?;
+            chart.draw_series(validation.iter().map(|&p| Circle::new(p, pen.px(2), color(i).filled())))?;
             if let Some(best) = history.best() {
                 let at = (best.epoch as f64, (panel.value)(best).1);
-                chart.draw_series([Circle::new(
-                    at,
-                    pen.px(6),
-                    color(i).stroke_width(pen.px(2)),
-                )])?;
+                chart.draw_series([Circle::new(at, pen.px(6), color(i).stroke_width(pen.px(2)))])?;
             }
         }
         Ok(())
@@ -132,27 +92,12 @@ impl Curves {
             let y = pen.px(2 + 18 * i as u32) as i32;
             let x = pen.px(56) as i32;
             let middle = y + pen.px(6) as i32;
-            area.draw(&PathElement::new(
-                [(x, middle), (x + pen.px(24) as i32, middle)],
-                pen.line(color(i)),
-            ))?;
+            area.draw(&PathElement::new([(x, middle), (x + pen.px(24) as i32, middle)], pen.line(color(i))))?;
             let best = history.best().map_or(String::new(), |b| {
-                format!(
-                    ": best {:.1} % in epoch {}",
-                    100.0 * b.validation.accuracy,
-                    b.epoch
-                )
+                format!(": best {:.1} % in epoch {}", 100.0 * b.validation.accuracy, b.epoch)
             });
-            let note = if i == 0 {
-                "   (solid validation, dashed training, ring = kept weights)"
-            } else {
-                ""
-            };
-            area.draw_text(
-                &format!("{}{best}{note}", history.name),
-                &pen.text(13),
-                (x + pen.px(32) as i32, y),
-            )?;
+            let note = if i == 0 { "   (solid validation, dashed training, ring = kept weights)" } else { "" };
+            area.draw_text(&format!("{}{best}{note}", history.name), &pen.text(13), (x + pen.px(32) as i32, y))?;
         }
         Ok(())
     }

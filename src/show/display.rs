@@ -18,10 +18,7 @@ fn emit(forms: &[(&str, &str)]) {
     for (mime, content) in shown {
         // Nothing can be done about a closed stdout here, and the fit must not die of it.
         let _ = if in_kernel {
-            writeln!(
-                out,
-                "EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT"
-            )
+            writeln!(out, "EVCXR_BEGIN_CONTENT {mime}\n{content}\nEVCXR_END_CONTENT")
         } else {
             writeln!(out, "{content}")
         };
@@ -30,10 +27,7 @@ fn emit(forms: &[(&str, &str)]) {
 
 fn emit_text(value: &dyn Display) {
     let text = value.to_string();
-    let html = format!(
-        "<pre style=\"line-height:1.3\">{}</pre>",
-        escape(text.trim_end())
-    );
+    let html = format!("<pre style=\"line-height:1.3\">{}</pre>", escape(text.trim_end()));
     emit(&[("text/plain", text.trim_end()), ("text/html", &html)]);
 }
 
@@ -60,10 +54,7 @@ impl Figure {
 
 impl Table {
     pub fn evcxr_display(&self) {
-        emit(&[
-            ("text/plain", self.to_string().trim_end()),
-            ("text/html", &self.html()),
-        ]);
+        emit(&[("text/plain", self.to_string().trim_end()), ("text/html", &self.html())]);
     }
 }
 
@@ -92,9 +83,7 @@ impl History {
                 number(r.validation.loss, 4),
                 number(100.0 * r.validation.accuracy, 1),
                 number(r.validation.cross_entropy, 4),
-                r.validation
-                    .divergence
-                    .map_or(String::new(), |d| number(d, 4)),
+                r.validation.divergence.map_or(String::new(), |d| number(d, 4)),
                 maybe(r.temperature),
                 maybe(r.alpha),
                 number(r.seconds, 1),
@@ -156,17 +145,8 @@ impl Evaluation {
 
 impl Display for CachedTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let from = if self.from_disk {
-            "read from disk"
-        } else {
-            "computed"
-        };
-        write!(
-            f,
-            "f32 {:?}, {from} in {:.1} s",
-            self.tensor.size(),
-            self.seconds
-        )
+        let from = if self.from_disk { "read from disk" } else { "computed" };
+        write!(f, "f32 {:?}, {from} in {:.1} s", self.tensor.size(), self.seconds)
     }
 }
 

@@ -28,42 +28,26 @@ pub(super) enum Drawing {
 
 impl Figure {
     pub(super) fn new(width: u32, height: u32, drawing: Drawing) -> Self {
-        Self {
-            width,
-            height,
-            drawing,
-        }
+        Self { width, height, drawing }
     }
 
     /// The figure as an SVG document. A gallery has no SVG form: its pixels are a PNG.
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
-        self.draw(
-            SVGBackend::with_string(&mut svg, (self.width, self.height)).into_drawing_area(),
-            1,
-        )?;
+        self.draw(SVGBackend::with_string(&mut svg, (self.width, self.height)).into_drawing_area(), 1)?;
         // Half a screen wide without a scale of its own: let it shrink with the notebook's column.
-        Ok(svg.replacen(
-            "<svg ",
-            "<svg style=\"max-width:100%;height:auto;background:white\" ",
-            1,
-        ))
+        Ok(svg.replacen("<svg ", "<svg style=\"max-width:100%;height:auto;background:white\" ", 1))
     }
 
     /// The figure as PNG bytes, at twice its nominal size.
     pub fn png(&self) -> Result<Vec<u8>> {
         let (width, height) = (self.width * PNG_SCALE, self.height * PNG_SCALE);
         let mut pixels = vec![255u8; (width * height * 3) as usize];
-        self.draw(
-            BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area(),
-            PNG_SCALE,
-        )?;
+        self.draw(BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area(), PNG_SCALE)?;
         let image = image::RgbImage::from_raw(width, height, pixels)
             .ok_or_else(|| Error::Input(format!("no picture of {width} x {height} pixels")))?;
         let mut png = std::io::Cursor::new(Vec::new());
-        image
-            .write_to(&mut png, image::ImageFormat::Png)
-            .map_err(|e| Error::Input(format!("PNG: {e}")))?;
+        image.write_to(&mut png, image::ImageFormat::Png).map_err(|e| Error::Input(format!("PNG: {e}")))?;
         Ok(png.into_inner())
     }
 
@@ -83,15 +67,12 @@ impl Figure {
         register_font("sans-serif", FontStyle::Normal, font)
             .map_err(|_| Error::Input("the built-in font is not readable".into()))?;
         let pen = Pen { scale };
-        let drawn =
-            area.fill(&WHITE)
-                .map_err(|e| e.to_string())
-                .and_then(|()| match &self.drawing {
-                    Drawing::Curves(d) => d.draw(&area, pen),
-                    Drawing::Bars(d) => d.draw(&area, pen),
-                    Drawing::Heatmap(d) => d.draw(&area, pen),
-                    Drawing::Gallery(d) => d.draw(&area, pen),
-                });
+        let drawn = area.fill(&WHITE).map_err(|e| e.to_string()).and_then(|()| match &self.drawing {
+            Drawing::Curves(d) => d.draw(&area, pen),
+            Drawing::Bars(d) => d.draw(&area, pen),
+            Drawing::Heatmap(d) => d.draw(&area, pen),
+            Drawing::Gallery(d) => d.draw(&area, pen),
+        });
         drawn
             .and_then(|()| area.present().map_err(|e| e.to_string()))
             .map_err(|e| Error::Input(format!("drawing: {e}")))

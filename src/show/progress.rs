@@ -11,9 +11,7 @@ const QUIET: Duration = Duration::from_secs(10);
 pub fn print_progress() -> Listener {
     let last = Mutex::new(Instant::now());
     Listener::new(move |event| {
-        let mut last = last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Event::Progress(_) = event
             && last.elapsed() < QUIET
         {
@@ -33,11 +31,7 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::Progress(p) => {
             let loss = p.loss.map_or(String::new(), |l| format!("  loss {l:.4}"));
-            let epoch = if p.epochs > 1 {
-                format!("epoch {}/{}, ", p.epoch, p.epochs)
-            } else {
-                String::new()
-            };
+            let epoch = if p.epochs > 1 { format!("epoch {}/{}, ", p.epoch, p.epochs) } else { String::new() };
             format!(
                 "{}: {epoch}{}/{} images{loss}  {:.0} img/s  {} left",
                 p.name,
@@ -47,11 +41,7 @@ fn line(event: &Event) -> Option<String> {
                 duration(p.seconds_left)
             )
         }
-        Event::Epoch {
-            name,
-            record: r,
-            epochs,
-        } => {
+        Event::Epoch { name, record: r, epochs } => {
             let kd = match (r.temperature, r.alpha, r.validation.divergence) {
                 (Some(t), Some(a), Some(d)) => format!("  T {t} alpha {a} KL {d:.4}"),
                 _ => String::new(),
@@ -69,10 +59,7 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::Finished(history) => {
             let best = history.best()?;
-            let stopped = history
-                .stopped
-                .as_ref()
-                .map_or(String::new(), |why| format!(", stopped: {why}"));
+            let stopped = history.stopped.as_ref().map_or(String::new(), |why| format!(", stopped: {why}"));
             format!(
                 "{}: kept epoch {} with validation accuracy {:.1} %{stopped}; {} in all",
                 history.name,

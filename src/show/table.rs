@@ -11,10 +11,7 @@ pub struct Table {
 
 impl Table {
     pub fn new(header: &[&str]) -> Self {
-        Self {
-            header: header.iter().map(|&h| h.to_owned()).collect(),
-            rows: Vec::new(),
-        }
+        Self { header: header.iter().map(|&h| h.to_owned()).collect(), rows: Vec::new() }
     }
 
     /// Adds a row; missing cells stay empty, surplus ones are dropped.
@@ -30,58 +27,32 @@ impl Table {
         let line = |cells: &[String], tag: &str| {
             let cell = |(cell, &right): (&String, &bool)| {
                 let align = if right { "right" } else { "left" };
-                format!(
-                    "<{tag} style=\"text-align:{align};padding:2px 10px\">{}</{tag}>",
-                    escape(cell)
-                )
+                format!("<{tag} style=\"text-align:{align};padding:2px 10px\">{}</{tag}>", escape(cell))
             };
-            format!(
-                "<tr>{}</tr>",
-                cells.iter().zip(&numeric).map(cell).collect::<String>()
-            )
+            format!("<tr>{}</tr>", cells.iter().zip(&numeric).map(cell).collect::<String>())
         };
         let body: String = self.rows.iter().map(|r| line(r, "td")).collect();
-        format!(
-            "<table><thead>{}</thead><tbody>{body}</tbody></table>",
-            line(&self.header, "th")
-        )
+        format!("<table><thead>{}</thead><tbody>{body}</tbody></table>", line(&self.header, "th"))
     }
 
     fn numeric(&self) -> Vec<bool> {
-        let number = |cell: &str| {
-            cell.chars()
-                .next()
-                .is_none_or(|c| c.is_ascii_digit() || c == '-' || c == '+')
-        };
-        (0..self.header.len())
-            .map(|c| !self.rows.is_empty() && self.rows.iter().all(|r| number(&r[c])))
-            .collect()
+        let number = |cell: &str| cell.chars().next().is_none_or(|c| c.is_ascii_digit() || c == '-' || c == '+');
+        (0..self.header.len()).map(|c| !self.rows.is_empty() && self.rows.iter().all(|r| number(&r[c]))).collect()
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let numeric = self.numeric();
-        let width = |c: usize| {
-            std::iter::once(&self.header)
-                .chain(&self.rows)
-                .map(|r| r[c].chars().count())
-                .max()
-                .unwrap_or(0)
-        };
+        let width =
+            |c: usize| std::iter::once(&self.header).chain(&self.rows).map(|r| r[c].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
         for row in std::iter::once(&self.header).chain(&self.rows) {
             let cells = row
                 .iter()
                 .zip(&widths)
                 .zip(&numeric)
-                .map(|((cell, &w), &right)| {
-                    if right {
-                        format!("{cell:>w$}")
-                    } else {
-                        format!("{cell:<w$}")
-                    }
-                });
+                .map(|((cell, &w), &right)| if right { format!("{cell:>w$}") } else { format!("{cell:<w$}") });
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         Ok(())
@@ -89,8 +60,5 @@ impl fmt::Display for Table {
 }
 
 pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

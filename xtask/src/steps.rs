@@ -40,7 +40,9 @@ impl Step<'_> {
         remove(&stamp)?;
         progress::line(&format!("[{}] {}", self.name, self.what));
         let clock = Clock::start();
-        action().with_context(|| format!("set-up step `{}` failed; run `cargo lab setup` again to go on from here", self.name))?;
+        action().with_context(|| {
+            format!("set-up step `{}` failed; run `cargo lab setup` again to go on from here", self.name)
+        })?;
         write(&stamp, &self.version)?;
         progress::line(&format!("[{}] done in {clock}", self.name));
         Ok(())

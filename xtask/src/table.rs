@@ -16,7 +16,8 @@ pub fn print(path: &Path) -> Result<()> {
         progress::line(&format!("no results yet: {} is written by the distillation notebook", path.display()));
         return Ok(());
     };
-    let results: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON; remove it and run again", path.display()))?;
+    let results: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not JSON; remove it and run again", path.display()))?;
     let name = |key: &str| results[key].as_str().unwrap_or("?").to_owned();
     progress::line(&format!("\n{}, profile {}", name("dataset"), name("profile")));
     for line in lines(results["rows"].as_array().map(Vec::as_slice).unwrap_or_default()) {
