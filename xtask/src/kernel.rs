@@ -40,31 +40,48 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
         None => {
             let slot = slots::take(paths)?;
             // The lock lives on in the kernel and its children, and ends with the last of them, however they end.
-            fcntl_setfd(&slot.lock, FdFlags::empty()).context("cannot hand the lock of the build directory on")?;
+            fcntl_setfd(&slot.lock, FdFlags::empty())
+                .context("cannot hand the lock of the build directory on")?;
             std::mem::forget(slot.lock);
             slot.dir
         }
     };
     let mut command = Command::new(paths.evcxr());
     paths::as_without_cargo(&mut command).env_remove("CARGO");
-    command.arg("--control_file").arg(connection_file).envs(paths.environment()?);
+    command
+        .arg("--control_file")
+        .arg(connection_file)
+        .envs(paths.environment()?);
     for name in FOREIGN {
         command.env_remove(name);
     }
-    command.env_remove(BUILD_DIRECTORY).env("EVCXR_TMPDIR", dir).env("EVCXR_CONFIG_DIR", paths.kernel_config());
+    command
+        .env_remove(BUILD_DIRECTORY)
+        .env("EVCXR_TMPDIR", dir)
+        .env("EVCXR_CONFIG_DIR", paths.kernel_config());
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", paths.evcxr().display()))
 }
 
 /// Dependencies of every cell. Cells name tch themselves, the rest comes through the crate.
 pub fn dependencies(paths: &Paths) -> String {
-    format!(":dep kdlab = {{ path = {:?} }}\n:dep tch = \"0.26\"\n", paths.root.display().to_string())
+    format!(
+        ":dep kdlab = {{ path = {:?} }}\n:dep tch = \"0.26\"\n",
+        paths.root.display().to_string()
+    )
 }
 
 /// Writes what evcxr reads at start-up, from the repository as it is now: edits to the prelude take effect at once.
 fn configure(paths: &Paths) -> Result<()> {
     let prelude = paths.root.join("prelude/prelude.rs");
-    let prelude = std::fs::read_to_string(&prelude).with_context(|| format!("cannot read {}", prelude.display()))?;
-    steps::write(&paths.kernel_config().join("init.evcxr"), &dependencies(paths))?;
-    steps::write(&paths.kernel_config().join("prelude.rs"), &format!("{STOP_MARKER}\n{prelude}"))
+    let prelude = std::fs::read_to_string(&prelude)
+        .with_context(|| format!("cannot read {}", prelude.display()))?;
+    steps::write(
+        &paths.kernel_config().join("init.evcxr"),
+        &dependencies(paths),
+    )?;
+    steps::write(
+        &paths.kernel_config().join("prelude.rs"),
+        &format!("{STOP_MARKER}\n{prelude}"),
+    )
 }

@@ -114,7 +114,10 @@ fn real_main() -> Result<()> {
 fn open_jupyterlab(paths: &Paths) -> Result<()> {
     let status = Command::new(paths.python())
         .args(["-m", "jupyterlab"])
-        .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
+        .arg(format!(
+            "--ServerApp.root_dir={}",
+            paths.notebooks().display()
+        ))
         // The venv's own Python kernel is a dependency of JupyterLab and of no use here.
         .arg("--KernelSpecManager.ensure_native_kernel=False")
         .arg("--KernelSpecManager.allowed_kernelspecs=kdlab")

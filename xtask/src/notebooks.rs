@@ -26,13 +26,17 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
     let profile = paths.profile(args.profile.as_deref())?;
     let runs = paths.runs()?.join(&profile);
     let out = match &args.out {
-        Some(dir) => std::path::absolute(dir).with_context(|| format!("cannot make {} absolute", dir.display()))?,
+        Some(dir) => std::path::absolute(dir)
+            .with_context(|| format!("cannot make {} absolute", dir.display()))?,
         None => runs.clone(),
     };
     let notebooks = find(paths, &args.notebooks)?;
     let executed = out.join("executed");
     steps::create_dir(Some(&executed))?;
-    progress::line(&format!("running {} notebooks, profile {profile}", notebooks.len()));
+    progress::line(&format!(
+        "running {} notebooks, profile {profile}",
+        notebooks.len()
+    ));
     let mut done = Vec::new();
     let mut failure = None;
     for notebook in &notebooks {
@@ -56,11 +60,17 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
         }
     }
     if let Some(error) = failure {
-        progress::line(&format!("stopped after {clock}; what was executed is in {}", executed.display()));
+        progress::line(&format!(
+            "stopped after {clock}; what was executed is in {}",
+            executed.display()
+        ));
         return Err(error);
     }
     table::print(&runs.join("results.json"))?;
-    progress::line(&format!("{} notebooks ran without an error in {clock}", notebooks.len()));
+    progress::line(&format!(
+        "{} notebooks ran without an error in {clock}",
+        notebooks.len()
+    ));
     Ok(())
 }
 
@@ -81,16 +91,29 @@ fn find(paths: &Paths, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for name in wanted {
         if name.is_file() {
-            found.push(std::path::absolute(name).with_context(|| format!("cannot make {} absolute", name.display()))?);
+            found.push(
+                std::path::absolute(name)
+                    .with_context(|| format!("cannot make {} absolute", name.display()))?,
+            );
             continue;
         }
         let start = name.to_string_lossy();
-        let matching = all.iter().filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&*start)));
+        let matching = all.iter().filter(|path| {
+            path.file_name()
+                .is_some_and(|file| file.to_string_lossy().starts_with(&*start))
+        });
         let before = found.len();
         found.extend(matching.cloned());
         if found.len() == before {
-            let names: Vec<_> = all.iter().filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy()).collect();
-            bail!("no notebook `{start}`: give a path or the start of one of {}", names.join(", "));
+            let names: Vec<_> = all
+                .iter()
+                .filter_map(|path| path.file_stem())
+                .map(|stem| stem.to_string_lossy())
+                .collect();
+            bail!(
+                "no notebook `{start}`: give a path or the start of one of {}",
+                names.join(", ")
+            );
         }
     }
     Ok(found)
@@ -99,13 +122,20 @@ fn find(paths: &Paths, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
 /// The program that executes one notebook; the caller adds the notebook and where the executed one goes.
 pub fn executor(paths: &Paths) -> Result<Command> {
     let mut command = Command::new(paths.python());
-    command.args(["-c", EXECUTOR]).current_dir(&paths.root).envs(paths.environment()?);
+    command
+        .args(["-c", EXECUTOR])
+        .current_dir(&paths.root)
+        .envs(paths.environment()?);
     Ok(command)
 }
 
 /// Executes one notebook, with a line per cell. The error names notebook, cell, source and what went wrong.
 fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Result<()> {
-    let name = notebook.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = notebook
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let mut child = executor(paths)?
         .arg(notebook)
         .arg(target)
@@ -121,7 +151,9 @@ fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Resu
     let (mut cells, mut current, mut failed) = (0, 0, None);
     progress::status(&format!("{name}: starting the kernel"));
     for line in BufReader::new(stdout).lines().map_while(|line| line.ok()) {
-        let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+        let Ok(event) = serde_json::from_str::<Value>(&line) else {
+            continue;
+        };
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         let took = || seconds(event["seconds"].as_f64().unwrap_or_default());
         match event["event"].as_str().unwrap_or_default() {
@@ -137,7 +169,13 @@ fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Resu
                 }
             }
             "done" => progress::line(&format!("{name} [{current}/{cells}] {}", took())),
-            "failed" => failed = Some((event["number"].as_u64().unwrap_or_default(), text("source"), text("error"))),
+            "failed" => {
+                failed = Some((
+                    event["number"].as_u64().unwrap_or_default(),
+                    text("source"),
+                    text("error"),
+                ))
+            }
             "end" => progress::line(&format!("{name} done in {}", took())),
             _ => {}
         }
@@ -149,7 +187,9 @@ fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Resu
             progress::line(&format!("{name} [{number}/{cells}] FAILED"));
             bail!("{name}, cell {number} of {cells} (`{source}`): {error}")
         }
-        None if !status.success() => bail!("{name}: the executor ended with {status} in cell {current} of {cells}"),
+        None if !status.success() => {
+            bail!("{name}: the executor ended with {status} in cell {current} of {cells}")
+        }
         None => Ok(()),
     }
 }
@@ -158,10 +198,20 @@ fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Resu
 fn make_report(paths: &Paths, profile: &str, report: &Path, notebooks: &[PathBuf]) -> Result<()> {
     progress::status("writing the report");
     let mut command = Command::new(paths.python());
-    command.args(["-c", REPORT]).arg(report).arg(format!("Knowledge distillation, profile {profile}")).args(notebooks);
-    let output = command.envs(paths.environment()?).output().context("cannot start the venv's Python; run `cargo lab setup`")?;
+    command
+        .args(["-c", REPORT])
+        .arg(report)
+        .arg(format!("Knowledge distillation, profile {profile}"))
+        .args(notebooks);
+    let output = command
+        .envs(paths.environment()?)
+        .output()
+        .context("cannot start the venv's Python; run `cargo lab setup`")?;
     if !output.status.success() {
-        bail!("cannot make the report: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "cannot make the report: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

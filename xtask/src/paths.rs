@@ -39,16 +39,26 @@ impl Paths {
         let from_cargo = set("CARGO_MANIFEST_DIR").map(PathBuf::from);
         let here = env::current_dir().context("cannot read the current folder")?;
         let candidates = (named.into_iter())
-            .chain(from_cargo.iter().flat_map(|dir| dir.ancestors()).map(Path::to_path_buf))
+            .chain(
+                from_cargo
+                    .iter()
+                    .flat_map(|dir| dir.ancestors())
+                    .map(Path::to_path_buf),
+            )
             .chain(here.ancestors().map(Path::to_path_buf));
         for root in candidates {
             if root.join("xtask/Cargo.toml").is_file() {
-                let root = root.canonicalize().with_context(|| format!("cannot open {}", root.display()))?;
+                let root = root
+                    .canonicalize()
+                    .with_context(|| format!("cannot open {}", root.display()))?;
                 let kdlab = root.join(".kdlab");
                 return Ok(Paths { root, kdlab });
             }
         }
-        bail!("{} is not inside the repository: run `cargo lab` there, or set KDLAB_ROOT to it", here.display())
+        bail!(
+            "{} is not inside the repository: run `cargo lab` there, or set KDLAB_ROOT to it",
+            here.display()
+        )
     }
 
     pub fn notebooks(&self) -> PathBuf {
@@ -68,7 +78,11 @@ impl Paths {
     }
 
     pub fn libtorch_cpu(&self) -> PathBuf {
-        let name = if cfg!(target_os = "macos") { "libtorch_cpu.dylib" } else { "libtorch_cpu.so" };
+        let name = if cfg!(target_os = "macos") {
+            "libtorch_cpu.dylib"
+        } else {
+            "libtorch_cpu.so"
+        };
         self.libtorch().join("lib").join(name)
     }
 
@@ -115,9 +129,12 @@ impl Paths {
         let base = if cfg!(target_os = "macos") {
             home.map(|home| home.join("Library/Caches"))
         } else {
-            set("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")))
+            set("XDG_CACHE_HOME")
+                .map(PathBuf::from)
+                .or(home.map(|home| home.join(".cache")))
         };
-        let base = base.context("HOME is not set: set KDLAB_CACHE to a folder for data and weights")?;
+        let base =
+            base.context("HOME is not set: set KDLAB_CACHE to a folder for data and weights")?;
         absolute(&base.join("kdlab"))
     }
 
@@ -132,15 +149,22 @@ impl Paths {
     /// The flavour of libtorch that set-up installed, if it did.
     pub fn flavour(&self) -> Option<Flavour> {
         let stamp = fs::read_to_string(self.stamp("libtorch")).ok()?;
-        if stamp.contains("cuda") { Some(Flavour::Cuda) } else { Some(Flavour::Cpu) }
+        if stamp.contains("cuda") {
+            Some(Flavour::Cuda)
+        } else {
+            Some(Flavour::Cpu)
+        }
     }
 
     /// `wanted`, else `KDLAB_PROFILE`, else article where both the driver and libtorch know CUDA, else laptop.
     pub fn profile(&self, wanted: Option<&str>) -> Result<String> {
-        let from_environment = set("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
+        let from_environment =
+            set("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
         let profile = match wanted.map(str::to_owned).or(from_environment) {
             Some(profile) => profile,
-            None if self.flavour() == Some(Flavour::Cuda) && nvidia_driver().is_some() => "article".into(),
+            None if self.flavour() == Some(Flavour::Cuda) && nvidia_driver().is_some() => {
+                "article".into()
+            }
             None => "laptop".into(),
         };
         if !["article", "laptop", "smoke"].contains(&profile.as_str()) {
@@ -156,13 +180,20 @@ impl Paths {
         if let Some(dir) = Path::new(&cargo()).parent().filter(|dir| dir.is_absolute()) {
             path.push(dir.to_path_buf());
         }
-        let library_path = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+        let library_path = if cfg!(target_os = "macos") {
+            "DYLD_LIBRARY_PATH"
+        } else {
+            "LD_LIBRARY_PATH"
+        };
         Ok(vec![
             ("KDLAB_ROOT", self.root.clone().into()),
             ("KDLAB_RUNS", self.runs()?.into()),
             ("KDLAB_CACHE", self.cache()?.into()),
             ("LIBTORCH", self.libtorch().into()),
-            (library_path, prepended(library_path, vec![self.libtorch().join("lib")])?),
+            (
+                library_path,
+                prepended(library_path, vec![self.libtorch().join("lib")])?,
+            ),
             ("PATH", prepended("PATH", path)?),
             ("JUPYTER_PATH", jupyter.clone().into()),
             ("JUPYTER_DATA_DIR", jupyter.clone().into()),
@@ -177,9 +208,20 @@ impl Paths {
 /// Takes away what `cargo run` adds to the environment and what would make cargo build otherwise than a plain `cargo`
 /// does: crates such as ring are rebuilt when one of these changes.
 pub fn as_without_cargo(command: &mut Command) -> &mut Command {
-    let foreign = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "CARGO_TARGET_TMPDIR", "OUT_DIR"];
+    let foreign = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+        "CARGO_PRIMARY_",
+        "CARGO_TARGET_TMPDIR",
+        "OUT_DIR",
+    ];
     for (name, _) in env::vars_os() {
-        if foreign.iter().any(|start| name.to_string_lossy().starts_with(start)) {
+        if foreign
+            .iter()
+            .any(|start| name.to_string_lossy().starts_with(start))
+        {
             command.env_remove(name);
         }
     }
@@ -199,12 +241,21 @@ pub fn set(name: &str) -> Option<OsString> {
 /// What the NVIDIA driver says of itself, or None where there is none.
 pub fn nvidia_driver() -> Option<String> {
     if let Ok(text) = fs::read_to_string("/proc/driver/nvidia/version") {
-        return text.lines().next().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        return text
+            .lines()
+            .next()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     // WSL has no such file, but has the tool.
-    let output = Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
+    let output = Command::new("nvidia-smi")
+        .args(["--query-gpu=driver_version", "--format=csv,noheader"])
+        .output()
+        .ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().next().filter(|_| output.status.success()).map(|version| format!("NVIDIA driver {}", version.trim()))
+    text.lines()
+        .next()
+        .filter(|_| output.status.success())
+        .map(|version| format!("NVIDIA driver {}", version.trim()))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -213,6 +264,8 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 
 fn prepended(name: &str, first: Vec<PathBuf>) -> Result<OsString> {
     let old = set(name).unwrap_or_default();
-    let rest = env::split_paths(&old).filter(|path| !path.as_os_str().is_empty() && !first.contains(path));
-    env::join_paths(first.iter().cloned().chain(rest)).with_context(|| format!("{name} holds a path with a colon"))
+    let rest =
+        env::split_paths(&old).filter(|path| !path.as_os_str().is_empty() && !first.contains(path));
+    env::join_paths(first.iter().cloned().chain(rest))
+        .with_context(|| format!("{name} holds a path with a colon"))
 }

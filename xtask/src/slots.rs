@@ -36,7 +36,9 @@ pub fn take(paths: &Paths) -> Result<Slot> {
                 return Ok(Slot { dir, lock });
             }
             Err(fs::TryLockError::WouldBlock) => number += 1,
-            Err(fs::TryLockError::Error(error)) => return Err(error).context("cannot lock a build directory of the kernel"),
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(error).context("cannot lock a build directory of the kernel");
+            }
         }
     }
 }
@@ -69,7 +71,12 @@ pub fn template_lock(paths: &Paths) -> Result<File> {
 fn open_lock(paths: &Paths, name: &str) -> Result<File> {
     let path = paths.slots().join(format!("{name}.lock"));
     steps::create_dir(path.parent())?;
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path);
     file.with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -83,16 +90,19 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
             return Ok(());
         }
     } else {
-        lock.lock_shared().context("cannot lock the kernel's build template")?;
+        lock.lock_shared()
+            .context("cannot lock the kernel's build template")?;
     }
     let template = paths.template();
-    let wanted = fs::read_to_string(template.join(BUILT_FROM)).context("the kernel is not set up: run `cargo lab setup`")?;
+    let wanted = fs::read_to_string(template.join(BUILT_FROM))
+        .context("the kernel is not set up: run `cargo lab setup`")?;
     if there && fs::read_to_string(dir.join(BUILT_FROM)).is_ok_and(|found| found == wanted) {
         return Ok(());
     }
     let beside = dir.with_extension("new");
     steps::remove(&beside)?;
-    copy(&template, &beside).with_context(|| format!("cannot copy {} to {}", template.display(), beside.display()))?;
+    copy(&template, &beside)
+        .with_context(|| format!("cannot copy {} to {}", template.display(), beside.display()))?;
     steps::replace(&beside, dir)
 }
 
@@ -109,8 +119,13 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         } else if !(may_be_shared(&source) && fs::hard_link(&source, &target).is_ok()) {
             fs::copy(&source, &target)?;
             let found = fs::metadata(&source)?;
-            let times = FileTimes::new().set_modified(found.modified()?).set_accessed(found.accessed()?);
-            File::options().write(true).open(&target)?.set_times(times)?;
+            let times = FileTimes::new()
+                .set_modified(found.modified()?)
+                .set_accessed(found.accessed()?);
+            File::options()
+                .write(true)
+                .open(&target)?
+                .set_times(times)?;
         }
     }
     Ok(())
@@ -119,14 +134,26 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Compiled files of foreign crates: big, and written once. The crate itself and cells are compiled again and again.
 fn may_be_shared(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let compiled = path.extension().is_some_and(|ext| ["rlib", "rmeta", "so", "dylib", "a", "o"].iter().any(|e| ext == *e));
-    compiled && !["kdlab", "ctx", "code_"].iter().any(|own| name.contains(own))
+    let compiled = path.extension().is_some_and(|ext| {
+        ["rlib", "rmeta", "so", "dylib", "a", "o"]
+            .iter()
+            .any(|e| ext == *e)
+    });
+    compiled
+        && !["kdlab", "ctx", "code_"]
+            .iter()
+            .any(|own| name.contains(own))
 }
 
 /// Every cell leaves a library behind; those of the kernel that had the slot before are of no use.
 fn remove_old_cells(dir: &Path) {
-    let Ok(targets) = fs::read_dir(dir.join("target")) else { return };
-    for deps in targets.flatten().map(|target| target.path().join("debug/deps")) {
+    let Ok(targets) = fs::read_dir(dir.join("target")) else {
+        return;
+    };
+    for deps in targets
+        .flatten()
+        .map(|target| target.path().join("debug/deps"))
+    {
         for file in fs::read_dir(deps).into_iter().flatten().flatten() {
             if file.file_name().to_string_lossy().starts_with("libcode_") {
                 let _ = fs::remove_file(file.path());

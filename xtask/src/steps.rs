@@ -28,7 +28,9 @@ pub struct Step<'a> {
 impl Step<'_> {
     /// True while what the step made is still there (`artefact`) and is what this version of set-up would make.
     pub fn is_done(&self, artefact: &Path) -> bool {
-        artefact.exists() && fs::read_to_string(self.paths.stamp(self.name)).is_ok_and(|stamp| stamp == self.version)
+        artefact.exists()
+            && fs::read_to_string(self.paths.stamp(self.name))
+                .is_ok_and(|stamp| stamp == self.version)
     }
 
     /// Runs `action` unless the step is done. The stamp is taken away first and written last.
@@ -40,7 +42,12 @@ impl Step<'_> {
         remove(&stamp)?;
         progress::line(&format!("[{}] {}", self.name, self.what));
         let clock = Clock::start();
-        action().with_context(|| format!("set-up step `{}` failed; run `cargo lab setup` again to go on from here", self.name))?;
+        action().with_context(|| {
+            format!(
+                "set-up step `{}` failed; run `cargo lab setup` again to go on from here",
+                self.name
+            )
+        })?;
         write(&stamp, &self.version)?;
         progress::line(&format!("[{}] done in {clock}", self.name));
         Ok(())
@@ -51,7 +58,9 @@ impl Step<'_> {
         let path = self.paths.log(self.name);
         create_dir(path.parent())?;
         let log = File::options().create(true).append(true).open(&path);
-        let log = Arc::new(Mutex::new(log.with_context(|| format!("cannot write {}", path.display()))?));
+        let log = Arc::new(Mutex::new(
+            log.with_context(|| format!("cannot write {}", path.display()))?,
+        ));
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::null())
@@ -60,8 +69,10 @@ impl Step<'_> {
             .spawn()
             .with_context(|| format!("cannot start {program}"))?;
         let last = Arc::new(Mutex::new(Vec::<String>::new()));
-        let pipes: [Option<Box<dyn Read + Send>>; 2] =
-            [child.stdout.take().map(|p| Box::new(p) as _), child.stderr.take().map(|p| Box::new(p) as _)];
+        let pipes: [Option<Box<dyn Read + Send>>; 2] = [
+            child.stdout.take().map(|p| Box::new(p) as _),
+            child.stderr.take().map(|p| Box::new(p) as _),
+        ];
         let readers: Vec<_> = (pipes.into_iter().flatten())
             .map(|pipe| {
                 let (log, last) = (Arc::clone(&log), Arc::clone(&last));
@@ -71,11 +82,18 @@ impl Step<'_> {
         let clock = Clock::start();
         let mut said = Instant::now();
         let status = loop {
-            if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {program}"))? {
+            if let Some(status) = child
+                .try_wait()
+                .with_context(|| format!("cannot wait for {program}"))?
+            {
                 break status;
             }
             thread::sleep(Duration::from_millis(100));
-            let newest = last.lock().ok().and_then(|lines| lines.last().cloned()).unwrap_or_default();
+            let newest = last
+                .lock()
+                .ok()
+                .and_then(|lines| lines.last().cloned())
+                .unwrap_or_default();
             progress::status(&format!("[{}] {clock}: {newest}", self.name));
             if !progress::on_terminal() && said.elapsed() >= HEARTBEAT {
                 said = Instant::now();
@@ -86,8 +104,14 @@ impl Step<'_> {
             let _ = reader.join();
         }
         if !status.success() {
-            let lines = last.lock().map(|lines| lines.join("\n  ")).unwrap_or_default();
-            bail!("{program} ended with {status}; its last lines (all of them: {}):\n  {lines}", path.display());
+            let lines = last
+                .lock()
+                .map(|lines| lines.join("\n  "))
+                .unwrap_or_default();
+            bail!(
+                "{program} ended with {status}; its last lines (all of them: {}):\n  {lines}",
+                path.display()
+            );
         }
         Ok(())
     }
@@ -95,7 +119,10 @@ impl Step<'_> {
 
 /// Copies a pipe into the log line by line and keeps the last lines at hand.
 fn follow(pipe: impl Read, log: &Mutex<File>, last: &Mutex<Vec<String>>) {
-    for text in BufReader::new(pipe).split(b'\n').map_while(|line| line.ok()) {
+    for text in BufReader::new(pipe)
+        .split(b'\n')
+        .map_while(|line| line.ok())
+    {
         let text = String::from_utf8_lossy(&text).trim_end().to_owned();
         if let Ok(mut log) = log.lock() {
             let _ = writeln!(log, "{text}");
@@ -110,7 +137,9 @@ fn follow(pipe: impl Read, log: &Mutex<File>, last: &Mutex<Vec<String>>) {
 
 pub fn create_dir(dir: Option<&Path>) -> Result<()> {
     match dir {
-        Some(dir) => fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display())),
+        Some(dir) => {
+            fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
+        }
         None => Ok(()),
     }
 }
@@ -139,5 +168,6 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 /// Takes `dir` away and puts `beside` in its place.
 pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
     remove(dir)?;
-    fs::rename(beside, dir).with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
+    fs::rename(beside, dir)
+        .with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
 }

@@ -13,13 +13,26 @@ const HEADINGS: [&str; 6] = ["model", "validation", "test", "parameters", "MACs"
 /// Prints the table; a run of some notebooks only may have left no results.
 pub fn print(path: &Path) -> Result<()> {
     let Ok(text) = fs::read_to_string(path) else {
-        progress::line(&format!("no results yet: {} is written by the distillation notebook", path.display()));
+        progress::line(&format!(
+            "no results yet: {} is written by the distillation notebook",
+            path.display()
+        ));
         return Ok(());
     };
-    let results: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON; remove it and run again", path.display()))?;
+    let results: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not JSON; remove it and run again", path.display()))?;
     let name = |key: &str| results[key].as_str().unwrap_or("?").to_owned();
-    progress::line(&format!("\n{}, profile {}", name("dataset"), name("profile")));
-    for line in lines(results["rows"].as_array().map(Vec::as_slice).unwrap_or_default()) {
+    progress::line(&format!(
+        "\n{}, profile {}",
+        name("dataset"),
+        name("profile")
+    ));
+    for line in lines(
+        results["rows"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default(),
+    ) {
         progress::line(&line);
     }
     progress::line("");
@@ -29,17 +42,35 @@ pub fn print(path: &Path) -> Result<()> {
 fn lines(rows: &[Value]) -> Vec<String> {
     let mut cells = vec![HEADINGS.map(str::to_owned)];
     cells.extend(rows.iter().map(|row| {
-        let percent = |key: &str| row[key].as_f64().map_or("-".into(), |value| format!("{:.2} %", value * 100.0));
+        let percent = |key: &str| {
+            row[key]
+                .as_f64()
+                .map_or("-".into(), |value| format!("{:.2} %", value * 100.0))
+        };
         let count = |key: &str| row[key].as_f64().map_or("-".into(), short);
         let took = row["seconds"].as_f64().map_or("-".into(), seconds);
         let model = row["model"].as_str().unwrap_or("?").to_owned();
-        [model, percent("val_accuracy"), percent("test_accuracy"), count("parameters"), count("macs"), took]
+        [
+            model,
+            percent("val_accuracy"),
+            percent("test_accuracy"),
+            count("parameters"),
+            count("macs"),
+            took,
+        ]
     }));
-    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        cells
+            .iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..HEADINGS.len()).map(width).collect();
     let format = |row: &[String; 6]| {
         let first = format!("{:<w$}", row[0], w = widths[0]);
-        let rest = (1..row.len()).map(|column| format!("  {:>w$}", row[column], w = widths[column]));
+        let rest =
+            (1..row.len()).map(|column| format!("  {:>w$}", row[column], w = widths[column]));
         std::iter::once(first).chain(rest).collect::<String>()
     };
     cells.iter().map(format).collect()
@@ -67,7 +98,13 @@ mod tests {
             json!({"model": "student alone", "val_accuracy": 0.7, "parameters": 264_618}),
         ];
         let lines = lines(&rows);
-        assert_eq!(lines[1], "teacher            90.00 %  89.25 %      23.5 M  4.09 G  2 min 05 s");
-        assert_eq!(lines[2], "student alone      70.00 %        -     264,618       -           -");
+        assert_eq!(
+            lines[1],
+            "teacher            90.00 %  89.25 %      23.5 M  4.09 G  2 min 05 s"
+        );
+        assert_eq!(
+            lines[2],
+            "student alone      70.00 %        -     264,618       -           -"
+        );
     }
 }
