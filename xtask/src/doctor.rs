@@ -10,6 +10,7 @@ use crate::paths::{self, Flavour, Paths};
 use crate::progress;
 use crate::setup::{self, install};
 use crate::slots;
+use crate::steps;
 
 /// What set-up and runs need beside what is installed already.
 const WANTED_DISK: u64 = 4_000_000_000;
@@ -214,13 +215,13 @@ fn data(paths: &Paths, report: &mut Report) -> Result<()> {
 }
 
 fn disk(paths: &Paths, report: &mut Report) {
-    let used = setup::size(setup::disk_usage(&paths.kdlab));
+    let used = progress::size(steps::disk_usage(&paths.kdlab));
     let Ok(found) = rustix::fs::statvfs(&paths.root) else {
         report.note("disk", &format!("{used} in .kdlab; free space unknown"));
         return;
     };
     let free = found.f_bavail * found.f_frsize;
-    let found = format!("{used} in .kdlab, {} free", setup::size(free));
+    let found = format!("{used} in .kdlab, {} free", progress::size(free));
     if free >= WANTED_DISK || paths.template().is_dir() && free >= WANTED_DISK / 4 {
         report.good("disk", &found);
     } else {

@@ -9,6 +9,7 @@ mod setup;
 mod slots;
 mod steps;
 mod table;
+mod template;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};

@@ -31,6 +31,15 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
+/// `1.2 GB`, `34 MB`.
+pub fn size(bytes: u64) -> String {
+    if bytes >= 1_000_000_000 {
+        format!("{:.1} GB", bytes as f64 / 1e9)
+    } else {
+        format!("{} MB", bytes / 1_000_000)
+    }
+}
+
 static STATUS: Mutex<()> = Mutex::new(());
 
 /// Prints a line that stays, over the status line if there is one.

@@ -171,3 +171,19 @@ pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
     fs::rename(beside, dir)
         .with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
 }
+
+/// Bytes on disk below `dir`; files with several names count once.
+pub fn disk_usage(dir: &Path) -> u64 {
+    fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .map(|entry| match entry.metadata() {
+                Ok(found) if found.is_dir() => walk(&entry.path(), seen),
+                Ok(found) if seen.insert((found.dev(), found.ino())) => found.blocks() * 512,
+                _ => 0,
+            })
+            .sum()
+    }
+    walk(dir, &mut Default::default())
+}
