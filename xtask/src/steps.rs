@@ -97,7 +97,8 @@ impl Step<'_> {
             progress::status(&format!("[{}] {clock}: {newest}", self.name));
             if !progress::on_terminal() && said.elapsed() >= HEARTBEAT {
                 said = Instant::now();
-                progress::line(&format!("[{}] {clock}: {newest}", self.name));
+                let short: String = newest.trim().chars().take(80).collect();
+                progress::line(&format!("[{}] {clock}: {short}", self.name));
             }
         };
         for reader in readers {

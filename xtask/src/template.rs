@@ -13,6 +13,7 @@ use crate::setup::{EVCXR, TORCH};
 use crate::steps::{self, Step};
 use crate::{kernel, notebooks, slots};
 
+/// The step, with what the template would be built from now as its version.
 pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
     let version = format!("{:016x} {TORCH} {flavour}", fingerprint(paths)?);
     let what = "compiling the crate for the kernel, so that the first cell need not".into();
