@@ -121,7 +121,8 @@ fn installed(paths: &Paths, report: &mut Report) {
     let (all, taken) = slots::count(paths);
     let warm = (all > 0).then(|| format!("{all} warm build directories, {taken} in use"));
     report.either("slots", warm, "no warm build directory", setup_fix);
-    if all > 0 && setup::require(paths).is_err() {
+    let current = flavour.is_some_and(|flavour| setup::is_set_up(paths, flavour).unwrap_or(false));
+    if all > 0 && !current {
         report.note(
             "up to date",
             "no: sources or versions have changed; `cargo lab setup` or the next run catches up",

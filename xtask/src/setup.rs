@@ -87,10 +87,21 @@ pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
         && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
 }
 
-/// For `--no-setup`, and for tests that must not install anything.
+/// For `--no-setup`, and for tests, which must not install anything: whether a kernel could start, up to date or not.
 pub fn require(paths: &Paths) -> Result<()> {
-    if !is_set_up(paths, paths.flavour().unwrap_or(Flavour::Cpu))? {
-        bail!("not everything is set up: run cargo lab setup first");
+    let built = paths.template().join(slots::BUILT_FROM);
+    let needed = [
+        paths.python(),
+        paths.libtorch_cpu(),
+        paths.evcxr(),
+        paths.lab(),
+        built,
+    ];
+    if let Some(missing) = needed.iter().find(|path| !path.exists()) {
+        bail!(
+            "{} is missing: run cargo lab setup first",
+            missing.display()
+        );
     }
     Ok(())
 }
