@@ -1,6 +1,192 @@
-//! `cargo lab doctor`: what was found, and a fix for each problem.
-use crate::paths::Paths;
-use anyhow::Result;
-pub fn examine(_paths: &Paths) -> Result<()> {
+//! `cargo lab doctor`: what was found on this machine, and a fix for each problem.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::paths::{self, Flavour, Paths};
+use crate::progress;
+use crate::setup::{self, install};
+use crate::slots;
+use crate::steps;
+
+/// What set-up and runs need beside what is installed already.
+const WANTED_DISK: u64 = 4_000_000_000;
+
+struct Report {
+    problems: usize,
+}
+
+impl Report {
+    fn good(&self, what: &str, found: &str) {
+        progress::line(&format!("  ok  {what:<14} {found}"));
+    }
+
+    /// Something to know that stops nothing.
+    fn note(&self, what: &str, found: &str) {
+        progress::line(&format!("  --  {what:<14} {found}"));
+    }
+
+    fn bad(&mut self, what: &str, found: &str, fix: &str) {
+        self.problems += 1;
+        progress::line(&format!("  NO  {what:<14} {found}\n      {:<14} fix: {fix}", ""));
+    }
+
+    fn either(&mut self, what: &str, found: Option<String>, missing: &str, fix: &str) {
+        match found {
+            Some(found) => self.good(what, &found),
+            None => self.bad(what, missing, fix),
+        }
+    }
+}
+
+/// Prints the findings. An error when something that is needed is missing.
+pub fn examine(paths: &Paths) -> Result<()> {
+    let mut report = Report { problems: 0 };
+    machine(&mut report);
+    installed(paths, &mut report);
+    data(paths, &mut report)?;
+    disk(paths, &mut report);
+    match report.problems {
+        0 => Ok(()),
+        1 => bail!("one problem; its fix is above"),
+        n => bail!("{n} problems; their fixes are above"),
+    }
+}
+
+fn machine(report: &mut Report) {
+    let rust = first_line(Command::new("rustc").arg("--version"));
+    report.either("Rust", rust, "not found", "install it from https://rustup.rs");
+    let python = setup::find_python();
+    let version = python.and_then(|python| first_line(Command::new(python).arg("--version")));
+    let fix = install("python", "python3-venv python3-pip", "python3-pip", "brew install python@3.13");
+    report.either("Python", version, "none from 3.10 to 3.14 with venv and ensurepip", &fix);
+    let compiler = setup::compiler().and_then(|compiler| first_line(Command::new(compiler).arg("--version")));
+    let fix = install("gcc", "build-essential", "gcc-c++", "xcode-select --install");
+    report.either("C++ compiler", compiler, "not found", &fix);
+}
+
+fn installed(paths: &Paths, report: &mut Report) {
+    let setup_fix = "run `cargo lab setup`";
+    let jupyter = first_line(Command::new(paths.python()).args(["-m", "jupyterlab", "--version"]));
+    report.either("JupyterLab", jupyter, "not installed", setup_fix);
+
+    let flavour = paths.flavour();
+    let libtorch = paths.libtorch_cpu().exists().then(|| {
+        let version = ["build-version", "version.py"]
+            .iter()
+            .find_map(|file| fs::read_to_string(paths.libtorch().join(file)).ok());
+        let version = version.as_deref().and_then(version_in).unwrap_or_else(|| format!("{}?", setup::TORCH));
+        let flavour = flavour.map_or("of unknown flavour".to_owned(), |flavour| format!("for {flavour}"));
+        format!("{version} {flavour}, {}", paths.libtorch().display())
+    });
+    report.either("libtorch", libtorch, "not installed", setup_fix);
+    cuda(flavour, report);
+
+    let kernel = (paths.evcxr().exists() && paths.jupyter().join("kernels/kdlab/kernel.json").exists())
+        .then(|| format!("Rust (kdlab), evcxr_jupyter {}", setup::EVCXR));
+    report.either("kernel", kernel, "not installed", setup_fix);
+    let (all, taken) = slots::count(paths);
+    let warm = (all > 0).then(|| format!("{all} warm build directories, {taken} in use"));
+    report.either("slots", warm, "no warm build directory", setup_fix);
+    let current = flavour.is_some_and(|flavour| setup::is_set_up(paths, flavour).unwrap_or(false));
+    if all > 0 && !current {
+        report.note("up to date", "no: sources or versions have changed; `cargo lab setup` or the next run catches up");
+    }
+}
+
+fn cuda(flavour: Option<Flavour>, report: &mut Report) {
+    let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
+    let gpus = Command::new("nvidia-smi").args(query).output().ok().filter(|output| output.status.success());
+    let gpus: Vec<String> =
+        gpus.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default();
+    match (paths::nvidia_driver(), flavour) {
+        (Some(driver), Some(Flavour::Cpu)) => {
+            report
+                .note("CUDA", &format!("{driver}, but libtorch is for the CPU; `cargo lab setup --cuda` changes that"));
+        }
+        (Some(driver), _) => report.good("CUDA", &driver),
+        (None, Some(Flavour::Cuda)) => {
+            report.note("CUDA", "libtorch is for CUDA but there is no NVIDIA driver: the CPU will be used");
+        }
+        (None, _) => report.note("CUDA", "no NVIDIA driver; notebooks use the CPU"),
+    }
+    for gpu in gpus {
+        report.good("GPU", &gpu);
+    }
+}
+
+fn data(paths: &Paths, report: &mut Report) -> Result<()> {
+    match paths::set("KDLAB_DATA") {
+        Some(dir) if Path::new(&dir).is_dir() => report.good("data", &format!("KDLAB_DATA={}", dir.display())),
+        Some(dir) => {
+            let found = format!("KDLAB_DATA={} is not a folder", dir.display());
+            report.bad("data", &found, "correct it, or unset it to have CIFAR-10 downloaded");
+        }
+        None => {
+            let cache = paths.cache()?;
+            let there =
+                fs::read_dir(&cache).into_iter().flatten().flatten().filter(|entry| entry.file_name() != "weights");
+            let names: Vec<_> = there.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            let found = if names.is_empty() {
+                "nothing yet; fetched by the first notebook".to_owned()
+            } else {
+                names.join(", ")
+            };
+            report.note("data", &format!("{}: {found}", cache.display()));
+        }
+    }
+    let weights = paths.cache()?.join("weights");
+    let names: Vec<_> = (fs::read_dir(&weights).into_iter().flatten().flatten())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".pth") || name.ends_with(".safetensors"))
+        .collect();
+    let found = (!names.is_empty()).then(|| format!("{}: {}", weights.display(), names.join(", ")));
+    let fix = format!("run `cargo lab setup`, or put {} there", setup::LITE0_FILE);
+    report.either("weights", found, &format!("none in {}", weights.display()), &fix);
     Ok(())
+}
+
+fn disk(paths: &Paths, report: &mut Report) {
+    let used = progress::size(steps::disk_usage(&paths.kdlab));
+    let Ok(found) = rustix::fs::statvfs(&paths.root) else {
+        report.note("disk", &format!("{used} in .kdlab; free space unknown"));
+        return;
+    };
+    let free = found.f_bavail * found.f_frsize;
+    let found = format!("{used} in .kdlab, {} free", progress::size(free));
+    if free >= WANTED_DISK || paths.template().is_dir() && free >= WANTED_DISK / 4 {
+        report.good("disk", &found);
+    } else {
+        report.bad("disk", &found, "set-up needs about 4 GB, for a while: make room, or move the repository");
+    }
+}
+
+fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().next().map(str::to_owned)
+}
+
+/// `2.13.0` in `2.13.0\n` or in torch's `version.py`.
+fn version_in(text: &str) -> Option<String> {
+    let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '+'));
+    words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.')).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_in;
+
+    #[test]
+    fn versions_are_found_in_both_files() {
+        assert_eq!(version_in("2.13.0\n").as_deref(), Some("2.13.0"));
+        assert_eq!(
+            version_in("from typing import Optional\n__version__ = '2.13.0+cu130'\n").as_deref(),
+            Some("2.13.0+cu130")
+        );
+        assert_eq!(version_in("nothing"), None);
+    }
 }

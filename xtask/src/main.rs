@@ -9,6 +9,7 @@ mod setup;
 mod slots;
 mod steps;
 mod table;
+mod template;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -26,6 +27,9 @@ use paths::{Flavour, Paths};
 struct Cli {
     #[command(subcommand)]
     command: Option<Task>,
+    /// Handed on to JupyterLab, such as `-- --no-browser --port 9000`
+    #[arg(last = true)]
+    jupyter: Vec<String>,
 }
 
 #[derive(Subcommand)]
@@ -94,7 +98,7 @@ fn real_main() -> Result<()> {
     match cli.command {
         None => {
             setup::set_up(&paths, None)?;
-            open_jupyterlab(&paths)
+            open_jupyterlab(&paths, &cli.jupyter)
         }
         Some(Task::Setup(args)) => {
             let flavour = match (args.cpu, args.cuda) {
@@ -111,7 +115,7 @@ fn real_main() -> Result<()> {
     }
 }
 
-fn open_jupyterlab(paths: &Paths) -> Result<()> {
+fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
     let status = Command::new(paths.python())
         .args(["-m", "jupyterlab"])
         .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
@@ -121,6 +125,7 @@ fn open_jupyterlab(paths: &Paths) -> Result<()> {
         .arg("--MappingKernelManager.default_kernel_name=kdlab")
         // A stale build directory is rebuilt before the kernel answers.
         .arg("--MappingKernelManager.kernel_info_timeout=600")
+        .args(args)
         .envs(paths.environment()?)
         .status()
         .context("cannot start JupyterLab; run `cargo lab setup`")?;

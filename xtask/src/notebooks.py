@@ -44,7 +44,9 @@ def failure(outputs):
     text = stderr_of(outputs)
     stopped, panic = STOPPED.search(text), PANIC.search(text)
     if panic and (stopped is None or stopped[1] == "panic"):
-        return text[panic.start():].split("\nstack backtrace:")[0].split("\n^ this ")[0].strip()
+        # Without its first line: that tells a place in generated code.
+        message = text[panic.start():].split("\nstack backtrace:")[0].split("\n^ this ")[0]
+        return "panic: " + message.partition("\n")[2].strip()
     if stopped:
         before = text[:stopped.start()].strip().splitlines()
         return "\n".join(before[-3:]) or f"an {stopped[1]} without a text"
@@ -71,7 +73,10 @@ def execute(source, target):
     folder = os.path.dirname(os.path.abspath(source))
     # Cells take as long as they take; a cold build directory compiles the world before the kernel answers.
     runner = Runner(notebook, timeout=None, startup_timeout=3600, kernel_name="kdlab", resources={"metadata": {"path": folder}})
+    if "--watch" in sys.argv:
+        threading.Thread(target=end_with_stdin, args=[runner], daemon=True).start()
     clock = time.monotonic()
+    number, cell = 0, None
     say("start", cells=len(code))
 
     def save():
@@ -100,21 +105,23 @@ def execute(source, target):
                 say("done", number=number, seconds=seconds)
     except DeadKernelError:
         save()
-        say("failed", number=number, source=first_line(cell.source), error="the kernel died (see the messages above; out of memory?)")
+        source = first_line(cell.source) if cell else ""
+        say("failed", number=number, source=source, error="the kernel died (see the messages above; out of memory?)")
         raise Failed from None
     save()
     say("end", seconds=time.monotonic() - clock)
 
 
-def end_with_stdin():
+def end_with_stdin(runner):
+    """The program that started this one is gone: take the kernel, a process group of its own, along."""
     while os.read(0, 4096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    if runner.km is not None and runner.km.has_kernel:
+        os.killpg(runner.km.provisioner.pid, signal.SIGKILL)
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    if "--watch" in sys.argv:
-        threading.Thread(target=end_with_stdin, daemon=True).start()
     try:
         execute(sys.argv[1], sys.argv[2])
     except Failed:

@@ -123,7 +123,9 @@ fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Resu
     let (mut cells, mut current, mut failed) = (0, 0, None);
     progress::status(&format!("{name}: starting the kernel"));
     for line in BufReader::new(stdout).lines().map_while(|line| line.ok()) {
-        let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+        let Ok(event) = serde_json::from_str::<Value>(&line) else {
+            continue;
+        };
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         let took = || seconds(event["seconds"].as_f64().unwrap_or_default());
         match event["event"].as_str().unwrap_or_default() {
@@ -151,7 +153,9 @@ fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Resu
             progress::line(&format!("{name} [{number}/{cells}] FAILED"));
             bail!("{name}, cell {number} of {cells} (`{source}`): {error}")
         }
-        None if !status.success() => bail!("{name}: the executor ended with {status} in cell {current} of {cells}"),
+        None if !status.success() => {
+            bail!("{name}: the executor ended with {status} in cell {current} of {cells}")
+        }
         None => Ok(()),
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Elapsed time, shown as `12.3 s` or `4 min 05 s`.
 #[derive(Clone, Copy)]
@@ -12,10 +12,6 @@ pub struct Clock(Instant);
 impl Clock {
     pub fn start() -> Clock {
         Clock(Instant::now())
-    }
-
-    pub fn elapsed(&self) -> Duration {
-        self.0.elapsed()
     }
 }
 
@@ -33,6 +29,11 @@ pub fn seconds(seconds: f64) -> String {
         let whole = seconds.round() as u64;
         format!("{} min {:02} s", whole / 60, whole % 60)
     }
+}
+
+/// `1.2 GB`, `34 MB`.
+pub fn size(bytes: u64) -> String {
+    if bytes >= 1_000_000_000 { format!("{:.1} GB", bytes as f64 / 1e9) } else { format!("{} MB", bytes / 1_000_000) }
 }
 
 static STATUS: Mutex<()> = Mutex::new(());

@@ -12,15 +12,17 @@ from nbconvert import HTMLExporter
 MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", re.S)
 
 
-def with_mathml(text):
+def without_formulas(text, formulas):
+    """Puts a word in the place of each formula and its MathML into `formulas`: Markdown would take MathML apart."""
     def replace(match):
         code, display, inline = match.groups()
         if code:
             return code
         try:
-            return convert(display or inline, display="block" if display else "inline")
+            formulas.append(convert(display or inline, display="block" if display else "inline"))
         except Exception:
             return match[0]
+        return f"kdlabFormula{len(formulas) - 1}x"
 
     return MATH.sub(replace, text)
 
@@ -39,7 +41,7 @@ def seconds(cells):
 
 
 def main(target, title, *paths):
-    whole, contents = nbformat.v4.new_notebook(), []
+    whole, contents, formulas = nbformat.v4.new_notebook(), [], []
     for path in paths:
         name = os.path.splitext(os.path.basename(path))[0]
         cells = nbformat.read(path, as_version=4).cells
@@ -47,7 +49,7 @@ def main(target, title, *paths):
         whole.cells.append(nbformat.v4.new_markdown_cell(f'<a id="{name}"></a>\n\n---'))
         for cell in cells:
             if cell.cell_type == "markdown":
-                cell.source = with_mathml(cell.source)
+                cell.source = without_formulas(cell.source, formulas)
             cell.id = f"{name}-{len(whole.cells)}"[-64:]
             whole.cells.append(cell)
     first = f"# {title}\n\n<ol>{''.join(contents)}</ol>"
@@ -60,6 +62,7 @@ def main(target, title, *paths):
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.S)
     page = re.sub(r"<link\b[^>]*\bhref=[\"']https?:[^>]*>", "", page)
     page = re.sub(r"@import\s+(url\()?[\"']?https?:[^;]*;", "", page)
+    page = re.sub(r"kdlabFormula(\d+)x", lambda match: formulas[int(match[1])], page)
     beside = target + ".part"
     with open(beside, "w", encoding="utf-8") as file:
         file.write(page)

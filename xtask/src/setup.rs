@@ -1,20 +1,19 @@
 //! Set-up: idempotent, resumable, and inside `.kdlab/` and the user's cache folder only.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::kernel;
 use crate::paths::{self, Flavour, Paths, nvidia_driver};
 use crate::progress::{self, Clock};
 use crate::slots;
 use crate::steps::{self, Step};
+use crate::template;
 
 /// What tch 0.26 is made for.
 pub const TORCH: &str = "2.13.0";
@@ -56,10 +55,10 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
         })?;
     }
     kernelspec(paths)?;
-    template(paths, flavour)?;
+    template::build(paths, flavour)?;
     slots::refresh_ready(paths)?;
     if !ready {
-        progress::line(&format!("set up in {clock}; .kdlab holds {}", size(steps_size(&paths.kdlab))));
+        progress::line(&format!("set up in {clock}; .kdlab holds {}", progress::size(steps::disk_usage(&paths.kdlab))));
     }
     Ok(())
 }
@@ -70,28 +69,36 @@ pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
         && libtorch_step(paths, flavour).is_done(&paths.libtorch_cpu())
         && evcxr_step(paths).is_done(&paths.evcxr())
         && weights_step(paths).is_done(&weights_file(paths)?)
-        && template_step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
+        && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
 }
 
-/// For `--no-setup`, and for tests that must not install anything.
+/// For `--no-setup`, and for tests, which must not install anything: whether a kernel could start, up to date or not.
 pub fn require(paths: &Paths) -> Result<()> {
-    if !is_set_up(paths, paths.flavour().unwrap_or(Flavour::Cpu))? {
-        bail!("not everything is set up: run cargo lab setup first");
+    let built = paths.template().join(slots::BUILT_FROM);
+    let needed = [paths.python(), paths.libtorch_cpu(), paths.evcxr(), paths.lab(), built];
+    if let Some(missing) = needed.iter().find(|path| !path.exists()) {
+        bail!("{} is missing: run cargo lab setup first", missing.display());
     }
     Ok(())
 }
 
-fn check_compiler() -> Result<()> {
+/// The C++ compiler that tch will be built with.
+pub fn compiler() -> Option<OsString> {
     let compilers = paths::set("CXX").into_iter().chain(["c++".into(), "g++".into(), "clang++".into()]);
-    for compiler in compilers {
-        if Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success()) {
-            return Ok(());
-        }
+    let works = |compiler: &OsString| {
+        Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success())
+    };
+    compilers.into_iter().find(works)
+}
+
+fn check_compiler() -> Result<()> {
+    if compiler().is_none() {
+        bail!(
+            "no C++ compiler found, and tch needs one: {}",
+            install("gcc", "build-essential", "gcc-c++", "xcode-select --install")
+        );
     }
-    bail!(
-        "no C++ compiler found, and tch needs one: {}",
-        install("g++", "build-essential", "gcc-c++", "xcode-select --install")
-    )
+    Ok(())
 }
 
 /// How to install something with the machine's own package manager.
@@ -295,87 +302,4 @@ fn kernelspec(paths: &Paths) -> Result<()> {
         "env": { "KDLAB_ROOT": paths.root },
     });
     steps::write(&paths.jupyter().join("kernels/kdlab/kernel.json"), &format!("{spec:#}\n"))
-}
-
-fn template_step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
-    let version = format!("{:016x} {TORCH} {flavour}", fingerprint(paths)?);
-    Ok(step(paths, "prebuild", version, "compiling the crate for the kernel, so that the first cell need not"))
-}
-
-/// Builds the template through the real kernel, so that it is exactly what kernels want.
-fn template(paths: &Paths, flavour: Flavour) -> Result<()> {
-    let step = template_step(paths, flavour)?;
-    let template = paths.template();
-    step.run(&template.join(slots::BUILT_FROM), || {
-        let lock = slots::template_lock(paths)?;
-        lock.lock().context("cannot lock the kernel's build template")?;
-        steps::create_dir(Some(&template))?;
-        steps::remove(&template.join(slots::BUILT_FROM))?;
-        let cells_lock = template.join("Cargo.lock");
-        fs::copy(paths.root.join("Cargo.lock"), &cells_lock).context("cannot copy Cargo.lock")?;
-        let notebook = paths.kdlab.join("prebuild.ipynb");
-        steps::write(&notebook, PREBUILD)?;
-        let mut command = crate::notebooks::executor(paths)?;
-        command.arg(&notebook).arg(&notebook).env(kernel::BUILD_DIRECTORY, &template);
-        step.command(&mut command)?;
-        steps::remove(&notebook)?;
-        steps::write(&template.join(slots::BUILT_FROM), &step.version)
-    })
-}
-
-/// Two cells, for the second of them finds the incremental state of the first.
-const PREBUILD: &str = r#"{"cells": [
-{"cell_type": "code", "id": "a", "execution_count": null, "metadata": {}, "outputs": [], "source": "let t = tch::Tensor::from_slice(&[1f32, 2.0]);\nprintln!(\"{:?}\", t);"},
-{"cell_type": "code", "id": "b", "execution_count": null, "metadata": {}, "outputs": [], "source": "t.size()"}
-], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-"#;
-
-/// Changes whenever cargo would rebuild the crate in a slot: it goes by the same times and lengths as cargo does.
-fn fingerprint(paths: &Paths) -> Result<u64> {
-    let mut hasher = DefaultHasher::new();
-    for name in ["src", "Cargo.toml", "Cargo.lock", "build.rs"] {
-        hash_tree(&paths.root.join(name), &mut hasher)?;
-    }
-    kernel::dependencies(paths).hash(&mut hasher);
-    EVCXR.hash(&mut hasher);
-    let rustc =
-        Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
-    rustc.stdout.hash(&mut hasher);
-    Ok(hasher.finish())
-}
-
-fn hash_tree(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
-    let found = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if found.is_dir() {
-        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut names: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        names.sort();
-        return names.iter().try_for_each(|name| hash_tree(name, hasher));
-    }
-    path.hash(hasher);
-    found.len().hash(hasher);
-    let changed = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    changed.map(|time| time.as_nanos()).hash(hasher);
-    Ok(())
-}
-
-/// Bytes on disk below `dir`; files with several names count once.
-pub fn steps_size(dir: &Path) -> u64 {
-    fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries
-            .map(|entry| match entry.metadata() {
-                Ok(found) if found.is_dir() => walk(&entry.path(), seen),
-                Ok(found) if seen.insert((found.dev(), found.ino())) => found.blocks() * 512,
-                _ => 0,
-            })
-            .sum()
-    }
-    walk(dir, &mut Default::default())
-}
-
-/// `1.2 GB`, `34 MB`.
-pub fn size(bytes: u64) -> String {
-    if bytes >= 1_000_000_000 { format!("{:.1} GB", bytes as f64 / 1e9) } else { format!("{} MB", bytes / 1_000_000) }
 }

@@ -129,7 +129,9 @@ fn may_be_shared(path: &Path) -> bool {
 
 /// Every cell leaves a library behind; those of the kernel that had the slot before are of no use.
 fn remove_old_cells(dir: &Path) {
-    let Ok(targets) = fs::read_dir(dir.join("target")) else { return };
+    let Ok(targets) = fs::read_dir(dir.join("target")) else {
+        return;
+    };
     for deps in targets.flatten().map(|target| target.path().join("debug/deps")) {
         for file in fs::read_dir(deps).into_iter().flatten().flatten() {
             if file.file_name().to_string_lossy().starts_with("libcode_") {

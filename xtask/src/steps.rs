@@ -81,7 +81,8 @@ impl Step<'_> {
             progress::status(&format!("[{}] {clock}: {newest}", self.name));
             if !progress::on_terminal() && said.elapsed() >= HEARTBEAT {
                 said = Instant::now();
-                progress::line(&format!("[{}] {clock}: {newest}", self.name));
+                let short: String = newest.trim().chars().take(80).collect();
+                progress::line(&format!("[{}] {clock}: {short}", self.name));
             }
         };
         for reader in readers {
@@ -142,4 +143,20 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
     remove(dir)?;
     fs::rename(beside, dir).with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
+}
+
+/// Bytes on disk below `dir`; files with several names count once.
+pub fn disk_usage(dir: &Path) -> u64 {
+    fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .map(|entry| match entry.metadata() {
+                Ok(found) if found.is_dir() => walk(&entry.path(), seen),
+                Ok(found) if seen.insert((found.dev(), found.ino())) => found.blocks() * 512,
+                _ => 0,
+            })
+            .sum()
+    }
+    walk(dir, &mut Default::default())
 }

@@ -68,7 +68,7 @@ mod tests {
             json!({"model": "student alone", "val_accuracy": 0.7, "parameters": 264_618}),
         ];
         let lines = lines(&rows);
-        assert_eq!(lines[1], "teacher            90.00 %  89.25 %      23.5 M  4.09 G  2 min 05 s");
-        assert_eq!(lines[2], "student alone      70.00 %        -     264,618       -           -");
+        assert_eq!(lines[1], "teacher           90.00 %  89.25 %      23.5 M  4.09 G  2 min 05 s");
+        assert_eq!(lines[2], "student alone     70.00 %        -     264,618       -           -");
     }
 }

@@ -1,0 +1,78 @@
+//! The build directory that slots are copied from: built by the kernel itself, rebuilt when the crate's sources change.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::process::Command;
+use std::time::UNIX_EPOCH;
+
+use anyhow::{Context, Result};
+
+use crate::paths::{Flavour, Paths};
+use crate::setup::{EVCXR, TORCH};
+use crate::steps::{self, Step};
+use crate::{kernel, notebooks, slots};
+
+/// The step, with what the template would be built from now as its version.
+pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
+    let version = format!("{:016x} {TORCH} {flavour}", fingerprint(paths)?);
+    let what = "compiling the crate for the kernel, so that the first cell need not".into();
+    Ok(Step { name: "prebuild", what, version, paths })
+}
+
+/// Builds the template through the real kernel, so that it is exactly what kernels want.
+pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
+    let step = step(paths, flavour)?;
+    let template = paths.template();
+    step.run(&template.join(slots::BUILT_FROM), || {
+        let lock = slots::template_lock(paths)?;
+        lock.lock().context("cannot lock the kernel's build template")?;
+        steps::create_dir(Some(&template))?;
+        steps::remove(&template.join(slots::BUILT_FROM))?;
+        let cells_lock = template.join("Cargo.lock");
+        fs::copy(paths.root.join("Cargo.lock"), &cells_lock).context("cannot copy Cargo.lock")?;
+        let notebook = paths.kdlab.join("prebuild.ipynb");
+        steps::write(&notebook, PREBUILD)?;
+        let mut command = notebooks::executor(paths)?;
+        command.arg(&notebook).arg(&notebook).env(kernel::BUILD_DIRECTORY, &template);
+        step.command(&mut command)?;
+        steps::remove(&notebook)?;
+        steps::write(&template.join(slots::BUILT_FROM), &step.version)
+    })
+}
+
+/// Two cells, for the second of them finds the incremental state of the first.
+const PREBUILD: &str = r#"{"cells": [
+{"cell_type": "code", "id": "a", "execution_count": null, "metadata": {}, "outputs": [], "source": "let t = tch::Tensor::from_slice(&[1f32, 2.0]);\nprintln!(\"{:?}\", t);"},
+{"cell_type": "code", "id": "b", "execution_count": null, "metadata": {}, "outputs": [], "source": "t.size()"}
+], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+"#;
+
+/// Changes whenever cargo would rebuild the crate in a slot: it goes by the same times and lengths as cargo does.
+fn fingerprint(paths: &Paths) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for name in ["src", "Cargo.toml", "Cargo.lock", "build.rs"] {
+        hash_tree(&paths.root.join(name), &mut hasher)?;
+    }
+    kernel::dependencies(paths).hash(&mut hasher);
+    EVCXR.hash(&mut hasher);
+    let rustc =
+        Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
+    rustc.stdout.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+fn hash_tree(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
+    let found = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if found.is_dir() {
+        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut names: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        names.sort();
+        return names.iter().try_for_each(|name| hash_tree(name, hasher));
+    }
+    path.hash(hasher);
+    found.len().hash(hasher);
+    let changed = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    changed.map(|time| time.as_nanos()).hash(hasher);
+    Ok(())
+}
