@@ -2,7 +2,7 @@
 use kdlab::data::{DataOptions, Dataset, Split, Transform, shuffled};
 use kdlab::distill::{Control, Criterion, Evaluation, Examples, FitOptions, History, KdLoss};
 use kdlab::distill::{evaluate, fit, predict, soft_targets};
-use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
+use kdlab::models::{Arch, Backbone, Layers, Model, Summary, head, student};
 use kdlab::show::{Figure, Table};
 use kdlab::show::{class_balance, confusion_matrix, curves, gallery, mistakes, print_progress, soft_target_bars};
 use kdlab::{Lab, Profile, ResultRow};

@@ -201,7 +201,7 @@ impl Lab {
                 r.model.clone(),
                 format!("{:.2}", 100.0 * r.val_accuracy),
                 format!("{:.2}", 100.0 * r.test_accuracy),
-                r.parameters.to_string(),
+                format!("{:.2} M", r.parameters as f64 / 1e6),
                 format!("{:.1} M", r.macs as f64 / 1e6),
                 format!("{:.1}", r.seconds),
             ])
@@ -228,7 +228,9 @@ impl fmt::Display for Lab {
         )?;
         writeln!(f, "teacher   {} at {} px, {} epochs", p.arch, p.teacher_size, p.teacher_epochs)?;
         writeln!(f, "student   at {} px, {} epochs, batches of {}", p.student_size, p.student_epochs, p.batch_size)?;
-        write!(f, "runs      {}", self.folder.display())?;
+        // From the repository's root where it lies below it: an executed notebook is shared with others.
+        let root = std::env::var_os("KDLAB_ROOT").unwrap_or_default();
+        write!(f, "runs      {}", self.folder.strip_prefix(root).unwrap_or(&self.folder).display())?;
         if p.name == "article" && self.device == Device::Cpu {
             write!(f, "\nnote      this profile is meant for CUDA; on a CPU its teacher pass alone takes hours")?;
         }

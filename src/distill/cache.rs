@@ -19,7 +19,7 @@ pub struct CachedTensor {
     split_key: String,
     /// True when it was read from disk rather than computed.
     pub from_disk: bool,
-    /// Seconds it took to get here.
+    /// Seconds it took to compute, whenever that was.
     pub seconds: f64,
 }
 
@@ -109,25 +109,26 @@ fn cached(
     split: &Split,
     compute: impl FnOnce() -> Result<Tensor>,
 ) -> Result<CachedTensor> {
-    let start = Instant::now();
     let path: Option<PathBuf> = folder.map(|f| f.join(format!("{kind}-{}-{}.safetensors", split.name, &key[..16])));
     // A file that can't be read, or was made under another key, is computed anew and written over.
     let found = path.as_deref().filter(|p| p.exists()).and_then(|p| load_tensors(p).ok());
-    let found = found.filter(|(_, meta)| meta.get("key") == Some(&key)).and_then(|(mut t, _)| t.remove(kind));
+    let found = found.filter(|(_, meta)| meta.get("key") == Some(&key));
+    let found = found.and_then(|(mut t, meta)| Some((t.remove(kind)?, meta.get("seconds")?.parse().ok()?)));
     let from_disk = found.is_some();
-    let tensor = match found {
-        Some(tensor) => tensor,
+    let (tensor, seconds) = match found {
+        Some(found) => found,
         None => {
+            let start = Instant::now();
             let tensor = compute()?;
+            let seconds = start.elapsed().as_secs_f64();
             if let Some(path) = &path {
-                let meta = [("key".to_owned(), key.clone())].into();
+                let meta = [("key".to_owned(), key.clone()), ("seconds".to_owned(), seconds.to_string())].into();
                 save_tensors(path, &[(kind.to_owned(), tensor.shallow_clone())], meta)?;
             }
-            tensor
+            (tensor, seconds)
         }
     };
-    let made =
-        CachedTensor { tensor, key, split_key: split.key.clone(), from_disk, seconds: start.elapsed().as_secs_f64() };
+    let made = CachedTensor { tensor, key, split_key: split.key.clone(), from_disk, seconds };
     made.check(&split.key, split.len(), kind)?;
     Ok(made)
 }

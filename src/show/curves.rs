@@ -58,8 +58,10 @@ impl Curves {
             .x_label_formatter(&|x| {
                 if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() }
             })
-            .y_label_formatter(&|y| {
-                if high - low < 2.0 { format!("{y:.2}") } else { format!("{y:.0}") }
+            .y_label_formatter(&|y| match high - low {
+                0.0..2.0 => format!("{y:.2}"),
+                2.0..12.0 => format!("{y:.1}"),
+                _ => format!("{y:.0}"),
             })
             .label_style(pen.text(12))
             .axis_desc_style(pen.text(13))

@@ -27,7 +27,7 @@ fn emit(forms: &[(&str, &str)]) {
 
 fn emit_text(value: &dyn Display) {
     let text = value.to_string();
-    let html = format!("<pre style=\"line-height:1.3\">{}</pre>", escape(text.trim_end()));
+    let html = format!("<pre style=\"line-height:1.3;font-family:monospace\">{}</pre>", escape(text.trim_end()));
     emit(&[("text/plain", text.trim_end()), ("text/html", &html)]);
 }
 
@@ -145,7 +145,7 @@ impl Evaluation {
 
 impl Display for CachedTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let from = if self.from_disk { "read from disk" } else { "computed" };
+        let from = if self.from_disk { "found on disk, once computed" } else { "computed" };
         write!(f, "f32 {:?}, {from} in {:.1} s", self.tensor.size(), self.seconds)
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// A line within an epoch comes at most this often: a notebook keeps every line.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// A listener that prints a line per epoch, and one every ten seconds within a longer epoch or pass.
+/// A listener that prints a line per epoch (loss, accuracy of both splits), and one every ten seconds within a longer epoch or pass.
 pub fn print_progress() -> Listener {
     let last = Mutex::new(Instant::now());
     Listener::new(move |event| {
@@ -31,9 +31,9 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::Progress(p) => {
             let loss = p.loss.map_or(String::new(), |l| format!("  loss {l:.4}"));
-            let epoch = if p.epochs > 1 { format!("epoch {}/{}, ", p.epoch, p.epochs) } else { String::new() };
+            let epoch = if p.epochs > 1 { format!(" {:>2}/{}", p.epoch, p.epochs) } else { String::new() };
             format!(
-                "{}: {epoch}{}/{} images{loss}  {:.0} img/s  {} left",
+                "{}{epoch}  {} of {} images{loss}  {:.0} img/s, {} left",
                 p.name,
                 p.done,
                 p.total,
@@ -43,11 +43,11 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::Epoch { name, record: r, epochs } => {
             let kd = match (r.temperature, r.alpha, r.validation.divergence) {
-                (Some(t), Some(a), Some(d)) => format!("  T {t} alpha {a} KL {d:.4}"),
+                (Some(t), Some(a), Some(d)) => format!("  KL {d:.3} (T {t}, alpha {a})"),
                 _ => String::new(),
             };
             format!(
-                "{name}: epoch {:>2}/{epochs}  train loss {:.4} acc {:>4.1} %  validation loss {:.4} acc {:>4.1} %{kd}  {:.0} img/s  {} left",
+                "{name} {:>2}/{epochs}  train {:.3}, {:.1} %  validation {:.3}, {:.1} %{kd}  {:.0} img/s, {} left",
                 r.epoch,
                 r.train.loss,
                 100.0 * r.train.accuracy,
@@ -61,7 +61,7 @@ fn line(event: &Event) -> Option<String> {
             let best = history.best()?;
             let stopped = history.stopped.as_ref().map_or(String::new(), |why| format!(", stopped: {why}"));
             format!(
-                "{}: kept epoch {} with validation accuracy {:.1} %{stopped}; {} in all",
+                "{}: kept the weights of epoch {}, validation accuracy {:.1} %{stopped}; {} in all",
                 history.name,
                 best.epoch,
                 100.0 * best.validation.accuracy,
