@@ -7,11 +7,18 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// Cells that start like this may fail: the notebook goes on after them.
+const MAY_FAIL: &str = "// may fail";
+
 /// Runs `lab run --no-setup` on one notebook with these cells; gives the whole output and the folder of results.
 fn run(folder: &TempDir, name: &str, cells: &[&str]) -> Output {
     let cells: Vec<Value> = (cells.iter().enumerate())
         .map(|(i, source)| {
-            json!({"cell_type": "code", "id": format!("c{i}"), "execution_count": null, "metadata": {}, "outputs": [], "source": source})
+            let tags = if source.starts_with(MAY_FAIL) { json!(["raises-exception"]) } else { json!([]) };
+            json!({
+                "cell_type": "code", "id": format!("c{i}"), "execution_count": null,
+                "metadata": {"tags": tags}, "outputs": [], "source": source
+            })
         })
         .collect();
     let notebook = json!({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5});
@@ -48,12 +55,12 @@ fn fails_with(folder: &TempDir, name: &str, cells: &[&str], wanted: &[&str]) {
 #[test]
 fn failing_cells_fail() {
     let folder = TempDir::new().expect("a temporary folder");
-    let question = r#"let l: Result<i32, String> = Err("temperature must be > 0, got -1".into()); l?;"#;
+    let question = "let kd = KdLoss::new(-1.0, 0.5)?;";
     fails_with(
         &folder,
         "question.ipynb",
         &["let a = 1;", question, "println!(\"not reached\");"],
-        &["question, cell 2 of 3", "let l: Result<i32, String>", "temperature must be > 0, got -1"],
+        &["question, cell 2 of 3", "KdLoss::new(-1.0, 0.5)", "temperature must be > 0, got -1"],
     );
     // What ran before the failure is kept, and nothing after it ran.
     let cells = executed(&folder, "question.ipynb")["cells"].clone();
@@ -87,6 +94,61 @@ fn good_cells_pass_and_the_report_stands_alone() {
     for fetched in ["<script", "src=\"http", "src='http", "@import", "url(http"] {
         assert!(!report.contains(fetched), "the report would fetch something: {fetched}");
     }
+}
+
+#[test]
+fn a_failed_cell_loses_nothing() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let cells = [
+        "let mut net = Model::new(\"net\", Device::Cpu, 1, &|vs| student(vs, 10))?;\nlet before = net.parameters();",
+        "// may fail\nlet kd = KdLoss::new(0.0, 0.5)?;\nnet.freeze();",
+        "// may fail\nprintln!(\"{}\", net.parameters());\npanic!(\"boom\");",
+        "// may fail\nlet y = net.forward(&Tensor::zeros([1, 5, 8, 8], (Kind::Float, Device::Cpu)), false)?;",
+        "assert_eq!(net.trainable().len(), 12);\nprintln!(\"still {} of {before}\", net.parameters());",
+    ];
+    let output = run(&folder, "kept.ipynb", &cells);
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let cells = executed(&folder, "kept.ipynb")["cells"].clone();
+    assert!(cells[1]["outputs"].to_string().contains("temperature must be > 0, got 0; try 1 to 10"), "{cells}");
+    assert!(
+        cells[3]["outputs"].to_string().contains("layer `conv1` refused its input of shape [1, 5, 8, 8]"),
+        "{cells}"
+    );
+    assert!(cells[4]["outputs"].to_string().contains("still 264618 of 264618"), "{cells}");
+}
+
+/// Every notebook of the course, in order, in the profile that takes seconds; then one again, which must find its features.
+#[test]
+fn the_course_runs() {
+    let runs = TempDir::new().expect("a temporary folder");
+    let course = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
+        command.args(["run", "--no-setup", "--profile", "smoke"]).args(arguments).env("KDLAB_RUNS", runs.path());
+        let output = command.output().expect("lab starts");
+        assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    };
+    let notebook = |name: &str| {
+        let path = runs.path().join("smoke/executed").join(name);
+        fs::read_to_string(path).expect("the executed notebook is written")
+    };
+    let said = course(&[]);
+    for row in ["teacher efficientnet-lite0", "student alone", "student distilled"] {
+        assert!(said.contains(row), "the closing table lacks {row}: {said}");
+    }
+    let figures = |name: &str| {
+        let text = notebook(name);
+        text.matches("\"image/svg+xml\"").count() + text.matches("\"image/png\"").count()
+    };
+    let names = ["01_data", "02_teacher", "03_student", "04_distillation", "05_tweak"];
+    assert_eq!(names.map(|n| figures(&format!("{n}.ipynb"))), [2, 3, 0, 3, 1]);
+    assert!(notebook("03_student.ipynb").contains("264618 parameters, largest difference 0"));
+    let results = fs::read_to_string(runs.path().join("smoke/results.json")).expect("results are written");
+    let results: Value = serde_json::from_str(&results).expect("they are JSON");
+    assert_eq!(results["rows"].as_array().map(Vec::len), Some(3));
+    assert!(!notebook("02_teacher.ipynb").contains("found on disk"));
+    course(&["02"]);
+    assert!(notebook("02_teacher.ipynb").contains("found on disk"), "the backbone ran again over the same images");
 }
 
 #[test]
