@@ -420,7 +420,7 @@ fn a_head_on_features_equals_the_articles_way() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let transform = Transform::imagenet(32);
-    let backbone = Arc::new(Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap());
+    let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
     let features = |split| backbone_features(&backbone, split, &transform, 8, None, &Listener::default()).unwrap();
     let run = |train: Examples, validation: Examples| {
         let mut model = head(Arch::ResNet18.features(), 10, Device::Cpu, 3).unwrap();

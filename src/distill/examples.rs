@@ -4,13 +4,12 @@ use super::CachedTensor;
 use crate::data::{Split, Transform};
 use crate::models::Backbone;
 use crate::{Error, Result};
-use std::sync::Arc;
 use tch::{Device, Tensor};
 
 enum Inputs {
     Images { split: Split, transform: Transform },
     Features(Tensor),
-    Backbone { split: Split, transform: Transform, backbone: Arc<Backbone> },
+    Backbone { split: Split, transform: Transform, backbone: Backbone },
 }
 
 /// A split as a model sees it. Sample index = position in the split, whatever the order of the batches.
@@ -54,11 +53,12 @@ impl Examples {
     }
 
     /// The article's way: the frozen backbone is run again for every batch of every epoch. Equal to
-    /// [`Examples::features`] up to rounding, at many times the cost.
-    pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Arc<Backbone>) -> Result<Self> {
+    /// [`Examples::features`] up to rounding, at many times the cost. The
+    /// examples hold a copy of the backbone.
+    pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Backbone) -> Result<Self> {
         let key = super::cache::features_key(backbone, split, transform);
         let inputs =
-            Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: Arc::clone(backbone) };
+            Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: backbone.copy()? };
         Self::new(split, inputs, key)
     }
 

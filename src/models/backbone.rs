@@ -151,6 +151,15 @@ impl Backbone {
         Ok((backbone, report))
     }
 
+    /// The same network with weights of its own.
+    pub fn copy(&self) -> Result<Self> {
+        let mut copy = Self::untrained(self.arch, self.model.device(), 0)?;
+        let tensors = self.model.state();
+        weights::load(self.arch.name(), &copy.model.state(), tensors, Path::new("a backbone"))?;
+        copy.weights_key.clone_from(&self.weights_key);
+        Ok(copy)
+    }
+
     /// Features f32 `[N, arch.features()]` of images f32 `[N, 3, S, S]` (normalised by [`Arch::normalisation`]), on the model's
     /// device. Always with BatchNorm's stored statistics and without gradients.
     pub fn features(&self, x: &Tensor) -> Result<Tensor> {

@@ -2,6 +2,7 @@
 
 use super::table::escape;
 use super::{Figure, Table};
+use crate::Result;
 use crate::data::{Batch, Dataset};
 use crate::distill::{CachedTensor, Evaluation, History};
 use crate::lab::Lab;
@@ -32,23 +33,23 @@ fn emit_text(value: &dyn Display) {
 }
 
 impl Figure {
-    /// Shows the figure below the cell.
+    /// Shows the figure below the cell: as SVG, which is sharp at any size, and as PNG, because JupyterLab shows no SVG
+    /// of a notebook that somebody else ran.
     pub fn evcxr_display(&self) {
-        let text = "figure; open the notebook in Jupyter or on the web to see it";
-        if self.is_bitmap() {
-            match self.png() {
-                Ok(png) => {
-                    let data = base64::engine::general_purpose::STANDARD.encode(png);
-                    emit(&[("text/plain", text), ("image/png", &data)]);
-                }
-                Err(e) => eprintln!("{e}"),
-            }
-        } else {
-            match self.svg() {
-                Ok(svg) => emit(&[("text/plain", text), ("image/svg+xml", &svg)]),
-                Err(e) => eprintln!("{e}"),
-            }
+        if let Err(e) = self.show() {
+            eprintln!("{e}");
         }
+    }
+
+    fn show(&self) -> Result<()> {
+        let png = base64::engine::general_purpose::STANDARD.encode(self.png()?);
+        let mut forms = vec![("text/plain", "figure (this front end shows no images)"), ("image/png", &png)];
+        let svg = if self.is_bitmap() { String::new() } else { self.svg()? };
+        if !svg.is_empty() {
+            forms.push(("image/svg+xml", &svg));
+        }
+        emit(&forms);
+        Ok(())
     }
 }
 
