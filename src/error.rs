@@ -50,6 +50,26 @@ impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
         // libtorch appends a C++ stack trace; the first line holds the reason and the shapes.
         let text = e.to_string();
-        Error::Torch(text.lines().next().unwrap_or_default().trim().to_owned())
+        let reason = text.lines().next().unwrap_or_default().trim();
+        Error::Torch(reason.strip_prefix("Internal torch error: ").unwrap_or(reason).to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn a_full_disk_is_named_with_a_way_out() {
+        let full = std::io::Error::from(ErrorKind::StorageFull);
+        let text = Error::io("writing", Path::new("runs/x"), full).to_string();
+        assert!(text.starts_with("writing runs/x: ") && text.contains("free some space"), "{text}");
+    }
+
+    #[test]
+    fn libtorch_errors_are_one_line() {
+        let e = Error::from(tch::TchError::Torch("shape '[2]' is invalid\nframe #0: c10".into()));
+        assert_eq!(format!("{e:?}"), "libtorch: shape '[2]' is invalid");
     }
 }

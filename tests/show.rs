@@ -1,0 +1,154 @@
+//! What cells display: figures hold their labels and legends, tables are safe HTML, bad input is refused in words.
+
+use kdlab::data::{DataOptions, Dataset, cifar10};
+use kdlab::distill::{EpochRecord, Evaluation, History, Metrics};
+use kdlab::show::*;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+fn dataset(folder: &Path) -> Dataset {
+    let record = |i: usize| {
+        let mut bytes = vec![(i % 10) as u8];
+        bytes.extend((0..3072).map(|p| (p % 251) as u8 ^ i as u8));
+        bytes
+    };
+    std::fs::write(folder.join("data_batch_1.bin"), (0..80).flat_map(record).collect::<Vec<_>>()).unwrap();
+    std::fs::write(folder.join("test_batch.bin"), (0..20).flat_map(record).collect::<Vec<_>>()).unwrap();
+    cifar10(&DataOptions { folder: Some(folder.to_owned()), validation: 0.2, ..DataOptions::default() }).unwrap()
+}
+
+fn history(name: &str, epochs: usize) -> History {
+    let metrics = |e: usize, up: f64| Metrics {
+        loss: 2.0 / e as f64,
+        accuracy: up + 0.05 * e as f64,
+        cross_entropy: 2.0 / e as f64,
+        divergence: Some(0.1),
+    };
+    let record = |epoch| EpochRecord {
+        epoch,
+        train: metrics(epoch, 0.2),
+        validation: metrics(epoch, 0.1),
+        learning_rate: 1e-3,
+        temperature: Some(4.0),
+        alpha: Some(0.9),
+        seconds: 1.5,
+        images_per_second: 100.0,
+    };
+    let records = (1..=epochs).map(record).collect();
+    History { name: name.into(), criterion: "kd".into(), data_key: String::new(), epochs, records, stopped: None }
+}
+
+/// Width, height and the share of pixels that are not white.
+fn decoded(figure: &Figure) -> (u32, u32, f64) {
+    let image = image::load_from_memory(&figure.png().unwrap()).unwrap().to_rgb8();
+    let inked = image.pixels().filter(|p| p.0 != [255; 3]).count();
+    (image.width(), image.height(), inked as f64 / f64::from(image.width() * image.height()))
+}
+
+/// Nothing may touch the edge of the picture: that is where text is cut off.
+fn nothing_is_clipped(figure: &Figure) {
+    let image = image::load_from_memory(&figure.png().unwrap()).unwrap().to_rgb8();
+    let (w, h) = image.dimensions();
+    for (x, y, pixel) in image.enumerate_pixels() {
+        if x == 0 || y == 0 || x == w - 1 || y == h - 1 {
+            assert_eq!(pixel.0, [255; 3], "ink at the edge, {x} {y} of {w} {h}");
+        }
+    }
+}
+
+#[test]
+fn curves_name_axes_units_and_every_run() {
+    let (a, b) = (history("student alone", 6), history("T4 & <alpha> 0.9", 6));
+    let figure = curves(&[&a, &b]).unwrap();
+    let svg = figure.svg().unwrap();
+    for text in [
+        "Accuracy, %",
+        "Cross-entropy",
+        "epoch",
+        "student alone: best 40.0 % in epoch 6",
+        "solid validation, dashed training",
+    ] {
+        assert!(svg.contains(text), "{text} is missing");
+    }
+    assert!(svg.contains("T4 &amp; &lt;alpha&gt; 0.9"), "names are escaped");
+    assert!(svg.contains("viewBox"), "without a view box it cannot shrink to the column");
+    nothing_is_clipped(&figure);
+    assert!(decoded(&figure).2 > 0.01);
+    // One epoch is drawn too; none is refused.
+    nothing_is_clipped(&curves(&[&history("one", 1)]).unwrap());
+    assert!(curves(&[&history("none", 0)]).err().unwrap().to_string().contains("no finished epoch"));
+}
+
+#[test]
+fn galleries_and_bars_show_what_was_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let pictures = gallery(&data.train, &data.classes, &[0, 1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+    nothing_is_clipped(&pictures);
+    let (width, height, inked) = decoded(&pictures);
+    assert!(width > height && inked > 0.3, "{width} {height} {inked}: eight in the first row, one in the second");
+    let e = gallery(&data.train, &data.classes, &[9999]).err().unwrap().to_string();
+    assert!(e.contains("9999"), "{e}");
+    assert!(gallery(&data.train, &data.classes, &[]).is_err());
+
+    let balance = class_balance(&data).unwrap();
+    nothing_is_clipped(&balance);
+    let svg = balance.svg().unwrap();
+    for text in ["train: 64 images", "validation: 16 images", "test: 20 images", "automobile"] {
+        assert!(svg.contains(text), "{text} is missing");
+    }
+
+    let logits = Tensor::arange(10, (Kind::Float, tch::Device::Cpu));
+    let bars = soft_target_bars(&logits, &data.classes, Some(3), &[1.0, 4.0]).unwrap();
+    nothing_is_clipped(&bars);
+    assert!(bars.svg().unwrap().contains("T = 4"));
+    assert!(
+        soft_target_bars(&logits, &data.classes, None, &[0.0])
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("temperature must be > 0")
+    );
+    assert!(soft_target_bars(&logits, &data.classes[..3], None, &[1.0]).is_err());
+}
+
+#[test]
+fn confusion_and_mistakes_come_from_the_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    // Always right but for the first two test images, which are taken for the class after theirs.
+    let labels = data.test.labels().unwrap();
+    let taken = labels.copy();
+    let _ = taken.narrow(0, 0, 2).g_add_scalar_(1).remainder_(10);
+    let logits = taken.one_hot(10).to_kind(Kind::Float) * 5.0;
+    let evaluation = Evaluation { cross_entropy: 0.1, correct: 18, total: 20, logits, labels };
+    let confusion = evaluation.confusion().unwrap();
+    assert_eq!((0..10).map(|c| confusion[c][c]).sum::<usize>(), 18);
+    let figure = confusion_matrix(&evaluation, &data.classes).unwrap();
+    nothing_is_clipped(&figure);
+    let wrong = mistakes(&data.test, &data, &evaluation, 24).unwrap();
+    nothing_is_clipped(&wrong);
+    let one = mistakes(&data.test, &data, &evaluation, 1).unwrap();
+    assert!(decoded(&one).0 < decoded(&wrong).0, "two mistakes are wider than one");
+    assert!(confusion_matrix(&evaluation, &data.classes[..4]).is_err());
+}
+
+#[test]
+fn a_figure_is_saved_as_png() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("curves.png");
+    curves(&[&history("a", 3)]).unwrap().save_png(&path).unwrap();
+    assert_eq!(&std::fs::read(&path).unwrap()[1..4], b"PNG");
+}
+
+#[test]
+fn tables_align_numbers_and_escape_text() {
+    let table =
+        Table::new(&["run", "acc %"]).row(&["<b>".into(), "9.5".into()]).row(&["long name".into(), "41.0".into()]);
+    assert_eq!(table.to_string(), "run        acc %\n<b>          9.5\nlong name   41.0\n");
+    let html = table.html();
+    assert!(html.contains("&lt;b&gt;") && !html.contains("<b>"));
+    assert!(html.contains("text-align:right"));
+    let rows = history("a", 2).table().to_string();
+    assert!(rows.lines().count() == 3 && rows.contains("val acc %"), "{rows}");
+}
