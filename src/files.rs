@@ -74,10 +74,19 @@ pub(crate) fn parse_tensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Te
         let kind = KINDS.iter().find(|(d, _)| *d == view.dtype()).map(|(_, k)| *k);
         let kind = kind.ok_or_else(|| format!("{name} has the type {:?}; convert it to f32", view.dtype()))?;
         let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        let tensor = Tensor::f_from_data_size(view.data(), &size, kind).map_err(|e| e.to_string())?;
-        Ok((name.to_owned(), tensor))
+        Ok((name.to_owned(), numbers(view.data(), &size, kind)?))
     };
     file.iter().map(tensor).collect()
+}
+
+/// A tensor of raw little-endian numbers, as many as `size` says.
+pub(crate) fn numbers(data: &[u8], size: &[i64], kind: Kind) -> std::result::Result<Tensor, String> {
+    let made = match kind {
+        // A bool other than 0 and 1 is undefined behaviour in C++.
+        Kind::Bool => Tensor::f_from_data_size(data, size, Kind::Uint8).and_then(|t| t.f_ne(0)),
+        _ => Tensor::f_from_data_size(data, size, kind),
+    };
+    made.map_err(|e| Error::from(e).to_string())
 }
 
 /// Reads what [`save_tensors`] wrote: tensors on the CPU, and the metadata.

@@ -58,7 +58,7 @@ impl Profile {
             validation_images: Some(1_000),
             test_images: Some(2_000),
             teacher_size: 128, // a quarter of the cost of 224 for a few points of accuracy
-            student_epochs: 6,
+            student_epochs: 10,
             ..Self::article()
         }
     }

@@ -9,6 +9,7 @@ mod pickle;
 mod resnet;
 mod student;
 mod summary;
+mod torch_file;
 mod weights;
 
 pub use backbone::{Arch, Backbone};

@@ -1,125 +1,24 @@
-//! PyTorch's `.pth` files, both formats, read by a machine that knows tensors and plain values and runs nothing.
+//! The pickle inside PyTorch's `.pth` files, read by a machine that knows tensors and plain values and runs nothing.
 //!
 //! A pickle is a program. This reader keeps a table of the few things a weight file needs (dictionaries, tuples,
 //! numbers, `torch._utils._rebuild_tensor_v2`, storages) and refuses every other name, so no file can make it do
 //! more than build tensors. Values live in one arena and refer to each other by index: a file of `n` bytes makes at
 //! most `n` values, whatever it nests or repeats.
 
+use crate::files;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io::{Cursor, Read};
 use tch::{Kind, Tensor};
 
 /// Why a file was refused, without its name.
-pub(crate) type Outcome<T> = std::result::Result<T, String>;
+pub(super) type Outcome<T> = std::result::Result<T, String>;
 
 /// A pickle beside its tensors holds names and shapes only: far below this.
-const LONGEST_PICKLE: usize = 64 << 20;
-const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
-
-/// Reads the tensors of a `.pth` file in the zip format (PyTorch 1.6 and later).
-pub(crate) fn read_zip(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
-    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("zip: {e}"))?;
-    let pickle = archive
-        .file_names()
-        .filter_map(|name| Some(name.ok()?.into_owned()))
-        .find(|name| name == "data.pkl" || name.ends_with("/data.pkl"))
-        .ok_or("the zip archive holds no data.pkl, so it was not written by torch.save")?;
-    let folder = pickle.trim_end_matches("data.pkl");
-    if let Ok(mut order) = archive.by_name(&format!("{folder}byteorder")) {
-        let mut text = String::new();
-        order.by_ref().take(16).read_to_string(&mut text).map_err(|e| e.to_string())?;
-        if text.trim() != "little" {
-            return Err(format!("its numbers are in {text:?} byte order; save it again on a little-endian machine"));
-        }
-    }
-    let program = entry(&mut archive, &pickle, LONGEST_PICKLE)?;
-    let mut machine = Machine::new(&program);
-    let root = machine.run()?;
-    // torch.save compresses nothing, so the numbers cannot be more than the file: no small file fills the memory.
-    let announced = machine.storages.iter().try_fold(0usize, |sum, s| sum.checked_add(s.bytes()));
-    if announced.is_none_or(|sum| sum > bytes.len()) {
-        return Err("it announces more numbers than it holds; download it again".to_owned());
-    }
-    let mut storages = HashMap::new();
-    for storage in &machine.storages {
-        let data = entry(&mut archive, &format!("{folder}data/{}", storage.key), storage.bytes())?;
-        storages.insert(storage.key, data);
-    }
-    let held: HashMap<&str, &[u8]> = storages.iter().map(|(key, data)| (*key, data.as_slice())).collect();
-    machine.state_dict(root, &held)
-}
-
-/// One file of the archive, unless it is longer than `longest` bytes.
-fn entry(archive: &mut zip::ZipArchive<Cursor<&[u8]>>, name: &str, longest: usize) -> Outcome<Vec<u8>> {
-    let file = archive.by_name(name).map_err(|e| format!("{name} in the zip archive: {e}"))?;
-    let mut data = Vec::new();
-    file.take(longest as u64 + 1).read_to_end(&mut data).map_err(|e| format!("{name} in the zip archive: {e}"))?;
-    match data.len() > longest {
-        true => Err(format!("{name} in the zip archive is longer than {longest} bytes")),
-        false => Ok(data),
-    }
-}
-
-/// Is this the format `torch.save` wrote before PyTorch 1.6? It starts with a pickled magic number.
-pub(crate) fn is_legacy(bytes: &[u8]) -> bool {
-    bytes.first() == Some(&0x80) && bytes.get(2..4) == Some(&[0x8a, 10]) && bytes.get(4..14) == Some(&LEGACY_MAGIC)
-}
-
-/// Reads the tensors of a `.pth` file in the format before PyTorch 1.6: magic, version, machine, values, storage keys,
-/// then for every key its length and its numbers.
-pub(crate) fn read_legacy(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
-    let mut rest = bytes;
-    let mut next = || -> Outcome<(Machine, usize)> {
-        let mut machine = Machine::new(rest);
-        let root = machine.run()?;
-        rest = &rest[machine.at..];
-        Ok((machine, root))
-    };
-    next()?; // the magic number, checked by `is_legacy`
-    let (version, root) = next()?;
-    if !matches!(version.values[root], Value::Int(1001)) {
-        return Err("its protocol version is not 1001".to_owned());
-    }
-    let (system, root) = next()?;
-    if let Value::Dict(pairs) = &system.values[root] {
-        for (key, value) in pairs {
-            if matches!(system.values[*key], Value::Str("little_endian"))
-                && matches!(system.values[*value], Value::Bool(false))
-            {
-                return Err("its numbers are big-endian; save it again on a little-endian machine".to_owned());
-            }
-        }
-    }
-    let (machine, root) = next()?;
-    let (keys, list) = next()?;
-    let Value::List(list) = &keys.values[list] else {
-        return Err("it has no list of storages".to_owned());
-    };
-    let mut held = HashMap::new();
-    for &key in list {
-        let Value::Str(key) = keys.values[key] else {
-            return Err("a storage key is not a string".to_owned());
-        };
-        let index = *machine.by_key.get(key).ok_or(format!("storage {} is not used", printable(key)))?;
-        let storage = &machine.storages[index];
-        let count = rest.get(..8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-        if count != Some(storage.numel as u64) {
-            return Err(match count {
-                None => format!("it ends before storage {key}"),
-                Some(count) => format!("storage {key} holds {count} numbers where {} were announced", storage.numel),
-            });
-        }
-        let data = rest.get(8..8 + storage.bytes()).ok_or(format!("it ends inside storage {key}"))?;
-        rest = &rest[8 + storage.bytes()..];
-        held.insert(key, data);
-    }
-    machine.state_dict(root, &held)
-}
+pub(super) const LONGEST_PICKLE: usize = 64 << 20;
 
 /// A Python value; containers hold indices into [`Machine::values`].
 #[derive(Debug)]
-enum Value<'a> {
+pub(super) enum Value<'a> {
     None,
     Bool(bool),
     Int(i64),
@@ -140,14 +39,14 @@ enum Value<'a> {
     },
 }
 
-struct Storage<'a> {
-    key: &'a str,
+pub(super) struct Storage<'a> {
+    pub(super) key: &'a str,
     kind: Kind,
-    numel: usize,
+    pub(super) numel: usize,
 }
 
 impl Storage<'_> {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.numel * self.kind.elt_size_in_bytes()
     }
 }
@@ -165,19 +64,19 @@ const STORAGES: [(&str, Kind); 10] = [
     ("BoolStorage", Kind::Bool),
 ];
 
-struct Machine<'a> {
+pub(super) struct Machine<'a> {
     program: &'a [u8],
-    at: usize,
-    values: Vec<Value<'a>>,
+    pub(super) at: usize,
+    pub(super) values: Vec<Value<'a>>,
     stack: Vec<usize>,
     marks: Vec<usize>,
     memo: HashMap<u32, usize>,
-    storages: Vec<Storage<'a>>,
-    by_key: HashMap<&'a str, usize>,
+    pub(super) storages: Vec<Storage<'a>>,
+    pub(super) by_key: HashMap<&'a str, usize>,
 }
 
 impl<'a> Machine<'a> {
-    fn new(program: &'a [u8]) -> Self {
+    pub(super) fn new(program: &'a [u8]) -> Self {
         Machine {
             program,
             at: 0,
@@ -191,7 +90,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs up to the STOP instruction; gives the index of the resulting value.
-    fn run(&mut self) -> Outcome<usize> {
+    pub(super) fn run(&mut self) -> Outcome<usize> {
         loop {
             if self.at > LONGEST_PICKLE {
                 return Err("its pickle is too long for a weight file".to_owned());
@@ -495,7 +394,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The named tensors of a state_dict, or of the state_dict that a checkpoint holds beside other things.
-    fn state_dict(&self, root: usize, held: &HashMap<&str, &[u8]>) -> Outcome<Vec<(String, Tensor)>> {
+    pub(super) fn state_dict(&self, root: usize, held: &HashMap<&str, &[u8]>) -> Outcome<Vec<(String, Tensor)>> {
         let named = |dict: usize| -> Vec<(&'a str, usize)> {
             let Value::Dict(pairs) = &self.values[dict] else {
                 return Vec::new();
@@ -552,7 +451,7 @@ impl<'a> Machine<'a> {
                 let bytes = self.storages[storage].bytes();
                 let data = held.get(key).ok_or(format!("its storage {key} is not in the file"))?;
                 let data = data.get(..bytes).ok_or(format!("its storage holds {} bytes of {bytes}", data.len()))?;
-                entry.insert(numbers(data, &[numel as i64], kind)?)
+                entry.insert(files::numbers(data, &[numel as i64], kind)?)
             }
         };
         let offset = if count == 0 { 0 } else { offset };
@@ -560,18 +459,8 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// A tensor of raw little-endian numbers; the length was checked by the caller.
-pub(crate) fn numbers(data: &[u8], size: &[i64], kind: Kind) -> Outcome<Tensor> {
-    let made = match kind {
-        // A bool other than 0 and 1 is undefined behaviour in C++.
-        Kind::Bool => Tensor::f_from_data_size(data, size, Kind::Uint8).and_then(|t| t.f_ne(0)),
-        _ => Tensor::f_from_data_size(data, size, kind),
-    };
-    made.map_err(|e| crate::Error::from(e).to_string())
-}
-
 /// A name from a hostile file, fit for one line of an error.
-fn printable(name: &str) -> String {
+pub(super) fn printable(name: &str) -> String {
     name.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 

@@ -1,6 +1,6 @@
 //! Weight files of any kind, loaded by name.
 
-use super::pickle;
+use super::torch_file;
 use crate::{Error, Result, files};
 use std::collections::HashMap;
 use std::fmt;
@@ -102,8 +102,8 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let bytes = std::fs::read(path).map_err(io)?;
     let mut tensors = match bytes.as_slice() {
         [] => Err("it is empty".to_owned()),
-        [b'P', b'K', ..] => pickle::read_zip(&bytes),
-        bytes if pickle::is_legacy(bytes) => pickle::read_legacy(bytes),
+        [b'P', b'K', ..] => torch_file::read_zip(&bytes),
+        bytes if torch_file::is_legacy(bytes) => torch_file::read_legacy(bytes),
         [b'<', ..] => Err("it is a web page; download the file itself".to_owned()),
         [0x80, ..] => {
             Err("it is a pickle without torch's magic number; save it with torch.save(model.state_dict(), ...)"
