@@ -53,7 +53,7 @@ pub fn soft_target_bars(
 }
 
 fn figure(bars: Bars) -> Result<Figure> {
-    let width = (300 * bars.panels.len() as u32).clamp(420, 900);
+    let width = (300 * bars.panels.len() as u32).clamp(420, 880);
     Ok(Figure::new(width, 300, Drawing::Bars(bars)))
 }
 

@@ -2,7 +2,6 @@
 
 use super::table::escape;
 use super::{Figure, Table};
-use crate::Result;
 use crate::data::{Batch, Dataset};
 use crate::distill::{CachedTensor, Evaluation, History};
 use crate::lab::Lab;
@@ -33,23 +32,16 @@ fn emit_text(value: &dyn Display) {
 }
 
 impl Figure {
-    /// Shows the figure below the cell: as SVG, which is sharp at any size, and as PNG, because JupyterLab shows no SVG
-    /// of a notebook that somebody else ran.
+    /// Shows the figure below the cell, as PNG: the one form that JupyterLab fits to its column and shows in a notebook
+    /// that somebody else ran, and that GitHub renders.
     pub fn evcxr_display(&self) {
-        if let Err(e) = self.show() {
-            eprintln!("{e}");
+        match self.png() {
+            Ok(png) => {
+                let data = base64::engine::general_purpose::STANDARD.encode(png);
+                emit(&[("text/plain", "figure (this front end shows no images)"), ("image/png", &data)]);
+            }
+            Err(e) => eprintln!("{e}"),
         }
-    }
-
-    fn show(&self) -> Result<()> {
-        let png = base64::engine::general_purpose::STANDARD.encode(self.png()?);
-        let mut forms = vec![("text/plain", "figure (this front end shows no images)"), ("image/png", &png)];
-        let svg = if self.is_bitmap() { String::new() } else { self.svg()? };
-        if !svg.is_empty() {
-            forms.push(("image/svg+xml", &svg));
-        }
-        emit(&forms);
-        Ok(())
     }
 }
 

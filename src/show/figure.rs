@@ -1,4 +1,4 @@
-//! A figure holds what it shows and draws it when asked: as SVG in a cell, as PNG into a file.
+//! A figure holds what it shows and draws it when asked, as PNG or SVG.
 
 use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap};
 use crate::{Error, Result, files};
@@ -31,12 +31,11 @@ impl Figure {
         Self { width, height, drawing }
     }
 
-    /// The figure as an SVG document. A gallery has no SVG form: its pixels are a PNG.
+    /// The figure as an SVG document, for print. A gallery becomes large: each of its pixels is a rectangle.
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(SVGBackend::with_string(&mut svg, (self.width, self.height)).into_drawing_area(), 1)?;
-        // Half a screen wide without a scale of its own: let it shrink with the notebook's column.
-        Ok(svg.replacen("<svg ", "<svg style=\"max-width:100%;height:auto;background:white\" ", 1))
+        Ok(svg)
     }
 
     /// The figure as PNG bytes, at twice its nominal size.
@@ -54,11 +53,6 @@ impl Figure {
     /// Writes the figure as a PNG file.
     pub fn save_png(&self, path: impl AsRef<Path>) -> Result<()> {
         files::write_bytes(path.as_ref(), &self.png()?)
-    }
-
-    /// Whether a cell shows this figure as PNG rather than SVG.
-    pub(super) fn is_bitmap(&self) -> bool {
-        matches!(self.drawing, Drawing::Gallery(_))
     }
 
     fn draw<DB: DrawingBackend>(&self, area: DrawingArea<DB, Shift>, scale: u32) -> Result<()> {
