@@ -212,7 +212,7 @@ impl Lab {
 impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = &self.profile;
-        let count = |n: Option<usize>| n.map_or("all".to_owned(), |n| n.to_string());
+        let count = |n: Option<usize>| n.map_or("all".to_owned(), |n| format!("up to {n}"));
         let device = match self.device {
             Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
             other => format!("{other:?}"),

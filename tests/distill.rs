@@ -538,4 +538,8 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     assert_eq!(resumed.load(Ordering::Relaxed), 1);
     assert_eq!(run(2.0, 1, 0), 4); // finished: trained anew
     assert_eq!(resumed.load(Ordering::Relaxed), 1);
+    // The two that made room are still there.
+    let kept = |name: &str| History::load(folder.path().join(name).join("history.json")).unwrap();
+    assert_eq!([kept("run-1"), kept("run-2")].map(|h| h.records[0].temperature), [Some(4.0), Some(2.0)]);
+    assert!(!folder.path().join("run-3").exists());
 }

@@ -130,7 +130,7 @@ fn records(path: &Path) -> Result<usize> {
     let (n, rest) = (bytes as usize / RECORD, bytes as usize % RECORD);
     if rest != 0 || n == 0 || n > BATCH {
         return Err(Error::Data(format!(
-            "{} has {bytes} bytes, expected a multiple of {RECORD} up to {}: the file is {}; replace it, or delete the folder from the cache",
+            "{} has {bytes} bytes, expected a multiple of {RECORD} up to {}: the file is {}; replace it by a whole copy",
             path.display(),
             BATCH * RECORD,
             if n >= BATCH { "oversized" } else { "truncated" }

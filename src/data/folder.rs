@@ -13,7 +13,7 @@ const TEST: f64 = 0.1;
 /// Images in one folder per class, `class_name/*.png` (or jpg, jpeg), of any sizes: each is resized to
 /// `size` x `size` pixels on load. Grey images get three equal channels, transparent ones a white background.
 ///
-/// A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `validation/`)
+/// A picture that is not square is squeezed into one. A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `validation/`)
 /// with the class folders in them, of which the last two may be missing. Files that cannot be read are skipped,
 /// counted and named in the notices.
 ///
@@ -186,7 +186,10 @@ fn read(path: &Path, size: u32) -> std::result::Result<Vec<u8>, String> {
         image.apply_orientation(orientation); // cameras store turned photographs as they came off the sensor
         Ok(image)
     };
-    let image = decode().map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())?;
+    let image = decode().map_err(|e| match e {
+        image::ImageError::IoError(e) => e.to_string(),
+        _ => "not a whole PNG or JPEG".to_owned(),
+    })?;
     let image = imageops::resize(&on_white(image), size, size, imageops::FilterType::Triangle);
     let pixels = image.as_raw();
     Ok((0..3).flat_map(|c| pixels.iter().skip(c).step_by(3).copied()).collect())

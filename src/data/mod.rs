@@ -211,7 +211,7 @@ fn assemble(
     check(options)?;
     if classes.len() < 2 {
         return Err(Error::Data(format!(
-            "{name} has one class only ({}): two are needed to tell apart",
+            "the dataset {name} has one class only ({}): add a subfolder with images of a second one",
             classes.join("")
         )));
     }

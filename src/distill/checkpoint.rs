@@ -27,6 +27,19 @@ impl Checkpoint {
         self.folder.join("checkpoint.safetensors")
     }
 
+    /// Renames the folder of an earlier run of other settings, so that none is lost; gives its new place.
+    pub(super) fn set_aside_other(&self) -> Result<Option<PathBuf>> {
+        let Ok((_, metadata)) = load_tensors(&self.file()) else { return Ok(None) };
+        if metadata.get("fingerprint") == Some(&self.fingerprint) {
+            return Ok(None);
+        }
+        let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let free = (1..).map(|n| self.folder.with_file_name(format!("{name}-{n}"))).find(|path| !path.exists());
+        let aside = free.unwrap_or_else(|| self.folder.clone());
+        std::fs::rename(&self.folder, &aside).map_err(|e| Error::io("renaming", &self.folder, e))?;
+        Ok(Some(aside))
+    }
+
     /// Weights, best weights and optimizer state in one atomic file; the history also as `history.json`, and the best
     /// weights alone as `best.safetensors`.
     pub(super) fn save(

@@ -86,7 +86,7 @@ impl FitOptions {
 ///
 /// One Adam lives through all epochs. With a folder, each epoch is checkpointed, and calling `fit` again with the same
 /// model, data and options goes on where a killed or stopped run ended, with the history of an unbroken one. A finished
-/// run is not continued: it is trained anew.
+/// run is not continued: it is trained anew. A run of other settings in that folder is renamed, not overwritten.
 ///
 /// Errors leave the model usable: a loss that is no longer finite puts the best weights so far back, and the finished
 /// epochs stay in `history.json`.
@@ -126,6 +126,9 @@ pub fn fit(
             options.control.set_alpha(a)?;
         }
         options.listener.tell(Event::Resumed { name: options.name.clone(), epoch: history.records.len() });
+    }
+    if let Some(folder) = checkpoint.as_ref().map(Checkpoint::set_aside_other).transpose()?.flatten() {
+        options.listener.tell(Event::SetAside { name: options.name.clone(), folder });
     }
     // A stop that was asked for before this fit began is not meant for it.
     options.control.take_stop();

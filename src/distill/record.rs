@@ -100,6 +100,8 @@ pub struct Progress {
 pub enum Event {
     /// A fit goes on from a checkpoint whose last finished epoch is `epoch`.
     Resumed { name: String, epoch: usize },
+    /// An earlier run of this name, with other settings, data or first weights, was renamed to make room.
+    SetAside { name: String, folder: std::path::PathBuf },
     /// At most a few times a second.
     Progress(Progress),
     /// An epoch ended; `epochs` is how many there will be.

@@ -103,7 +103,7 @@ impl fmt::Display for Summary {
             }
         }
         writeln!(f, "{rule}")?;
-        write!(f, "{} parameters, {:.3} GMAC an image", grouped(self.parameters), self.macs as f64 / 1e9)
+        write!(f, "{} parameters, {:.2} million MACs an image", grouped(self.parameters), self.macs as f64 / 1e6)
     }
 }
 

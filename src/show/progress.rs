@@ -29,6 +29,9 @@ fn line(event: &Event) -> Option<String> {
         Event::Resumed { name, epoch } => {
             format!("{name}: going on after epoch {epoch}, where an earlier run ended")
         }
+        Event::SetAside { name, folder } => {
+            format!("{name}: an earlier run with other settings is kept as {}", folder.file_name()?.display())
+        }
         Event::Progress(p) => {
             let loss = p.loss.map_or(String::new(), |l| format!("  loss {l:.4}"));
             let epoch = if p.epochs > 1 { format!(" {:>2}/{}", p.epoch, p.epochs) } else { String::new() };

@@ -1,7 +1,6 @@
 //! `cargo lab doctor`: what was found on this machine, and a fix for each problem.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -120,20 +119,20 @@ fn cuda(flavour: Option<Flavour>, report: &mut Report) {
 
 fn data(paths: &Paths, report: &mut Report) -> Result<()> {
     match paths::set("KDLAB_DATA") {
-        Some(dir) if Path::new(&dir).is_dir() => report.good("data", &format!("KDLAB_DATA={}", dir.display())),
+        Some(dir) if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) => {
+            report.good("data", &format!("KDLAB_DATA={}", dir.display()))
+        }
         Some(dir) => {
-            let found = format!("KDLAB_DATA={} is not a folder", dir.display());
+            let found = format!("KDLAB_DATA={} is no folder with files in it", dir.display());
             report.bad("data", &found, "correct it, or unset it to have CIFAR-10 downloaded");
         }
         None => {
             let cache = paths.cache()?;
-            let there =
-                fs::read_dir(&cache).into_iter().flatten().flatten().filter(|entry| entry.file_name() != "weights");
-            let names: Vec<_> = there.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-            let found = if names.is_empty() {
-                "nothing yet; fetched by the first notebook".to_owned()
-            } else {
-                names.join(", ")
+            let there = |name: &str| cache.join(name).is_dir();
+            let found = match (there("cifar-10-batches-bin"), there("fashion-mnist")) {
+                (true, _) => "CIFAR-10 is there",
+                (false, true) => "no CIFAR-10, which notebooks try to fetch; Fashion-MNIST is there to stand in",
+                (false, false) => "no data yet; fetched by the first notebook",
             };
             report.note("data", &format!("{}: {found}", cache.display()));
         }

@@ -27,7 +27,7 @@ def say(event, **fields):
 
 
 def first_line(source):
-    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    lines = [line.strip() for line in source.splitlines() if re.search(r"\w", line)]
     return lines[0] if lines else ""
 
 

@@ -48,7 +48,7 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
     }
     if !done.is_empty() {
         let report = out.join("report.html");
-        let made = make_report(paths, &profile, &report, &done);
+        let made = make_report(paths, &profile, &report, &all_in(&executed)?);
         match made {
             Ok(()) => progress::line(&format!("report: {}", report.display())),
             Err(error) if failure.is_some() => progress::line(&format!("no report: {error:#}")),
@@ -59,19 +59,28 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
         progress::line(&format!("stopped after {clock}; what was executed is in {}", executed.display()));
         return Err(error);
     }
-    table::print(&runs.join("results.json"))?;
-    progress::line(&format!("{} notebooks ran without an error in {clock}", notebooks.len()));
+    if notebooks.iter().any(|n| n.starts_with(paths.notebooks())) {
+        table::print(&runs.join("results.json"))?;
+    }
+    let plural = if notebooks.len() == 1 { "" } else { "s" };
+    progress::line(&format!("{} notebook{plural} ran without an error in {clock}", notebooks.len()));
     Ok(())
+}
+
+/// The notebooks of a folder, in the order of their names.
+fn all_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut all: Vec<PathBuf> = (entries.flatten().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|ext| ext == "ipynb"))
+        .collect();
+    all.sort();
+    Ok(all)
 }
 
 /// The notebooks meant by `wanted`, or all, in the order of their names.
 fn find(paths: &Paths, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let dir = paths.notebooks();
-    let mut all: Vec<PathBuf> = (fs::read_dir(&dir).into_iter().flatten().flatten())
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|ext| ext == "ipynb"))
-        .collect();
-    all.sort();
+    let all = all_in(&dir)?;
     if wanted.is_empty() {
         if all.is_empty() {
             bail!("no notebooks in {}", dir.display());
@@ -85,8 +94,13 @@ fn find(paths: &Paths, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
             continue;
         }
         let start = name.to_string_lossy();
-        let matching =
-            all.iter().filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&*start)));
+        let matching = all.iter().filter(|path| {
+            path.file_name().is_some_and(|file| {
+                let file = file.to_string_lossy();
+                // `2` means 02_teacher too.
+                file.starts_with(&*start) || file.trim_start_matches('0').starts_with(&*start)
+            })
+        });
         let before = found.len();
         found.extend(matching.cloned());
         if found.len() == before {
@@ -168,7 +182,9 @@ fn make_report(paths: &Paths, profile: &str, report: &Path, notebooks: &[PathBuf
     let output =
         command.envs(paths.environment()?).output().context("cannot start the venv's Python; run `cargo lab setup`")?;
     if !output.status.success() {
-        bail!("cannot make the report: {}", String::from_utf8_lossy(&output.stderr).trim());
+        // The last line of a traceback is the reason.
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("cannot write {}: {}", report.display(), said.trim().lines().last().unwrap_or("unknown reason"));
     }
     Ok(())
 }

@@ -64,9 +64,13 @@ def main(target, title, *paths):
     page = re.sub(r"@import\s+(url\()?[\"']?https?:[^;]*;", "", page)
     page = re.sub(r"kdlabFormula(\d+)x", lambda match: formulas[int(match[1])], page)
     beside = target + ".part"
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.replace(beside, target)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.replace(beside, target)
+    finally:
+        if os.path.exists(beside):
+            os.remove(beside)
 
 
 main(*sys.argv[1:])
