@@ -131,6 +131,10 @@ fn confusion_and_mistakes_come_from_the_counts() {
     let one = mistakes(&data.test, &data, &evaluation, 1).unwrap();
     assert!(decoded(&one).0 < decoded(&wrong).0, "two mistakes are wider than one");
     assert!(confusion_matrix(&evaluation, &data.classes[..4]).is_err());
+    // Without a mistake it shows what it was least sure of.
+    let right = data.test.labels().unwrap().one_hot(10).to_kind(Kind::Float) * 5.0;
+    let evaluation = Evaluation { correct: 20, logits: right, ..evaluation };
+    assert_eq!(decoded(&mistakes(&data.test, &data, &evaluation, 2).unwrap()).0, decoded(&wrong).0);
 }
 
 #[test]

@@ -35,14 +35,13 @@ pub fn gallery(split: &Split, classes: &[String], indices: &[i64]) -> Result<Fig
     captioned(split, indices, caption)
 }
 
-/// The first `count` images that `evaluation` got wrong: true class, and the class it took them for with its confidence.
+/// The first `count` images that `evaluation` got wrong, or, where it got none wrong, those it was least sure of: the true
+/// class, and the class it took them for with its confidence.
 pub fn mistakes(split: &Split, dataset: &Dataset, evaluation: &Evaluation, count: usize) -> Result<Figure> {
     let (confidence, predicted) = evaluation.logits.f_softmax(-1, None::<Kind>)?.f_max_dim(-1, false)?;
     let wrong = predicted.f_ne_tensor(&evaluation.labels)?.f_nonzero()?.f_reshape(-1)?;
-    let indices: Vec<i64> = Vec::<i64>::try_from(wrong)?.into_iter().take(count).collect();
-    if indices.is_empty() {
-        return Err(Error::Input("not one mistake to show".into()));
-    }
+    let chosen = if wrong.numel() > 0 { wrong } else { confidence.f_argsort(0, false)? };
+    let indices: Vec<i64> = Vec::<i64>::try_from(chosen)?.into_iter().take(count).collect();
     captioned(split, &indices, |i| {
         let class = class_name(&dataset.classes, i64::try_from(predicted.f_get(i)?)?)?;
         let sure = 100.0 * f64::try_from(confidence.f_get(i)?)?;
