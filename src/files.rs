@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -139,10 +139,24 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// A file's checksum in lower-case hex, read piece by piece.
+pub(crate) fn file_digest<D: Digest>(path: &Path) -> Result<String> {
+    let io = |e| Error::io("reading", path, e);
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let (mut hash, mut bytes) = (D::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut bytes) {
+            Ok(0) => return Ok(hex(&hash.finalize())),
+            Ok(n) => hash.update(&bytes[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(io(e)),
+        }
+    }
+}
+
 /// Hex SHA-256 over parts one after the other.
 pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    use sha2::Digest;
-    let mut hash = sha2::Sha256::new();
+    let mut hash = Sha256::new();
     parts.into_iter().for_each(|p| hash.update(p));
     hex(&hash.finalize())
 }

@@ -1,8 +1,7 @@
 //! Files from the network: resumed where they broke off, checked against their sum, whole or absent.
 
 use crate::{Error, Result, files};
-use sha2::Digest;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -253,22 +252,10 @@ fn length(path: &Path) -> u64 {
 /// `None` when the file has the sum it should have, else both sums in words.
 fn mismatch(path: &Path, sum: &Sum) -> Result<Option<String>> {
     let (name, expected, got) = match sum {
-        Sum::Sha256(expected) => ("SHA-256", expected, digest::<sha2::Sha256>(path)),
-        Sum::Md5(expected) => ("MD5", expected, digest::<md5::Md5>(path)),
+        Sum::Sha256(expected) => ("SHA-256", expected, files::file_digest::<sha2::Sha256>(path)),
+        Sum::Md5(expected) => ("MD5", expected, files::file_digest::<md5::Md5>(path)),
     };
-    let got = got.map_err(|e| Error::io("reading", path, e))?;
+    let got = got?;
     let differs = !got.eq_ignore_ascii_case(expected);
     Ok(differs.then(|| format!("{name} {got}, expected {expected}")))
-}
-
-fn digest<D: Digest>(path: &Path) -> std::io::Result<String> {
-    let (mut file, mut hash, mut bytes) = (File::open(path)?, D::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut bytes) {
-            Ok(0) => return Ok(files::hex(&hash.finalize())),
-            Ok(n) => hash.update(&bytes[..n]),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
 }

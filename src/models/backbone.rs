@@ -2,8 +2,8 @@
 
 use super::weights::{self, LoadReport};
 use super::{Layers, Model, efficientnet_lite0, resnet18, resnet50};
-use crate::{Error, Result};
-use sha2::{Digest, Sha256};
+use crate::{Error, Result, files};
+use sha2::Sha256;
 use std::fmt;
 use std::path::Path;
 use tch::nn;
@@ -121,33 +121,35 @@ impl Backbone {
         let folder = cache.join("weights");
         let (name, sha256) = arch.weight_file();
         let (official, own) = (folder.join(name), folder.join(format!("{arch}.safetensors")));
-        let path = if !official.is_file() && own.is_file() {
-            own
-        } else {
-            if !official.is_file() {
-                super::fetch::fetch(arch, &official).map_err(|e| {
-                    Error::Network(format!("{e}; to go on without the network put {name} into {}", folder.display()))
-                })?;
-            }
-            let found = hash(&official)?;
-            if found != sha256 {
-                return Err(Error::Data(format!(
-                    "{} has SHA-256 {found} instead of {sha256}; delete it, it will be downloaded again",
-                    official.display()
-                )));
-            }
-            official
-        };
-        Ok(Self::from_file(arch, device, &path)?.0)
+        if !official.is_file() && own.is_file() {
+            return Ok(Self::from_file(arch, device, &own)?.0);
+        }
+        if !official.is_file() {
+            super::fetch::fetch(arch, &official).map_err(|e| {
+                Error::Network(format!("{e}; to go on without the network put {name} into {}", folder.display()))
+            })?;
+        }
+        let found = files::file_digest::<Sha256>(&official)?;
+        if found != sha256 {
+            return Err(Error::Data(format!(
+                "{} has SHA-256 {found} instead of {sha256}; delete it, it will be downloaded again",
+                official.display()
+            )));
+        }
+        Ok(Self::read(arch, device, &official, found)?.0)
     }
 
     /// Weights from a file of the same architecture, safetensors or `.pth`; its ImageNet classifier is left out.
     pub fn from_file(arch: Arch, device: Device, path: &Path) -> Result<(Self, LoadReport)> {
+        Self::read(arch, device, path, files::file_digest::<Sha256>(path)?)
+    }
+
+    fn read(arch: Arch, device: Device, path: &Path, sha256: String) -> Result<(Self, LoadReport)> {
         let mut backbone = Self::untrained(arch, device, 0)?;
         let mut tensors = weights::read_weights(path)?;
         tensors.retain(|(name, _)| !name.starts_with(arch.classifier()));
         let report = weights::load(arch.name(), &backbone.model.state(), tensors, path)?;
-        backbone.weights_key = hash(path)?;
+        backbone.weights_key = sha256;
         Ok((backbone, report))
     }
 
@@ -164,20 +166,5 @@ impl Backbone {
     /// device. Always with BatchNorm's stored statistics and without gradients.
     pub fn features(&self, x: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| self.model.forward(x, false))
-    }
-}
-
-/// SHA-256 of a file in hex.
-fn hash(path: &Path) -> Result<String> {
-    let io = |e| Error::io("reading", path, e);
-    let mut file = std::fs::File::open(path).map_err(io)?;
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = std::io::Read::read(&mut file, &mut buffer).map_err(io)?;
-        if n == 0 {
-            return Ok(digest.finalize().iter().map(|b| format!("{b:02x}")).collect());
-        }
-        digest.update(&buffer[..n]);
     }
 }
