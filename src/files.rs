@@ -41,12 +41,13 @@ const KINDS: [(Dtype, Kind); 10] = [
 ];
 
 /// Writes named tensors and string metadata as one safetensors file, atomically.
-pub(crate) fn save_tensors(
-    path: &Path,
-    tensors: &[(String, Tensor)],
-    mut metadata: HashMap<String, String>,
-) -> Result<()> {
-    let bad = |e: SafeTensorError| Error::Data(format!("writing {}: {e}", path.display()));
+pub(crate) fn save_tensors(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> Result<()> {
+    write_bytes(path, &tensor_file(tensors, metadata)?)
+}
+
+/// The bytes of a safetensors file.
+pub(crate) fn tensor_file(tensors: &[(String, Tensor)], mut metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+    let bad = |e: SafeTensorError| Error::Data(format!("safetensors: {e}"));
     let mut raw = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let kind = tensor.f_kind()?;
@@ -63,7 +64,7 @@ pub(crate) fn save_tensors(
         .map_err(bad)?;
     // What PyTorch's own tools write, so that they read these files too.
     metadata.insert("format".to_owned(), "pt".to_owned());
-    write_bytes(path, &safetensors::serialize(views, Some(metadata)).map_err(bad)?)
+    safetensors::serialize(views, Some(metadata)).map_err(bad)
 }
 
 /// Tensors of a safetensors file, on the CPU.

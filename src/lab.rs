@@ -176,7 +176,7 @@ impl Lab {
             |table, (h, best)| {
                 table.row(&[
                     h.name.clone(),
-                    h.criterion.clone(),
+                    h.defect.map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
                     maybe(best.temperature),
                     maybe(best.alpha),
                     format!("{}/{}", h.records.len(), h.epochs),

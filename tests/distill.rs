@@ -206,13 +206,102 @@ fn alpha_zero_is_the_student_alone_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
-    let run = |criterion: Criterion| {
-        let mut model = tiny_model(1);
-        let history = fit(&mut model, &train, &validation, &criterion, &options(3)).unwrap();
-        (history.records.iter().map(|r| (r.train.loss, r.validation.accuracy)).collect::<Vec<_>>(), values(&model))
+    for build in [&tiny as &dyn Fn(&nn::Path) -> Layers, &|vs| student(vs, 10)] {
+        let run = |criterion: Criterion| {
+            let mut model = Model::new("net", Device::Cpu, 1, build).unwrap();
+            let history = fit(&mut model, &train, &validation, &criterion, &options(3)).unwrap();
+            (history.records.iter().map(|r| (r.train.loss, r.validation.accuracy)).collect::<Vec<_>>(), values(&model))
+        };
+        let alone = run(Criterion::cross_entropy());
+        assert_eq!(alone, run(Criterion::kd(KdLoss::new(4.0, 0.0).unwrap())));
+        assert_ne!(alone.1, run(Criterion::kd(KdLoss::new(4.0, 0.5).unwrap())).1);
+    }
+}
+
+/// Logits that name the class of every image, with doubts.
+fn knowing_teacher(data: &Dataset, split: &kdlab::data::Split) -> CachedTensor {
+    let doubts = (teacher(split, 2.0).tensor) * 0.3;
+    let logits = split.labels().unwrap().one_hot(data.classes.len() as i64).to_kind(Kind::Float) * 8.0 + doubts;
+    CachedTensor::new(split, logits, "knows").unwrap()
+}
+
+/// A line through a 48-dimensional space cannot rank ten shades of grey; with a layer in between it can.
+fn hidden(vs: &nn::Path) -> Layers {
+    Layers::new()
+        .func("pool", |x| x.adaptive_avg_pool2d([4, 4]).flatten(1, -1))
+        .add("fc1", nn::linear(vs / "fc1", 48, 64, Default::default()))
+        .func("relu", |x| x.relu())
+        .add("fc2", nn::linear(vs / "fc2", 64, 10, Default::default()))
+}
+
+#[test]
+fn alpha_one_learns_from_the_teacher_alone_at_every_temperature() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let transform = Transform::cifar10(32);
+    let of = |split| Examples::images(split, &transform).unwrap().with_teacher(&knowing_teacher(&data, split)).unwrap();
+    let (train, validation) = (of(&data.train), of(&data.validation));
+    for temperature in [1.0, 4.0, 10.0] {
+        let kd = KdLoss::new(temperature, 1.0).unwrap();
+        // The labels it is given are all wrong: at alpha = 1 they must not matter.
+        let misled = Criterion::soft("misled", kd, |s, y, t, temperature, alpha| {
+            let wrong = (y + 1).remainder(10);
+            KdLoss::new(temperature, alpha).unwrap().forward(s, &wrong, t).unwrap()
+        });
+        let run = |criterion: &Criterion| {
+            let mut model = Model::new("net", Device::Cpu, 1, &hidden).unwrap();
+            let options = FitOptions { learning_rate: 1e-2, ..options(100) };
+            let history = fit(&mut model, &train, &validation, criterion, &options).unwrap();
+            (history.best().unwrap().validation.accuracy, values(&model))
+        };
+        let (accuracy, weights) = run(&Criterion::kd(kd));
+        assert!(accuracy >= 0.9, "T {temperature}: {accuracy} of the validation images");
+        assert_eq!(run(&misled).1, weights, "T {temperature}: labels had a say");
+    }
+}
+
+#[test]
+fn the_teacher_is_as_good_batch_by_batch_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let transform = Transform::cifar10(32);
+    let model = tiny_model(5);
+    let of = |split| {
+        let plain = Examples::images(split, &transform).unwrap();
+        let logits = CachedTensor::new(split, predict(&model, &plain, 7).unwrap(), "tiny").unwrap();
+        plain.with_teacher(&logits).unwrap()
     };
-    assert_eq!(run(Criterion::cross_entropy()), run(Criterion::kd(KdLoss::new(4.0, 0.0).unwrap())));
-    assert_ne!(run(Criterion::cross_entropy()).1, run(Criterion::kd(KdLoss::new(4.0, 0.5).unwrap())).1);
+    let (train, validation) = (of(&data.train), of(&data.validation));
+    let directly = evaluate(&model, &Examples::images(&data.train, &transform).unwrap(), 9).unwrap().correct as i64;
+    let watch = |defect: Option<teaching::Defect>| {
+        let right = Arc::new(Mutex::new(vec![0i64]));
+        let (count, next) = (Arc::clone(&right), Arc::clone(&right));
+        let kd = KdLoss::new(2.0, 0.5).unwrap();
+        let criterion = Criterion::soft("watched", kd, move |s, y, t, temperature, alpha| {
+            let loss = KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap();
+            if loss.requires_grad() {
+                let hits = t.argmax(-1, false).eq_tensor(y).sum(Kind::Int64).int64_value(&[]);
+                *count.lock().unwrap().last_mut().unwrap() += hits;
+            }
+            loss
+        });
+        let listener = Listener::new(move |e| {
+            if let Event::Epoch { .. } = e {
+                next.lock().unwrap().push(0);
+            }
+        });
+        let options = FitOptions { listener, ..options(4) };
+        let mut student = tiny_model(1);
+        match defect {
+            None => fit(&mut student, &train, &validation, &criterion, &options).unwrap(),
+            Some(d) => teaching::fit_with_defect(d, &mut student, &train, &validation, &criterion, &options).unwrap(),
+        };
+        let counts = right.lock().unwrap().clone();
+        counts[..4].to_vec()
+    };
+    assert!(directly > 0);
+    assert_eq!(watch(None), [directly; 4]);
+    assert_ne!(watch(Some(teaching::Defect::MismatchedTeacher)), [directly; 4], "this test would catch the mismatch");
 }
 
 fn values(model: &Model) -> Vec<f32> {
@@ -393,9 +482,20 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     let second = run(&backbone, &data, 32);
     assert_eq!((first.from_disk, second.from_disk, *passes.lock().unwrap()), (false, true, 1));
     assert_eq!(first.tensor, second.tensor);
-    // Another size, other weights, another split seed, other pixels: each is computed anew.
+    // Another size, other weights, another normalisation, another split seed, other pixels: each is computed anew.
     assert!(!run(&backbone, &data, 40).from_disk);
     assert!(!run(&resnet(2), &data, 32).from_disk);
+    let otherwise = |transform: Transform| {
+        backbone_features(&backbone, &data.validation, &transform, 4, Some(&cache), &listener).unwrap().from_disk
+    };
+    let [mut mean, mut std] = [Transform::imagenet(32), Transform::imagenet(32)];
+    mean.mean[2] += 1e-6;
+    std.std[0] += 1e-6;
+    assert!(!otherwise(mean) && !otherwise(std) && otherwise(Transform::imagenet(32)));
+    // Weights that were changed in place since they were loaded.
+    let changed = resnet(1);
+    tch::no_grad(|| drop(changed.model.state()[0].1.shallow_clone().fill_(0.5)));
+    assert!(!run(&changed, &data, 32).from_disk);
     let again = tempfile::tempdir().unwrap();
     assert!(!run(&backbone, &dataset(again.path(), 1), 32).from_disk);
     let mut bytes = std::fs::read(again.path().join("data_batch_1.bin")).unwrap();
@@ -405,7 +505,13 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     std::fs::write(again.path().join("data_batch_1.bin"), bytes).unwrap();
     let options = DataOptions { folder: Some(again.path().to_owned()), validation: 0.2, ..DataOptions::default() };
     assert!(!run(&backbone, &cifar10(&options).unwrap(), 32).from_disk);
-    assert_eq!(*passes.lock().unwrap(), 5);
+    assert_eq!(*passes.lock().unwrap(), 8);
+    // Logits go by the head's weights too.
+    let logits = |seed| {
+        let head = head(Arch::ResNet18.features(), 10, Device::Cpu, seed).unwrap();
+        teacher_logits(&head, &data.validation, &first, Some(&cache)).unwrap().from_disk
+    };
+    assert_eq!([logits(1), logits(1), logits(2)], [false, true, false]);
     // A damaged file is no features.
     for file in std::fs::read_dir(&cache).unwrap() {
         let path = file.unwrap().path();
@@ -542,4 +648,116 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     let kept = |name: &str| History::load(folder.path().join(name).join("history.json")).unwrap();
     assert_eq!([kept("run-1"), kept("run-2")].map(|h| h.records[0].temperature), [Some(4.0), Some(2.0)]);
     assert!(!folder.path().join("run-3").exists());
+}
+
+#[test]
+fn a_mistake_is_made_on_purpose_or_not_at_all() {
+    use teaching::{Defect, fit_with_defect};
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let test = Examples::images(&data.test, &Transform::cifar10(32)).unwrap().with_teacher(&teacher(&data.test, 1.0));
+    let test = test.unwrap();
+    let kd = Criterion::kd(KdLoss::new(2.0, 0.5).unwrap());
+    // The test split cannot pick weights by accident.
+    let e = fit(&mut tiny_model(1), &train, &test, &kd, &options(1)).unwrap_err().to_string();
+    assert!(e.contains("the test split was given for validation"), "{e}");
+    let run = |defect, validation: &Examples, criterion: &Criterion| {
+        fit_with_defect(defect, &mut tiny_model(1), &train, validation, criterion, &options(2))
+    };
+    let right = fit(&mut tiny_model(1), &train, &validation, &kd, &options(2)).unwrap();
+    assert_eq!(right.defect, None);
+    assert!(!serde_json::to_string(&right).unwrap().contains("defect"), "an ordinary history does not mention it");
+    for defect in [Defect::MismatchedTeacher, Defect::KlOverClasses, Defect::AdamRebuilt] {
+        let wrong = run(defect, &validation, &kd).unwrap();
+        assert_eq!(wrong.defect, Some(defect));
+        assert_ne!(curve(&wrong), curve(&right), "{defect} changed nothing");
+        let json = serde_json::to_string(&wrong).unwrap();
+        assert!(json.contains(&format!("\"defect\":\"{defect:?}\"")), "{json}");
+    }
+    let picked = run(Defect::BestOnTest, &test, &kd).unwrap();
+    assert_eq!(picked.records[1].train, right.records[1].train, "only the choice of weights is another");
+    // Where a mistake could not show, it is refused, and the message says what it needs.
+    let refused =
+        |defect, validation, criterion: &Criterion| run(defect, validation, criterion).unwrap_err().to_string();
+    let hard = Criterion::cross_entropy();
+    assert!(refused(Defect::MismatchedTeacher, &validation, &hard).contains("criterion with a teacher"));
+    assert!(refused(Defect::KlOverClasses, &validation, &hard).contains("criterion with a teacher"));
+    assert!(refused(Defect::BatchNormDrift, &validation, &kd).contains("frozen BatchNorm"));
+    assert!(refused(Defect::BestOnTest, &validation, &kd).contains("test split"));
+    // A run with a mistake in it is not continued by one without, nor lost.
+    let options = |control| FitOptions { folder: Some(folder.path().join("run")), control, ..options(3) };
+    let control = Control::new();
+    let hand = control.clone();
+    let listener = Listener::new(move |e| {
+        if let Event::Epoch { .. } = e {
+            hand.stop("test");
+        }
+    });
+    let stopped = FitOptions { listener, ..options(control) };
+    fit_with_defect(Defect::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &stopped).unwrap();
+    let after = fit(&mut tiny_model(1), &train, &validation, &kd, &options(Control::new())).unwrap();
+    assert_eq!((after.records.len(), after.defect), (3, None));
+    assert_eq!(History::load(folder.path().join("run-1/history.json")).unwrap().defect, Some(Defect::AdamRebuilt));
+}
+
+#[test]
+fn a_frozen_backbone_does_not_drift_in_training() {
+    let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
+    let mut whole = backbone.with_head(&head(512, 10, Device::Cpu, 2).unwrap()).unwrap();
+    assert_eq!(whole.trainable().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["fc.bias", "fc.weight"]);
+    tch::manual_seed(0);
+    let x = Tensor::rand([4, 3, 32, 32], (Kind::Float, Device::Cpu));
+    let before = values(&whole);
+    let (train, eval) = (whole.forward(&x, true).unwrap(), whole.forward(&x, false).unwrap());
+    assert_eq!(train, eval);
+    assert_eq!(values(&whole), before);
+    // Features and head give what the whole does; trained, the statistics move.
+    let features = backbone.features(&x).unwrap();
+    let head = head(512, 10, Device::Cpu, 2).unwrap();
+    assert!((head.forward(&features, false).unwrap() - &eval).abs().max().double_value(&[]) < 1e-5);
+    whole.unfreeze();
+    assert_ne!(whole.forward(&x, true).unwrap(), eval);
+    assert_ne!(values(&whole), before);
+    let e = whole.freeze_except("classifier.").unwrap_err().to_string();
+    assert!(e.contains("no variable begins with \"classifier.\""), "{e}");
+    let e = backbone.with_head(&tiny_model(1)).unwrap_err().to_string();
+    assert!(e.contains("the head does not hold the weights of resnet18"), "{e}");
+}
+
+#[test]
+fn a_report_card_sums_up_what_can_be_measured_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let transform = Transform::cifar10(32);
+    let (a, b) = (tiny_model(1), tiny_model(2));
+    let test = Examples::images(&data.test, &transform).unwrap();
+    let logits = CachedTensor::new(&data.test, predict(&a, &test, 4).unwrap(), "known").unwrap();
+    let graded = |name, model, logits| Graded { name, model, transform: &transform, logits };
+    let (card, evaluations) =
+        report_card(&data.test, &[graded("teacher", &a, Some(&logits)), graded("pupil", &b, None)], 7).unwrap();
+    assert_eq!((card.images, card.rows.len(), evaluations.len()), (20, 2, 2));
+    for (row, model) in card.rows.iter().zip([&a, &b]) {
+        let apart = evaluate(model, &test, 4).unwrap();
+        assert_eq!((row.accuracy, row.confusion.clone()), (apart.accuracy(), apart.confusion().unwrap()));
+        assert!((row.nll - apart.cross_entropy).abs() < 1e-6);
+        assert_eq!((row.parameters, row.macs), (490, 480));
+        let file = folder.path().join("model.safetensors");
+        model.save(&file).unwrap();
+        assert_eq!(row.file_bytes as u64, std::fs::metadata(&file).unwrap().len());
+        assert!(row.latency_ms > 0.0 && row.latency_ms < 1e3);
+    }
+    let agreement = evaluations[1].agreement(&evaluations[0]).unwrap();
+    assert_eq!([card.rows[0].agreement, card.rows[1].agreement], [None, Some(agreement)]);
+    let path = folder.path().join("card.json");
+    card.save(&path).unwrap();
+    let read: ReportCard = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(read, card);
+    let e = report_card(&data.test, &[], 7).err().unwrap().to_string();
+    assert!(e.contains("no models"), "{e}");
+    let e = report_card(&data.validation, &[graded("teacher", &a, Some(&logits))], 7).err().unwrap().to_string();
+    assert!(e.contains("samples"), "{e}");
+    let other = evaluate(&a, &Examples::images(&data.validation, &transform).unwrap(), 4).unwrap();
+    assert!(evaluations[0].agreement(&other).unwrap_err().to_string().contains("same split"));
+    assert!(evaluations[0].calibration(0).unwrap_err().to_string().contains("0 bins"));
 }

@@ -1,7 +1,7 @@
 //! What cells display: figures hold their labels and legends, tables are safe HTML, bad input is refused in words.
 
 use kdlab::data::{DataOptions, Dataset, cifar10};
-use kdlab::distill::{EpochRecord, Evaluation, History, Metrics};
+use kdlab::distill::{EpochRecord, Evaluation, Graded, History, Metrics, ReportCard, report_card};
 use kdlab::show::*;
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -35,7 +35,15 @@ fn history(name: &str, epochs: usize) -> History {
         images_per_second: 100.0,
     };
     let records = (1..=epochs).map(record).collect();
-    History { name: name.into(), criterion: "kd".into(), data_key: String::new(), epochs, records, stopped: None }
+    History {
+        name: name.into(),
+        criterion: "kd".into(),
+        data_key: String::new(),
+        epochs,
+        records,
+        stopped: None,
+        defect: None,
+    }
 }
 
 /// Width, height and the share of pixels that are not white.
@@ -155,4 +163,56 @@ fn tables_align_numbers_and_escape_text() {
     assert!(html.contains("text-align:right"));
     let rows = history("a", 2).table().to_string();
     assert!(rows.lines().count() == 3 && rows.contains("val acc %"), "{rows}");
+}
+
+#[test]
+fn reliability_and_disagreements_show_what_they_compare() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let transform = kdlab::data::Transform::cifar10(32);
+    let build = |vs: &tch::nn::Path| {
+        kdlab::models::Layers::new()
+            .func("pool", |x| x.adaptive_avg_pool2d([2, 2]).flatten(1, -1) * 9.0)
+            .add("fc", tch::nn::linear(vs / "fc", 12, 10, Default::default()))
+    };
+    let nets: Vec<_> =
+        (0..4).map(|seed| kdlab::models::Model::new("net", tch::Device::Cpu, seed, &build).unwrap()).collect();
+    let names = ["teacher", "alone", "T 4, alpha 0.9", "a fourth"];
+    let graded: Vec<_> = (names.iter().zip(&nets))
+        .map(|(name, model)| Graded { name, model, transform: &transform, logits: None })
+        .collect();
+    let (card, evaluations) = report_card(&data.test, &graded, 8).unwrap();
+    // One panel, and more than one row of panels.
+    for models in [1, 4] {
+        let card = ReportCard { rows: card.rows[..models].to_vec(), ..card.clone() };
+        let figure = reliability_diagram(&card).unwrap();
+        nothing_is_clipped(&figure);
+        let svg = figure.svg().unwrap();
+        for name in &names[..models] {
+            assert!(svg.contains(&format!("{name}: ECE ")), "{name}");
+        }
+        for text in ["accuracy", "confidence", "images, %"] {
+            assert!(svg.contains(text), "{text} is missing");
+        }
+    }
+    assert!(reliability_diagram(&ReportCard { rows: Vec::new(), ..card.clone() }).is_err());
+    let table = card.table().to_string();
+    for text in ["agrees with teacher %", "ECE %", "ms an image", "T 4, alpha 0.9"] {
+        assert!(table.contains(text), "{table}");
+    }
+
+    let figure = disagreements(&data.test, &data, &evaluations[0], &evaluations[1], 5).unwrap();
+    nothing_is_clipped(&figure);
+    let svg = figure.svg().unwrap();
+    // The first image is the one with the largest KL(teacher || student): its two answers stand below it.
+    let logs = [0, 1].map(|i: usize| evaluations[i].logits.log_softmax(-1, Kind::Float));
+    let kl = ((&logs[0] - &logs[1]) * logs[0].exp()).sum_dim_intlist([-1].as_slice(), false, Kind::Float);
+    let first = kl.argmax(0, false).int64_value(&[]);
+    for log in &logs {
+        let (sure, class) = log.get(first).exp().max_dim(-1, false);
+        let text = format!("{} {:.0} %", data.classes[class.int64_value(&[]) as usize], 100.0 * sure.double_value(&[]));
+        assert!(svg.contains(&text), "{text}");
+    }
+    assert!(disagreements(&data.train, &data, &evaluations[0], &evaluations[1], 5).is_err());
+    assert!(disagreements(&data.test, &data, &evaluations[0], &evaluations[1], 0).is_err());
 }

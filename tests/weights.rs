@@ -310,6 +310,17 @@ fn cut_or_changed_files_never_panic() {
     }
 }
 
+/// A safetensors file begins with the length of its header, whose bytes may look like the start of any other format.
+#[test]
+fn a_safetensors_header_of_any_length_is_read() {
+    for start in [[0x80, 2], *b"PK", [b'<', 1]] {
+        let mut header = br#"{"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}"#.to_vec();
+        header.resize(u16::from_le_bytes(start).into(), b' ');
+        let bytes = [(header.len() as u64).to_le_bytes().as_slice(), &header, &six()].concat();
+        assert_eq!(list(&read(&bytes).unwrap()[0].1), [0., 1., 2., 3., 4., 5.]);
+    }
+}
+
 #[test]
 fn other_files_are_refused_with_a_reason() {
     for (bytes, reason) in [
@@ -399,11 +410,10 @@ fn a_backbone_is_loaded_without_its_classifier() {
     Model::new("full", Device::Cpu, 5, &|vs| Arch::ResNet18.layers(vs, Some(1000))).unwrap().save(&path).unwrap();
     let (backbone, report) = Backbone::from_file(Arch::ResNet18, Device::Cpu, &path).unwrap();
     assert!(report.unexpected.is_empty() && report.loaded.len() == 100, "{report}");
-    assert_eq!(backbone.weights_key.len(), 64);
     assert!(backbone.model.trainable().is_empty());
     // The same file found in the cache, by the architecture's name.
     let found = Backbone::pretrained(Arch::ResNet18, Device::Cpu, folder.path()).unwrap();
-    assert_eq!(found.weights_key, backbone.weights_key);
+    assert!(found.model.state().iter().zip(backbone.model.state()).all(|((_, a), (_, b))| a.equal(&b)));
 }
 
 #[test]
@@ -427,7 +437,6 @@ fn the_published_lite0_tells_photographs_apart() {
         return eprintln!("skipped: no EfficientNet-Lite0 weights in the cache");
     };
     let backbone = Backbone::pretrained(arch, Device::Cpu, &cache).unwrap();
-    assert_eq!(backbone.weights_key, arch.weight_file().1);
     let mut full = Model::new("full", Device::Cpu, 0, &|vs| arch.layers(vs, Some(1000))).unwrap();
     let report = full.load(cache.join("weights").join(arch.weight_file().0)).unwrap();
     assert!(report.unexpected.is_empty(), "{report}");

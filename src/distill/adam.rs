@@ -14,7 +14,7 @@ struct Slot {
     square: Tensor,
 }
 
-/// Adam (Kingma and Ba, 2015) as `torch.optim.Adam` computes it: betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
+/// Adam (Kingma and Ba, 2015) as `torch.optim.Adam` computes it, in the same order of operations: betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
 pub struct Adam {
     slots: Vec<Slot>,
     steps: u64,
@@ -51,8 +51,8 @@ impl Adam {
                 let _ = slot.mean.f_lerp_(&gradient, 1.0 - BETA1)?;
                 let _ = slot.square.f_mul_scalar_(BETA2)?.f_addcmul_(&(&gradient * (1.0 - BETA2)), &gradient)?;
                 let denominator = slot.square.f_sqrt()?.f_div_scalar_(correction2)?.f_add_scalar_(EPSILON)?;
-                let update = slot.mean.f_div(&denominator)?.f_mul_scalar_(-learning_rate / correction1)?;
-                let _ = slot.parameter.f_add_(&update)?;
+                let update = slot.mean.f_mul_scalar(-learning_rate / correction1)?;
+                let _ = slot.parameter.f_addcdiv_(&update, &denominator)?;
             }
             Ok(())
         })

@@ -48,15 +48,12 @@ impl CachedTensor {
     }
 }
 
-pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Transform) -> String {
+/// By the weights themselves: they may have been changed since they were loaded.
+pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Transform) -> Result<String> {
     let arch = format!("{:?}", backbone.arch);
-    digest(&[
-        b"features",
-        arch.as_bytes(),
-        backbone.weights_key.as_bytes(),
-        split.key.as_bytes(),
-        transform.key().as_bytes(),
-    ])
+    let weights = digest_tensors(&backbone.model.state())?;
+    let (split, transform) = (split.key.as_bytes(), transform.key());
+    Ok(digest(&[b"features", arch.as_bytes(), weights.as_bytes(), split, transform.as_bytes()]))
 }
 
 /// The frozen backbone's features f32 `[N, D]` of every image of `split`, in evaluation mode and without gradients.
@@ -71,7 +68,7 @@ pub fn backbone_features(
     listener: &Listener,
 ) -> Result<CachedTensor> {
     let device = backbone.model.device();
-    cached(folder, "features", features_key(backbone, split, transform), split, || {
+    cached(folder, "features", features_key(backbone, split, transform)?, split, || {
         let name = format!("{} on {}", backbone.arch, split.name);
         let mut ticker = Ticker::new(&name, split.len());
         let mut rows = Vec::new();

@@ -1,6 +1,7 @@
 //! The loss as a parameter of the training loop.
 
 use super::loss::cross_entropy;
+use super::teaching::kd_loss_over_classes;
 use super::{KdLoss, Minibatch};
 use crate::{Error, Result};
 use tch::Tensor;
@@ -11,6 +12,8 @@ type SoftLoss = Box<dyn Fn(&Tensor, &Tensor, &Tensor, f64, f64) -> Tensor + Send
 enum Function {
     CrossEntropy,
     Kd,
+    /// The article's; see [`super::teaching`].
+    KdOverClasses,
     Hard(HardLoss),
     Soft(SoftLoss),
 }
@@ -31,6 +34,11 @@ impl Criterion {
     /// Teacher and hard labels. Needs examples with teacher logits.
     pub fn kd(kd: KdLoss) -> Self {
         Self { name: "kd".into(), kd: Some(kd), function: Function::Kd }
+    }
+
+    /// [`super::teaching::kd_loss_over_classes`] in the place of [`KdLoss`].
+    pub(super) fn kd_over_classes(kd: KdLoss) -> Self {
+        Self { function: Function::KdOverClasses, ..Self::kd(kd) }
     }
 
     /// Your own loss of `(logits [B, C], labels [B])`, a scalar.
@@ -62,8 +70,11 @@ impl Criterion {
             (Function::CrossEntropy, _) => return cross_entropy(logits, &batch.labels),
             (Function::Hard(f), _) => f(logits, &batch.labels),
             (Function::Kd, Some(kd)) => return kd.forward(logits, &batch.labels, batch.teacher()?),
+            (Function::KdOverClasses, Some(kd)) => {
+                return kd_loss_over_classes(logits, &batch.labels, batch.teacher()?, kd);
+            }
             (Function::Soft(f), Some(kd)) => f(logits, &batch.labels, batch.teacher()?, kd.temperature(), kd.alpha()),
-            (Function::Kd | Function::Soft(_), None) => {
+            (Function::Kd | Function::KdOverClasses | Function::Soft(_), None) => {
                 return Err(Error::Input(format!("criterion {} has no temperature and alpha", self.name)));
             }
         };

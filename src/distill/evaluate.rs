@@ -4,12 +4,13 @@ use super::loss::cross_entropy;
 use super::{Criterion, Examples, KdLoss, Metrics, Minibatch, Progress};
 use crate::models::Model;
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// How a model does on a split.
 pub struct Evaluation {
-    /// Mean cross-entropy over all samples.
+    /// Mean cross-entropy over all samples: the negative log-likelihood (NLL) of the labels, in nats.
     pub cross_entropy: f64,
     /// Samples whose largest logit is the label's.
     pub correct: usize,
@@ -20,7 +21,35 @@ pub struct Evaluation {
     pub labels: Tensor,
 }
 
+/// How far a model's confidence can be believed: Guo et al., "On Calibration of Modern Neural Networks" (2017).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Expected calibration error: mean over all samples of |accuracy - confidence| of their bin, in [0, 1].
+    pub ece: f64,
+    /// Bins of equal width; bin `m` of `M` holds confidences in (m/M, (m+1)/M].
+    pub bins: Vec<CalibrationBin>,
+}
+
+/// The samples whose largest probability lies in one bin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationBin {
+    pub samples: usize,
+    /// Mean of the largest probability; 0 for an empty bin.
+    pub confidence: f64,
+    /// Share of samples that were right; 0 for an empty bin.
+    pub accuracy: f64,
+}
+
 impl Evaluation {
+    /// From logits `[N, C]` and labels i64 `[N]`, on any device.
+    pub fn new(logits: &Tensor, labels: &Tensor) -> Result<Self> {
+        let (logits, labels) = (logits.f_to_device(Device::Cpu)?, labels.f_to_device(Device::Cpu)?);
+        check_classes(&logits, &labels)?;
+        let cross_entropy = f64::try_from(cross_entropy(&logits, &labels)?)?;
+        let correct = i64::try_from(logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?)? as usize;
+        Ok(Self { cross_entropy, correct, total: labels.numel(), logits, labels })
+    }
+
     /// In [0, 1].
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.total.max(1) as f64
@@ -29,6 +58,47 @@ impl Evaluation {
     /// The class of the largest logit, i64 `[N]`.
     pub fn predictions(&self) -> Result<Tensor> {
         Ok(self.logits.f_argmax(-1, false)?)
+    }
+
+    /// Top-1 agreement: share of samples that both give the same class, right or wrong, in [0, 1].
+    ///
+    /// # Errors
+    /// When the two were not measured on the same labels.
+    pub fn agreement(&self, other: &Evaluation) -> Result<f64> {
+        if self.labels.size() != other.labels.size() || !self.labels.f_equal(&other.labels)? {
+            return Err(Error::Input(format!(
+                "agreement of {} with {} samples: both models must be evaluated on the same split",
+                self.total, other.total
+            )));
+        }
+        let same = self.predictions()?.f_eq_tensor(&other.predictions()?)?.f_sum(Kind::Int64)?;
+        Ok(i64::try_from(same)? as f64 / self.total.max(1) as f64)
+    }
+
+    /// Confidence against accuracy in `bins` bins (15 is usual).
+    ///
+    /// # Errors
+    /// When `bins` is 0.
+    pub fn calibration(&self, bins: usize) -> Result<Calibration> {
+        if bins == 0 {
+            return Err(Error::Input("calibration in 0 bins: at least 1 is needed, 15 is usual".into()));
+        }
+        let (confidence, predicted) = self.logits.f_softmax(-1, Kind::Double)?.f_max_dim(-1, false)?;
+        let right = Vec::<bool>::try_from(predicted.f_eq_tensor(&self.labels)?)?;
+        let mut sums = vec![CalibrationBin::default(); bins];
+        for (confidence, right) in Vec::<f64>::try_from(confidence)?.into_iter().zip(right) {
+            let bin = (confidence * bins as f64).ceil() as usize;
+            let bin = &mut sums[bin.clamp(1, bins) - 1];
+            bin.samples += 1;
+            bin.confidence += confidence;
+            bin.accuracy += f64::from(u8::from(right));
+        }
+        let gaps: f64 = sums.iter().map(|bin| (bin.accuracy - bin.confidence).abs()).sum();
+        let mean = |b: CalibrationBin| {
+            let n = b.samples.max(1) as f64;
+            CalibrationBin { confidence: b.confidence / n, accuracy: b.accuracy / n, ..b }
+        };
+        Ok(Calibration { ece: gaps / self.total.max(1) as f64, bins: sums.into_iter().map(mean).collect() })
     }
 
     /// Counts `[C][C]`: row = true class, column = predicted class.
@@ -56,17 +126,7 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
 
 /// Accuracy and cross-entropy of `model` on `examples`.
 pub fn evaluate(model: &Model, examples: &Examples, batch_size: usize) -> Result<Evaluation> {
-    let logits = predict(model, examples, batch_size)?;
-    let labels = examples.labels();
-    check_classes(&logits, &labels)?;
-    let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?;
-    Ok(Evaluation {
-        cross_entropy: f64::try_from(cross_entropy(&logits, &labels)?)?,
-        correct: i64::try_from(correct)? as usize,
-        total: examples.len(),
-        logits,
-        labels,
-    })
+    Evaluation::new(&predict(model, examples, batch_size)?, &examples.labels())
 }
 
 /// A label beyond the logits is undefined behaviour on CUDA and an obscure message on the CPU: say it plainly, once.

@@ -17,6 +17,7 @@ pub struct Examples {
     inputs: Inputs,
     labels: Tensor,          // i64 [N], CPU
     teacher: Option<Tensor>, // f32 [N, C], CPU
+    pub(super) split_name: String,
     split_key: String,
     key: String,
 }
@@ -56,7 +57,7 @@ impl Examples {
     /// [`Examples::features`] up to rounding, at many times the cost. The
     /// examples hold a copy of the backbone.
     pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Backbone) -> Result<Self> {
-        let key = super::cache::features_key(backbone, split, transform);
+        let key = super::cache::features_key(backbone, split, transform)?;
         let inputs =
             Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: backbone.copy()? };
         Self::new(split, inputs, key)
@@ -85,17 +86,23 @@ impl Examples {
 
     /// The samples at `indices`, on `device`.
     pub fn batch(&self, indices: &[i64], device: Device) -> Result<Minibatch> {
-        let rows = Tensor::f_from_slice(indices)?;
-        let on_device = |t: &Tensor| -> Result<Tensor> { Ok(t.f_index_select(0, &rows)?.f_to_device(device)?) };
+        self.batch_with_teacher_of(indices, indices, device)
+    }
+
+    /// The samples at `indices` with the teacher's logits of the samples at `others`: the same ones, but in [`super::teaching`].
+    pub(super) fn batch_with_teacher_of(&self, indices: &[i64], others: &[i64], device: Device) -> Result<Minibatch> {
+        let pick = |t: &Tensor, rows: &[i64]| -> Result<Tensor> {
+            Ok(t.f_index_select(0, &Tensor::f_from_slice(rows)?)?.f_to_device(device)?)
+        };
         let inputs = match &self.inputs {
             Inputs::Images { split, transform } => transform.apply(&split.batch(indices)?.images, device)?,
-            Inputs::Features(features) => on_device(features)?,
+            Inputs::Features(features) => pick(features, indices)?,
             Inputs::Backbone { split, transform, backbone } => {
                 backbone.features(&transform.apply(&split.batch(indices)?.images, device)?)?
             }
         };
-        let teacher = self.teacher.as_ref().map(on_device).transpose()?;
-        Ok(Minibatch { inputs, labels: on_device(&self.labels)?, teacher })
+        let teacher = self.teacher.as_ref().map(|logits| pick(logits, others)).transpose()?;
+        Ok(Minibatch { inputs, labels: pick(&self.labels, indices)?, teacher })
     }
 
     /// Changes with the data, its transform, the backbone and the teacher.
@@ -112,6 +119,7 @@ impl Examples {
         if split.is_empty() {
             return Err(Error::Input(format!("the {} split holds no image; give it more data", split.name)));
         }
-        Ok(Self { inputs, labels: split.labels()?, teacher: None, split_key: split.key.clone(), key })
+        let (split_name, split_key) = (split.name.clone(), split.key.clone());
+        Ok(Self { inputs, labels: split.labels()?, teacher: None, split_name, split_key, key })
     }
 }

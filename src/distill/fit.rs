@@ -2,9 +2,10 @@
 
 use super::checkpoint::{Checkpoint, Snapshot};
 use super::evaluate::{Sums, Ticker, check_classes, validate};
+use super::teaching::Defect;
 use super::{Adam, Control, Criterion, EpochRecord, Event, Examples, History, KdLoss};
 use crate::files::{digest, digest_tensors};
-use crate::models::Model;
+use crate::models::{Mode, Model};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,6 +89,8 @@ impl FitOptions {
 /// model, data and options goes on where a killed or stopped run ended, with the history of an unbroken one. A finished
 /// run is not continued: it is trained anew. A run of other settings in that folder is renamed, not overwritten.
 ///
+/// The test split is refused as `validation`: weights that it picked would be flattered by it.
+///
 /// Errors leave the model usable: a loss that is no longer finite puts the best weights so far back, and the finished
 /// epochs stay in `history.json`.
 pub fn fit(
@@ -97,12 +100,32 @@ pub fn fit(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
+    fit_as(None, model, train, validation, criterion, options)
+}
+
+/// [`fit`], or with the one mistake that [`super::teaching::fit_with_defect`] asks for.
+pub(super) fn fit_as(
+    defect: Option<Defect>,
+    model: &mut Model,
+    train: &Examples,
+    validation: &Examples,
+    criterion: &Criterion,
+    options: &FitOptions,
+) -> Result<History> {
     options.check()?;
     let kd = criterion.kd_loss();
+    if validation.split_name == "test" && defect != Some(Defect::BestOnTest) {
+        return Err(Error::Input(
+            "the test split was given for validation: it would pick the best weights and flatter them; give the              validation split and evaluate on test once, at the end"
+                .into(),
+        ));
+    }
     check_fit(model, train, validation, criterion)?;
     let mut adam = Adam::new(model.trainable())?;
     let checkpoint = match &options.folder {
-        Some(folder) => Some(Checkpoint::new(folder, fingerprint(model, train, validation, criterion, options)?)),
+        Some(folder) => {
+            Some(Checkpoint::new(folder, fingerprint(defect, model, train, validation, criterion, options)?))
+        }
         None => None,
     };
     let mut history = History {
@@ -112,6 +135,7 @@ pub fn fit(
         epochs: options.epochs,
         records: Vec::new(),
         stopped: None,
+        defect,
     };
     let mut best = Snapshot::of(model)?;
     if let Some((resumed, snapshot, (temperature, alpha))) =
@@ -135,7 +159,11 @@ pub fn fit(
 
     for epoch in history.records.len() + 1..=options.epochs {
         let start = Instant::now();
-        let (metrics, images_per_second) = match train_epoch(model, &mut adam, train, criterion, options, epoch) {
+        if defect == Some(Defect::AdamRebuilt) {
+            adam = Adam::new(model.trainable())?;
+        }
+        let trained = train_epoch(defect, model, &mut adam, train, criterion, options, epoch);
+        let (metrics, images_per_second) = match trained {
             Ok(Some(done)) => done,
             Ok(None) => {
                 history.stopped = options.control.take_stop();
@@ -178,6 +206,7 @@ pub fn fit(
 
 /// None when a stop was asked for.
 fn train_epoch(
+    defect: Option<Defect>,
     model: &Model,
     adam: &mut Adam,
     train: &Examples,
@@ -190,13 +219,23 @@ fn train_epoch(
     let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
     let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;
     let mut ticker = Ticker::epoch(&options.name, epoch, options.epochs, train.len());
-    for indices in crate::data::batches(&order, options.batch_size)? {
+    let batches = crate::data::batches(&order, options.batch_size)?;
+    // Whose logits each batch is given: its own.
+    let teachers = match defect {
+        Some(Defect::MismatchedTeacher) => {
+            let once = crate::data::shuffled(train.len(), options.seed, 0);
+            crate::data::batches(&once, options.batch_size)?
+        }
+        _ => batches.clone(),
+    };
+    let mode = if defect == Some(Defect::BatchNormDrift) { Mode::TrainingFrozenToo } else { Mode::Training };
+    for (indices, teachers) in batches.iter().zip(&teachers) {
         if options.control.stopping().is_some() {
             return Ok(None);
         }
         let kd: Option<KdLoss> = criterion.kd_loss().map(|kd| options.control.apply(kd)).transpose()?;
-        let batch = train.batch(&indices, model.device())?;
-        let logits = model.forward(&batch.inputs, true)?; // [B, C]
+        let batch = train.batch_with_teacher_of(indices, teachers, model.device())?;
+        let logits = model.forward_in(&batch.inputs, mode)?; // [B, C]
         let loss = criterion.loss(&logits, &batch, kd)?;
         adam.zero_grad();
         loss.f_backward()?;
@@ -252,6 +291,7 @@ fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: 
 }
 
 fn fingerprint(
+    defect: Option<Defect>,
     model: &Model,
     train: &Examples,
     validation: &Examples,
@@ -259,7 +299,7 @@ fn fingerprint(
     options: &FitOptions,
 ) -> Result<String> {
     let settings = format!(
-        "{} {:?} {} {} {} {}",
+        "{defect:?} {} {:?} {} {} {} {}",
         criterion.name(),
         criterion.kd_loss(),
         options.epochs,

@@ -1,5 +1,6 @@
 //! What a fit reports: numbers only, for a figure, a table, a test or a file.
 
+use super::teaching::Defect;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -48,6 +49,9 @@ pub struct History {
     pub records: Vec<EpochRecord>,
     /// Why the fit ended before its last epoch, if it did.
     pub stopped: Option<String>,
+    /// The mistake that was made on purpose; none outside [`super::teaching`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defect: Option<Defect>,
 }
 
 impl History {

@@ -100,8 +100,6 @@ impl fmt::Display for Arch {
 pub struct Backbone {
     pub arch: Arch,
     pub model: Model,
-    /// SHA-256 of the weight file in hex, or `untrained-<seed>`: what features are cached by.
-    pub weights_key: String,
 }
 
 impl Backbone {
@@ -109,7 +107,7 @@ impl Backbone {
     pub fn untrained(arch: Arch, device: Device, seed: u64) -> Result<Self> {
         let mut model = Model::new(arch.name(), device, seed, &|vs| arch.layers(vs, None))?;
         model.freeze();
-        Ok(Backbone { arch, model, weights_key: format!("untrained-{seed}") })
+        Ok(Backbone { arch, model })
     }
 
     /// ImageNet weights: from `<cache>/weights/`, else downloaded into it. The official file is checked by SHA-256;
@@ -136,30 +134,39 @@ impl Backbone {
                 official.display()
             )));
         }
-        Ok(Self::read(arch, device, &official, found)?.0)
+        Ok(Self::from_file(arch, device, &official)?.0)
     }
 
     /// Weights from a file of the same architecture, safetensors or `.pth`; its ImageNet classifier is left out.
     pub fn from_file(arch: Arch, device: Device, path: &Path) -> Result<(Self, LoadReport)> {
-        Self::read(arch, device, path, files::file_digest::<Sha256>(path)?)
-    }
-
-    fn read(arch: Arch, device: Device, path: &Path, sha256: String) -> Result<(Self, LoadReport)> {
-        let mut backbone = Self::untrained(arch, device, 0)?;
+        let backbone = Self::untrained(arch, device, 0)?;
         let mut tensors = weights::read_weights(path)?;
         tensors.retain(|(name, _)| !name.starts_with(arch.classifier()));
         let report = weights::load(arch.name(), &backbone.model.state(), tensors, path)?;
-        backbone.weights_key = sha256;
         Ok((backbone, report))
     }
 
     /// The same network with weights of its own.
     pub fn copy(&self) -> Result<Self> {
-        let mut copy = Self::untrained(self.arch, self.model.device(), 0)?;
-        let tensors = self.model.state();
-        weights::load(self.arch.name(), &copy.model.state(), tensors, Path::new("a backbone"))?;
-        copy.weights_key.clone_from(&self.weights_key);
+        let copy = Self::untrained(self.arch, self.model.device(), 0)?;
+        weights::load(self.arch.name(), &copy.model.state(), self.model.state(), Path::new("a backbone"))?;
         Ok(copy)
+    }
+
+    /// Backbone and head as one network from images to logits, under the published names (torchvision's `fc.weight`): to
+    /// save, to measure, or to train the article's way. It has weights of its own, and only the head's learn.
+    ///
+    /// # Errors
+    /// When `head` is not a linear layer on this backbone's features, as [`super::head`] makes it.
+    pub fn with_head(&self, head: &Model) -> Result<Model> {
+        let (fc, mut tensors) = (self.arch.classifier(), self.model.state());
+        let classes = head.state().iter().find(|(name, _)| name == "fc.bias").map_or(0, |(_, bias)| bias.numel());
+        tensors.extend(head.state().into_iter().map(|(name, t)| (name.replacen("fc.", fc, 1), t)));
+        let build = |vs: &nn::Path| self.arch.layers(vs, Some(classes as i64));
+        let mut whole = Model::new(self.arch.name(), self.model.device(), 0, &build)?;
+        weights::load(self.arch.name(), &whole.state(), tensors, Path::new("the head"))?;
+        whole.freeze_except(fc)?;
+        Ok(whole)
     }
 
     /// Features f32 `[N, arch.features()]` of images f32 `[N, 3, S, S]` (normalised by [`Arch::normalisation`]), on the model's

@@ -6,6 +6,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, Module, ModuleT};
 use tch::{TchError, Tensor};
 
+/// What BatchNorm does in a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The stored statistics, everywhere.
+    Evaluation,
+    /// Batch statistics, which move the stored ones; the stored ones in frozen layers.
+    Training,
+    /// PyTorch's `model.train()`: batch statistics in frozen layers too. For [`crate::distill::teaching`] alone.
+    TrainingFrozenToo,
+}
+
+impl Mode {
+    pub(crate) fn of(train: bool) -> Self {
+        if train { Mode::Training } else { Mode::Evaluation }
+    }
+}
+
 /// A step without parameters of its own: input and "are we training?" to output.
 type Func = Box<dyn Fn(&Tensor, bool) -> Tensor + Send>;
 
@@ -94,19 +111,20 @@ impl Layers {
         self.0.iter().map(|(name, op)| (name.as_str(), op))
     }
 
-    /// Runs the layers on `x`. `train` makes BatchNorm use (and update) batch statistics; gradients are the caller's choice.
+    /// Runs the layers on `x`. `train` makes BatchNorm use (and update) batch statistics, unless it is frozen; gradients
+    /// are the caller's choice.
     ///
     /// # Errors
     /// Names the layer that refused, the shape it was given, and the reason.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.walk(x, train, None, &mut |_, _, _| ())
+        self.walk(x, Mode::of(train), None, &mut |_, _, _| ())
     }
 
     /// [`Layers::forward`] that shows every layer with its output to `seen`, innermost first.
     pub(crate) fn walk(
         &self,
         x: &Tensor,
-        train: bool,
+        mode: Mode,
         up: Option<&Place>,
         seen: &mut dyn FnMut(&Place, &Op, &Tensor),
     ) -> Result<Tensor> {
@@ -115,19 +133,19 @@ impl Layers {
             let place = Place { up, name };
             let y = match op {
                 Op::Residual { body, shortcut } => {
-                    let main = body.walk(&x, train, Some(&place), seen)?;
+                    let main = body.walk(&x, mode, Some(&place), seen)?;
                     let side = match shortcut {
-                        Some(layers) => layers.walk(&x, train, Some(&place), seen)?,
+                        Some(layers) => layers.walk(&x, mode, Some(&place), seen)?,
                         None => x.shallow_clone(),
                     };
                     main.f_add(&side).map_err(|e| refused(&place, &main, Error::from(e)))?
                 }
                 Op::Conv(layer) => conv(layer, &x).map_err(|e| refused(&place, &x, e))?,
-                Op::BatchNorm(layer) => batch_norm(layer, &x, train).map_err(|e| refused(&place, &x, e))?,
+                Op::BatchNorm(layer) => batch_norm(layer, &x, mode).map_err(|e| refused(&place, &x, e))?,
                 Op::Linear(layer) => {
                     x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(|e| refused(&place, &x, Error::from(e)))?
                 }
-                Op::Func(f) => caught(|| f(&x, train)).map_err(|e| refused(&place, &x, e))?,
+                Op::Func(f) => caught(|| f(&x, mode != Mode::Evaluation)).map_err(|e| refused(&place, &x, e))?,
             };
             seen(&place, op, &y);
             x = y;
@@ -178,12 +196,19 @@ fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, train: bool) -> Result<Tensor> {
+fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, mode: Mode) -> Result<Tensor> {
     let (size, channels) = (x.size(), layer.running_mean.numel() as i64);
     let dims_fit = size.len() == layer.nd + 2 || (layer.nd == 1 && size.len() == 2);
     if !dims_fit || size[1] != channels {
         return Err(Error::Input(format!("it normalises {channels} channels of {}-D input", layer.nd + 2)));
     }
+    // A layer that does not learn must not drift either: what it gives would depend on the images beside this one.
+    let frozen = layer.ws.as_ref().is_some_and(|weight| !weight.requires_grad());
+    let train = match mode {
+        Mode::Evaluation => false,
+        Mode::Training => !frozen,
+        Mode::TrainingFrozenToo => true,
+    };
     caught(|| layer.forward_t(x, train))
 }
 

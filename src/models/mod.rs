@@ -14,6 +14,7 @@ mod weights;
 
 pub use backbone::{Arch, Backbone};
 pub use efficientnet::efficientnet_lite0;
+pub(crate) use layers::Mode;
 pub use layers::{Layers, Op};
 pub use model::{Model, head};
 pub use resnet::{resnet18, resnet50};

@@ -1,6 +1,6 @@
 //! A network with its variables: built once, initialised from a seed, saved and loaded whole.
 
-use super::layers::Layers;
+use super::layers::{Layers, Mode};
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
 use crate::{Error, Result, files};
@@ -45,9 +45,14 @@ impl Model {
 
     /// Logits `[N, classes]` (or whatever the last layer gives) for `x` on the model's device.
     ///
-    /// `train` makes BatchNorm use and update batch statistics. Gradients are recorded unless the caller is in `tch::no_grad`.
+    /// `train` makes BatchNorm use and update batch statistics; one that is frozen keeps to its stored statistics.
+    /// Gradients are recorded unless the caller is in `tch::no_grad`.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         self.layers.forward(x, train)
+    }
+
+    pub(crate) fn forward_in(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.layers.walk(x, mode, None, &mut |_, _, _| ())
     }
 
     pub fn layers(&self) -> &Layers {
@@ -85,6 +90,35 @@ impl Model {
         self.vs.freeze();
     }
 
+    /// Keeps gradients away from every variable but those whose name begins with `part`, such as `fc.`.
+    ///
+    /// # Errors
+    /// When no variable is named so; nothing is changed then.
+    pub fn freeze_except(&mut self, part: &str) -> Result<()> {
+        let state = self.state();
+        if !state.iter().any(|(name, _)| name.starts_with(part)) {
+            return Err(Error::Input(format!(
+                "{}: no variable begins with {part:?}; the last one is {}",
+                self.name,
+                state.last().map_or("missing", |(name, _)| name)
+            )));
+        }
+        self.vs.unfreeze();
+        for (_, variable) in self.trainable().iter().filter(|(name, _)| !name.starts_with(part)) {
+            let _ = variable.set_requires_grad(false);
+        }
+        Ok(())
+    }
+
+    /// Whether gradients are kept away from a BatchNorm.
+    pub(crate) fn has_frozen_norm(&self) -> bool {
+        let trainable = self.trainable();
+        self.state()
+            .iter()
+            .filter_map(|(name, _)| name.strip_suffix("running_mean"))
+            .any(|norm| !trainable.iter().any(|(name, _)| name.strip_suffix("weight") == Some(norm)))
+    }
+
     /// Undoes [`Model::freeze`].
     pub fn unfreeze(&mut self) {
         self.vs.unfreeze();
@@ -93,6 +127,11 @@ impl Model {
     /// Writes every variable to a safetensors file, which is whole or absent.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         files::save_tensors(path.as_ref(), &self.state(), HashMap::new())
+    }
+
+    /// Bytes of the file that [`Model::save`] writes.
+    pub fn file_size(&self) -> Result<usize> {
+        Ok(files::tensor_file(&self.state(), HashMap::new())?.len())
     }
 
     /// Loads a weight file by name: safetensors, or PyTorch's `.pth` in its zip and its older format.

@@ -1,6 +1,6 @@
 //! What a network is made of: shapes, parameters and multiply-adds per layer.
 
-use super::layers::{Layers, Op};
+use super::layers::{Layers, Mode, Op};
 use crate::{Error, Result};
 use std::fmt;
 use tch::{Device, Kind, Tensor};
@@ -43,7 +43,7 @@ impl Summary {
         let mut rows = Vec::new();
         let seen = tch::no_grad(|| {
             let x = Tensor::f_zeros([1, c, h, w], (Kind::Float, device))?;
-            layers.walk(&x, false, None, &mut |place, op, output| {
+            layers.walk(&x, Mode::Evaluation, None, &mut |place, op, output| {
                 rows.push(row(place.to_string(), op, output.size()));
             })
         });

@@ -102,6 +102,8 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let bytes = std::fs::read(path).map_err(io)?;
     let mut tensors = match bytes.as_slice() {
         [] => Err("it is empty".to_owned()),
+        // First of all: the length of its header, before the brace, may begin like any of the others.
+        [_, _, _, _, _, _, _, _, b'{', ..] => files::parse_tensors(&bytes),
         [b'P', b'K', ..] => torch_file::read_zip(&bytes),
         bytes if torch_file::is_legacy(bytes) => torch_file::read_legacy(bytes),
         [b'<', ..] => Err("it is a web page; download the file itself".to_owned()),

@@ -3,7 +3,7 @@
 use super::table::escape;
 use super::{Figure, Table};
 use crate::data::{Batch, Dataset};
-use crate::distill::{CachedTensor, Evaluation, History};
+use crate::distill::{CachedTensor, Evaluation, History, ReportCard};
 use crate::lab::Lab;
 use crate::models::{LoadReport, Summary};
 use base64::Engine;
@@ -80,6 +80,33 @@ impl History {
                 maybe(r.temperature),
                 maybe(r.alpha),
                 number(r.seconds, 1),
+            ])
+        })
+    }
+
+    pub fn evcxr_display(&self) {
+        self.table().evcxr_display();
+    }
+}
+
+impl ReportCard {
+    /// A row for each model.
+    pub fn table(&self) -> Table {
+        let teacher = self.rows.first().map_or("", |r| r.model.as_str());
+        let agrees = format!("agrees with {teacher} %");
+        let header =
+            ["model", "accuracy %", "NLL", "ECE %", &agrees, "parameters", "MACs an image", "ms an image", "file"];
+        self.rows.iter().fold(Table::new(&header), |table, r| {
+            table.row(&[
+                r.model.clone(),
+                format!("{:.2}", 100.0 * r.accuracy),
+                format!("{:.4}", r.nll),
+                format!("{:.2}", 100.0 * r.calibration.ece),
+                r.agreement.map_or(String::new(), |a| format!("{:.1}", 100.0 * a)),
+                format!("{:.2} M", r.parameters as f64 / 1e6),
+                format!("{:.1} M", r.macs as f64 / 1e6),
+                format!("{:.2}", r.latency_ms),
+                format!("{:.1} MB", r.file_bytes as f64 / 1e6),
             ])
         })
     }

@@ -1,6 +1,6 @@
 //! A figure holds what it shows and draws it when asked, as PNG or SVG.
 
-use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap};
+use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap, reliability::Reliability};
 use crate::{Error, Result, files};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -24,6 +24,7 @@ pub(super) enum Drawing {
     Bars(Bars),
     Heatmap(Heatmap),
     Gallery(Gallery),
+    Reliability(Reliability),
 }
 
 impl Figure {
@@ -66,6 +67,7 @@ impl Figure {
             Drawing::Bars(d) => d.draw(&area, pen),
             Drawing::Heatmap(d) => d.draw(&area, pen),
             Drawing::Gallery(d) => d.draw(&area, pen),
+            Drawing::Reliability(d) => d.draw(&area, pen),
         });
         drawn
             .and_then(|()| area.present().map_err(|e| e.to_string()))

@@ -9,17 +9,19 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use tch::{Kind, Tensor};
 
 const TILE: u32 = 96;
-const CAPTION: u32 = 34;
+const LINE: u32 = 15;
 
 /// What stands below an image.
 pub struct Caption {
     pub text: String,
-    /// A second line, set off in colour; empty for none.
-    pub note: String,
+    /// Further lines, each in a colour of its own.
+    pub notes: Vec<String>,
 }
 
 pub(super) struct Gallery {
     columns: u32,
+    /// Height of a tile with its caption and the gap below.
+    pitch: u32,
     tiles: Vec<(Tile, Caption)>,
 }
 
@@ -31,7 +33,7 @@ struct Tile {
 
 /// The images of `split` at `indices`, eight to a row, each with its class name.
 pub fn gallery(split: &Split, classes: &[String], indices: &[i64]) -> Result<Figure> {
-    let caption = |i| Ok(Caption { text: class_name(classes, split.label(i)?)?, note: String::new() });
+    let caption = |i| Ok(Caption { text: class_name(classes, split.label(i)?)?, notes: Vec::new() });
     captioned(split, indices, caption)
 }
 
@@ -45,7 +47,45 @@ pub fn mistakes(split: &Split, dataset: &Dataset, evaluation: &Evaluation, count
     captioned(split, &indices, |i| {
         let class = class_name(&dataset.classes, i64::try_from(predicted.f_get(i)?)?)?;
         let sure = 100.0 * f64::try_from(confidence.f_get(i)?)?;
-        Ok(Caption { text: class_name(&dataset.classes, split.label(i)?)?, note: format!("{class} {sure:.0} %") })
+        let notes = vec![format!("{class} {sure:.0} %")];
+        Ok(Caption { text: class_name(&dataset.classes, split.label(i)?)?, notes })
+    })
+}
+
+/// The `count` images on which `student` is farthest from `teacher`, by `KL(teacher || student)` of their answers at T = 1:
+/// the true class, and the class each of the two says with its confidence.
+///
+/// # Errors
+/// When the two were not evaluated on `split`, or `count` is 0.
+pub fn disagreements(
+    split: &Split,
+    dataset: &Dataset,
+    teacher: &Evaluation,
+    student: &Evaluation,
+    count: usize,
+) -> Result<Figure> {
+    let logs = [teacher, student].map(|e| e.logits.f_log_softmax(-1, Kind::Float)); // [N, C] each
+    let [teacher_log, student_log] = logs;
+    let (teacher_log, student_log) = (teacher_log?, student_log?);
+    if teacher_log.size() != student_log.size() || teacher_log.size()[0] != split.len() as i64 {
+        return Err(Error::Input(format!(
+            "teacher {:?}, student {:?} and {} images: both must be evaluated on this split",
+            teacher_log.size(),
+            student_log.size(),
+            split.len()
+        )));
+    }
+    let gap = teacher_log.f_sub(&student_log)?.f_mul(&teacher_log.f_exp()?)?; // [N, C]
+    let order = gap.f_sum_dim_intlist([-1].as_slice(), false, Kind::Float)?.f_argsort(0, true)?;
+    let indices: Vec<i64> = Vec::<i64>::try_from(order)?.into_iter().take(count).collect();
+    captioned(split, &indices, |i| {
+        let says = |log: &Tensor| -> Result<String> {
+            let (sure, class) = log.f_get(i)?.f_exp()?.f_max_dim(-1, false)?;
+            let class = class_name(&dataset.classes, i64::try_from(class)?)?;
+            Ok(format!("{class} {:.0} %", 100.0 * f64::try_from(sure)?))
+        };
+        let notes = vec![says(&teacher_log)?, says(&student_log)?];
+        Ok(Caption { text: class_name(&dataset.classes, split.label(i)?)?, notes })
     })
 }
 
@@ -62,11 +102,9 @@ fn captioned(split: &Split, indices: &[i64], caption: impl Fn(i64) -> Result<Cap
     let tiles = indices.iter().map(tile).collect::<Result<Vec<_>>>()?;
     let columns = tiles.len().min(8) as u32;
     let rows = (tiles.len() as u32).div_ceil(columns);
-    Ok(Figure::new(
-        columns * (TILE + 8) + 8,
-        rows * (TILE + CAPTION + 8) + 8,
-        Drawing::Gallery(Gallery { columns, tiles }),
-    ))
+    let lines = tiles.iter().map(|(_, caption)| 1 + caption.notes.len()).max().unwrap_or(1).max(2) as u32;
+    let pitch = TILE + 4 + LINE * lines + 8;
+    Ok(Figure::new(columns * (TILE + 8) + 8, rows * pitch + 8, Drawing::Gallery(Gallery { columns, pitch, tiles })))
 }
 
 impl Tile {
@@ -82,7 +120,7 @@ impl Gallery {
     pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
         for (i, (tile, caption)) in self.tiles.iter().enumerate() {
             let (column, row) = (i as u32 % self.columns, i as u32 / self.columns);
-            let corner = (pen.px(8 + column * (TILE + 8)) as i32, pen.px(8 + row * (TILE + CAPTION + 8)) as i32);
+            let corner = (pen.px(8 + column * (TILE + 8)) as i32, pen.px(8 + row * self.pitch) as i32);
             self.tile(area, pen, corner, tile, caption).map_err(|e| e.to_string())?;
         }
         Ok(())
@@ -113,6 +151,10 @@ impl Gallery {
         let style = pen.text(12).pos(Pos::new(HPos::Center, VPos::Top));
         let below = y + side as i32 + pen.px(3) as i32;
         area.draw(&Text::new(caption.text.clone(), (middle, below), style.clone()))?;
-        area.draw(&Text::new(caption.note.clone(), (middle, below + pen.px(15) as i32), style.color(&color(1))))
+        for (i, note) in caption.notes.iter().enumerate() {
+            let below = below + pen.px(LINE * (i as u32 + 1)) as i32;
+            area.draw(&Text::new(note.clone(), (middle, below), style.clone().color(&color([1, 0][i % 2]))))?;
+        }
+        Ok(())
     }
 }

@@ -40,7 +40,7 @@ enum Task {
     Doctor,
     /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
     Run(RunArgs),
-    /// Set up, then run every test, notebooks included
+    /// Set up, with Python's torch to compare with, then run every test, notebooks included
     Test(TestArgs),
     /// Start the Rust kernel in a warm build directory (Jupyter calls this)
     #[command(hide = true)]
@@ -137,6 +137,7 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
 
 fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
     setup::set_up(paths, None)?;
+    setup::oracle(paths)?;
     let clock = progress::Clock::start();
     let status = paths::as_without_cargo(&mut Command::new(paths::cargo()))
         .args(["test", "--workspace"])

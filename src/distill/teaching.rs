@@ -1,0 +1,100 @@
+//! The article's mistakes, one at a time and on purpose: what they do is seen best beside the same run without them.
+//!
+//! Nothing else in the crate makes them. No option switches one on: a run has a mistake when it was started by
+//! [`fit_with_defect`], and its history says so.
+
+use super::fit::fit_as;
+use super::{Criterion, Examples, FitOptions, History, KdLoss, cross_entropy, soft_targets};
+use crate::models::Model;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use tch::{Kind, Reduction, Tensor};
+
+/// A mistake of the article that changes results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Defect {
+    /// The teacher's outputs are stored by batch number from a loader that shuffles: in every epoch batch `k` holds other
+    /// images than those whose outputs it is given.
+    MismatchedTeacher,
+    /// `nn.KLDivLoss()` averages over batch *and* classes: with 10 classes the teacher's term is 10 times too small.
+    KlOverClasses,
+    /// A new Adam in every epoch: its moments and its step count start from nothing each time.
+    AdamRebuilt,
+    /// `model.train()` on a network whose backbone is frozen: BatchNorm takes the batch's statistics, and its stored ones
+    /// move although no gradient reaches them.
+    BatchNormDrift,
+    /// The test split picks the best weights, and the accuracy it picked them by is reported.
+    BestOnTest,
+}
+
+impl Defect {
+    /// In the order of the notebook.
+    pub const ALL: [Defect; 5] = [
+        Defect::MismatchedTeacher,
+        Defect::KlOverClasses,
+        Defect::AdamRebuilt,
+        Defect::BatchNormDrift,
+        Defect::BestOnTest,
+    ];
+
+    /// Refuses a run in which the mistake would change nothing.
+    fn check(self, model: &Model, validation: &Examples, criterion: &Criterion) -> Result<()> {
+        let lacks = match self {
+            Defect::MismatchedTeacher | Defect::KlOverClasses if criterion.kd_loss().is_none() => {
+                "a criterion with a teacher; take Criterion::kd"
+            }
+            Defect::BatchNormDrift if !model.has_frozen_norm() => {
+                "a network with frozen BatchNorm layers; take Backbone::with_head"
+            }
+            Defect::BestOnTest if validation.split_name != "test" => {
+                "the test split where fit takes the validation split"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Input(format!("to show \"{self}\" the run needs {lacks}")))
+    }
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Defect::MismatchedTeacher => "teacher outputs of other images",
+            Defect::KlOverClasses => "KL averaged over batch x classes",
+            Defect::AdamRebuilt => "Adam rebuilt each epoch",
+            Defect::BatchNormDrift => "frozen BatchNorm in train mode",
+            Defect::BestOnTest => "best weights picked on test",
+        })
+    }
+}
+
+/// [`super::fit`] with one mistake of the article in it; everything else, the seeds too, is as in `fit`.
+///
+/// Write it into `options.folder` of its own: the history carries the mistake in [`History::defect`].
+///
+/// # Errors
+/// As `fit`, and when the mistake could not show in this run: the message says what it needs.
+pub fn fit_with_defect(
+    defect: Defect,
+    model: &mut Model,
+    train: &Examples,
+    validation: &Examples,
+    criterion: &Criterion,
+    options: &FitOptions,
+) -> Result<History> {
+    defect.check(model, validation, criterion)?;
+    match criterion.kd_loss().filter(|_| defect == Defect::KlOverClasses) {
+        Some(kd) => fit_as(Some(defect), model, train, validation, &Criterion::kd_over_classes(kd), options),
+        None => fit_as(Some(defect), model, train, validation, criterion, options),
+    }
+}
+
+/// The article's `loss_kd`, with PyTorch's `nn.KLDivLoss()` as it comes: the mean over batch x classes.
+///
+/// `student` and `teacher` are logits `[B, C]`, `labels` i64 `[B]`; gives a scalar.
+pub fn kd_loss_over_classes(student: &Tensor, labels: &Tensor, teacher: &Tensor, kd: KdLoss) -> Result<Tensor> {
+    let (t, alpha) = (kd.temperature(), kd.alpha());
+    let log_student = student.f_div_scalar(t)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+    let kl = log_student.f_kl_div(&soft_targets(teacher, t)?, Reduction::Mean, false)?;
+    Ok(kl.f_mul_scalar(alpha * t * t)?.f_add(&cross_entropy(student, labels)?.f_mul_scalar(1.0 - alpha)?)?)
+}

@@ -1,0 +1,103 @@
+//! Reliability diagrams: how often a model is right where it is so sure.
+
+use super::figure::{Area, Drawing, Figure, GRID, INK, Pen, color};
+use crate::distill::{Calibration, ReportCard};
+use crate::{Error, Result};
+use plotters::prelude::*;
+
+/// One panel per model.
+pub(super) struct Reliability(Vec<(String, Calibration)>);
+
+const WIDTH: u32 = 290;
+const PLOT: u32 = 265;
+const SHARES: u32 = 110;
+
+/// A panel for each model of the card. Above, accuracy over confidence: on the dashed line confidence can be believed, a bar
+/// below it is overconfident. Below, the share of images in each bin.
+pub fn reliability_diagram(card: &ReportCard) -> Result<Figure> {
+    if card.rows.is_empty() {
+        return Err(Error::Input("a report card without a model has no reliability diagram".into()));
+    }
+    let panels: Vec<_> = card.rows.iter().map(|r| (r.model.clone(), r.calibration.clone())).collect();
+    let columns = panels.len().min(3) as u32;
+    let rows = (panels.len() as u32).div_ceil(columns);
+    Ok(Figure::new(columns * WIDTH, rows * (PLOT + SHARES), Drawing::Reliability(Reliability(panels))))
+}
+
+impl Reliability {
+    pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
+        let columns = self.0.len().min(3);
+        for ((name, calibration), cell) in
+            self.0.iter().zip(area.split_evenly((self.0.len().div_ceil(columns), columns)))
+        {
+            panel(&cell, pen, name, calibration).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+fn panel<DB: DrawingBackend>(
+    area: &Area<DB>,
+    pen: Pen,
+    name: &str,
+    calibration: &Calibration,
+) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    let (above, below) = area.split_vertically(pen.px(PLOT));
+    let bins = &calibration.bins;
+    let step = 1.0 / bins.len() as f64;
+    let bar = |m: usize, from: f64, to: f64, fill: ShapeStyle| {
+        Rectangle::new([((m as f64 + 0.08) * step, from), ((m as f64 + 0.92) * step, to)], fill)
+    };
+    let filled = || bins.iter().enumerate().filter(|(_, bin)| bin.samples > 0);
+
+    let mut chart = ChartBuilder::on(&above)
+        .caption(format!("{name}: ECE {:.1} %", 100.0 * calibration.ece), pen.text(14))
+        .margin(pen.px(8))
+        .x_label_area_size(pen.px(20))
+        .y_label_area_size(pen.px(50))
+        .build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
+    let tenths = |v: &f64| format!("{v:.1}");
+    chart
+        .configure_mesh()
+        .y_desc("accuracy")
+        .x_labels(6)
+        .y_labels(6)
+        .x_label_formatter(&tenths)
+        .y_label_formatter(&tenths)
+        .label_style(pen.text(12))
+        .axis_desc_style(pen.text(13))
+        .axis_style(INK)
+        .bold_line_style(GRID)
+        .light_line_style(WHITE)
+        .draw()?;
+    chart.draw_series(filled().map(|(m, bin)| bar(m, 0.0, bin.accuracy, color(0).filled())))?;
+    // The gap between what it says and what is true.
+    chart.draw_series(filled().map(|(m, bin)| bar(m, bin.accuracy, bin.confidence, color(1).mix(0.45).filled())))?;
+    let (dash, gap) = (pen.px(5), pen.px(4));
+    chart.draw_series(DashedLineSeries::new([(0.0, 0.0), (1.0, 1.0)], dash, gap, INK.stroke_width(pen.px(1))))?;
+
+    let total = bins.iter().map(|bin| bin.samples).sum::<usize>().max(1) as f64;
+    let share = |samples: usize| 100.0 * samples as f64 / total;
+    let top = bins.iter().map(|bin| share(bin.samples)).fold(1.0, f64::max) * 1.1;
+    let mut chart = ChartBuilder::on(&below)
+        .margin(pen.px(8))
+        .x_label_area_size(pen.px(36))
+        .y_label_area_size(pen.px(50))
+        .build_cartesian_2d(0.0..1.0, 0.0..top)?;
+    chart
+        .configure_mesh()
+        .x_desc("confidence")
+        .y_desc("images, %")
+        .x_labels(6)
+        .y_labels(3)
+        .x_label_formatter(&tenths)
+        .y_label_formatter(&|v| format!("{v:.0}"))
+        .label_style(pen.text(12))
+        .axis_desc_style(pen.text(13))
+        .axis_style(INK)
+        .bold_line_style(GRID)
+        .light_line_style(WHITE)
+        .draw()?;
+    chart.draw_series(filled().map(|(m, bin)| bar(m, 0.0, share(bin.samples), color(6).filled())))?;
+    Ok(())
+}

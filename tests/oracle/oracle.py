@@ -1,0 +1,207 @@
+"""What PyTorch says: `oracle.py CASE FOLDER` reads in.safetensors and settings.json there and writes out.safetensors.
+
+Everything here is PyTorch's own, or a published package's: nothing is computed as the crate computes it.
+"""
+import json
+import os
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    """The article's student."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.conv3, self.conv4 = nn.Conv2d(64, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(128, 32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+        x = F.max_pool2d(F.relu(self.conv4(F.relu(self.conv3(x)))), 2)
+        return self.fc2(self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+
+
+def kd_loss(s, y, t, temperature, alpha, reduction="batchmean"):
+    kl = F.kl_div(F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1), reduction=reduction)
+    return alpha * temperature**2 * kl + (1 - alpha) * F.cross_entropy(s, y)
+
+
+def kd(x, settings, folder):
+    out = {}
+    for temperature in settings["temperatures"]:
+        for alpha in settings["alphas"]:
+            for reduction in ("batchmean", "mean"):
+                s = x["student"].clone().requires_grad_()
+                loss = kd_loss(s, x["labels"], x["teacher"], temperature, alpha, reduction)
+                loss.backward()
+                out[f"loss {reduction} {temperature} {alpha}"] = loss.detach()
+                out[f"grad {reduction} {temperature} {alpha}"] = s.grad
+    return out
+
+
+def resnets(x, settings, folder):
+    import torchvision
+
+    out = {}
+    for arch in ("resnet18", "resnet50"):
+        torch.manual_seed(1)
+        net = getattr(torchvision.models, arch)(weights=None, num_classes=10)
+        with torch.no_grad():
+            for _ in range(3):
+                net.train()(x["images"])  # running statistics that are neither 0 nor 1
+        net.eval()
+        states = {"": net.state_dict(), "module-": nn.DataParallel(net).state_dict()}
+        assert all(name.startswith("module.") for name in states["module-"])
+        for prefix, state in states.items():
+            torch.save(state, f"{folder}/{prefix}{arch}-zip.pth")
+            torch.save(state, f"{folder}/{prefix}{arch}-legacy.pth", _use_new_zipfile_serialization=False)
+            save_file(state, f"{folder}/{prefix}{arch}.safetensors")
+        with torch.no_grad():
+            out[f"{arch} logits"] = net(x["images"])
+            net.fc = nn.Identity()
+            out[f"{arch} features"] = net(x["images"])
+    return out
+
+
+def hostile(x, settings, folder):
+    witness = f"{folder}/witness"
+
+    class Code:
+        def __reduce__(self):
+            return os.system, (f"touch {witness}",)
+
+    ran = []
+    for name, zipped in (("zip", True), ("legacy", False)):
+        path = f"{folder}/{name}.pth"
+        torch.save({"fc.weight": torch.ones(2, 2), "extra": Code()}, path, _use_new_zipfile_serialization=zipped)
+        torch.load(path, weights_only=False)  # what it does to those who trust it
+        ran.append(os.path.exists(witness))
+        os.remove(witness)
+    return {"ran": torch.tensor(ran)}
+
+
+def lite0(x, settings, folder):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    out = {}
+    for name, images in x.items():
+        net = EfficientNet.from_name("efficientnet-lite0", image_size=images.shape[-1])
+        net.load_state_dict(torch.load(settings["weights"], weights_only=True))
+        with torch.no_grad():
+            out[name] = F.adaptive_avg_pool2d(net.eval().extract_features(images), 1).flatten(1)
+            out[f"{name} logits"] = net(images)
+    return out
+
+
+def student(x, settings, folder):
+    nets = []
+    for seed in range(settings["draws"]):
+        torch.manual_seed(seed)
+        nets.append(Net())
+    out = {name: torch.cat([dict(net.named_parameters())[name].flatten() for net in nets]).detach() for name, _ in nets[0].named_parameters()}
+    return out | {"parameters": torch.tensor(sum(p.numel() for p in nets[0].parameters()))}
+
+
+def transforms(x, settings, folder):
+    import torchvision.transforms.v2 as v2
+    from torchvision import transforms as v1
+    from torchvision.transforms.functional import to_pil_image
+
+    out, normalize = {}, v1.Normalize(settings["mean"], settings["std"])
+    for size in settings["sizes"]:
+        article = v1.Compose([v1.Resize((size, size)), v1.ToTensor(), normalize])
+        out[f"pil {size}"] = torch.stack([article(to_pil_image(image)) for image in x["images"]])
+        unrounded = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize((size, size), antialias=True), normalize])
+        out[f"tensor {size}"] = unrounded(x["images"])
+    return out
+
+
+def train(x, settings, folder):
+    """The article's loop with its mistakes mended, or with the one that settings name."""
+    defect = settings["defect"]
+    state = load_file(f"{folder}/first.safetensors")
+    if settings["net"] == "student":
+        net = Net()
+    elif settings["net"] == "head":
+        net = nn.Sequential()
+        net.fc = nn.Linear(x["inputs"].shape[1], 10)
+    else:
+        import torchvision
+
+        net = torchvision.models.resnet18(weights=None, num_classes=10)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name.startswith("fc."))
+    net.to(x["inputs"].dtype)
+    missing = net.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys and all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+
+    def images(t):  # the layout that the crate gives its convolutions
+        return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+
+    def adam():
+        return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=settings["learning_rate"])
+
+    def loss_of(logits, rows, teacher_rows):
+        if settings["temperature"] is None:
+            return F.cross_entropy(logits, x["labels"][rows])
+        reduction = "mean" if defect == "KlOverClasses" else "batchmean"
+        values = settings["temperature"], settings["alpha"], reduction
+        return kd_loss(logits, x["labels"][rows], x["teacher"][teacher_rows], *values)
+
+    optimizer, losses, accuracies = adam(), [], []
+    batch = settings["batch_size"]
+    for order in x["order"]:
+        if defect == "AdamRebuilt":
+            optimizer = adam()
+        net.train()
+        if settings["net"] == "resnet18" and defect != "BatchNormDrift":
+            net.eval()
+        others = x["first_order"] if defect == "MismatchedTeacher" else order
+        for rows, teacher_rows in zip(order.split(batch), others.split(batch)):
+            optimizer.zero_grad()
+            loss = loss_of(net(images(x["inputs"][rows])), rows, teacher_rows)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        net.eval()
+        with torch.no_grad():
+            predicted = net(images(x["validation_inputs"])).argmax(1)
+        accuracies.append((predicted == x["validation_labels"]).double().mean().item())
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    moments = {names[p]: s for p, s in optimizer.state.items()}
+    out = {f"weights/{name}": t for name, t in net.state_dict().items()}
+    out |= {f"mean/{name}": s["exp_avg"] for name, s in moments.items()}
+    out |= {f"square/{name}": s["exp_avg_sq"] for name, s in moments.items()}
+    out["steps"] = next(iter(moments.values()))["step"]
+    return out | {"losses": torch.tensor(losses, dtype=torch.double), "accuracies": torch.tensor(accuracies, dtype=torch.double)}
+
+
+def metrics(x, settings, folder):
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error, multiclass_confusion_matrix
+
+    logits, labels, classes = x["logits"], x["labels"], x["logits"].shape[1]
+    return {
+        "accuracy": multiclass_accuracy(logits, labels, classes, average="micro"),
+        "nll": F.nll_loss(F.log_softmax(logits.double(), 1), labels),
+        "ece": multiclass_calibration_error(logits.double().softmax(1), labels, classes, n_bins=15, norm="l1"),
+        "agreement": multiclass_accuracy(logits, x["teacher"].argmax(1), classes, average="micro"),
+        "confusion": multiclass_confusion_matrix(logits, labels, classes),
+    }
+
+
+def main(case, folder):
+    path = f"{folder}/in.safetensors"
+    x = load_file(path) if os.path.exists(path) else {}
+    with open(f"{folder}/settings.json") as file:
+        settings = json.load(file)
+    out = globals()[case](x, settings, folder)
+    save_file({name: t.detach().contiguous().clone() for name, t in out.items()}, f"{folder}/out.safetensors")
+
+
+main(*sys.argv[1:])
