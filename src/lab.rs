@@ -2,7 +2,7 @@
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::distill::{CachedTensor, FitOptions, History, backbone_features, teacher_logits};
-use crate::models::{Backbone, Model, head};
+use crate::models::{Backbone, Model, device_name, head};
 use crate::profile::Profile;
 use crate::show::{Table, print_progress};
 use crate::{Error, Result, files};
@@ -213,11 +213,7 @@ impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = &self.profile;
         let count = |n: Option<usize>| n.map_or("all".to_owned(), |n| format!("up to {n}"));
-        let device = match self.device {
-            Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
-            other => format!("{other:?}"),
-        };
-        writeln!(f, "device    {device}")?;
+        writeln!(f, "device    {}", device_name(self.device))?;
         writeln!(f, "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)", p.name)?;
         writeln!(
             f,

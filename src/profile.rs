@@ -49,7 +49,7 @@ impl Profile {
         }
     }
 
-    /// The whole walk in under ten minutes on two CPU cores.
+    /// The article's walk, notebooks 1 to 5, in under ten minutes on two CPU cores.
     pub fn laptop() -> Self {
         Self {
             name: "laptop".into(),

@@ -685,6 +685,15 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
     assert!(refused(Defect::KlOverClasses, &validation, &hard).contains("criterion with a teacher"));
     assert!(refused(Defect::BatchNormDrift, &validation, &kd).contains("frozen BatchNorm"));
     assert!(refused(Defect::BestOnTest, &validation, &kd).contains("test split"));
+    // Nobody meets them unasked: one notebook names them, and the prelude does not.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let notebooks = std::fs::read_dir(root.join("notebooks")).unwrap().map(|entry| entry.unwrap().path());
+    let files = notebooks.filter(|path| path.extension().is_some_and(|e| e == "ipynb"));
+    let naming: Vec<_> = files
+        .chain([root.join("prelude/prelude.rs")])
+        .filter(|path| std::fs::read_to_string(path).unwrap().contains("_defect"))
+        .collect();
+    assert_eq!(naming, [root.join("notebooks/06_spot_the_bug.ipynb")]);
     // A run with a mistake in it is not continued by one without, nor lost.
     let options = |control| FitOptions { folder: Some(folder.path().join("run")), control, ..options(3) };
     let control = Control::new();

@@ -116,7 +116,8 @@ pub(super) fn fit_as(
     let kd = criterion.kd_loss();
     if validation.split_name == "test" && defect != Some(Defect::BestOnTest) {
         return Err(Error::Input(
-            "the test split was given for validation: it would pick the best weights and flatter them; give the              validation split and evaluate on test once, at the end"
+            "the test split was given for validation: it would pick the best weights and flatter them; give the \
+             validation split and evaluate on test once, at the end"
                 .into(),
         ));
     }

@@ -2,7 +2,7 @@
 
 use super::{CachedTensor, Calibration, Evaluation, Examples, evaluate};
 use crate::data::{Split, Transform};
-use crate::models::Model;
+use crate::models::{Model, device_name};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -97,10 +97,7 @@ pub fn report_card(split: &Split, models: &[Graded], batch_size: usize) -> Resul
         })
     };
     let rows = latencies.into_iter().enumerate().map(row).collect::<Result<_>>()?;
-    let device = match first.model.device() {
-        Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
-        other => format!("{other:?}"),
-    };
+    let device = device_name(first.model.device());
     let card = ReportCard { split: split.name.clone(), images: split.len(), device, rows };
     Ok((card, evaluations))
 }

@@ -16,6 +16,7 @@ pub use backbone::{Arch, Backbone};
 pub use efficientnet::efficientnet_lite0;
 pub(crate) use layers::Mode;
 pub use layers::{Layers, Op};
+pub(crate) use model::device_name;
 pub use model::{Model, head};
 pub use resnet::{resnet18, resnet50};
 pub use student::student;

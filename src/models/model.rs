@@ -168,6 +168,14 @@ pub fn head(features: i64, classes: i64, device: Device, seed: u64) -> Result<Mo
     })
 }
 
+/// For people: `CPU, 2 threads`, `Cuda(0)`.
+pub(crate) fn device_name(device: Device) -> String {
+    match device {
+        Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
+        other => format!("{other:?}"),
+    }
+}
+
 /// libtorch would panic inside a layer's constructor.
 fn check_device(device: Device) -> Result<()> {
     match device {

@@ -12,8 +12,8 @@ const WIDTH: u32 = 290;
 const PLOT: u32 = 265;
 const SHARES: u32 = 110;
 
-/// A panel for each model of the card. Above, accuracy over confidence: on the dashed line confidence can be believed, a bar
-/// below it is overconfident. Below, the share of images in each bin.
+/// A panel for each model of the card. Above, accuracy over confidence: on the dashed line confidence can be believed; orange
+/// is what a bin lacks in accuracy, green what it has more than it says. Below, the share of images in each bin.
 pub fn reliability_diagram(card: &ReportCard) -> Result<Figure> {
     if card.rows.is_empty() {
         return Err(Error::Input("a report card without a model has no reliability diagram".into()));
@@ -53,6 +53,7 @@ fn panel<DB: DrawingBackend>(
     let mut chart = ChartBuilder::on(&above)
         .caption(format!("{name}: ECE {:.1} %", 100.0 * calibration.ece), pen.text(14))
         .margin(pen.px(8))
+        .margin_right(pen.px(16))
         .x_label_area_size(pen.px(20))
         .y_label_area_size(pen.px(50))
         .build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
@@ -70,17 +71,28 @@ fn panel<DB: DrawingBackend>(
         .bold_line_style(GRID)
         .light_line_style(WHITE)
         .draw()?;
-    chart.draw_series(filled().map(|(m, bin)| bar(m, 0.0, bin.accuracy, color(0).filled())))?;
-    // The gap between what it says and what is true.
-    chart.draw_series(filled().map(|(m, bin)| bar(m, bin.accuracy, bin.confidence, color(1).mix(0.45).filled())))?;
+    // What can be believed, then the gap between what it says and what is true.
+    let (sure, unsure) = (color(1).mix(0.5).filled(), color(2).mix(0.6).filled());
+    chart.draw_series(filled().map(|(m, b)| bar(m, 0.0, b.accuracy.min(b.confidence), color(0).filled())))?;
+    chart.draw_series(filled().map(|(m, b)| {
+        let style = if b.confidence > b.accuracy { sure } else { unsure };
+        bar(m, b.accuracy.min(b.confidence), b.accuracy.max(b.confidence), style)
+    }))?;
     let (dash, gap) = (pen.px(5), pen.px(4));
     chart.draw_series(DashedLineSeries::new([(0.0, 0.0), (1.0, 1.0)], dash, gap, INK.stroke_width(pen.px(1))))?;
+    for (line, (text, style)) in [("too sure", sure), ("not sure enough", unsure)].into_iter().enumerate() {
+        let (x, y) = (pen.px(68) as i32, pen.px(40 + 16 * line as u32) as i32);
+        let side = pen.px(10) as i32;
+        above.draw(&Rectangle::new([(x, y), (x + side, y + side)], style))?;
+        above.draw(&Text::new(text, (x + pen.px(15) as i32, y - pen.px(2) as i32), pen.text(12)))?;
+    }
 
     let total = bins.iter().map(|bin| bin.samples).sum::<usize>().max(1) as f64;
     let share = |samples: usize| 100.0 * samples as f64 / total;
     let top = bins.iter().map(|bin| share(bin.samples)).fold(1.0, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(&below)
         .margin(pen.px(8))
+        .margin_right(pen.px(16))
         .x_label_area_size(pen.px(36))
         .y_label_area_size(pen.px(50))
         .build_cartesian_2d(0.0..1.0, 0.0..top)?;

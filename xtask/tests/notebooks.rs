@@ -137,9 +137,19 @@ fn the_course_runs() {
         assert!(said.contains(row), "the closing table lacks {row}: {said}");
     }
     let figures = |name: &str| notebook(name).matches("\"image/png\"").count();
-    let names = ["01_data", "02_teacher", "03_student", "04_distillation", "05_tweak"];
-    assert_eq!(names.map(|n| figures(&format!("{n}.ipynb"))), [2, 3, 0, 3, 1]);
+    let names =
+        ["01_data", "02_teacher", "03_student", "04_distillation", "05_tweak", "06_spot_the_bug", "07_report_card"];
+    assert_eq!(names.map(|n| figures(&format!("{n}.ipynb"))), [2, 3, 0, 3, 1, 4, 4]);
     assert!(notebook("03_student.ipynb").contains("264618 parameters, largest difference 0"));
+    for defect in ["teacher outputs of other images", "KL averaged over batch x classes", "best weights picked on test"]
+    {
+        assert!(notebook("06_spot_the_bug.ipynb").contains(defect), "{defect} is not revealed");
+    }
+    let card = fs::read_to_string(runs.path().join("smoke/report-card.json")).expect("the report card is written");
+    let card: Value = serde_json::from_str(&card).expect("it is JSON");
+    let graded: Vec<_> = card["rows"].as_array().into_iter().flatten().map(|row| row["model"].clone()).collect();
+    assert_eq!(graded, ["teacher", "student-alone", "student-distilled"]);
+    assert!(notebook("07_report_card.ipynb").contains("agrees with teacher %"));
     let results = fs::read_to_string(runs.path().join("smoke/results.json")).expect("results are written");
     let results: Value = serde_json::from_str(&results).expect("they are JSON");
     assert_eq!(results["rows"].as_array().map(Vec::len), Some(3));
