@@ -116,6 +116,19 @@ fn divergence_is_zero_for_equals_directed_and_finite_at_extremes() {
 }
 
 #[test]
+fn a_term_without_weight_has_no_say() {
+    let (s, t) = (random([4, 10], 7), random([4, 10], 8));
+    let (labels, unknown) = (Tensor::from_slice(&[1i64, 2, 3, 4]), Tensor::full([4], -1, (Kind::Int64, Device::Cpu)));
+    let loss = |alpha, labels: &Tensor, teacher: &Tensor| {
+        KdLoss::new(4.0, alpha).unwrap().forward(&s, labels, teacher).unwrap().double_value(&[])
+    };
+    let broken = t.full_like(f64::NAN);
+    assert_eq!(loss(0.0, &labels, &broken), cross_entropy(&s, &labels).unwrap().double_value(&[]));
+    assert_eq!(loss(1.0, &unknown, &t), loss(1.0, &labels, &t));
+    assert!(loss(0.5, &labels, &broken).is_nan());
+}
+
+#[test]
 fn bad_values_are_named_with_their_fix() {
     let message = |r: kdlab::Result<KdLoss>| r.unwrap_err().to_string();
     assert_eq!(message(KdLoss::new(-2.0, 0.5)), "temperature must be > 0, got -2; try 1 to 10");

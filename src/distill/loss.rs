@@ -30,7 +30,7 @@ impl KdLoss {
 
     /// The loss, a scalar. `student` and `teacher` are logits `[B, C]` of one float kind, `labels` i64 `[B]`.
     pub fn forward(&self, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
-        // A term of weight 0 is left out, so that alpha = 0 is cross-entropy bit for bit.
+        // A term of weight 0 is left out: alpha = 0 is cross-entropy whatever the teacher says, and alpha = 1 needs no labels.
         if self.alpha == 0.0 {
             return cross_entropy(student, labels);
         }
