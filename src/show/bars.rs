@@ -1,6 +1,6 @@
 //! Bars over classes: class balance, soft targets at several temperatures.
 
-use super::figure::{Area, Drawing, Figure, GRID, INK, Pen, color};
+use super::figure::{Area, Drawing, Figure, Pen, color, styled};
 use crate::data::Dataset;
 use crate::distill::soft_targets;
 use crate::{Error, Result};
@@ -82,21 +82,10 @@ impl Bars {
             .x_label_area_size(pen.px((7 * longest).clamp(30, 90)))
             .y_label_area_size(pen.px(52))
             .build_cartesian_2d(-0.5..n as f64 - 0.5, 0.0..top)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .disable_x_axis()
-            .y_desc(self.y)
-            .y_labels(6)
-            .y_label_formatter(&|y| {
-                if top <= 2.0 { format!("{y:.1}") } else { format!("{y:.0}") }
-            })
-            .label_style(pen.text(12))
-            .axis_desc_style(pen.text(13))
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(WHITE)
-            .draw()?;
+        let number = |y: &f64| if top <= 2.0 { format!("{y:.1}") } else { format!("{y:.0}") };
+        let mut mesh = chart.configure_mesh();
+        mesh.disable_x_mesh().disable_x_axis().y_desc(self.y).y_labels(6).y_label_formatter(&number);
+        styled(&mut mesh, pen).draw()?;
         chart.draw_series(values.iter().enumerate().map(|(i, &v)| {
             let fill = if self.mark == Some(i) { color(1) } else { color(0) };
             Rectangle::new([(i as f64 - 0.38, 0.0), (i as f64 + 0.38, v)], fill.filled())

@@ -1,6 +1,6 @@
 //! Loss and accuracy over epochs, any number of fits in one figure.
 
-use super::figure::{Area, Drawing, Figure, GRID, INK, Pen, color};
+use super::figure::{Area, Drawing, Figure, Pen, color, styled};
 use crate::distill::{EpochRecord, History};
 use crate::{Error, Result};
 use plotters::prelude::*;
@@ -51,24 +51,15 @@ impl Curves {
             .x_label_area_size(pen.px(38))
             .y_label_area_size(pen.px(48))
             .build_cartesian_2d(0.8..epochs + 0.2, low - margin..high + margin)?;
-        chart
-            .configure_mesh()
-            .x_desc("epoch")
-            .x_labels(epochs.min(12.0) as usize)
-            .x_label_formatter(&|x| {
-                if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() }
-            })
-            .y_label_formatter(&|y| match high - low {
-                0.0..2.0 => format!("{y:.2}"),
-                2.0..12.0 => format!("{y:.1}"),
-                _ => format!("{y:.0}"),
-            })
-            .label_style(pen.text(12))
-            .axis_desc_style(pen.text(13))
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(WHITE)
-            .draw()?;
+        let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
+        let number = |y: &f64| match high - low {
+            0.0..2.0 => format!("{y:.2}"),
+            2.0..12.0 => format!("{y:.1}"),
+            _ => format!("{y:.0}"),
+        };
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc("epoch").x_labels(epochs.min(12.0) as usize).x_label_formatter(&whole).y_label_formatter(&number);
+        styled(&mut mesh, pen).draw()?;
         for (i, history) in self.0.iter().enumerate() {
             let point = |r: &EpochRecord| (r.epoch as f64, (panel.value)(r));
             let train = history.records.iter().map(|r| (point(r).0, point(r).1.0));

@@ -2,7 +2,9 @@
 
 use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap, reliability::Reliability};
 use crate::{Error, Result, files};
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 use std::path::Path;
@@ -93,6 +95,18 @@ impl Pen {
     pub(super) fn line(self, color: RGBColor) -> ShapeStyle {
         color.stroke_width(self.px(2))
     }
+}
+
+/// The look of all axes.
+pub(super) fn styled<'a, 'm, 'b, X: Ranged, Y: Ranged, DB: DrawingBackend>(
+    mesh: &'a mut MeshStyle<'m, 'b, X, Y, DB>,
+    pen: Pen,
+) -> &'a mut MeshStyle<'m, 'b, X, Y, DB> {
+    mesh.label_style(pen.text(12))
+        .axis_desc_style(pen.text(13))
+        .axis_style(INK)
+        .bold_line_style(GRID)
+        .light_line_style(WHITE)
 }
 
 /// Text and axes.

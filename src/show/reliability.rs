@@ -1,6 +1,6 @@
 //! Reliability diagrams: how often a model is right where it is so sure.
 
-use super::figure::{Area, Drawing, Figure, GRID, INK, Pen, color};
+use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled};
 use crate::distill::{Calibration, ReportCard};
 use crate::{Error, Result};
 use plotters::prelude::*;
@@ -58,19 +58,9 @@ fn panel<DB: DrawingBackend>(
         .y_label_area_size(pen.px(50))
         .build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
     let tenths = |v: &f64| format!("{v:.1}");
-    chart
-        .configure_mesh()
-        .y_desc("accuracy")
-        .x_labels(6)
-        .y_labels(6)
-        .x_label_formatter(&tenths)
-        .y_label_formatter(&tenths)
-        .label_style(pen.text(12))
-        .axis_desc_style(pen.text(13))
-        .axis_style(INK)
-        .bold_line_style(GRID)
-        .light_line_style(WHITE)
-        .draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.y_desc("accuracy").x_labels(6).y_labels(6).x_label_formatter(&tenths).y_label_formatter(&tenths);
+    styled(&mut mesh, pen).draw()?;
     // What can be believed, then the gap between what it says and what is true.
     let (sure, unsure) = (color(1).mix(0.5).filled(), color(2).mix(0.6).filled());
     chart.draw_series(filled().map(|(m, b)| bar(m, 0.0, b.accuracy.min(b.confidence), color(0).filled())))?;
@@ -96,20 +86,14 @@ fn panel<DB: DrawingBackend>(
         .x_label_area_size(pen.px(36))
         .y_label_area_size(pen.px(50))
         .build_cartesian_2d(0.0..1.0, 0.0..top)?;
-    chart
-        .configure_mesh()
-        .x_desc("confidence")
+    let mut mesh = chart.configure_mesh();
+    mesh.x_desc("confidence")
         .y_desc("images, %")
         .x_labels(6)
         .y_labels(3)
         .x_label_formatter(&tenths)
-        .y_label_formatter(&|v| format!("{v:.0}"))
-        .label_style(pen.text(12))
-        .axis_desc_style(pen.text(13))
-        .axis_style(INK)
-        .bold_line_style(GRID)
-        .light_line_style(WHITE)
-        .draw()?;
+        .y_label_formatter(&|v| format!("{v:.0}"));
+    styled(&mut mesh, pen).draw()?;
     chart.draw_series(filled().map(|(m, bin)| bar(m, 0.0, share(bin.samples), color(6).filled())))?;
     Ok(())
 }
