@@ -1,8 +1,8 @@
 //! What a notebook opens first: device, profile, and where earlier notebooks left their work.
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
-use crate::distill::{CachedTensor, FitOptions, History, backbone_features, teacher_logits};
-use crate::models::{Backbone, Model, device_name, head};
+use crate::distill::{CachedTensor, Examples, FitOptions, History, backbone_features, teacher_logits};
+use crate::models::{Backbone, LoadReport, Model, device_name, head};
 use crate::profile::Profile;
 use crate::show::{Table, print_progress};
 use crate::{Error, Result, files};
@@ -145,6 +145,26 @@ impl Lab {
         let mut model = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
         model.load(&path)?;
         Ok(model)
+    }
+
+    /// Puts the best weights of an earlier fit into `model`; `train` is what it was trained on.
+    ///
+    /// # Errors
+    /// When there is no such run, it was trained on other examples, or its network is another; `model` is then as it was.
+    pub fn load_best(&self, name: &str, model: &mut Model, train: &Examples) -> Result<LoadReport> {
+        let path = self.folder.join(name).join("best.safetensors");
+        if !path.exists() {
+            return Err(Error::Data(format!(
+                "no run {name:?} at {}; run notebook 04_distillation, or take a name from notebook 5's table",
+                path.display()
+            )));
+        }
+        if self.history(name)?.data_key != train.key() {
+            return Err(Error::Data(format!(
+                "the run {name:?} was trained on other images, at another size or with another teacher; train it again"
+            )));
+        }
+        model.load(&path)
     }
 
     /// The curve of an earlier fit, by its name.

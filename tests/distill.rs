@@ -473,6 +473,53 @@ fn cached_logits_belong_to_their_images_in_any_order() {
 }
 
 #[test]
+fn a_selection_keeps_images_and_answers_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let logits = teacher(&data.train, 1.0);
+    let rows = [7i64, 3, 40, 3];
+    let (part, selected) = (data.train.select(&rows).unwrap(), logits.select(&data.train, &rows).unwrap());
+    let examples = Examples::images(&part, &Transform::cifar10(32)).unwrap().with_teacher(&selected).unwrap();
+    for (i, &row) in rows.iter().enumerate() {
+        assert_eq!(part.image(i as i64).unwrap(), data.train.image(row).unwrap());
+        assert_eq!(selected.tensor.get(i as i64), logits.tensor.get(row));
+    }
+    assert_eq!(examples.len(), 4);
+    // The key goes by the rows and by what the values were made from.
+    let key = |seed, rows: &[i64]| teacher(&data.train, seed).select(&data.train, rows).unwrap().key;
+    assert_eq!(key(1.0, &rows), selected.key);
+    assert!(key(2.0, &rows) != selected.key && key(1.0, &[7, 3, 3, 40]) != selected.key);
+    assert!(logits.select(&data.validation, &[0]).is_err());
+    for bad in [&[][..], &[64], &[-1]] {
+        assert!(data.train.select(bad).is_err() && logits.select(&data.train, bad).is_err());
+    }
+}
+
+#[test]
+fn a_run_s_best_weights_are_loaded_for_its_own_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let runs = folder.path().join("runs");
+    let lab = kdlab::Lab {
+        profile: kdlab::Profile::smoke(),
+        device: Device::Cpu,
+        folder: runs.clone(),
+        cache: folder.path().to_owned(),
+    };
+    let mut model = tiny_model(1);
+    let options = FitOptions { folder: Some(runs.join("mine")), ..options(2) };
+    fit(&mut model, &train, &validation, &Criterion::cross_entropy(), &options).unwrap();
+    let mut again = tiny_model(2);
+    lab.load_best("mine", &mut again, &train).unwrap();
+    assert_eq!(values(&again), values(&model));
+    let e = lab.load_best("other", &mut again, &train).unwrap_err().to_string();
+    assert!(e.contains("no run \"other\"") && e.contains("04_distillation"), "{e}");
+    let e = lab.load_best("mine", &mut again, &validation).unwrap_err().to_string();
+    assert!(e.contains("trained on other images"), "{e}");
+}
+
+#[test]
 fn features_are_computed_once_and_never_used_for_anything_else() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
@@ -695,7 +742,14 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
         |defect, validation, criterion: &Criterion| run(defect, validation, criterion).unwrap_err().to_string();
     let hard = Criterion::cross_entropy();
     assert!(refused(Defect::MismatchedTeacher, &validation, &hard).contains("criterion with a teacher"));
-    assert!(refused(Defect::KlOverClasses, &validation, &hard).contains("criterion with a teacher"));
+    let unheard = Criterion::kd(KdLoss::new(2.0, 0.0).unwrap());
+    assert!(refused(Defect::MismatchedTeacher, &validation, &unheard).contains("alpha > 0"));
+    let own = Criterion::soft("own", KdLoss::new(2.0, 0.5).unwrap(), |s, y, _, _, _| s.cross_entropy_for_logits(y));
+    for criterion in [&hard, &unheard, &own] {
+        assert!(refused(Defect::KlOverClasses, &validation, criterion).contains("Criterion::kd with alpha > 0"));
+    }
+    let e = fit_with_defect(Defect::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &options(1));
+    assert!(e.unwrap_err().to_string().contains("more than one epoch"));
     assert!(refused(Defect::BatchNormDrift, &validation, &kd).contains("frozen BatchNorm"));
     assert!(refused(Defect::BestOnTest, &validation, &kd).contains("test split"));
     // Nobody meets them unasked: one notebook names them, and the prelude does not.
@@ -744,7 +798,15 @@ fn a_frozen_backbone_does_not_drift_in_training() {
     let e = whole.freeze_except("classifier.").unwrap_err().to_string();
     assert!(e.contains("no variable begins with \"classifier.\""), "{e}");
     let e = backbone.with_head(&tiny_model(1)).unwrap_err().to_string();
-    assert!(e.contains("the head does not hold the weights of resnet18"), "{e}");
+    assert!(e.contains("tiny is no head for resnet18") && e.contains("[classes, 512]"), "{e}");
+    // A second layer would be lost without a word.
+    let deep = Model::new("deep", Device::Cpu, 0, &|vs| {
+        Layers::new()
+            .add("fc1", nn::linear(vs / "fc1", 512, 512, Default::default()))
+            .add("fc", nn::linear(vs / "fc", 512, 10, Default::default()))
+    });
+    let e = backbone.with_head(&deep.unwrap()).unwrap_err().to_string();
+    assert!(e.contains("deep is no head for resnet18") && e.contains("fc1.weight"), "{e}");
 }
 
 #[test]

@@ -215,4 +215,8 @@ fn reliability_and_disagreements_show_what_they_compare() {
     }
     assert!(disagreements(&data.train, &data, &evaluations[0], &evaluations[1], 5).is_err());
     assert!(disagreements(&data.test, &data, &evaluations[0], &evaluations[1], 0).is_err());
+    // As many images, but others.
+    let turned = data.test.select(&(0..20).rev().collect::<Vec<_>>()).unwrap();
+    let e = disagreements(&turned, &data, &evaluations[0], &evaluations[1], 5).err().unwrap().to_string();
+    assert!(e.contains("must both be evaluated on the test split"), "{e}");
 }

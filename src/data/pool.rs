@@ -181,6 +181,21 @@ impl Split {
         Ok(Split::new(&self.name, &self.stock, self.rows[..n].to_vec(), self.classes))
     }
 
+    /// The images at these sample indices, in this order, as a split of their own, with their own key.
+    ///
+    /// # Errors
+    /// When `indices` is empty or one is outside `0..len()`.
+    pub fn select(&self, indices: &[i64]) -> Result<Split> {
+        if indices.is_empty() {
+            return Err(Error::Input(format!(
+                "a selection of no images of the {} split: give at least one",
+                self.name
+            )));
+        }
+        let rows = indices.iter().map(|&i| self.row(i)).collect::<Result<Vec<i64>>>()?;
+        Ok(Split::new(&self.name, &self.stock, rows, self.classes))
+    }
+
     /// The row of the pool at a sample index.
     fn row(&self, index: i64) -> Result<i64> {
         usize::try_from(index).ok().and_then(|i| self.rows.get(i)).copied().ok_or_else(|| {

@@ -32,6 +32,16 @@ impl CachedTensor {
         Ok(made)
     }
 
+    /// The values of the samples at `indices` of `split`, for `split.select(indices)`.
+    ///
+    /// # Errors
+    /// When these are the values of another split, or an index is outside it.
+    pub fn select(&self, split: &Split, indices: &[i64]) -> Result<Self> {
+        self.check(&split.key, split.len(), "values")?;
+        let part = split.select(indices)?;
+        Self::new(&part, self.tensor.f_index_select(0, &Tensor::f_from_slice(indices)?)?, &self.key)
+    }
+
     pub(super) fn check(&self, split_key: &str, rows: usize, what: &str) -> Result<()> {
         let size = self.tensor.size();
         if size.len() != 2 || size[0] != rows as i64 {

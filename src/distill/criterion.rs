@@ -36,6 +36,10 @@ impl Criterion {
         Self { name: "kd".into(), kd: Some(kd), function: Function::Kd }
     }
 
+    pub(super) fn is_kd(&self) -> bool {
+        matches!(self.function, Function::Kd)
+    }
+
     /// [`super::teaching::kd_loss_over_classes`] in the place of [`KdLoss`].
     pub(super) fn kd_over_classes(kd: KdLoss) -> Self {
         Self { function: Function::KdOverClasses, ..Self::kd(kd) }

@@ -106,7 +106,7 @@ impl Examples {
     }
 
     /// Changes with the data, its transform, the backbone and the teacher.
-    pub(super) fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         &self.key
     }
 

@@ -39,11 +39,12 @@ impl Defect {
     ];
 
     /// Refuses a run in which the mistake would change nothing.
-    fn check(self, model: &Model, validation: &Examples, criterion: &Criterion) -> Result<()> {
+    fn check(self, model: &Model, validation: &Examples, criterion: &Criterion, options: &FitOptions) -> Result<()> {
+        let unheard = criterion.kd_loss().is_none_or(|kd| kd.alpha() == 0.0);
         let lacks = match self {
-            Defect::MismatchedTeacher | Defect::KlOverClasses if criterion.kd_loss().is_none() => {
-                "a criterion with a teacher; take Criterion::kd"
-            }
+            Defect::MismatchedTeacher if unheard => "a criterion with a teacher and alpha > 0; take Criterion::kd",
+            Defect::KlOverClasses if unheard || !criterion.is_kd() => "Criterion::kd with alpha > 0",
+            Defect::AdamRebuilt if options.epochs < 2 => "more than one epoch",
             Defect::BatchNormDrift if !model.has_frozen_norm() => {
                 "a network with frozen BatchNorm layers; take Backbone::with_head"
             }
@@ -82,7 +83,7 @@ pub fn fit_with_defect(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
-    defect.check(model, validation, criterion)?;
+    defect.check(model, validation, criterion, options)?;
     match criterion.kd_loss().filter(|_| defect == Defect::KlOverClasses) {
         Some(kd) => fit_as(Some(defect), model, train, validation, &Criterion::kd_over_classes(kd), options),
         None => fit_as(Some(defect), model, train, validation, criterion, options),

@@ -159,10 +159,21 @@ impl Backbone {
     /// # Errors
     /// When `head` is not a linear layer on this backbone's features, as [`super::head`] makes it.
     pub fn with_head(&self, head: &Model) -> Result<Model> {
-        let (fc, mut tensors) = (self.arch.classifier(), self.model.state());
-        let classes = head.state().iter().find(|(name, _)| name == "fc.bias").map_or(0, |(_, bias)| bias.numel());
-        tensors.extend(head.state().into_iter().map(|(name, t)| (name.replacen("fc.", fc, 1), t)));
-        let build = |vs: &nn::Path| self.arch.layers(vs, Some(classes as i64));
+        let (fc, mut tensors, state) = (self.arch.classifier(), self.model.state(), head.state());
+        let shapes: Vec<(&str, Vec<i64>)> = state.iter().map(|(name, t)| (name.as_str(), t.size())).collect();
+        let classes = state.first().map_or(0, |(_, bias)| bias.numel() as i64);
+        if shapes != [("fc.bias", vec![classes]), ("fc.weight", vec![classes, self.arch.features()])] {
+            return Err(Error::Input(format!(
+                "{} is no head for {}: it holds {shapes:?}, and fc.bias [classes] and fc.weight [classes, {}] are \
+                 needed; make it with head({}, classes, ...)",
+                head.name,
+                self.arch,
+                self.arch.features(),
+                self.arch.features()
+            )));
+        }
+        tensors.extend(state.into_iter().map(|(name, t)| (name.replacen("fc.", fc, 1), t)));
+        let build = |vs: &nn::Path| self.arch.layers(vs, Some(classes));
         let mut whole = Model::new(self.arch.name(), self.model.device(), 0, &build)?;
         weights::load(self.arch.name(), &whole.state(), tensors, Path::new("the head"))?;
         whole.freeze_except(fc)?;

@@ -110,13 +110,12 @@ impl Model {
         Ok(())
     }
 
-    /// Whether gradients are kept away from a BatchNorm.
+    /// Whether gradients are kept away from the weight of a BatchNorm.
     pub(crate) fn has_frozen_norm(&self) -> bool {
-        let trainable = self.trainable();
-        self.state()
-            .iter()
-            .filter_map(|(name, _)| name.strip_suffix("running_mean"))
-            .any(|norm| !trainable.iter().any(|(name, _)| name.strip_suffix("weight") == Some(norm)))
+        let state = self.state();
+        let frozen =
+            |norm: &str| state.iter().any(|(name, t)| name.strip_suffix("weight") == Some(norm) && !t.requires_grad());
+        state.iter().filter_map(|(name, _)| name.strip_suffix("running_mean")).any(frozen)
     }
 
     /// Undoes [`Model::freeze`].

@@ -67,11 +67,14 @@ pub fn disagreements(
     let logs = [teacher, student].map(|e| e.logits.f_log_softmax(-1, Kind::Float)); // [N, C] each
     let [teacher_log, student_log] = logs;
     let (teacher_log, student_log) = (teacher_log?, student_log?);
-    if teacher_log.size() != student_log.size() || teacher_log.size()[0] != split.len() as i64 {
+    let labels = split.labels()?;
+    let fits = |e: &Evaluation| -> Result<bool> { Ok(e.labels.size() == labels.size() && e.labels.f_equal(&labels)?) };
+    if teacher_log.size() != student_log.size() || !fits(teacher)? || !fits(student)? {
         return Err(Error::Input(format!(
-            "teacher {:?}, student {:?} and {} images: both must be evaluated on this split",
+            "teacher {:?} and student {:?} must both be evaluated on the {} split, with its {} images",
             teacher_log.size(),
             student_log.size(),
+            split.name,
             split.len()
         )));
     }

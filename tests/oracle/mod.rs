@@ -47,7 +47,10 @@ pub fn ask_in(folder: tempfile::TempDir, case: &str, tensors: &[(&str, &Tensor)]
         .env_remove("LD_LIBRARY_PATH")
         .output()
         .unwrap();
-    assert!(output.status.success(), "oracle.py {case}: {}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let hint =
+        if said.contains("ModuleNotFoundError") { "run `cargo lab test`, which installs Python's torch" } else { "" };
+    assert!(output.status.success(), "oracle.py {case}: {said}{hint}");
     let tensors = Tensor::read_safetensors(folder.path().join("out.safetensors")).unwrap().into_iter().collect();
     Answer { tensors, folder }
 }
