@@ -676,7 +676,9 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     let resumed = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&resumed);
     let listener = Listener::new(move |e| {
-        if let Event::Resumed { .. } = e {
+        if let Event::Started { history, .. } = e
+            && !history.records.is_empty()
+        {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     });

@@ -43,6 +43,7 @@ fn history(name: &str, epochs: usize) -> History {
         records,
         stopped: None,
         defect: None,
+        changes: Vec::new(),
     }
 }
 
