@@ -506,6 +506,7 @@ fn a_run_s_best_weights_are_loaded_for_its_own_data() {
         device: Device::Cpu,
         folder: runs.clone(),
         cache: folder.path().to_owned(),
+        queue: Queue::default(),
     };
     let mut model = tiny_model(1);
     let options = FitOptions { folder: Some(runs.join("mine")), ..options(2) };

@@ -147,11 +147,23 @@ pub(super) fn fit_as(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
+    let _end = OnPanic(options);
     let done = run(defect, model, train, validation, criterion, options);
     if let Err(e) = &done {
         options.listener.tell(Event::Failed { name: options.name.clone(), error: e.to_string() });
     }
     done
+}
+
+/// Tells the listener of a fit whose network or loss panicked, so that nothing stays open.
+struct OnPanic<'a>(&'a FitOptions);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.listener.tell(Event::Failed { name: self.0.name.clone(), error: "it panicked".into() });
+        }
+    }
 }
 
 fn run(

@@ -3,6 +3,7 @@
 //! Nothing here draws or prints: the loop tells its listener what happens, as [`Event`]s.
 
 mod adam;
+mod background;
 mod cache;
 mod checkpoint;
 mod control;
@@ -16,6 +17,7 @@ mod report;
 pub mod teaching;
 
 pub use adam::Adam;
+pub use background::{Queue, Run, RunState};
 pub use cache::{CachedTensor, backbone_features, teacher_logits};
 pub use control::{Control, Observer};
 pub use criterion::Criterion;
