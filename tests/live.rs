@@ -196,7 +196,8 @@ fn with_kernel(name: &str, test: impl FnOnce(Kernel)) {
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let said = text(&output.stdout);
+    assert!(output.status.success() && said.contains(" 1 passed"), "{said}{}", text(&output.stderr));
 }
 
 // ---- something to fit ----

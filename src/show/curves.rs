@@ -91,7 +91,11 @@ impl Curves {
                 // To the right of its line, or to the left where it would leave the plot.
                 mark.x = if at + 4.0 + wide < plot { at + 4.0 } else { (at - 4.0 - wide).max(0.0) };
                 let apart = |other: &Mark| other.x > mark.x + wide + 6.0 || other.x + width(&other.text) + 6.0 < mark.x;
-                let free = |line: &usize| placed.iter().all(|other| other.line != *line || apart(other));
+                // Its upright line ends at its label, so that it crosses none above it.
+                let crosses = |other: &Mark| other.x <= at && at <= other.x + width(&other.text);
+                let free = |line: &usize| {
+                    placed.iter().all(|o| (o.line != *line || apart(o)) && (o.line < *line || !crosses(o)))
+                };
                 mark.line = (0..).find(free).unwrap_or(0);
             }
             // Too many lines: fewer labels.
@@ -161,7 +165,8 @@ impl Curves {
             .y_label_formatter(&number);
         styled(&mut mesh, pen).draw()?;
         for mark in &marks {
-            let upright = [(mark.change.epoch, low - margin), (mark.change.epoch, top)];
+            let end = top - (top - low + margin) * (mark.line.min(LINES) as u32 * LINE) as f64 / PLOT;
+            let upright = [(mark.change.epoch, low - margin), (mark.change.epoch, end)];
             chart.draw_series([PathElement::new(upright, color(mark.run).mix(0.6).stroke_width(pen.px(1)))])?;
         }
         for (i, history) in self.histories.iter().enumerate() {
@@ -190,6 +195,8 @@ impl Curves {
             let y = y0 - py + pen.px(2 + LINE * mark.line as u32) as i32;
             let ink = if self.histories.len() > 1 { color(mark.run) } else { INK };
             let style = pen.text(11).color(&ink).pos(Pos::new(HPos::Left, VPos::Top));
+            let (right, below) = (x + (f64::from(pen.px(1)) * width(&mark.text)) as i32, y + pen.px(LINE - 2) as i32);
+            area.draw(&Rectangle::new([(x, y), (right, below)], WHITE.filled()))?;
             area.draw(&Text::new(mark.text.clone(), (x, y), style))?;
         }
         Ok(())
