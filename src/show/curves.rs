@@ -160,7 +160,7 @@ impl Curves {
         };
         let mut mesh = chart.configure_mesh();
         mesh.x_desc("epoch")
-            .x_labels(self.epochs().min(12.0) as usize)
+            .x_labels((self.epochs() + 1.0 - self.from.ceil()).min(12.0) as usize)
             .x_label_formatter(&whole)
             .y_label_formatter(&number);
         styled(&mut mesh, pen).draw()?;

@@ -14,8 +14,8 @@ use tch::{Kind, Tensor};
 const TEMPERATURES: [f64; 4] = [1.0, 2.0, 4.0, 10.0];
 const BEGIN: f64 = 4.0;
 
-/// `softmax(logits / T)` of one image. On the live kernel it has a slider for T, which works as long as this value
-/// lives, while other cells run and between them; elsewhere, and in a notebook that was saved, it is a figure of four T.
+/// `softmax(logits / T)` of one image at four temperatures. On the live kernel there is a slider for T above it, which works
+/// as long as this value lives, while other cells run and between them.
 pub struct TemperatureExplorer {
     scores: Arc<Scores>,
     open: Mutex<Option<Open>>,
@@ -49,7 +49,8 @@ impl Scores {
     }
 }
 
-/// `softmax(logits / T)` of one image's logits `[C]` as bars with a slider for T; `label` sets the true class off.
+/// `softmax(logits / T)` of one image's logits `[C]` as bars at T = 1, 2, 4 and 10, on the live kernel with a slider for T;
+/// `label` sets the true class off. Keep the value in a variable: the slider goes with it.
 ///
 /// # Errors
 /// When there are not as many logits as classes.
@@ -85,10 +86,12 @@ impl Open {
         })?;
         let link = Arc::new(link);
         let ids = both.open(&link).ok()?;
-        let (mut data, metadata) = scores.still().ok()?;
-        data[VIEW] = widgets::view(&root);
         let display = new_id();
-        link.display(&display, false, data, metadata).ok()?;
+        let data = json!({VIEW: widgets::view(&root), "text/plain": "(this front end shows no sliders)"});
+        link.display(&display, false, data, json!({})).ok()?;
+        // A display of its own: a notebook that is opened again has lost its widgets, but not its figures.
+        let (data, metadata) = scores.still().ok()?;
+        link.display(&new_id(), false, data, metadata).ok()?;
         // Its thread ends when the connection does: then nobody sends any more.
         let (scores, to) = (Arc::clone(scores), Arc::downgrade(&link));
         std::thread::Builder::new()
@@ -107,11 +110,9 @@ impl Open {
         Some(Self { link, display, ids })
     }
 
-    /// Leaves the still figure in its place.
-    fn close(self, scores: &Scores) {
-        if let Ok((data, metadata)) = scores.still() {
-            let _ = self.link.display(&self.display, true, data, metadata);
-        }
+    fn close(self) {
+        let data = json!({"text/plain": "(run the cell again for the slider)"});
+        let _ = self.link.display(&self.display, true, data, json!({}));
         widgets::close(&self.link, &self.ids);
     }
 }
@@ -128,13 +129,13 @@ impl TemperatureExplorer {
         }
         let before = std::mem::replace(&mut *open, shown);
         drop(open);
-        before.into_iter().for_each(|open| open.close(&self.scores));
+        before.into_iter().for_each(Open::close);
     }
 }
 
 impl Drop for TemperatureExplorer {
     fn drop(&mut self) {
         let open = lock(&self.open).take();
-        open.into_iter().for_each(|open| open.close(&self.scores));
+        open.into_iter().for_each(Open::close);
     }
 }

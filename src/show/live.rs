@@ -32,7 +32,10 @@ pub fn live_progress(control: &Control) -> Listener {
         if let Event::Queued { history, settings } | Event::Started { history, settings } = event
             && view.is_none()
         {
-            *view = View::open(&control, history, *settings);
+            *view = View::open(&control, history, *settings, matches!(event, Event::Started { .. }));
+            if view.is_some() {
+                return;
+            }
         }
         match &*view {
             Some(open) => open.tell(Note::Event(Box::new(event.clone()))),
@@ -62,7 +65,7 @@ struct View {
 
 impl View {
     /// None without a live kernel.
-    fn open(control: &Control, history: &History, settings: Settings) -> Option<Self> {
+    fn open(control: &Control, history: &History, settings: Settings, started: bool) -> Option<Self> {
         let panel = OpenPanel::connect(control, settings)?;
         let mut drawer = Drawer {
             panel,
@@ -71,7 +74,7 @@ impl View {
             figure: new_id(),
             history: history.clone(),
             progress: None,
-            started: false,
+            started,
             aside: None,
             error: None,
         };
