@@ -1,0 +1,163 @@
+"""How a cell fails: once, in words that help, and as an error of the protocol."""
+import unittest
+
+from support import KernelCase, rust
+
+# Words of the machinery below a cell.
+MACHINERY = ["stack backtrace", "evcxr", "EVCXR", "run_user_code", "/rustc/", "catch_unwind", "frame #", "Exception raised from", "RUST_BACKTRACE"]
+
+
+class Errors(KernelCase):
+    def fails(self, code, *wanted, silent_about=MACHINERY):
+        """The cell fails with one error output that holds these words and none of the machinery's, nothing on stderr."""
+        cell = self.client.run(code)
+        text = cell.error_text
+        self.assertEqual(cell.status, "error", cell.describe())
+        self.assertEqual(len(cell.errors), 1, cell.describe())
+        content, reply = cell.errors[0]["content"], cell.reply["content"]
+        self.assertTrue(content["ename"] and content["evalue"] and content["traceback"], content)
+        for key in ["ename", "evalue", "traceback"]:
+            self.assertEqual(reply[key], content[key])
+        for word in wanted:
+            self.assertIn(word, text)
+        for word in silent_about:
+            self.assertNotIn(word, text)
+        self.assertEqual(cell.stderr, "")
+        self.assertEqual(cell.all("execute_result"), [])
+        kinds = [m["msg_type"] for m in cell.all()]
+        self.assertEqual(kinds[-1], "status")
+        return cell
+
+    def kept(self):
+        self.assertEqual(self.client.ok('println!("{kept}");').stdout, "41\n")
+
+    def setUp(self):
+        self.client.ok("let kept = 41;")
+
+    def test_question_mark(self):
+        cell = self.fails('println!("before");\nErr::<(), _>("the file is not there".to_string())?;\nprintln!("after");', "the file is not there")
+        self.assertEqual(cell.stdout, "before\n")
+        self.assertIn("the file is not there", cell.errors[0]["content"]["evalue"])
+        self.kept()
+
+    def test_the_crates_own_errors_keep_their_words(self):
+        self.fails("let kd = KdLoss::new(-1.0, 0.5)?;", "temperature must be > 0, got -1")
+        self.kept()
+
+    def test_errors_with_several_lines_and_marks(self):
+        self.fails(r'Err::<(), _>("first line\nsecond \"line\" é".to_string())?;', "first line", "second", "é")
+        self.kept()
+
+    def test_panic(self):
+        cell = self.fails("println!(\"before\");\nlet v: Vec<i32> = Vec::new();\nlet w = v[kept as usize];", "index out of bounds: the len is 0 but the index is 41", "line 3", "let w = v[kept as usize];")
+        self.assertEqual(cell.stdout, "before\n")
+        self.assertIn("index out of bounds", cell.errors[0]["content"]["evalue"])
+        self.assertEqual("".join(cell.errors[0]["content"]["traceback"]).count("the index is 41"), 1)
+        self.kept()
+
+    def test_panic_in_a_function_of_an_earlier_cell(self):
+        self.client.ok('fn divide(a: i32, b: i32) -> i32 { assert!(b != 0, "b is {b}"); a / b }')
+        self.fails("let one = 1;\ndivide(one, 0)", "b is 0", "line 2")
+        self.kept()
+
+    def test_unwrap_says_why(self):
+        self.fails('let n: i32 = "x1".parse().unwrap();', "invalid digit found in string", "line 1")
+        self.kept()
+
+    def test_a_panic_that_the_cell_catches_is_none(self):
+        cell = self.client.ok('let caught = std::thread::spawn(|| { panic!("in a thread"); }).join().is_err(); println!("{caught}");')
+        self.assertEqual(cell.stdout, "true\n")
+        # The message of the thread is ordinary text and is not lost.
+        self.assertIn("in a thread", cell.stderr)
+
+    def test_compile_errors_come_as_one(self):
+        cell = self.fails('let a: i32 = "text";\nlet b: bool = 5;', "mismatched types", "i32", "bool")
+        self.assertIn("mismatched types", cell.errors[0]["content"]["evalue"])
+        self.kept()
+
+    def test_syntax_error(self):
+        self.fails("let = 3;")
+        self.kept()
+
+    def test_unknown_name(self):
+        self.fails('println!("{}", no_such_name);', "no_such_name")
+        self.kept()
+
+    def test_unknown_command(self):
+        self.fails(":no_such_command", "no_such_command")
+        self.kept()
+
+    def test_moved_variable(self):
+        self.client.ok('let moved = String::from("text");')
+        self.client.ok("drop(moved);")
+        self.fails('println!("{moved}");', "moved")
+        self.kept()
+
+    def test_variable_that_borrows(self):
+        self.client.ok("let owner = vec![1, 2];")
+        self.fails("let part = &owner[..1];", "part", silent_about=[w for w in MACHINERY if "evcxr" not in w])
+        self.kept()
+
+    def test_shapes_of_a_tensor_error(self):
+        zeros = "Tensor::zeros([2, 3], (Kind::Float, Device::Cpu))"
+        cell = self.fails(f"let x = {zeros};\nlet y = x.matmul(&x);", "(2x3 and 2x3)", "line 2")
+        self.assertIn("(2x3 and 2x3)", cell.errors[0]["content"]["evalue"])
+        cell = self.fails(f"let x = {zeros};\nlet y = x.f_matmul(&x)?;", "(2x3 and 2x3)")
+        self.assertIn("(2x3 and 2x3)", cell.errors[0]["content"]["evalue"])
+        self.kept()
+
+    def test_text_on_stderr_is_no_error(self):
+        cell = self.client.ok("eprintln!(\"error: thread 'main' panicked at nothing\");")
+        self.assertEqual(cell.stderr, "error: thread 'main' panicked at nothing\n")
+
+    def test_stderr_before_a_panic_is_kept(self):
+        cell = self.client.run('eprintln!("a warning"); panic!("and out");')
+        self.assertEqual(cell.status, "error")
+        self.assertEqual(cell.stderr, "a warning\n")
+        self.assertEqual(len(cell.errors), 1)
+        self.assertIn("and out", cell.error_text)
+
+    def test_abort_and_exit_name_what_is_lost(self):
+        for code, word in [("std::process::abort();", "SIGABRT"), ("std::process::exit(3);", "3")]:
+            with self.subTest(code=code):
+                self.client.ok("let kept = 41; let also_lost = vec![1];")
+                cell = self.fails(f'println!("last words");\n{code}', word, "kept", "also_lost")
+                self.assertEqual(cell.stdout, "last words\n")
+                self.fails('println!("{kept}");', "kept")
+                self.assertEqual(self.client.ok("let kept = 41; kept + 1").all("execute_result")[0]["content"]["data"]["text/plain"], "42")
+        # Functions are no values of the process: they are there again.
+        self.client.ok("fn twice(x: i32) -> i32 { 2 * x }")
+        self.client.run("std::process::abort();")
+        self.assertEqual(self.client.ok('println!("{}", twice(4));').stdout, "8\n")
+
+    def test_segfault(self):
+        self.fails("unsafe { std::ptr::null_mut::<i32>().write_volatile(1) };", "SIG", "kept")
+        self.client.ok('println!("on");')
+
+    def queue(self, failing, **content):
+        gate = self.gate()
+        first = self.client.begin(f"gate({rust(gate)});\n{failing}", **content)
+        rest = [self.client.begin(f'println!("{i}");', **content) for i in range(3)]
+        first.wait(lambda: first.all("execute_input"), "its beginning")
+        gate.touch()
+        return [cell.finish() for cell in [first, *rest]]
+
+    def test_an_error_aborts_what_is_queued(self):
+        for failing in ['panic!("out");', 'Err::<(), _>("out".to_string())?;', 'let n: i32 = "text";']:
+            with self.subTest(failing=failing):
+                first, *rest = self.queue(failing)
+                self.assertEqual(first.status, "error")
+                self.assertEqual([cell.status for cell in rest], ["aborted"] * 3)
+                self.assertEqual([cell.all("stream", "execute_input", "error") for cell in rest], [[]] * 3)
+        # Only what was queued: the next request is a new one.
+        self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")
+
+    def test_a_request_may_ask_to_go_on(self):
+        first, *rest = self.queue('panic!("out");', stop_on_error=False)
+        self.assertEqual(first.status, "error")
+        self.assertEqual([cell.status for cell in rest], ["ok"] * 3)
+        self.assertEqual([cell.stdout for cell in rest], ["0\n", "1\n", "2\n"])
+
+
+if __name__ == "__main__":
+    unittest.main()

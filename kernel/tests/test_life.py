@@ -1,0 +1,172 @@
+"""From start to end: several kernels, other clients, restart, and what is left behind (nothing)."""
+import os
+import pathlib
+import signal
+import socket
+import stat
+import threading
+import unittest
+
+from support import HELPERS, Client, Kernel, display, family, rust, still_there, wait_until
+
+
+class Life(unittest.TestCase):
+    """Three kernels that were started at once. Each test takes one, and ends it in its own way."""
+
+    kernels: list
+
+    @classmethod
+    def setUpClass(cls):
+        cls.kernels, problems = [], []
+
+        def start():
+            try:
+                cls.kernels.append(Kernel())
+            except BaseException as problem:
+                problems.append(problem)
+
+        threads = [threading.Thread(target=start) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        cls.addClassCleanup(cls.end_all)
+        if problems:
+            raise problems[0]
+        # All at once: none disturbs another.
+        cells = [k.client.begin(f'{HELPERS}\nlet own = {i}; println!("kernel {{own}}");') for i, k in enumerate(cls.kernels)]
+        for i, cell in enumerate(cells):
+            if cell.finish().stdout != f"kernel {i}\n":
+                raise AssertionError(f"kernel {i}: {cell.describe()}")
+
+    @classmethod
+    def end_all(cls):
+        for kernel in cls.kernels:
+            kernel.stop()
+
+    def take(self):
+        return self.kernels.pop()
+
+    def looping(self, kernel):
+        """A cell that computes, so that nothing in its process listens."""
+        cell = kernel.client.begin('println!("begun"); loop { std::hint::black_box(0); }')
+        cell.wait_text("begun")
+
+    def socket_folder(self, kernel):
+        path = pathlib.Path(kernel.environment("KDLAB_LIVE"))
+        self.assertTrue(stat.S_ISSOCK(path.stat().st_mode))
+        return path.parent
+
+    def test_1_strangers_get_nothing(self):
+        kernel = self.kernels[0]
+        folder = self.socket_folder(kernel)
+        self.assertEqual(stat.S_IMODE(folder.stat().st_mode), 0o700)
+        path = kernel.environment("KDLAB_LIVE")
+        request = rust(display("stranger", "no")).removeprefix('r####"').removesuffix('"####')
+        token = kernel.environment("KDLAB_LIVE_TOKEN")
+        starts = ['{"token": "00"}', "{}", request, "no json", f'{{"token": "{token[:-1]}"}}', '{"token": ""}', f'{{"token": ["{token}"]}}']
+        for start in starts:
+            with self.subTest(start=start), socket.socket(socket.AF_UNIX) as stranger:
+                stranger.settimeout(5)
+                stranger.connect(path)
+                try:
+                    stranger.sendall(f"{start}\n{request}\n".encode())
+                    self.assertEqual(stranger.recv(1000), b"")
+                except (ConnectionResetError, BrokenPipeError):
+                    pass  # closed, before all was read
+        # With the token, and from another process, it is served: the answer comes after the display.
+        with socket.socket(socket.AF_UNIX) as known:
+            known.settimeout(5)
+            known.connect(path)
+            known.sendall(f'{{"token": "{token}"}}\n{request.replace("stranger", "known")}\n'.encode())
+            self.assertIn(b'"ok"', known.recv(1000))
+        shown = kernel.client.first("display_data", 5)
+        self.assertEqual(shown["content"]["transient"], {"display_id": "known"})
+
+    def test_1_messages_with_a_wrong_signature_get_nothing(self):
+        client = self.kernels[0].client
+        session, right = client.kc.session, client.kc.session.key
+        proof = self.kernels[0].file("proof")
+        content = {"code": f'std::fs::write({rust(proof)}, "")?;', "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
+        session.key = b"a wrong key"
+        try:
+            forged = [client.send("execute_request", content), client.send("kernel_info_request", {})]
+            forged.append(client.send("shutdown_request", {"restart": False}, "control"))
+        finally:
+            session.key = right
+        # Each channel is served in order: once these are answered, the forged ones have had their turn.
+        client.ask("kernel_info_request", {}, channel="control")
+        client.ok('println!("on");')
+        self.assertFalse(proof.exists())
+        self.assertEqual([m for m in client.seen if m["parent_header"].get("msg_id") in forged], [])
+        self.assertEqual([id for id in forged if id in client.replies], [])
+
+    def test_2_another_client_joins_and_takes_over(self):
+        kernel = self.kernels[0]
+        one, two = kernel.file("gate-one"), kernel.file("gate-two")
+        self.addCleanup(one.touch)
+        self.addCleanup(two.touch)
+        cell = kernel.client.begin(f'println!("first"); gate({rust(one)}); println!("second"); gate({rust(two)}); println!("third"); let late = 7;')
+        cell.wait_text("first")
+        joined = Client(kernel.manager, timeout=10)
+        self.addCleanup(joined.close)
+        self.assertEqual(joined.ask("kernel_info_request", {}, timeout=2)["status"], "ok")
+        one.touch()
+        joined.wait(lambda: any(m["msg_type"] == "stream" and "second" in m["content"]["text"] for m in joined.seen), "the output of the cell that another client runs", 10)
+        cell.wait_text("second")
+        # The first one goes away while its cell runs.
+        kernel.client.close()
+        kernel.client = joined
+        two.touch()
+        third = lambda: any(m["msg_type"] == "stream" and "third" in m["content"]["text"] for m in joined.seen)
+        joined.wait(third, "output after the first client has gone", 10)
+        self.assertEqual(joined.ok('println!("{late}");').stdout, "7\n")
+        self.assertEqual(joined.ok('println!("{}", own >= 0);').stdout, "true\n")
+
+    def test_3_restart_and_shutdown_leave_nothing(self):
+        kernel = self.take()
+        folder = self.socket_folder(kernel)
+        self.looping(kernel)
+        kernel.restart()
+        self.assertFalse(folder.exists(), f"{folder} is left after a restart")
+        cell = kernel.client.run('println!("{own}");')
+        self.assertEqual(cell.status, "error")
+        self.assertIn("own", cell.error_text)
+        cell = kernel.client.ok('println!("new");')
+        self.assertEqual(cell.stdout, "new\n")
+        folder = self.socket_folder(kernel)
+        self.looping(kernel)
+        reply = kernel.client.ask("shutdown_request", {"restart": False}, channel="control")
+        self.assertEqual(reply, {"status": "ok", "restart": False})
+        wait_until(lambda: not kernel.manager.is_alive(), "the end of the kernel", 10)
+        self.assertEqual(kernel.stop(), [])
+        self.assertFalse(folder.exists(), f"{folder} is left after shutdown")
+
+    def test_4_killing_the_kernel_leaves_no_process(self):
+        kernel = self.take()
+        kernel.client.ok("std::thread::spawn(|| loop { std::thread::sleep(std::time::Duration::from_secs(1)); });")
+        self.looping(kernel)
+        members = dict(kernel.remember())
+        self.assertGreater(len(members), 1, "the kernel is one process: this test proves nothing")
+        os.kill(kernel.pid, signal.SIGKILL)
+        wait_until(lambda: not kernel.manager.is_alive(), "the end of the kernel", 5)
+        wait_until(lambda: not still_there(members), "the end of all its processes", 10)
+        self.assertEqual(kernel.stop(), [])
+
+    def test_5_a_crash_leaves_no_process(self):
+        kernel = self.take()
+        before = dict(kernel.remember())
+        cell = kernel.client.run("std::process::abort();")
+        self.assertEqual(cell.status, "error")
+        self.assertEqual(kernel.client.ok("6 * 7").all("execute_result")[0]["content"]["data"]["text/plain"], "42")
+        kernel.remember()
+        gone = {key for key in before if key not in still_there(before)}
+        self.assertEqual(len(gone), 1, "exactly the process that ran cells ends, and is buried")
+        self.assertEqual(len(family(kernel.pid)), len(before))
+        folder = self.socket_folder(kernel)
+        self.assertEqual(kernel.stop(), [])
+        self.assertFalse(folder.exists(), f"{folder} is left after shutdown")
+
+
+if __name__ == "__main__":
+    unittest.main()

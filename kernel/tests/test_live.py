@@ -1,0 +1,336 @@
+"""The live link: displays that change while a cell runs, widgets, and answers to a front end while it runs."""
+import time
+import unittest
+
+from support import KernelCase, display, rust, wait_until
+
+
+class Displays(KernelCase):
+    def shown(self, cell):
+        return cell.all("display_data", "update_display_data")
+
+    def test_displays_arrive_while_the_cell_runs(self):
+        first, second = self.gate(), self.gate()
+        picture = {"display": {
+            "id": "picture", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "p"},
+            "metadata": {"image/png": {"width": 880, "height": 366}},
+        }}
+        cell = self.client.begin(f'''
+            let mut live = Live::open();
+            println!("{{}}", live.ask({rust(picture)}));
+            gate({rust(first)});
+            println!("{{}}", live.ask({rust(display("picture", "changed", update=True))}));
+            gate({rust(second)});''')
+        cell.wait(lambda: len(self.shown(cell)) == 1, "the display")
+        self.assertTrue(cell.running)
+        message = self.shown(cell)[0]
+        self.assertEqual(message["msg_type"], "display_data")
+        self.assertEqual(message["content"]["data"], picture["display"]["data"])
+        self.assertEqual(message["content"]["metadata"], picture["display"]["metadata"])
+        self.assertEqual(message["content"]["transient"], {"display_id": "picture"})
+        opened = time.time()
+        first.touch()
+        cell.wait(lambda: len(self.shown(cell)) == 2, "the update")
+        self.assertTrue(cell.running)
+        update = self.shown(cell)[1]
+        self.assertLess(update["came"] - opened, 1)
+        self.assertEqual(update["msg_type"], "update_display_data")
+        self.assertEqual(update["content"]["data"], {"text/plain": "changed"})
+        self.assertEqual(update["content"]["transient"], {"display_id": "picture"})
+        second.touch()
+        self.assertEqual(cell.finish().status, "ok")
+        self.assertEqual([line.replace(" ", "") for line in cell.stdout.split("\n")], ['{"ok":true}'] * 2 + [""])
+
+    def test_text_and_displays_come_in_the_order_of_the_cell(self):
+        cell = self.client.ok('''
+            let mut live = Live::open();
+            for i in 0..100 {
+                println!("line {i}");
+                live.ask(&format!(r#"{{"display": {{"id": "row{i}", "update": false, "data": {{"text/plain": "{i}"}}, "metadata": {{}}}}}}"#));
+            }''')
+        order = []
+        for message in cell.all("stream", "display_data"):
+            if message["msg_type"] == "stream":
+                order += message["content"]["text"].splitlines()
+            else:
+                order.append("display " + message["content"]["data"]["text/plain"])
+        self.assertEqual(order, [entry for i in range(100) for entry in (f"line {i}", f"display {i}")])
+
+    def test_a_thousand_fast_updates(self):
+        cell = self.client.ok(f'''
+            let mut live = Live::open();
+            live.ask({rust(display("fast", "-1"))});
+            for i in 0..1000 {{
+                live.send(&format!(r#"{{{{"display": {{{{"id": "fast", "update": true, "data": {{{{"text/plain": "{{i}}"}}}}, "metadata": {{{{}}}}}}}}}}}}"#));
+            }}
+            let good = (0..1000).filter(|_| live.answer().contains("\\"ok\\"")).count();
+            println!("{{good}}");''')
+        self.assertEqual(cell.stdout, "1000\n")
+        texts = [m["content"]["data"]["text/plain"] for m in self.shown(cell)]
+        self.assertEqual(texts, [str(i) for i in range(-1, 1000)])
+
+    def test_big_pictures_and_json_pass_as_they_are(self):
+        view = {"version_major": 2, "version_minor": 0, "model_id": "abc"}
+        shown = display("big", "é ✓", **{"application/vnd.jupyter.widget-view+json": view})
+        cell = self.client.ok(f'''
+            let mut live = Live::open();
+            live.ask({rust(shown)});
+            let png = "iVBO".repeat(500_000);
+            println!("{{}}", live.ask(&format!(r#"{{{{"display": {{{{"id": "big", "update": true, "data": {{{{"image/png": "{{png}}"}}}}, "metadata": {{{{}}}}}}}}}}}}"#)));''')
+        first, second = self.shown(cell)
+        self.assertEqual(first["content"]["data"], shown["display"]["data"])
+        self.assertEqual(second["content"]["data"]["image/png"], "iVBO" * 500_000)
+
+    def test_a_wrong_request_is_told_so_and_the_connection_goes_on(self):
+        wrong = ["no json", "[1]", "{}", '{"no_such_request": 1}', '{"display": {"id": 5}}']
+        asks = "\n".join(f'println!("{{}}", live.ask({rust(line)}));' for line in wrong)
+        cell = self.client.ok(f'''
+            let mut live = Live::open();
+            {asks}
+            println!("{{}}", live.ask({rust(display("right", "right"))}));''')
+        lines = cell.stdout.splitlines()
+        for request, answer in zip(wrong, lines):
+            with self.subTest(request=request):
+                self.assertRegex(answer, r'^\{"error": ?".+"\}$')
+        self.assertIn('"ok"', lines[len(wrong)])
+        self.assertEqual([m["content"]["data"]["text/plain"] for m in self.shown(cell)], ["right"])
+
+    def test_a_display_belongs_to_the_cell_that_connected(self):
+        gate, done = self.gate(), self.kernel.file("thread-shown")
+        first = self.client.ok(f'''
+            let mut owner = Live::open();
+            owner.ask({rust(display("owned", "0"))});
+            let mut thread = Live::open();
+            std::thread::spawn(move || {{
+                gate({rust(gate)});
+                thread.ask({rust(display("from a thread", "0"))});
+                std::fs::write({rust(done)}, "").unwrap();
+            }});''')
+        second = self.client.ok(f'owner.ask({rust(display("owned", "1", update=True))}); println!("second");')
+        self.client.wait(lambda: len(self.shown(first)) == 2, "the update under the first cell", 5)
+        self.assertEqual(self.shown(second), [])
+        gate.touch()
+        wait_until(done.exists, "the display between cells", 20)
+        self.client.wait(lambda: len(self.shown(first)) == 3, "the display between cells under the first cell", 5)
+        self.assertEqual(second.stdout, "second\n")
+
+    def test_connections_at_once(self):
+        cell = self.client.ok('''
+            let threads: Vec<_> = (0..8).map(|t| std::thread::spawn(move || {
+                let mut live = Live::open();
+                for i in 0..50 {
+                    live.ask(&format!(r#"{{"display": {{"id": "t{t}", "update": {}, "data": {{"text/plain": "{i}"}}, "metadata": {{}}}}}}"#, i > 0));
+                }
+            })).collect();
+            for thread in threads { thread.join().unwrap(); }''')
+        for t in range(8):
+            own = [m for m in self.shown(cell) if m["content"]["transient"]["display_id"] == f"t{t}"]
+            self.assertEqual([m["content"]["data"]["text/plain"] for m in own], [str(i) for i in range(50)])
+
+
+class Comms(KernelCase):
+    """Widgets as ipywidgets' front end speaks of them."""
+
+    def open(self, id, **state):
+        """A cell that opens a slider; gives the cell, and the file where pushes are noted."""
+        log = self.kernel.file(f"pushes-{id}")
+        state = {
+            "_model_name": "FloatSliderModel", "_model_module": "@jupyter-widgets/controls", "_model_module_version": "2.0.0",
+            "_view_name": "FloatSliderView", "value": 1.0, "min": 0.0, **state,
+        }
+        content = {"comm_id": id, "target_name": "jupyter.widget", "data": {"state": state, "buffer_paths": []}}
+        cell = self.client.ok(f'''
+            let mut {id} = Live::open();
+            println!("{{}}", {id}.ask({rust({"comm_open": {**content, "metadata": {"version": "2.1.0"}}})}));
+            {id}.listen({rust(log)});''')
+        self.assertIn('"ok"', cell.stdout)
+        return cell, log, content
+
+    def message(self, id, **data):
+        return self.client.send("comm_msg", {"comm_id": id, "data": data})
+
+    def update(self, id, **state):
+        return self.message(id, method="update", state=state, buffer_paths=[])
+
+    def states(self, parent, timeout=2):
+        """Every comm message is answered by busy and idle."""
+        for state in ["busy", "idle"]:
+            self.client.first("status", timeout, parent, lambda content: content["execution_state"] == state)
+
+    def pushed(self, log, text, sent, within):
+        """The seconds from `sent` until a line with `text` came to the cell's process."""
+        lines = []
+
+        def look():
+            lines[:] = [line for line in log.read_text().splitlines() if text in line] if log.exists() else []
+            return lines
+
+        wait_until(look, f"{text!r} at the cell's connection", 10)
+        took = float(lines[0].split()[0]) - sent
+        self.assertLess(took, within, f"it took {took:.2f} s until the cell's process had it")
+        return lines
+
+    def full_state(self, id):
+        request = self.message(id, method="request_state")
+        matching = lambda content: content["comm_id"] == id and content["data"]["method"] == "update"
+        return self.client.first("comm_msg", 5, request, matching)["content"]["data"]["state"]
+
+    def comm_info(self, **content):
+        return self.client.ask("comm_info_request", content, timeout=5)["comms"]
+
+    def test_a_widget_reaches_the_front_end(self):
+        cell, _, content = self.open("a1")
+        opened = self.client.first("comm_open", 5, cell.id)
+        self.assertEqual(opened["content"], content)
+        self.assertEqual(opened["metadata"]["version"], "2.1.0")
+        self.assertEqual(self.comm_info()["a1"], {"target_name": "jupyter.widget"})
+        self.assertIn("a1", self.comm_info(target_name="jupyter.widget"))
+        self.assertEqual(self.comm_info(target_name="other"), {})
+        later = self.client.ok(f'a1.send({rust({"comm_msg": {"comm_id": "a1", "data": {"method": "update", "state": {"value": 2.0}, "buffer_paths": []}}})});')
+        message = self.client.first("comm_msg", 5, None, lambda c: c["comm_id"] == "a1")
+        self.assertEqual(message["content"]["data"], {"method": "update", "state": {"value": 2.0}, "buffer_paths": []})
+        self.assertEqual(later.status, "ok")
+
+    def test_a_drag_reaches_the_cell_at_once(self):
+        _, log, _ = self.open("b1")
+        sent = time.time()
+        parent = self.update("b1", value=2.5)
+        lines = self.pushed(log, "2.5", sent, 0.5)
+        self.assertIn('"comm_id":"b1"', lines[0].replace(" ", ""))
+        self.states(parent)
+        echo = self.client.first("comm_msg", 2, parent, lambda c: c["data"]["method"] == "echo_update")
+        self.assertEqual(echo["content"]["comm_id"], "b1")
+        self.assertEqual(echo["content"]["data"]["state"], {"value": 2.5})
+        sent = time.time()
+        parent = self.message("b1", method="custom", content={"event": "click"})
+        self.pushed(log, "click", sent, 0.5)
+        self.states(parent)
+
+    def test_a_drag_reaches_a_cell_that_computes(self):
+        _, log, _ = self.open("c1")
+        gate = self.gate()
+        cell = self.client.begin(f'println!("begun"); spin({rust(gate)});')
+        cell.wait_text("begun")
+        for value in range(10, 20):
+            sent = time.time()
+            parent = self.update("c1", value=value)
+            self.pushed(log, f'"value":{value}', sent, 0.5)
+            self.states(parent, 1)
+        self.assertTrue(cell.running)
+        self.assertEqual(self.full_state("c1")["value"], 19)
+        gate.touch()
+        cell.finish()
+
+    def test_many_drags_keep_their_order(self):
+        _, log, _ = self.open("d1")
+        sent = time.time()
+        for value in range(1000, 1200):
+            self.update("d1", value=value)
+        self.pushed(log, '"value":1199', sent, 5)
+        values = [line.partition('"value":')[2].split("}")[0].split(",")[0] for line in log.read_text().splitlines()]
+        self.assertEqual(values, [str(value) for value in range(1000, 1200)])
+
+    def test_the_kernel_knows_every_state(self):
+        self.open("e1", description="T")
+        self.open("f1")
+        change = {"comm_msg": {"comm_id": "e1", "data": {"method": "update", "state": {"max": 20.0}, "buffer_paths": []}}}
+        self.client.ok(f'e1.send({rust(change)});')
+        self.states(self.update("e1", value=4.0))
+        state = self.full_state("e1")
+        self.assertEqual({key: state[key] for key in ["value", "min", "max", "description"]}, {"value": 4.0, "min": 0.0, "max": 20.0, "description": "T"})
+        # All at once, as JupyterLab asks after a reload.
+        self.client.send("comm_open", {"comm_id": "control", "target_name": "jupyter.widget.control", "data": {}}, metadata={"version": "1.0.0"})
+        parent = self.message("control", method="request_states")
+        answer = self.client.first("comm_msg", 5, parent, lambda c: c["comm_id"] == "control")["content"]["data"]
+        self.assertEqual(answer["method"], "update_states")
+        self.assertEqual(answer["buffer_paths"], [])
+        for id, value in [("e1", 4.0), ("f1", 1.0)]:
+            found = answer["states"][id]
+            self.assertEqual(found["model_name"], "FloatSliderModel")
+            self.assertEqual(found["model_module"], "@jupyter-widgets/controls")
+            self.assertEqual(found["model_module_version"], "2.0.0")
+            self.assertEqual(found["state"]["value"], value)
+        self.assertEqual(answer["states"]["e1"]["state"]["max"], 20.0)
+        self.states(parent)
+
+    def test_comms_end_with_their_connection(self):
+        self.open("g1")
+        self.open("h1")
+        self.client.ok("g1.close();")
+        self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "g1")
+        self.assertNotIn("g1", self.comm_info())
+        self.assertIn("h1", self.comm_info())
+        # A late message from a front end that has not heard of it.
+        self.states(self.update("g1", value=3.0))
+        # The process dies: nobody is left to answer.
+        self.client.run("std::process::abort();")
+        self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "h1")
+        self.assertEqual(self.comm_info(), {})
+
+    def test_comm_close_by_the_cell_and_by_the_front_end(self):
+        self.open("i1")
+        self.client.ok(f'i1.send({rust({"comm_close": {"comm_id": "i1"}})});')
+        self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "i1")
+        self.open("j1")
+        self.client.send("comm_close", {"comm_id": "j1", "data": {}})
+        self.assertNotIn("j1", self.comm_info())
+
+    def test_unknown_targets_are_closed(self):
+        parent = self.client.send("comm_open", {"comm_id": "nobody", "target_name": "no.such.target", "data": {}})
+        self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "nobody")
+        self.states(parent)
+
+
+class Answers(KernelCase):
+    """A front end asks while a long cell runs."""
+
+    def test_answers_within_a_second(self):
+        self.client.ok("let answers_variable = 1; fn answers_function() {}")
+        gate = self.gate()
+        cell = self.client.begin(f'println!("begun"); spin({rust(gate)});')
+        cell.wait_text("begun")
+        requests = {
+            "kernel_info_request": {},
+            "is_complete_request": {"code": "fn f() {"},
+            "complete_request": {"code": "answers_va", "cursor_pos": 10},
+            "inspect_request": {"code": "answers_variable", "cursor_pos": 3, "detail_level": 0},
+            "history_request": {"hist_access_type": "tail", "n": 3, "output": False, "raw": True},
+            "comm_info_request": {},
+        }
+        for _ in range(2):
+            for type, content in requests.items():
+                with self.subTest(type=type):
+                    begun = time.monotonic()
+                    id = self.client.send(type, content)
+                    reply = self.client.reply(id, 10)
+                    took = time.monotonic() - begun
+                    self.assertEqual(reply["msg_type"], type.replace("request", "reply"))
+                    self.assertLess(took, 1, f"{type} took {took:.2f} s")
+                    if type != "is_complete_request":
+                        self.assertEqual(reply["content"]["status"], "ok")
+                    self.client.first("status", 2, id, lambda c: c["execution_state"] == "idle")
+        begun = time.monotonic()
+        self.client.ask("kernel_info_request", {}, timeout=10, channel="control")
+        self.assertLess(time.monotonic() - begun, 1)
+        self.assertTrue(cell.running)
+        # What was done for others is not this cell's.
+        self.assertEqual([m["msg_type"] for m in cell.all()], ["status", "execute_input", "stream"])
+        gate.touch()
+        self.assertEqual(cell.finish().status, "ok")
+
+    def test_queued_cells_run_in_order(self):
+        gate = self.gate()
+        cells = [self.client.begin(f'gate({rust(gate)}); println!("0");')]
+        cells += [self.client.begin(f'println!("{i}");') for i in range(1, 4)]
+        cells[0].wait(lambda: cells[0].all("execute_input"), "its beginning")
+        self.assertEqual([len(cell.all("execute_input")) for cell in cells], [1, 0, 0, 0])
+        gate.touch()
+        for cell in cells:
+            cell.finish()
+        self.assertEqual([cell.stdout for cell in cells], ["0\n", "1\n", "2\n", "3\n"])
+        counts = [cell.reply["content"]["execution_count"] for cell in cells]
+        self.assertEqual(counts, list(range(counts[0], counts[0] + 4)))
+
+
+if __name__ == "__main__":
+    unittest.main()

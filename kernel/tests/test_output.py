@@ -1,0 +1,202 @@
+"""What cells print and show, what they read, and how they are counted."""
+import unittest
+
+from support import KernelCase, rust, wait_until
+
+TABLE = 'let t = Table::new(&["a", "b"]).row(&["1".to_string(), "2".to_string()]);'
+
+
+class Streams(KernelCase):
+    def test_a_line_arrives_while_the_cell_runs(self):
+        gate = self.gate()
+        cell = self.client.begin(f'println!("before"); gate({rust(gate)}); println!("after");')
+        cell.wait_text("before\n")
+        self.assertTrue(cell.running)
+        gate.touch()
+        self.assertEqual(cell.finish().stdout, "before\nafter\n")
+
+    def test_text_without_a_newline_arrives(self):
+        gate = self.gate()
+        cell = self.client.begin(f'print!("no newline"); std::io::stdout().flush()?; gate({rust(gate)}); println!(" and on");')
+        cell.wait_text("no newline")
+        self.assertTrue(cell.running)
+        gate.touch()
+        self.assertEqual(cell.finish().stdout, "no newline and on\n")
+        # Not even flushed, and the last thing of its cell: it is this cell's and nothing is put behind it.
+        self.assertEqual(self.client.ok('print!("the end");').stdout, "the end")
+        self.assertEqual(self.client.ok('println!("next");').stdout, "next\n")
+        self.assertEqual(self.client.ok('eprint!("to stderr");').stderr, "to stderr")
+
+    def test_ten_megabytes_arrive_whole_and_in_order(self):
+        cell = self.client.ok('for i in 0..100_000 { println!("{i:0>99}"); }')
+        expected = "".join(f"{i:0>99}\n" for i in range(100_000))
+        self.assertEqual(len(cell.stdout), len(expected))
+        self.assertTrue(cell.stdout == expected, "the order of lines is not kept")
+
+    def test_one_long_line_arrives_whole(self):
+        cell = self.client.ok('println!("{}", "x".repeat(3_000_000));')
+        self.assertEqual(len(cell.stdout), 3_000_001)
+
+    def test_both_streams_keep_what_is_theirs(self):
+        cell = self.client.ok('for i in 0..500 { println!("out {i}"); eprintln!("err {i}"); }')
+        self.assertEqual(cell.stdout, "".join(f"out {i}\n" for i in range(500)))
+        self.assertEqual(cell.stderr, "".join(f"err {i}\n" for i in range(500)))
+
+    def test_invalid_utf8_neither_hangs_nor_takes_other_text_along(self):
+        cell = self.client.ok(r'std::io::stdout().write_all(b"caf\xe9 au\n\xff\xfe\n")?; println!("lait é");', timeout=60)
+        self.assertIn("caf", cell.stdout)
+        self.assertIn(" au\n", cell.stdout)
+        self.assertTrue(cell.stdout.endswith("lait é\n"), cell.stdout)
+        cell = self.client.ok(r'std::io::stderr().write_all(b"\xff bad\n")?;', timeout=60)
+        self.assertIn(" bad\n", cell.stderr)
+        # A character whose bytes come one after the other is one character.
+        halves = r'''
+            std::io::stdout().write_all(b"\xe2\x82")?; std::io::stdout().flush()?;
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            std::io::stdout().write_all(b"\xac\n")?;'''
+        self.assertEqual(self.client.ok(halves).stdout, "€\n")
+
+    def test_a_thread_that_prints_between_cells(self):
+        gate, done = self.gate(), self.kernel.file("printed")
+        cell = self.client.ok(f'''
+            std::thread::spawn(|| {{
+                gate({rust(gate)});
+                for i in 0..2_000 {{ println!("between {{i:0>99}}"); }}
+                std::fs::write({rust(done)}, "").unwrap();
+            }});''')
+        gate.touch()
+        # More than a pipe holds: it has to be read although no cell runs.
+        wait_until(done.exists, "the end of the thread's printing", 20)
+        expected = "".join(f"between {i:0>99}\n" for i in range(2_000))
+
+        def printed():
+            texts = [m["content"]["text"] for m in self.client.seen if m["msg_type"] == "stream"]
+            return "".join(texts).count("between ") >= 2_000
+
+        self.client.wait(printed, "all that the thread printed", 20)
+        messages = [m for m in self.client.seen if m["msg_type"] == "stream" and "between" in m["content"]["text"]]
+        self.assertTrue("".join(m["content"]["text"] for m in messages) == expected, "lines are lost or out of order")
+        self.assertEqual({m["parent_header"].get("msg_id") for m in messages}, {cell.id})
+
+
+class Shown(KernelCase):
+    def test_several_results_in_one_cell(self):
+        cell = self.client.ok(f'''
+            {TABLE}
+            for i in 0..3 {{ println!("before {{i}}"); t.evcxr_display(); }}
+            println!("after");
+            t''')
+        kinds = [m["msg_type"] for m in cell.all("stream", "display_data", "execute_result")]
+        self.assertEqual(kinds, ["stream", "display_data"] * 3 + ["stream", "execute_result"])
+        shown = cell.all("display_data", "execute_result")
+        for message in shown:
+            self.assertEqual(sorted(message["content"]["data"]), ["text/html", "text/plain"])
+            self.assertIn("<table", message["content"]["data"]["text/html"])
+            self.assertNotIn("EVCXR", str(message["content"]))
+        self.assertNotIn("EVCXR", cell.stdout)
+        self.assertEqual(shown[-1]["content"]["execution_count"], cell.reply["content"]["execution_count"])
+
+    def test_a_figure_is_a_png(self):
+        cell = self.client.ok("reliability_diagram(&[]).err().map(|e| println!(\"{e}\")); 1")
+        self.assertEqual(cell.all("execute_result")[0]["content"]["data"]["text/plain"], "1")
+        block = 'println!("EVCXR_BEGIN_CONTENT image/png\\niVBORw0KGgo=\\nEVCXR_END_CONTENT"); println!("on");'
+        cell = self.client.ok(block)
+        self.assertEqual(cell.all("display_data")[0]["content"]["data"]["image/png"].strip(), "iVBORw0KGgo=")
+        self.assertEqual(cell.stdout, "on\n")
+
+    def test_vars_are_listed(self):
+        self.client.ok("let listed_number = 3i64;")
+        cell = self.client.ok(":vars")
+        data = cell.all("execute_result", "display_data")[-1]["content"]["data"]
+        self.assertIn("listed_number", data["text/plain"])
+        self.assertIn("i64", data["text/plain"])
+
+
+class Input(KernelCase):
+    READ = '''
+        println!("EVCXR_INPUT_REQUEST:name? ");
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        println!("hello {}", line.trim());'''
+
+    def test_a_cell_asks_and_reads(self):
+        cell = self.client.begin(self.READ, allow_stdin=True)
+        request = self.client.kc.stdin_channel.get_msg(timeout=120)
+        self.assertEqual(request["msg_type"], "input_request")
+        self.assertEqual(request["content"], {"prompt": "name? ", "password": False})
+        self.assertEqual(request["parent_header"]["msg_id"], cell.id)
+        self.assertTrue(cell.running)
+        self.client.send("input_reply", {"value": "Ada", "status": "ok"}, "stdin", parent=request)
+        self.assertEqual(cell.finish().status, "ok")
+        self.assertEqual(cell.stdout, "hello Ada\n")
+
+    def test_a_password_is_asked_for_as_one(self):
+        cell = self.client.begin(self.READ.replace("REQUEST:", "REQUEST_PASSWORD:"), allow_stdin=True)
+        request = self.client.kc.stdin_channel.get_msg(timeout=120)
+        self.assertEqual(request["content"], {"prompt": "name? ", "password": True})
+        self.client.send("input_reply", {"value": "sesame", "status": "ok"}, "stdin", parent=request)
+        self.assertEqual(cell.finish().stdout, "hello sesame\n")
+
+    def test_without_leave_to_ask_the_cell_ends_all_the_same(self):
+        cell = self.client.run(self.READ, timeout=120, allow_stdin=False)
+        self.assertIn(cell.status, ["ok", "error"])
+        self.assertNotIn("Ada", cell.stdout)
+        self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")
+
+    def test_interrupt_ends_a_wait_for_input(self):
+        cell = self.client.begin(self.READ, allow_stdin=True)
+        self.client.kc.stdin_channel.get_msg(timeout=120)
+        self.assertEqual(self.client.interrupt()["status"], "ok")
+        cell.finish(20)
+        self.assertEqual(cell.status, "error")
+        self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")
+
+
+class Counting(KernelCase):
+    def count(self, cell):
+        return cell.reply["content"]["execution_count"]
+
+    def test_counts_start_at_one_and_go_up_by_one(self):
+        # setUpClass ran the first.
+        first = self.client.first("execute_input", 1)
+        self.assertEqual(first["content"]["execution_count"], 1)
+        one, two = self.client.ok("1"), self.client.ok("2")
+        self.assertEqual(self.count(two), self.count(one) + 1)
+        self.assertEqual(two.all("execute_input")[0]["content"], {"code": "2", "execution_count": self.count(two)})
+        self.assertEqual(two.all("execute_result")[0]["content"]["execution_count"], self.count(two))
+        failed = self.client.run('Err::<(), _>("no".to_string())?;')
+        self.assertEqual(self.count(failed), self.count(two) + 1)
+        self.assertEqual(self.count(self.client.ok("3")), self.count(two) + 2)
+
+    def test_silent_requests_are_not_counted_and_show_nothing(self):
+        before = self.client.ok("1")
+        silent = self.client.ok("let quiet = 5; quiet", silent=True, store_history=False)
+        self.assertEqual(silent.all("execute_input", "execute_result"), [])
+        after = self.client.ok("quiet + 1")
+        self.assertEqual(self.count(after), self.count(before) + 1)
+        self.assertEqual(after.all("execute_result")[0]["content"]["data"]["text/plain"], "6")
+        history = self.client.ask("history_request", {"hist_access_type": "tail", "n": 2, "output": False, "raw": True})
+        self.assertEqual([entry[2] for entry in history["history"]], ["1", "quiet + 1"])
+
+    def test_requests_that_do_not_store_history(self):
+        before = self.client.ok("7")
+        self.client.ok("8", store_history=False)
+        self.assertEqual(self.count(self.client.ok("9")), self.count(before) + 1)
+        history = self.client.ask("history_request", {"hist_access_type": "tail", "n": 2, "output": False, "raw": True})
+        self.assertEqual([entry[2] for entry in history["history"]], ["7", "9"])
+
+    def test_an_empty_cell_is_ok(self):
+        for code in ["", "  \n", "// only a remark"]:
+            with self.subTest(code=code):
+                self.assertEqual(self.client.ok(code).all("error", "stream", "execute_result"), [])
+
+    def test_every_cell_is_busy_first_and_idle_last(self):
+        cell = self.client.ok('println!("text"); 5')
+        kinds = [m["msg_type"] for m in cell.all()]
+        self.assertEqual(kinds, ["status", "execute_input", "stream", "execute_result", "status"])
+        states = [m["content"]["execution_state"] for m in cell.all("status")]
+        self.assertEqual(states, ["busy", "idle"])
+
+
+if __name__ == "__main__":
+    unittest.main()
