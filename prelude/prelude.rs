@@ -1,10 +1,10 @@
 // What the kernel loads before the first cell of every notebook.
 use kdlab::data::{DataOptions, Dataset, Split, Transform, shuffled};
-use kdlab::distill::{Control, Criterion, Evaluation, Examples, FitOptions, History, KdLoss};
+use kdlab::distill::{Control, Criterion, Evaluation, Examples, FitOptions, History, KdLoss, Run};
 use kdlab::distill::{CachedTensor, Graded, ReportCard, evaluate, fit, predict, report_card, soft_targets};
 use kdlab::models::{Arch, Backbone, Layers, Model, Summary, head, student};
 use kdlab::show::{Figure, Table};
-use kdlab::show::{class_balance, confusion_matrix, curves, disagreements, gallery, mistakes, print_progress};
-use kdlab::show::{reliability_diagram, soft_target_bars};
+use kdlab::show::{class_balance, confusion_matrix, curves, disagreements, gallery, knobs, live_progress};
+use kdlab::show::{mistakes, print_progress, reliability_diagram, soft_target_bars, temperature_explorer};
 use kdlab::{Lab, Profile, ResultRow};
 use tch::{Device, Kind, Tensor, nn};

@@ -24,6 +24,9 @@ pub enum Error {
     /// A loss that is no longer finite; the last good weights were put back.
     #[error("{0}")]
     Diverged(String),
+    /// The user pressed Interrupt during a pass that is no fit; nothing of it was kept.
+    #[error("{0}")]
+    Interrupted(String),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

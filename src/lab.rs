@@ -1,10 +1,11 @@
 //! What a notebook opens first: device, profile, and where earlier notebooks left their work.
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
-use crate::distill::{CachedTensor, Examples, FitOptions, History, backbone_features, teacher_logits};
+use crate::distill::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
+use crate::distill::{backbone_features, teacher_logits};
 use crate::models::{Backbone, LoadReport, Model, device_name, head};
 use crate::profile::Profile;
-use crate::show::{Table, print_progress};
+use crate::show::{Table, live_progress, print_progress};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -19,6 +20,8 @@ pub struct Lab {
     pub folder: PathBuf,
     /// Data and weights that were fetched.
     pub cache: PathBuf,
+    /// What [`Lab::spawn`] fills.
+    pub queue: Queue,
 }
 
 /// One row of the closing table.
@@ -62,7 +65,7 @@ impl Lab {
         let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
         let runs = std::env::var_os("KDLAB_RUNS").map_or_else(|| root.join("runs"), PathBuf::from);
         let folder = runs.join(&profile.name);
-        Ok(Self { folder, cache: DataOptions::default().cache, profile, device })
+        Ok(Self { folder, cache: DataOptions::default().cache, profile, device, queue: Queue::default() })
     }
 
     /// CIFAR-10, or what `KDLAB_DATA` names, in the profile's sizes. What was not as wished stands in its notices.
@@ -107,8 +110,9 @@ impl Lab {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
     }
 
-    /// How the profile trains a student; `name` is the fit's folder too.
+    /// How the profile trains a student; `name` is the fit's folder too. It is shown live where the kernel can.
     pub fn fit_options(&self, name: &str) -> FitOptions {
+        let control = Control::new();
         FitOptions {
             name: name.to_owned(),
             epochs: self.profile.student_epochs,
@@ -116,9 +120,25 @@ impl Lab {
             learning_rate: self.profile.student_learning_rate,
             seed: self.profile.seed,
             folder: Some(self.folder.join(name)),
-            listener: print_progress(),
-            ..FitOptions::default()
+            listener: live_progress(&control),
+            control,
         }
+    }
+
+    /// Fits in the background: returns at once, and later cells read the curve so far and turn the knobs. Several runs wait for
+    /// each other, in the order of their cells. [`Queue::spawn`] says what else differs from `fit`.
+    ///
+    /// # Errors
+    /// When no thread can be started. What is wrong with the fit itself is said by the run.
+    pub fn spawn(
+        &self,
+        model: Model,
+        train: &Examples,
+        validation: &Examples,
+        criterion: Criterion,
+        options: FitOptions,
+    ) -> Result<Run> {
+        self.queue.spawn(model, train, validation, criterion, options)
     }
 
     /// How the profile trains the teacher's head.

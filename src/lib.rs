@@ -8,6 +8,7 @@ pub mod distill;
 mod error;
 mod files;
 mod lab;
+pub mod live;
 pub mod models;
 mod profile;
 pub mod show;

@@ -1,7 +1,7 @@
 //! What cells display: figures hold their labels and legends, tables are safe HTML, bad input is refused in words.
 
 use kdlab::data::{DataOptions, Dataset, cifar10};
-use kdlab::distill::{EpochRecord, Evaluation, Graded, History, Metrics, ReportCard, report_card};
+use kdlab::distill::{Change, EpochRecord, Evaluation, Graded, History, Metrics, ReportCard, Settings, report_card};
 use kdlab::show::*;
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -43,6 +43,7 @@ fn history(name: &str, epochs: usize) -> History {
         records,
         stopped: None,
         defect: None,
+        changes: Vec::new(),
     }
 }
 
@@ -85,6 +86,73 @@ fn curves_name_axes_units_and_every_run() {
     // One epoch is drawn too; none is refused.
     nothing_is_clipped(&curves(&[&history("one", 1)]).unwrap());
     assert!(curves(&[&history("none", 0)]).err().unwrap().to_string().contains("no finished epoch"));
+}
+
+fn change(epoch: f64, before: (f64, f64, f64), after: (f64, f64, f64)) -> Change {
+    let settings = |(t, a, learning_rate)| Settings { temperature: Some(t), alpha: Some(a), learning_rate };
+    Change { epoch, before: settings(before), after: settings(after) }
+}
+
+/// Every text of this size in an SVG: where it begins, and what it says.
+fn small_texts(svg: &str) -> Vec<(f64, f64, String)> {
+    let attribute = |tag: &str, name: &str| -> Option<f64> {
+        tag.split_once(&format!("{name}=\""))?.1.split('"').next()?.parse().ok()
+    };
+    let text = |part: &str| {
+        let (tag, rest) = part.split_once('>')?;
+        let said = rest.split('<').next()?.trim().replace("&gt;", ">");
+        Some((attribute(tag, "x")?, attribute(tag, "y")?, said)).filter(|(_, _, said)| said.contains("->"))
+    };
+    svg.split("<text").skip(1).filter_map(text).collect()
+}
+
+#[test]
+fn changes_are_marked_with_labels_that_do_not_overlap() {
+    let mut one = history("sliders", 10);
+    one.changes = vec![
+        change(0.35, (4.0, 0.9, 1e-3), (2.0, 0.9, 1e-3)),
+        // A drag: many values, one mark.
+        change(2.30, (2.0, 0.9, 1e-3), (3.0, 0.9, 1e-3)),
+        change(2.32, (3.0, 0.9, 1e-3), (5.5, 0.9, 1e-3)),
+        change(2.34, (5.5, 0.9, 1e-3), (8.0, 0.9, 1e-3)),
+        change(2.70, (8.0, 0.9, 1e-3), (8.0, 0.25, 1e-3)),
+        change(3.00, (8.0, 0.25, 1e-3), (8.0, 0.25, 3e-4)),
+        change(9.95, (8.0, 0.25, 3e-4), (1.0, 0.5, 1e-5)),
+    ];
+    let figure = curves(&[&one]).unwrap();
+    nothing_is_clipped(&figure);
+    let labels = small_texts(&figure.svg().unwrap());
+    let said: Vec<_> = labels.iter().map(|(_, _, said)| said.as_str()).collect();
+    let wanted = [
+        "T 4 -> 2",
+        "T 2 -> 8",
+        "alpha 0.9 -> 0.25",
+        "lr 1e-3 -> 3e-4",
+        "T 8 -> 1, alpha 0.25 -> 0.5, lr 3e-4 -> 1e-5",
+    ];
+    assert_eq!(said, [wanted, wanted].concat(), "once in each panel");
+    // Two runs in one figure, with more changes than have room: some labels go, none overlap.
+    let mut two = history("another", 10);
+    two.changes =
+        (0..40).map(|i| change(0.2 * i as f64, (i as f64 + 1.0, 0.9, 1e-3), (i as f64 + 2.0, 0.9, 1e-3))).collect();
+    let figure = curves(&[&one, &two]).unwrap();
+    nothing_is_clipped(&figure);
+    let many = small_texts(&figure.svg().unwrap());
+    assert!(many.len() > 10);
+    for labels in [&labels, &many] {
+        for (i, (x, y, said)) in labels.iter().enumerate() {
+            // A letter of this size is about 4.5 wide and less than 12 high.
+            for (x2, y2, other) in &labels[i + 1..] {
+                let wide = |said: &str| 4.2 * said.chars().count() as f64;
+                let apart = x + wide(said) < *x2 || x2 + wide(other) < *x || (y - y2).abs() > 11.0;
+                assert!(apart, "{said} at {x} {y} and {other} at {x2} {y2}");
+            }
+        }
+    }
+    if let Some(folder) = std::env::var_os("KDLAB_TEST_FIGURES") {
+        curves(&[&one]).unwrap().save_png(Path::new(&folder).join("changes.png")).unwrap();
+        figure.save_png(Path::new(&folder).join("changes-two.png")).unwrap();
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a frozen teacher says of every image, computed once and kept on disk under a key of all it depends on.
 
-use super::evaluate::Ticker;
+use super::evaluate::{Pass, Ticker};
 use super::{Event, Listener};
 use crate::data::{Split, Transform};
 use crate::files::{digest, digest_tensors, load_tensors, save_tensors};
@@ -69,6 +69,9 @@ pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Trans
 /// The frozen backbone's features f32 `[N, D]` of every image of `split`, in evaluation mode and without gradients.
 ///
 /// With a `folder` they are kept there and found again as long as data, transform and backbone stay the same.
+///
+/// # Errors
+/// As libtorch's and the disk's; and when the user interrupts it, after which nothing is in the folder.
 pub fn backbone_features(
     backbone: &Backbone,
     split: &Split,
@@ -81,9 +84,12 @@ pub fn backbone_features(
     cached(folder, "features", features_key(backbone, split, transform)?, split, || {
         let name = format!("{} on {}", backbone.arch, split.name);
         let mut ticker = Ticker::new(&name, split.len());
+        let (pass, mut done) = (Pass::new(&name), 0);
         let mut rows = Vec::new();
         let order: Vec<i64> = (0..split.len() as i64).collect();
         for indices in crate::data::batches(&order, batch_size)? {
+            pass.check(done, split.len())?;
+            done += indices.len();
             let inputs = transform.apply(&split.batch(&indices)?.images, device)?;
             rows.push(backbone.features(&inputs)?.f_to_device(Device::Cpu)?);
             if let Some(progress) = ticker.advance(indices.len()) {

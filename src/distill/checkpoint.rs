@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::{Tensor, no_grad};
 
-/// Temperature and alpha that were set by hand while the fit ran.
-pub(super) type LiveValues = (Option<f64>, Option<f64>);
+/// Temperature, alpha and learning rate that were set by hand while the fit ran.
+pub(super) type ByHand = [Option<f64>; 3];
 
 pub(super) struct Checkpoint {
     folder: PathBuf,
@@ -48,14 +48,14 @@ impl Checkpoint {
         best: &Snapshot,
         adam: &Adam,
         history: &History,
-        live: LiveValues,
+        by_hand: ByHand,
     ) -> Result<()> {
         let json = serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))?;
         let (moments, steps) = adam.state();
         let mut tensors = moments;
         tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
         tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));
-        let live = serde_json::to_string(&live).map_err(|e| Error::Data(format!("live values: {e}")))?;
+        let live = serde_json::to_string(&by_hand).map_err(|e| Error::Data(format!("live values: {e}")))?;
         let metadata = HashMap::from([
             ("fingerprint".to_owned(), self.fingerprint.clone()),
             ("history".to_owned(), json.clone()),
@@ -68,7 +68,7 @@ impl Checkpoint {
     }
 
     /// Puts an unfinished run of the same fit back into place; none when there is nothing to go on with.
-    pub(super) fn resume(&self, model: &Model, adam: &mut Adam) -> Result<Option<(History, Snapshot, LiveValues)>> {
+    pub(super) fn resume(&self, model: &Model, adam: &mut Adam) -> Result<Option<(History, Snapshot, ByHand)>> {
         if !self.file().exists() {
             return Ok(None);
         }
@@ -97,7 +97,10 @@ impl Checkpoint {
         let (weights, best) = (snapshot("weights")?, snapshot("best")?);
         adam.restore(&|name| tensors.get(name).map(Tensor::shallow_clone), steps)?;
         weights.restore(model)?;
-        Ok(Some((history, best, serde_json::from_str(text("live")).unwrap_or_default())))
+        // A checkpoint from before the learning rate could be set holds two values.
+        let found: Vec<Option<f64>> = serde_json::from_str(text("live")).unwrap_or_default();
+        let by_hand = std::array::from_fn(|i| found.get(i).copied().flatten());
+        Ok(Some((history, best, by_hand)))
     }
 }
 

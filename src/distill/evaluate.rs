@@ -2,9 +2,11 @@
 
 use super::loss::cross_entropy;
 use super::{Criterion, Examples, KdLoss, Metrics, Minibatch, Progress};
+use crate::live::{Watch, lock, watch};
 use crate::models::Model;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -115,8 +117,11 @@ impl Evaluation {
 pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<Tensor> {
     let order: Vec<i64> = (0..examples.len() as i64).collect();
     let mut rows = Vec::new();
+    let (pass, mut done) = (Pass::new(&format!("{} on {}", model.name, examples.split_name)), 0);
     no_grad(|| {
         for indices in crate::data::batches(&order, batch_size)? {
+            pass.check(done, examples.len())?;
+            done += indices.len();
             let batch = examples.batch(&indices, model.device())?;
             rows.push(model.forward(&batch.inputs, false)?.f_to_device(Device::Cpu)?);
         }
@@ -202,6 +207,32 @@ pub(super) fn validate(
     })
 }
 
+/// A long pass that is no fit, which the user may interrupt between two batches.
+pub(super) struct Pass {
+    name: String,
+    stop: Arc<Mutex<Option<String>>>,
+    _watch: Option<Watch>,
+}
+
+impl Pass {
+    pub(super) fn new(name: &str) -> Self {
+        let stop = Arc::new(Mutex::new(None));
+        let asked = Arc::clone(&stop);
+        let _watch = watch(name, move |reason| *lock(&asked) = Some(reason.to_owned()));
+        Self { name: name.to_owned(), stop, _watch }
+    }
+
+    pub(super) fn check(&self, done: usize, total: usize) -> Result<()> {
+        match &*lock(&self.stop) {
+            None => Ok(()),
+            Some(reason) => Err(Error::Interrupted(format!(
+                "{}: {reason} after {done} of {total} images; nothing of it was kept, run the cell again",
+                self.name
+            ))),
+        }
+    }
+}
+
 /// Decides when progress is due (a few times a second) and what it says.
 pub(super) struct Ticker {
     progress: Progress,
@@ -222,7 +253,7 @@ impl Ticker {
             epochs,
             done: 0,
             total,
-            loss: None,
+            metrics: None,
             images_per_second: 0.0,
             seconds_left: 0.0,
         };
@@ -240,6 +271,11 @@ impl Ticker {
         }
         self.last = Instant::now();
         Some(p.clone())
+    }
+
+    /// Leaves out a time in which nothing was to be done.
+    pub(super) fn skip(&mut self, idle: Duration) {
+        self.start += idle;
     }
 
     pub(super) fn images_per_second(&self) -> f64 {

@@ -71,6 +71,23 @@ impl Examples {
         Ok(self)
     }
 
+    /// The same images and numbers for another thread; not a copy, but for the backbone of
+    /// [`Examples::through_backbone`].
+    pub(super) fn share(&self) -> Result<Self> {
+        let inputs = match &self.inputs {
+            Inputs::Images { split, transform } => {
+                Inputs::Images { split: split.clone(), transform: transform.clone() }
+            }
+            Inputs::Features(features) => Inputs::Features(features.shallow_clone()),
+            Inputs::Backbone { split, transform, backbone } => {
+                Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: backbone.copy()? }
+            }
+        };
+        let teacher = self.teacher.as_ref().map(Tensor::shallow_clone);
+        let (split_name, split_key, key) = (self.split_name.clone(), self.split_key.clone(), self.key.clone());
+        Ok(Self { inputs, labels: self.labels(), teacher, split_name, split_key, key })
+    }
+
     pub fn len(&self) -> usize {
         self.labels.size().first().map_or(0, |&n| n as usize)
     }

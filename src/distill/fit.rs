@@ -1,15 +1,16 @@
 //! The one training loop: teacher head, student alone and student distilled differ only in examples and criterion.
 
 use super::checkpoint::{Checkpoint, Snapshot};
+use super::control::check_learning_rate;
 use super::evaluate::{Sums, Ticker, check_classes, validate};
 use super::teaching::Defect;
-use super::{Adam, Control, Criterion, EpochRecord, Event, Examples, History, KdLoss};
+use super::{Adam, Change, Control, Criterion, EpochRecord, Event, Examples, History, Metrics, Settings};
 use crate::files::{digest, digest_tensors};
 use crate::models::{Mode, Model};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::no_grad;
 
 type Hear = dyn Fn(&Event) + Send + Sync;
@@ -48,7 +49,7 @@ pub struct FitOptions {
     pub seed: u64,
     /// Where checkpoint, best weights and history are kept; none keeps nothing on disk.
     pub folder: Option<PathBuf>,
-    /// Stop, and temperature and alpha while the fit runs.
+    /// Stop, pause, and temperature, alpha and learning rate while the fit runs.
     pub control: Control,
     pub listener: Listener,
 }
@@ -76,10 +77,32 @@ impl FitOptions {
         if self.epochs == 0 {
             return Err(Error::Input("epochs must be at least 1, got 0".into()));
         }
-        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            return Err(Error::Input(format!("learning rate must be > 0, got {}; try 1e-3", self.learning_rate)));
-        }
+        check_learning_rate(self.learning_rate)?;
         Ok(())
+    }
+
+    /// What a fit of this criterion begins with when nothing was set by hand.
+    pub(super) fn settings(&self, criterion: &Criterion) -> Settings {
+        let kd = criterion.kd_loss();
+        Settings {
+            temperature: kd.map(|kd| kd.temperature()),
+            alpha: kd.map(|kd| kd.alpha()),
+            learning_rate: self.learning_rate,
+        }
+    }
+
+    /// The history of a fit that has done nothing yet.
+    pub(super) fn history(&self, criterion: &Criterion, train: &Examples) -> History {
+        History {
+            name: self.name.clone(),
+            criterion: criterion.name().to_owned(),
+            data_key: train.key().to_owned(),
+            epochs: self.epochs,
+            records: Vec::new(),
+            stopped: None,
+            defect: None,
+            changes: Vec::new(),
+        }
     }
 }
 
@@ -91,6 +114,9 @@ impl FitOptions {
 ///
 /// The test split is refused as `validation`: weights that it picked would be flattered by it.
 ///
+/// On the live kernel, Interrupt ends it like a stop of its [`Control`]: after the current batch, with the best weights
+/// so far (those it began with, if no epoch was finished) and `stopped` in the history.
+///
 /// Errors leave the model usable: a loss that is no longer finite puts the best weights so far back, and the finished
 /// epochs stay in `history.json`.
 pub fn fit(
@@ -100,20 +126,55 @@ pub fn fit(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
-    fit_as(None, model, train, validation, criterion, options)
+    in_foreground(options, || fit_as(None, model, train, validation, criterion, options))
+}
+
+/// Runs a fit in the cell that asked for it: Interrupt stops it.
+pub(super) fn in_foreground(options: &FitOptions, fit: impl FnOnce() -> Result<History>) -> Result<History> {
+    // A stop that was asked for before this fit began is not meant for it.
+    options.control.take_stop();
+    let control = options.control.clone();
+    let _watch = crate::live::watch(&options.name, move |reason| control.stop(reason));
+    fit()
 }
 
 /// [`fit`], or with the one mistake that [`super::teaching::fit_with_defect`] asks for.
 pub(super) fn fit_as(
     defect: Option<Defect>,
-    model: &mut Model,
+    model: &Model,
+    train: &Examples,
+    validation: &Examples,
+    criterion: &Criterion,
+    options: &FitOptions,
+) -> Result<History> {
+    let _end = OnPanic(options);
+    let done = run(defect, model, train, validation, criterion, options);
+    if let Err(e) = &done {
+        options.listener.tell(Event::Failed { name: options.name.clone(), error: e.to_string() });
+    }
+    done
+}
+
+/// Tells the listener of a fit whose network or loss panicked, so that nothing stays open.
+struct OnPanic<'a>(&'a FitOptions);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.listener.tell(Event::Failed { name: self.0.name.clone(), error: "it panicked".into() });
+        }
+    }
+}
+
+fn run(
+    defect: Option<Defect>,
+    model: &Model,
     train: &Examples,
     validation: &Examples,
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
     options.check()?;
-    let kd = criterion.kd_loss();
     if validation.split_name == "test" && defect != Some(Defect::BestOnTest) {
         return Err(Error::Input(
             "the test split was given for validation: it would pick the best weights and flatter them; give the \
@@ -129,45 +190,35 @@ pub(super) fn fit_as(
         }
         None => None,
     };
-    let mut history = History {
-        name: options.name.clone(),
-        criterion: criterion.name().to_owned(),
-        data_key: train.key().to_owned(),
-        epochs: options.epochs,
-        records: Vec::new(),
-        stopped: None,
-        defect,
-    };
+    let mut history = History { defect, ..options.history(criterion, train) };
     let mut best = Snapshot::of(model)?;
-    if let Some((resumed, snapshot, (temperature, alpha))) =
+    if let Some((resumed, snapshot, [temperature, alpha, learning_rate])) =
         checkpoint.as_ref().map(|c| c.resume(model, &mut adam)).transpose()?.flatten()
     {
         (history, best) = (resumed, snapshot);
         history.stopped = None;
-        if let Some(t) = temperature {
-            options.control.set_temperature(t)?;
-        }
-        if let Some(a) = alpha {
-            options.control.set_alpha(a)?;
-        }
-        options.listener.tell(Event::Resumed { name: options.name.clone(), epoch: history.records.len() });
+        temperature.map_or(Ok(()), |t| options.control.set_temperature(t))?;
+        alpha.map_or(Ok(()), |a| options.control.set_alpha(a))?;
+        learning_rate.map_or(Ok(()), |l| options.control.set_learning_rate(l))?;
     }
     if let Some(folder) = checkpoint.as_ref().map(Checkpoint::set_aside_other).transpose()?.flatten() {
         options.listener.tell(Event::SetAside { name: options.name.clone(), folder });
     }
-    // A stop that was asked for before this fit began is not meant for it.
-    options.control.take_stop();
+    let begun = options.settings(criterion);
+    let now = options.control.over(begun);
+    let in_force = history.records.last().map_or(now, EpochRecord::settings);
+    options.listener.tell(Event::Started { history: history.clone(), settings: now });
 
-    for epoch in history.records.len() + 1..=options.epochs {
+    let mut training = Training { defect, model, train, criterion, options, adam, history, begun, in_force };
+    for epoch in training.history.records.len() + 1..=options.epochs {
         let start = Instant::now();
         if defect == Some(Defect::AdamRebuilt) {
-            adam = Adam::new(model.trainable())?;
+            training.adam = Adam::new(model.trainable())?;
         }
-        let trained = train_epoch(defect, model, &mut adam, train, criterion, options, epoch);
-        let (metrics, images_per_second) = match trained {
+        let trained = match training.epoch(epoch) {
             Ok(Some(done)) => done,
             Ok(None) => {
-                history.stopped = options.control.take_stop();
+                training.history.stopped = options.control.take_stop();
                 break;
             }
             Err(e) => {
@@ -175,92 +226,126 @@ pub(super) fn fit_as(
                 return Err(e);
             }
         };
-        let now = kd.map(|kd| options.control.apply(kd)).transpose()?;
-        let measured = validate(model, validation, criterion, now, options.batch_size)?;
+        let now = training.settings_at(epoch as f64);
+        let measured = validate(model, validation, criterion, now.kd_loss()?, options.batch_size)?;
         if !measured.loss.is_finite() {
             best.restore(model)?;
-            return Err(diverged(options, measured.loss, &format!("on the validation split after epoch {epoch}")));
+            return Err(training.diverged(measured.loss, &format!("on the validation split after epoch {epoch}")));
         }
         let record = EpochRecord {
             epoch,
-            train: metrics,
+            train: trained.metrics,
             validation: measured,
-            learning_rate: options.learning_rate,
-            temperature: now.map(|kd| kd.temperature()),
-            alpha: now.map(|kd| kd.alpha()),
-            seconds: start.elapsed().as_secs_f64(),
-            images_per_second,
+            learning_rate: now.learning_rate,
+            temperature: now.temperature,
+            alpha: now.alpha,
+            seconds: start.elapsed().saturating_sub(trained.paused).as_secs_f64(),
+            images_per_second: trained.images_per_second,
         };
-        if history.best().is_none_or(|b| record.better_than(b)) {
+        if training.history.best().is_none_or(|b| record.better_than(b)) {
             best = Snapshot::of(model)?;
         }
-        history.records.push(record);
+        training.history.records.push(record);
         if let Some(checkpoint) = &checkpoint {
-            checkpoint.save(model, &best, &adam, &history, options.control.live())?;
+            checkpoint.save(model, &best, &training.adam, &training.history, options.control.by_hand())?;
         }
         options.listener.tell(Event::Epoch { name: options.name.clone(), record, epochs: options.epochs });
     }
     best.restore(model)?;
-    options.listener.tell(Event::Finished(history.clone()));
-    Ok(history)
+    options.listener.tell(Event::Finished(training.history.clone()));
+    Ok(training.history)
 }
 
-/// None when a stop was asked for.
-fn train_epoch(
+/// A fit while it runs.
+struct Training<'a> {
     defect: Option<Defect>,
-    model: &Model,
-    adam: &mut Adam,
-    train: &Examples,
-    criterion: &Criterion,
-    options: &FitOptions,
-    epoch: usize,
-) -> Result<Option<(super::Metrics, f64)>> {
-    // Order and dropout depend on seed and epoch alone: a resumed epoch draws what the unbroken one drew.
-    tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
-    let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
-    let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;
-    let mut ticker = Ticker::epoch(&options.name, epoch, options.epochs, train.len());
-    let batches = crate::data::batches(&order, options.batch_size)?;
-    // Whose logits each batch is given: its own.
-    let teachers = match defect {
-        Some(Defect::MismatchedTeacher) => {
-            let once = crate::data::shuffled(train.len(), options.seed, 0);
-            crate::data::batches(&once, options.batch_size)?
-        }
-        _ => batches.clone(),
-    };
-    let mode = if defect == Some(Defect::BatchNormDrift) { Mode::TrainingFrozenToo } else { Mode::Training };
-    for (indices, teachers) in batches.iter().zip(&teachers) {
-        if options.control.stopping().is_some() {
-            return Ok(None);
-        }
-        let kd: Option<KdLoss> = criterion.kd_loss().map(|kd| options.control.apply(kd)).transpose()?;
-        let batch = train.batch_with_teacher_of(indices, teachers, model.device())?;
-        let logits = model.forward_in(&batch.inputs, mode)?; // [B, C]
-        let loss = criterion.loss(&logits, &batch, kd)?;
-        adam.zero_grad();
-        loss.f_backward()?;
-        adam.step(options.learning_rate)?;
-        sums.add(&loss, &logits, &batch, kd)?;
-        // Looking at the loss waits for the device, so it is done only when something is shown.
-        if let Some(mut progress) = ticker.advance(indices.len()) {
-            let loss = sums.metrics()?.loss;
-            if !loss.is_finite() {
-                let place = format!("in epoch {epoch} at image {} of {}", progress.done, progress.total);
-                return Err(diverged(options, loss, &place));
-            }
-            progress.loss = Some(loss);
-            options.listener.tell(Event::Progress(progress));
-        }
-    }
-    Ok(Some((sums.metrics()?, ticker.images_per_second())))
+    model: &'a Model,
+    train: &'a Examples,
+    criterion: &'a Criterion,
+    options: &'a FitOptions,
+    adam: Adam,
+    history: History,
+    /// In force where nothing is set by hand.
+    begun: Settings,
+    in_force: Settings,
 }
 
-fn diverged(options: &FitOptions, loss: f64, place: &str) -> Error {
-    Error::Diverged(format!(
-        "{}: the loss became {loss} {place}; the best weights so far were put back; try a learning rate below {}",
-        options.name, options.learning_rate
-    ))
+/// What an epoch of training came to.
+struct Trained {
+    metrics: Metrics,
+    images_per_second: f64,
+    paused: Duration,
+}
+
+impl Training<'_> {
+    /// The values in force from here on. A change is put on record, and told at once.
+    fn settings_at(&mut self, epoch: f64) -> Settings {
+        let now = self.options.control.over(self.begun);
+        if now != self.in_force {
+            let change = Change { epoch, before: self.in_force, after: now };
+            self.history.changes.push(change);
+            self.in_force = now;
+            self.options.listener.tell(Event::Changed { name: self.options.name.clone(), change });
+        }
+        now
+    }
+
+    /// None when a stop was asked for.
+    fn epoch(&mut self, epoch: usize) -> Result<Option<Trained>> {
+        let Training { model, train, criterion, options, .. } = *self;
+        // Order and dropout depend on seed and epoch alone: a resumed epoch draws what the unbroken one drew.
+        tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
+        let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
+        let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;
+        let mut ticker = Ticker::epoch(&options.name, epoch, options.epochs, train.len());
+        let batches = crate::data::batches(&order, options.batch_size)?;
+        // Whose logits each batch is given: its own.
+        let teachers = match self.defect {
+            Some(Defect::MismatchedTeacher) => {
+                let once = crate::data::shuffled(train.len(), options.seed, 0);
+                crate::data::batches(&once, options.batch_size)?
+            }
+            _ => batches.clone(),
+        };
+        let mode = if self.defect == Some(Defect::BatchNormDrift) { Mode::TrainingFrozenToo } else { Mode::Training };
+        let (mut done, mut paused) = (0, Duration::ZERO);
+        for (indices, teachers) in batches.iter().zip(&teachers) {
+            let idle = options.control.wait_while_paused();
+            ticker.skip(idle);
+            paused += idle;
+            if options.control.stopping().is_some() {
+                return Ok(None);
+            }
+            let now = self.settings_at((epoch - 1) as f64 + done as f64 / train.len() as f64);
+            let kd = now.kd_loss()?;
+            let batch = train.batch_with_teacher_of(indices, teachers, model.device())?;
+            let logits = model.forward_in(&batch.inputs, mode)?; // [B, C]
+            let loss = criterion.loss(&logits, &batch, kd)?;
+            self.adam.zero_grad();
+            loss.f_backward()?;
+            self.adam.step(now.learning_rate)?;
+            sums.add(&loss, &logits, &batch, kd)?;
+            done += indices.len();
+            // Looking at the loss waits for the device, so it is done only when something is shown.
+            if let Some(mut progress) = ticker.advance(indices.len()) {
+                let metrics = sums.metrics()?;
+                if !metrics.loss.is_finite() {
+                    let place = format!("in epoch {epoch} at image {} of {}", progress.done, progress.total);
+                    return Err(self.diverged(metrics.loss, &place));
+                }
+                progress.metrics = Some(metrics);
+                options.listener.tell(Event::Progress(progress));
+            }
+        }
+        Ok(Some(Trained { metrics: sums.metrics()?, images_per_second: ticker.images_per_second(), paused }))
+    }
+
+    fn diverged(&self, loss: f64, place: &str) -> Error {
+        Error::Diverged(format!(
+            "{}: the loss became {loss} {place}; the best weights so far were put back; try a learning rate below {}",
+            self.options.name, self.in_force.learning_rate
+        ))
+    }
 }
 
 /// Everything that would fail in the first batch, said before it.

@@ -3,6 +3,7 @@
 //! Nothing here draws or prints: the loop tells its listener what happens, as [`Event`]s.
 
 mod adam;
+mod background;
 mod cache;
 mod checkpoint;
 mod control;
@@ -16,12 +17,13 @@ mod report;
 pub mod teaching;
 
 pub use adam::Adam;
+pub use background::{Queue, Run, RunState};
 pub use cache::{CachedTensor, backbone_features, teacher_logits};
-pub use control::Control;
+pub use control::{Control, Observer};
 pub use criterion::Criterion;
 pub use evaluate::{Calibration, CalibrationBin, Evaluation, evaluate, predict};
 pub use examples::{Examples, Minibatch};
 pub use fit::{FitOptions, Listener, fit};
 pub use loss::{KdLoss, cross_entropy, soft_targets};
-pub use record::{EpochRecord, Event, History, Metrics, Progress};
+pub use record::{Change, EpochRecord, Event, History, Metrics, Progress, Settings};
 pub use report::{Graded, ReportCard, ReportRow, report_card};

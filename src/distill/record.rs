@@ -27,14 +27,33 @@ pub struct EpochRecord {
     pub train: Metrics,
     /// Measured after the epoch, in evaluation mode.
     pub validation: Metrics,
+    /// Learning rate, temperature and alpha in force at the end of the epoch; the latter none for a fit on hard labels.
     pub learning_rate: f64,
-    /// Temperature and alpha in force at the end of the epoch; none for a fit on hard labels.
     pub temperature: Option<f64>,
     pub alpha: Option<f64>,
     /// Wall clock of the epoch, training and validation.
     pub seconds: f64,
     /// Training throughput.
     pub images_per_second: f64,
+}
+
+/// The values that may be changed while a fit runs, as they are in force at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// None for a fit on hard labels, as alpha.
+    pub temperature: Option<f64>,
+    pub alpha: Option<f64>,
+    pub learning_rate: f64,
+}
+
+/// A change of temperature, alpha or learning rate that reached the running fit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// Epochs done by then: 2.35 is 35 % into the third epoch.
+    pub epoch: f64,
+    pub before: Settings,
+    /// In force from here on.
+    pub after: Settings,
 }
 
 /// The curve of one fit.
@@ -52,6 +71,9 @@ pub struct History {
     /// The mistake that was made on purpose; none outside [`super::teaching`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defect: Option<Defect>,
+    /// What was changed while it ran, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
 }
 
 impl History {
@@ -76,6 +98,10 @@ impl History {
 }
 
 impl EpochRecord {
+    pub(super) fn settings(&self) -> Settings {
+        Settings { temperature: self.temperature, alpha: self.alpha, learning_rate: self.learning_rate }
+    }
+
     pub(super) fn better_than(&self, other: &Self) -> bool {
         let (a, b) = (&self.validation, &other.validation);
         a.accuracy > b.accuracy || (a.accuracy == b.accuracy && a.loss < b.loss)
@@ -92,8 +118,8 @@ pub struct Progress {
     /// Images done in this epoch, of how many.
     pub done: usize,
     pub total: usize,
-    /// Mean loss so far in this epoch; none for a pass without one.
-    pub loss: Option<f64>,
+    /// Means so far in this epoch; none for a pass without a loss.
+    pub metrics: Option<Metrics>,
     pub images_per_second: f64,
     /// Estimate for everything that is left.
     pub seconds_left: f64,
@@ -102,14 +128,37 @@ pub struct Progress {
 /// What a fit, or a pass of a backbone, tells its listener.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A fit goes on from a checkpoint whose last finished epoch is `epoch`.
-    Resumed { name: String, epoch: usize },
+    /// A fit was handed to the background and waits for its turn; `history` has no epoch yet. `Started` follows.
+    Queued { history: History, settings: Settings },
+    /// The cell now waits for this fit of the background.
+    Awaited { name: String },
+    /// A fit begins with these values in force; `history` holds the epochs that an earlier run had finished.
+    Started { history: History, settings: Settings },
     /// An earlier run of this name, with other settings, data or first weights, was renamed to make room.
     SetAside { name: String, folder: std::path::PathBuf },
     /// At most a few times a second.
     Progress(Progress),
+    /// Temperature, alpha or learning rate were changed and act from the next batch on.
+    Changed { name: String, change: Change },
     /// An epoch ended; `epochs` is how many there will be.
     Epoch { name: String, record: EpochRecord, epochs: usize },
     /// The fit ended; the model holds the weights of the best epoch.
     Finished(History),
+    /// The fit ended with an error, which its caller gets too.
+    Failed { name: String, error: String },
+}
+
+impl Event {
+    /// The fit or pass that it is about.
+    pub fn name(&self) -> &str {
+        match self {
+            Event::Queued { history, .. } | Event::Started { history, .. } | Event::Finished(history) => &history.name,
+            Event::Progress(progress) => &progress.name,
+            Event::Awaited { name }
+            | Event::SetAside { name, .. }
+            | Event::Changed { name, .. }
+            | Event::Epoch { name, .. }
+            | Event::Failed { name, .. } => name,
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! Nothing else in the crate makes them. No option switches one on: a run has a mistake when it was started by
 //! [`fit_with_defect`], and its history says so.
 
-use super::fit::fit_as;
+use super::fit::{fit_as, in_foreground};
 use super::{Criterion, Examples, FitOptions, History, KdLoss, cross_entropy, soft_targets};
 use crate::models::Model;
 use crate::{Error, Result};
@@ -84,10 +84,9 @@ pub fn fit_with_defect(
     options: &FitOptions,
 ) -> Result<History> {
     defect.check(model, validation, criterion, options)?;
-    match criterion.kd_loss().filter(|_| defect == Defect::KlOverClasses) {
-        Some(kd) => fit_as(Some(defect), model, train, validation, &Criterion::kd_over_classes(kd), options),
-        None => fit_as(Some(defect), model, train, validation, criterion, options),
-    }
+    let over_classes = criterion.kd_loss().filter(|_| defect == Defect::KlOverClasses).map(Criterion::kd_over_classes);
+    let criterion = over_classes.as_ref().unwrap_or(criterion);
+    in_foreground(options, || fit_as(Some(defect), model, train, validation, criterion, options))
 }
 
 /// The article's `loss_kd`, with PyTorch's `nn.KLDivLoss()` as it comes: the mean over batch x classes.

@@ -1,37 +1,125 @@
 //! Loss and accuracy over epochs, any number of fits in one figure.
 
-use super::figure::{Area, Drawing, Figure, Pen, color, styled};
-use crate::distill::{EpochRecord, History};
+use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled};
+use crate::distill::{Change, EpochRecord, History, Metrics};
 use crate::{Error, Result};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-pub(super) struct Curves(Vec<History>);
+pub(super) struct Curves {
+    histories: Vec<History>,
+    /// Epochs done so far, and the training metrics of the one that is running: only for a single fit.
+    running: Option<(f64, Metrics)>,
+    /// Where the epoch axis begins.
+    from: f64,
+}
 
-/// Loss (left) and accuracy (right) over epochs: validation solid, training dashed, the kept epoch marked.
+/// Loss (left) and accuracy (right) over epochs: validation solid, training dashed, the kept epoch marked. A thin upright line
+/// stands where temperature, alpha or learning rate were changed.
 pub fn curves(histories: &[&History]) -> Result<Figure> {
     if histories.iter().all(|h| h.records.is_empty()) {
         return Err(Error::Input("no finished epoch to draw yet".into()));
     }
-    let histories: Vec<History> = histories.iter().map(|&h| h.clone()).collect();
-    let height = 330 + 18 * histories.len() as u32;
-    Ok(Figure::new(880, height, Drawing::Curves(Curves(histories))))
+    let early = histories.iter().flat_map(|h| &h.changes).any(|change| change.epoch < 0.8);
+    let histories = histories.iter().map(|&h| h.clone()).collect();
+    Ok(figure(Curves { histories, running: None, from: if early { 0.0 } else { 0.8 } }))
+}
+
+/// The curve of a fit while it runs, from its first batch on, and always in the same frame.
+pub(super) fn running_curve(history: &History, running: Option<(f64, Metrics)>) -> Figure {
+    figure(Curves { histories: vec![history.clone()], running, from: 0.0 })
+}
+
+fn figure(curves: Curves) -> Figure {
+    let height = 330 + 18 * curves.histories.len() as u32;
+    Figure::new(880, height, Drawing::Curves(curves))
 }
 
 struct Panel {
     title: &'static str,
-    value: fn(&EpochRecord) -> (f64, f64), // (training, validation)
+    value: fn(&Metrics) -> f64,
+    /// The y axis of a fit that has nothing to show yet.
+    empty: (f64, f64),
+}
+
+/// Nominal pixels of a panel: its width, and what is left of the plot.
+const PANEL: u32 = 440;
+const LEFT: u32 = 56;
+const MARGIN: u32 = 8;
+/// Height of a line of labels, and of the plot below them, roughly: it sets how much room they take from it.
+const LINE: u32 = 15;
+const PLOT: f64 = 235.0;
+/// More lines of labels would leave too little of the plot.
+const LINES: usize = 5;
+
+/// Changes of one run, as one if they lie too close together, and where their label goes.
+struct Mark {
+    run: usize,
+    change: Change,
+    text: String,
+    /// Nominal pixels from the plot's left end, and line from its top.
+    x: f64,
+    line: usize,
 }
 
 impl Curves {
     pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
         let (plots, legend) = area.split_vertically(pen.px(322));
-        let (left, right) = plots.split_horizontally(pen.px(440));
-        let loss = Panel { title: "Cross-entropy", value: |r| (r.train.cross_entropy, r.validation.cross_entropy) };
-        let accuracy =
-            Panel { title: "Accuracy, %", value: |r| (100.0 * r.train.accuracy, 100.0 * r.validation.accuracy) };
+        let (left, right) = plots.split_horizontally(pen.px(PANEL));
+        let loss = Panel { title: "Cross-entropy", value: |m| m.cross_entropy, empty: (0.0, 2.5) };
+        let accuracy = Panel { title: "Accuracy, %", value: |m| 100.0 * m.accuracy, empty: (0.0, 50.0) };
         self.panel(&left, pen, &loss).map_err(|e| e.to_string())?;
         self.panel(&right, pen, &accuracy).map_err(|e| e.to_string())?;
         self.legend(&legend, pen).map_err(|e| e.to_string())
+    }
+
+    fn epochs(&self) -> f64 {
+        self.histories.iter().map(|h| h.epochs).max().unwrap_or(1).max(2) as f64
+    }
+
+    /// All changes with their labels, none of which overlap or leave the plot. `plot` is its width, `width` a text's, in
+    /// nominal pixels.
+    fn marks(&self, plot: f64, width: &dyn Fn(&str) -> f64) -> Vec<Mark> {
+        let scale = plot / (self.epochs() + 0.2 - self.from);
+        let mut near = 4.0 / scale;
+        loop {
+            let mut marks = self.merged(near);
+            for i in 0..marks.len() {
+                let (placed, rest) = marks.split_at_mut(i);
+                let mark = &mut rest[0];
+                let (at, wide) = ((mark.change.epoch - self.from) * scale, width(&mark.text));
+                // To the right of its line, or to the left where it would leave the plot.
+                mark.x = if at + 4.0 + wide < plot { at + 4.0 } else { (at - 4.0 - wide).max(0.0) };
+                let apart = |other: &Mark| other.x > mark.x + wide + 6.0 || other.x + width(&other.text) + 6.0 < mark.x;
+                // Its upright line ends at its label, so that it crosses none above it.
+                let crosses = |other: &Mark| other.x <= at && at <= other.x + width(&other.text);
+                let free = |line: &usize| {
+                    placed.iter().all(|o| (o.line != *line || apart(o)) && (o.line < *line || !crosses(o)))
+                };
+                mark.line = (0..).find(free).unwrap_or(0);
+            }
+            // Too many lines: fewer labels.
+            if marks.iter().all(|mark| mark.line < LINES) || near > self.epochs() {
+                return marks;
+            }
+            near *= 1.5;
+        }
+    }
+
+    /// Changes of one run that lie within `near` epochs of the first of them are one.
+    fn merged(&self, near: f64) -> Vec<Mark> {
+        let mut marks: Vec<Mark> = Vec::new();
+        for (run, history) in self.histories.iter().enumerate() {
+            for &change in &history.changes {
+                match marks.last_mut().filter(|m| m.run == run && change.epoch - m.change.epoch < near) {
+                    Some(mark) => mark.change.after = change.after,
+                    None => marks.push(Mark { run, change, text: String::new(), x: 0.0, line: 0 }),
+                }
+            }
+        }
+        marks.iter_mut().for_each(|mark| mark.text = mark.change.to_string());
+        marks.sort_by(|a, b| a.change.epoch.total_cmp(&b.change.epoch));
+        marks
     }
 
     fn panel<DB: DrawingBackend>(
@@ -40,17 +128,30 @@ impl Curves {
         pen: Pen,
         panel: &Panel,
     ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-        let records = || self.0.iter().flat_map(|h| &h.records);
-        let values = records().flat_map(|r| [(panel.value)(r).0, (panel.value)(r).1]).filter(|v| v.is_finite());
+        let records = || self.histories.iter().flat_map(|h| &h.records);
+        let values = records().flat_map(|r| [(panel.value)(&r.train), (panel.value)(&r.validation)]);
+        let values = values.chain(self.running.iter().map(|(_, m)| (panel.value)(m))).filter(|v| v.is_finite());
         let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+        let (low, high) = if low > high { panel.empty } else { (low, high) };
+        let small = pen.text(11);
+        let width = |text: &str| {
+            let (wide, _) = area.estimate_text_size(text, &small).unwrap_or_default();
+            f64::from(wide) / f64::from(pen.px(1))
+        };
+        let plot = f64::from(PANEL - LEFT - MARGIN);
+        let marks = self.marks(plot, &width);
+        let labels = || marks.iter().filter(|mark| mark.line < LINES && !mark.text.is_empty());
+        let lines = labels().map(|mark| mark.line + 1).max().unwrap_or(0) as f64;
         let margin = ((high - low) * 0.06).max(high.abs() * 0.01).max(1e-3);
-        let epochs = self.0.iter().map(|h| h.epochs).max().unwrap_or(1).max(2) as f64;
+        // Room above the curves for the labels.
+        let share = lines * f64::from(LINE) / PLOT;
+        let top = high + margin + (high - low + 2.0 * margin) * share / (1.0 - share);
         let mut chart = ChartBuilder::on(area)
             .caption(panel.title, pen.text(16))
-            .margin(pen.px(8))
+            .margin(pen.px(MARGIN))
             .x_label_area_size(pen.px(38))
             .y_label_area_size(pen.px(48))
-            .build_cartesian_2d(0.8..epochs + 0.2, low - margin..high + margin)?;
+            .build_cartesian_2d(self.from..self.epochs() + 0.2, low - margin..top)?;
         let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
         let number = |y: &f64| match high - low {
             0.0..2.0 => format!("{y:.2}"),
@@ -58,20 +159,45 @@ impl Curves {
             _ => format!("{y:.0}"),
         };
         let mut mesh = chart.configure_mesh();
-        mesh.x_desc("epoch").x_labels(epochs.min(12.0) as usize).x_label_formatter(&whole).y_label_formatter(&number);
+        mesh.x_desc("epoch")
+            .x_labels((self.epochs() + 1.0 - self.from.ceil()).min(12.0) as usize)
+            .x_label_formatter(&whole)
+            .y_label_formatter(&number);
         styled(&mut mesh, pen).draw()?;
-        for (i, history) in self.0.iter().enumerate() {
-            let point = |r: &EpochRecord| (r.epoch as f64, (panel.value)(r));
-            let train = history.records.iter().map(|r| (point(r).0, point(r).1.0));
-            let validation: Vec<_> = history.records.iter().map(|r| (point(r).0, point(r).1.1)).collect();
+        for mark in &marks {
+            let end = top - (top - low + margin) * (mark.line.min(LINES) as u32 * LINE) as f64 / PLOT;
+            let upright = [(mark.change.epoch, low - margin), (mark.change.epoch, end)];
+            chart.draw_series([PathElement::new(upright, color(mark.run).mix(0.6).stroke_width(pen.px(1)))])?;
+        }
+        for (i, history) in self.histories.iter().enumerate() {
+            let point = |r: &EpochRecord, m: &Metrics| (r.epoch as f64, (panel.value)(m));
+            let mut train: Vec<_> = history.records.iter().map(|r| point(r, &r.train)).collect();
+            let validation: Vec<_> = history.records.iter().map(|r| point(r, &r.validation)).collect();
+            if let Some((epoch, metrics)) = &self.running {
+                let now = (*epoch, (panel.value)(metrics));
+                train.push(now);
+                chart.draw_series([Circle::new(now, pen.px(3), color(i).stroke_width(pen.px(1)))])?;
+            }
             let (dash, gap) = (pen.px(5), pen.px(4));
             chart.draw_series(DashedLineSeries::new(train, dash, gap, color(i).stroke_width(pen.px(1))))?;
             chart.draw_series(LineSeries::new(validation.iter().copied(), pen.line(color(i))))?;
             chart.draw_series(validation.iter().map(|&p| Circle::new(p, pen.px(2), color(i).filled())))?;
             if let Some(best) = history.best() {
-                let at = (best.epoch as f64, (panel.value)(best).1);
+                let at = point(best, &best.validation);
                 chart.draw_series([Circle::new(at, pen.px(6), color(i).stroke_width(pen.px(2)))])?;
             }
+        }
+        // Counted from the whole figure's corner, and this panel's.
+        let (x0, y0) = chart.backend_coord(&(self.from, top));
+        let (px, py) = area.get_base_pixel();
+        for mark in labels() {
+            let x = x0 - px + (mark.x * f64::from(pen.px(1))) as i32;
+            let y = y0 - py + pen.px(2 + LINE * mark.line as u32) as i32;
+            let ink = if self.histories.len() > 1 { color(mark.run) } else { INK };
+            let style = pen.text(11).color(&ink).pos(Pos::new(HPos::Left, VPos::Top));
+            let (right, below) = (x + (f64::from(pen.px(1)) * width(&mark.text)) as i32, y + pen.px(LINE - 2) as i32);
+            area.draw(&Rectangle::new([(x, y), (right, below)], WHITE.filled()))?;
+            area.draw(&Text::new(mark.text.clone(), (x, y), style))?;
         }
         Ok(())
     }
@@ -81,7 +207,7 @@ impl Curves {
         area: &Area<DB>,
         pen: Pen,
     ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-        for (i, history) in self.0.iter().enumerate() {
+        for (i, history) in self.histories.iter().enumerate() {
             let y = pen.px(2 + 18 * i as u32) as i32;
             let x = pen.px(56) as i32;
             let middle = y + pen.px(6) as i32;

@@ -1,9 +1,9 @@
 //! How each type shows itself when a cell ends with it. evcxr looks for a method of this name.
 
 use super::table::escape;
-use super::{Figure, Table};
+use super::{Figure, Table, curves};
 use crate::data::{Batch, Dataset};
-use crate::distill::{CachedTensor, Evaluation, History, ReportCard};
+use crate::distill::{CachedTensor, Change, Evaluation, History, ReportCard, Run, Settings};
 use crate::lab::Lab;
 use crate::models::{LoadReport, Summary};
 use base64::Engine;
@@ -25,7 +25,14 @@ fn emit(forms: &[(&str, &str)]) {
     }
 }
 
-fn emit_text(value: &dyn Display) {
+/// What stands in the place of a figure where only text is shown.
+pub(super) const NO_IMAGES: &str = "figure (this front end shows no images)";
+
+pub(super) fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+pub(super) fn emit_text(value: &dyn Display) {
     let text = value.to_string();
     let html = format!("<pre style=\"line-height:1.3;font-family:monospace\">{}</pre>", escape(text.trim_end()));
     emit(&[("text/plain", text.trim_end()), ("text/html", &html)]);
@@ -37,8 +44,7 @@ impl Figure {
     pub fn evcxr_display(&self) {
         match self.png() {
             Ok(png) => {
-                let data = base64::engine::general_purpose::STANDARD.encode(png);
-                emit(&[("text/plain", "figure (this front end shows no images)"), ("image/png", &data)]);
+                emit(&[("text/plain", NO_IMAGES), ("image/png", &base64(&png))]);
             }
             Err(e) => eprintln!("{e}"),
         }
@@ -154,6 +160,55 @@ impl Display for Evaluation {
             "accuracy {accuracy:.2} % ({} of {}), cross-entropy {:.4}",
             self.correct, self.total, self.cross_entropy
         )
+    }
+}
+
+/// What differs, such as `T 4 -> 2, lr 1e-3 -> 3e-4`.
+impl Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (b, a) = (self.before, self.after);
+        let values = [
+            ("T", b.temperature, a.temperature),
+            ("alpha", b.alpha, a.alpha),
+            ("lr", Some(b.learning_rate), Some(a.learning_rate)),
+        ];
+        let differs = |&(name, before, after): &(&str, Option<f64>, Option<f64>)| {
+            let (before, after) = (short(before?), short(after?));
+            (before != after).then(|| format!("{name} {before} -> {after}"))
+        };
+        f.write_str(&values.iter().filter_map(differs).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The values in force, such as `T 4, alpha 0.9, learning rate 1e-3`.
+impl Display for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.temperature.map_or(Ok(()), |t| write!(f, "T {}, ", short(t)))?;
+        self.alpha.map_or(Ok(()), |a| write!(f, "alpha {}, ", short(a)))?;
+        write!(f, "learning rate {}", short(self.learning_rate))
+    }
+}
+
+/// Three digits: a slider's values have many more.
+fn short(value: f64) -> String {
+    if value != 0.0 && value.abs() < 0.01 {
+        let text = format!("{value:.2e}");
+        let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+        return format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'));
+    }
+    let decimals = if value.abs() < 10.0 { 2 } else { 1 };
+    let text = format!("{value:.decimals$}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+impl Run {
+    /// Its state, and the curve so far.
+    pub fn evcxr_display(&self) {
+        let text = self.to_string();
+        match curves(&[&self.history()]).and_then(|figure| figure.png()) {
+            Ok(png) => emit(&[("text/plain", &text), ("image/png", &base64(&png))]),
+            Err(_) => emit_text(self),
+        }
     }
 }
 

@@ -34,6 +34,11 @@ impl Figure {
         Self { width, height, drawing }
     }
 
+    /// Nominal width and height in pixels.
+    pub(super) fn size(&self) -> (u32, u32) {
+        (self.width, self.height)
+    }
+
     /// The figure as an SVG document, for print. A gallery becomes large: each of its pixels is a rectangle.
     pub fn svg(&self) -> Result<String> {
         let mut svg = String::new();

@@ -1,20 +1,27 @@
-//! Everything a cell displays: figures (plotters), image galleries, tables and progress lines.
+//! Everything a cell displays: figures (plotters), image galleries, tables, progress lines and widgets.
 
 mod bars;
 mod curves;
 mod display;
+mod explorer;
 mod figure;
 mod gallery;
 mod heatmap;
+mod knobs;
+mod live;
 mod progress;
 mod reliability;
 mod table;
+mod widgets;
 
 pub use bars::{class_balance, soft_target_bars};
 pub use curves::curves;
+pub use explorer::{TemperatureExplorer, temperature_explorer};
 pub use figure::Figure;
 pub use gallery::{Caption, disagreements, gallery, mistakes};
 pub use heatmap::confusion_matrix;
+pub use knobs::{Knobs, knobs};
+pub use live::live_progress;
 pub use progress::print_progress;
 pub use reliability::reliability_diagram;
 pub use table::Table;

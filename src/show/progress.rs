@@ -1,6 +1,8 @@
 //! Progress as lines of text, which a notebook cell and a terminal both show while they run.
 
-use crate::distill::{Event, Listener};
+use crate::distill::{Event, History, Listener};
+use crate::live::lock;
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -8,32 +10,38 @@ use std::time::{Duration, Instant};
 const QUIET: Duration = Duration::from_secs(10);
 
 /// A listener that prints a line per epoch (loss, accuracy of both splits), and one every ten seconds within a longer epoch or pass.
+/// Of a run in the background it prints nothing until somebody waits for it: between cells, nobody reads what is printed.
 pub fn print_progress() -> Listener {
-    let last = Mutex::new(Instant::now());
+    let state = Mutex::new((Instant::now(), HashSet::new()));
     Listener::new(move |event| {
-        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Event::Progress(_) = event
-            && last.elapsed() < QUIET
-        {
+        let (last, unheard) = &mut *lock(&state);
+        match event {
+            Event::Queued { history, .. } => drop(unheard.insert(history.name.clone())),
+            Event::Awaited { name } => drop(unheard.remove(name)),
+            Event::Progress(_) if last.elapsed() < QUIET => return,
+            _ => {}
+        }
+        if unheard.contains(event.name()) {
             return;
         }
-        *last = Instant::now();
         if let Some(line) = line(event) {
+            *last = Instant::now();
             println!("{line}");
         }
     })
 }
 
-fn line(event: &Event) -> Option<String> {
+pub(super) fn line(event: &Event) -> Option<String> {
     Some(match event {
-        Event::Resumed { name, epoch } => {
-            format!("{name}: going on after epoch {epoch}, where an earlier run ended")
-        }
+        Event::Started { history: History { name, records, .. }, .. } => match records.len() {
+            0 => return None,
+            epoch => format!("{name}: going on after epoch {epoch}, where an earlier run ended"),
+        },
         Event::SetAside { name, folder } => {
             format!("{name}: an earlier run with other settings is kept as {}", folder.file_name()?.display())
         }
         Event::Progress(p) => {
-            let loss = p.loss.map_or(String::new(), |l| format!("  loss {l:.4}"));
+            let loss = p.metrics.map_or(String::new(), |m| format!("  loss {:.4}", m.loss));
             let epoch = if p.epochs > 1 { format!(" {:>2}/{}", p.epoch, p.epochs) } else { String::new() };
             format!(
                 "{}{epoch}  {} of {} images{loss}  {:.0} img/s, {} left",
@@ -71,10 +79,11 @@ fn line(event: &Event) -> Option<String> {
                 duration(history.seconds())
             )
         }
+        Event::Queued { .. } | Event::Awaited { .. } | Event::Changed { .. } | Event::Failed { .. } => return None,
     })
 }
 
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     let s = seconds.round() as u64;
     match s {
         0..60 => format!("{s} s"),

@@ -84,8 +84,8 @@ fn installed(paths: &Paths, report: &mut Report) {
     report.either("libtorch", libtorch, "not installed", setup_fix);
     cuda(flavour, report);
 
-    let kernel = (paths.evcxr().exists() && paths.jupyter().join("kernels/kdlab/kernel.json").exists())
-        .then(|| format!("Rust (kdlab), evcxr_jupyter {}", setup::EVCXR));
+    let kernel = (paths.kernel().exists() && paths.jupyter().join("kernels/kdlab/kernel.json").exists())
+        .then(|| "Rust (kdlab), live, around evcxr_jupyter 0.22".to_owned());
     report.either("kernel", kernel, "not installed", setup_fix);
     let (all, taken) = slots::count(paths);
     let warm = (all > 0).then(|| format!("{all} warm build directories, {taken} in use"));

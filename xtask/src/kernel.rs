@@ -1,7 +1,7 @@
-//! The kernel as Jupyter starts it: evcxr_jupyter in a warm build directory, with libtorch and the prelude at hand.
+//! The kernel as Jupyter starts it: in a warm build directory, with libtorch and the prelude at hand.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +14,12 @@ use crate::steps;
 /// Makes the kernel use this build directory, whatever its locks say: set-up builds the template through it.
 pub const BUILD_DIRECTORY: &str = "KDLAB_KERNEL_BUILD_DIRECTORY";
 
-/// Words that evcxr's error of a failed `?` gets in front of it; `notebooks.py` looks for them.
+/// Set to `stock`, starts evcxr_jupyter as it is: no live parts, but the same notebooks.
+const KIND: &str = "KDLAB_KERNEL";
+
+/// Marks the text of the error that ended a cell, for the live kernel.
+const ERROR_MARKER: &str = include_str!("error_marker.rs");
+/// The same for people and `notebooks.py`, where evcxr_jupyter stands alone.
 const STOP_MARKER: &str = include_str!("stop_marker.rs");
 
 /// Variables that would make cargo or torch-sys build otherwise than the warm build directory was.
@@ -31,10 +36,11 @@ const FOREIGN: [&str; 8] = [
 
 /// Replaces this process by the kernel. Only returns with an error.
 pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
-    if !paths.evcxr().is_file() {
+    if !paths.kernel().is_file() {
         bail!("the kernel is not set up: run `cargo lab setup`");
     }
-    configure(paths)?;
+    let stock = paths::set(KIND).is_some_and(|kind| kind == "stock");
+    let config = configure(paths, stock)?;
     let dir = match paths::set(BUILD_DIRECTORY) {
         Some(dir) => dir.into(),
         None => {
@@ -45,15 +51,18 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
             slot.dir
         }
     };
-    let mut command = Command::new(paths.evcxr());
+    let mut command = Command::new(paths.kernel());
     paths::as_without_cargo(&mut command).env_remove("CARGO");
-    command.arg("--control_file").arg(connection_file).envs(paths.environment()?);
+    if stock {
+        command.arg("--control_file");
+    }
+    command.arg(connection_file).envs(paths.environment()?);
     for name in FOREIGN {
         command.env_remove(name);
     }
-    command.env_remove(BUILD_DIRECTORY).env("EVCXR_TMPDIR", dir).env("EVCXR_CONFIG_DIR", paths.kernel_config());
+    command.env_remove(BUILD_DIRECTORY).env("EVCXR_TMPDIR", dir).env("EVCXR_CONFIG_DIR", config);
     let error = command.exec();
-    Err(error).with_context(|| format!("cannot start {}", paths.evcxr().display()))
+    Err(error).with_context(|| format!("cannot start {}", paths.kernel().display()))
 }
 
 /// Dependencies of every cell. Cells name tch themselves, the rest comes through the crate.
@@ -62,9 +71,12 @@ pub fn dependencies(paths: &Paths) -> String {
 }
 
 /// Writes what evcxr reads at start-up, from the repository as it is now: edits to the prelude take effect at once.
-fn configure(paths: &Paths) -> Result<()> {
+fn configure(paths: &Paths, stock: bool) -> Result<PathBuf> {
+    let (name, marker) = if stock { ("stock", STOP_MARKER) } else { ("live", ERROR_MARKER) };
+    let config = paths.kernel_config().join(name);
     let prelude = paths.root.join("prelude/prelude.rs");
     let prelude = std::fs::read_to_string(&prelude).with_context(|| format!("cannot read {}", prelude.display()))?;
-    steps::write(&paths.kernel_config().join("init.evcxr"), &dependencies(paths))?;
-    steps::write(&paths.kernel_config().join("prelude.rs"), &format!("{STOP_MARKER}\n{prelude}"))
+    steps::write(&config.join("init.evcxr"), &dependencies(paths))?;
+    steps::write(&config.join("prelude.rs"), &format!("{marker}\n{prelude}"))?;
+    Ok(config)
 }

@@ -72,8 +72,9 @@ impl Paths {
         self.libtorch().join("lib").join(name)
     }
 
-    pub fn evcxr(&self) -> PathBuf {
-        self.kdlab.join("evcxr/bin/evcxr_jupyter")
+    /// The live kernel around evcxr_jupyter.
+    pub fn kernel(&self) -> PathBuf {
+        self.kdlab.join("bin/kdlab-kernel")
     }
 
     /// The copy of this program that the kernelspec names, so that `cargo clean` does not take the kernel away.

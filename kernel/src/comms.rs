@@ -1,0 +1,191 @@
+//! Widgets: which there are, in which state, and whose. The front answers for them, so that they stay alive while a cell
+//! runs (`jupyter.widget` comm protocol, version 2, of ipywidgets 8).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+/// The target on which a front end that reloads its page asks for the states of all widgets.
+const CONTROL_TARGET: &str = "jupyter.widget.control";
+
+struct Comm {
+    target: Value,
+    /// Everything `comm_open` and later updates set.
+    state: Map<String, Value>,
+    buffer_paths: Value,
+    /// The connection of the cell that made it.
+    owner: u64,
+}
+
+#[derive(Default)]
+pub struct Comms {
+    open: BTreeMap<String, Comm>,
+    controls: BTreeSet<String>,
+}
+
+/// What a front end's message leads to: messages to all front ends, and one to the owner.
+#[derive(Default, Debug, PartialEq)]
+pub struct Effect {
+    /// Types and contents, for iopub.
+    pub publish: Vec<(&'static str, Value)>,
+    pub push: Option<(u64, Value)>,
+}
+
+impl Comms {
+    /// `comm_open` from a cell.
+    pub fn open(&mut self, content: &Value, owner: u64) {
+        let data = &content["data"];
+        let comm = Comm {
+            target: content["target_name"].clone(),
+            state: data["state"].as_object().cloned().unwrap_or_default(),
+            buffer_paths: data["buffer_paths"].clone(),
+            owner,
+        };
+        self.open.insert(id(content), comm);
+    }
+
+    /// `comm_msg` from a cell. An unknown comm was closed by a front end: there is nobody to tell.
+    pub fn message(&mut self, content: &Value) -> bool {
+        match self.open.get_mut(&id(content)) {
+            Some(comm) => comm.merge(&content["data"]),
+            None => return false,
+        }
+        true
+    }
+
+    pub fn close(&mut self, content: &Value) {
+        self.open.remove(&id(content));
+    }
+
+    /// Closes what a connection that ended left open; gives the contents of the messages to publish.
+    pub fn close_all_of(&mut self, owner: u64) -> Vec<Value> {
+        let (gone, kept) = std::mem::take(&mut self.open).into_iter().partition(|(_, comm)| comm.owner == owner);
+        self.open = kept;
+        let gone: BTreeMap<String, Comm> = gone;
+        gone.into_keys().map(|comm_id| json!({"comm_id": comm_id, "data": {}})).collect()
+    }
+
+    /// `comms` of a `comm_info_reply`.
+    pub fn info(&self, target: &Value) -> Value {
+        let wanted = |comm: &&Comm| target.as_str().is_none_or(|name| name.is_empty() || comm.target == name);
+        let all = self.open.iter().filter(|(_, comm)| wanted(comm));
+        all.map(|(id, comm)| (id.clone(), json!({"target_name": comm.target}))).collect::<Map<_, _>>().into()
+    }
+
+    /// A `comm_open`, `comm_msg` or `comm_close` of a front end.
+    pub fn from_front_end(&mut self, kind: &str, content: &Value) -> Effect {
+        let comm_id = id(content);
+        let closed = ("comm_close", json!({"comm_id": comm_id, "data": {}}));
+        match kind {
+            "comm_open" if content["target_name"] == CONTROL_TARGET => {
+                self.controls.insert(comm_id);
+                Effect::default()
+            }
+            "comm_open" => Effect { publish: vec![closed], push: None },
+            "comm_close" => {
+                self.controls.remove(&comm_id);
+                self.open.remove(&comm_id);
+                Effect::default()
+            }
+            _ if self.controls.contains(&comm_id) => {
+                let data = json!({"method": "update_states", "states": self.states(), "buffer_paths": []});
+                Effect { publish: vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))], push: None }
+            }
+            _ => match self.open.get_mut(&comm_id) {
+                Some(comm) => comm.from_front_end(&comm_id, &content["data"]),
+                None => Effect { publish: vec![closed], push: None },
+            },
+        }
+    }
+
+    fn states(&self) -> Map<String, Value> {
+        let one = |comm: &Comm| {
+            json!({
+                "model_name": comm.state.get("_model_name"), "model_module": comm.state.get("_model_module"),
+                "model_module_version": comm.state.get("_model_module_version"), "state": comm.state,
+            })
+        };
+        self.open.iter().map(|(id, comm)| (id.clone(), one(comm))).collect()
+    }
+}
+
+impl Comm {
+    fn merge(&mut self, data: &Value) {
+        if data["method"] == "update" {
+            let state = data["state"].as_object().into_iter().flatten();
+            self.state.extend(state.map(|(name, value)| (name.clone(), value.clone())));
+        }
+    }
+
+    fn from_front_end(&mut self, comm_id: &str, data: &Value) -> Effect {
+        let message = |data: Value| vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))];
+        let publish = match data["method"].as_str() {
+            Some("request_state") => {
+                return Effect {
+                    publish: message(json!({
+                        "method": "update", "state": self.state, "buffer_paths": self.buffer_paths,
+                    })),
+                    push: None,
+                };
+            }
+            // Other front ends of the same notebook hear of it, and the one that sent it that it arrived.
+            Some("update") => {
+                self.merge(data);
+                message(json!({"method": "echo_update", "state": data["state"], "buffer_paths": data["buffer_paths"]}))
+            }
+            _ => vec![],
+        };
+        Effect { publish, push: Some((self.owner, json!({"comm_msg": {"comm_id": comm_id, "data": data}}))) }
+    }
+}
+
+fn id(content: &Value) -> String {
+    content["comm_id"].as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slider(comms: &mut Comms) {
+        let state = json!({"_model_name": "FloatSliderModel", "value": 4.0, "min": 0.5});
+        comms.open(
+            &json!({"comm_id": "a", "target_name": "jupyter.widget", "data": {"state": state, "buffer_paths": []}}),
+            7,
+        );
+    }
+
+    #[test]
+    fn the_state_is_what_both_sides_made_of_it() {
+        let mut comms = Comms::default();
+        slider(&mut comms);
+        let update = json!({"method": "update", "state": {"value": 2.0}, "buffer_paths": []});
+        let effect = comms.from_front_end("comm_msg", &json!({"comm_id": "a", "data": update}));
+        assert_eq!(effect.push, Some((7, json!({"comm_msg": {"comm_id": "a", "data": update}}))));
+        assert_eq!(effect.publish[0].1["data"]["method"], "echo_update");
+        assert!(comms.message(&json!({"comm_id": "a", "data": {"method": "update", "state": {"min": 1.0}}})));
+        comms.from_front_end("comm_open", &json!({"comm_id": "c", "target_name": CONTROL_TARGET}));
+        let asked = json!({"comm_id": "c", "data": {"method": "request_states"}});
+        let answer = &comms.from_front_end("comm_msg", &asked).publish[0].1["data"];
+        assert_eq!(answer["method"], "update_states");
+        assert_eq!(answer["states"]["a"]["model_name"], "FloatSliderModel");
+        assert_eq!(answer["states"]["a"]["state"]["value"], 2.0);
+        assert_eq!(answer["states"]["a"]["state"]["min"], 1.0);
+        let asked = json!({"comm_id": "a", "data": {"method": "request_state"}});
+        assert_eq!(comms.from_front_end("comm_msg", &asked).publish[0].1["data"]["state"]["value"], 2.0);
+        assert_eq!(comms.info(&json!("jupyter.widget")), json!({"a": {"target_name": "jupyter.widget"}}));
+        assert_eq!(comms.info(&json!("other")), json!({}));
+    }
+
+    #[test]
+    fn widgets_end_with_their_connection() {
+        let mut comms = Comms::default();
+        slider(&mut comms);
+        assert!(comms.close_all_of(8).is_empty());
+        assert_eq!(comms.close_all_of(7), [json!({"comm_id": "a", "data": {}})]);
+        assert!(!comms.message(&json!({"comm_id": "a", "data": {}})));
+        let late = comms.from_front_end("comm_msg", &json!({"comm_id": "a", "data": {"method": "update"}}));
+        assert_eq!(late.publish[0].0, "comm_close");
+        assert_eq!(late.push, None);
+    }
+}

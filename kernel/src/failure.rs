@@ -1,0 +1,248 @@
+//! Why a cell failed, for people: found in what it printed on stderr, without what only tells about generated code.
+
+use std::path::Path;
+use std::time::Instant;
+
+/// `error_marker.rs` in the prelude puts these around the text of an error that ends a cell through `?`.
+const ERROR_BEGIN: &str = "\u{1e}error\n";
+const ERROR_END: &str = "\n\u{1e}end\n";
+const PANICKED: &str = " panicked at ";
+const THREAD: &str = "thread '";
+
+/// An `error` output of Jupyter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    pub name: String,
+    pub value: String,
+    pub traceback: Vec<String>,
+}
+
+impl Failure {
+    pub fn new(name: &str, value: &str, notes: &[String]) -> Self {
+        let mut traceback = vec![format!("\u{1b}[31m{name}\u{1b}[0m: {value}")];
+        traceback.extend(notes.iter().cloned());
+        Self { name: name.into(), value: value.into(), traceback }
+    }
+
+    /// The text that a cell's last `?` printed.
+    fn of_error(text: &str) -> Self {
+        let text = without_frames(text.trim());
+        Self::new("error", &text, &hint(&text).into_iter().collect::<Vec<_>>())
+    }
+
+    /// A panic as Rust prints it. `cell` is what the user wrote, `generated` the source that evcxr made of it.
+    fn of_panic(text: &str, cell: &str, generated: Option<&Path>) -> Self {
+        let (header, rest) = text.split_once('\n').unwrap_or((text, ""));
+        let place = header.split_once(PANICKED).map_or("", |(_, place)| place.trim_end_matches(':'));
+        let (message, frames) = rest.split_once("\nstack backtrace:\n").unwrap_or((rest, ""));
+        let message = message.split("\nnote: run with `RUST_BACKTRACE").next().unwrap_or(message);
+        let message = without_frames(message.trim());
+        let frames = frames.lines().filter_map(|line| line.trim_start().strip_prefix("at "));
+        let places: Vec<&str> = std::iter::once(place).chain(frames).collect();
+        let mut notes: Vec<String> = vec![];
+        if let Some(line) = places.iter().find_map(|place| line_of_cell(place, cell, generated)) {
+            notes.push(line);
+        }
+        // A place in generated code, or deep in a library, tells a reader nothing.
+        if !place.is_empty() && !is_generated(place) && !place.contains("/.cargo/") && !place.starts_with("/rustc/") {
+            notes.push(format!("  at {place}"));
+        }
+        notes.extend(hint(&message));
+        Self::new("panic", &message, &notes)
+    }
+}
+
+/// `src/lib.rs` of the package that evcxr makes of a cell.
+fn is_generated(place: &str) -> bool {
+    place.starts_with("src/lib.rs:") || place.starts_with("./src/lib.rs:")
+}
+
+/// Which line of the cell stands at `place` of the generated source.
+fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<String> {
+    let generated = generated?;
+    let local = place.strip_prefix(generated.to_str()?).map(|rest| format!("src/lib.rs{rest}"));
+    let place = local.as_deref().unwrap_or(place);
+    if !is_generated(place) {
+        return None;
+    }
+    let number: usize = place.rsplit(':').nth(1)?.parse().ok()?;
+    let source = std::fs::read_to_string(generated).ok()?;
+    let line = source.lines().nth(number.checked_sub(1)?)?.trim();
+    // evcxr puts statements on lines of their own, and its own code before some.
+    let same = |own: &str| !own.is_empty() && (line.ends_with(own) || line.len() > 3 && own.contains(line));
+    let (index, own) = cell.lines().enumerate().find(|(_, own)| same(own.trim()))?;
+    Some(format!("  in line {} of this cell: {}", index + 1, own.trim()))
+}
+
+/// libtorch appends where in C++ an error arose; what was wrong, shapes included, stands before that.
+pub fn without_frames(text: &str) -> String {
+    let end = ["\nException raised from ", "\\nException raised from ", "\nframe #0: ", "\\nframe #0: "];
+    let end = end.iter().filter_map(|mark| text.find(mark)).min().unwrap_or(text.len());
+    let text = &text[..end];
+    let torch = "called `Result::unwrap()` on an `Err` value: Torch(\"";
+    match text.strip_prefix(torch) {
+        Some(message) => message.trim_end_matches("\")").replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'"),
+        None => text.to_owned(),
+    }
+}
+
+/// What to do about errors that everybody meets.
+fn hint(text: &str) -> Option<String> {
+    let hints = [
+        (
+            &["shapes cannot be multiplied", "must match the size", "invalid for input of size", "size mismatch"][..],
+            "`x.size()` tells the shape of a tensor; inputs of the models here are [batch, 3, height, width]",
+        ),
+        (&["expected scalar type", "same dtype"], "`x.to_kind(Kind::Float)` converts; labels are Kind::Int64"),
+        (&["on the same device", "different devices"], "`x.to_device(lab.device)` moves a tensor"),
+        (&["CUDA out of memory"], "a smaller batch needs less: `lab.profile.batch_size = 32;`"),
+        (&["does not require grad"], "the loss has to come from a model with trainable weights, outside `no_grad`"),
+        (
+            &["called `Option::unwrap()` on a `None`", "called `Result::unwrap()` on an `Err`"],
+            "`?` instead of `unwrap()` ends the cell with the error's own words",
+        ),
+    ];
+    let found = hints.iter().find(|(words, _)| words.iter().any(|word| text.contains(word)));
+    found.map(|(_, advice)| format!("hint: {advice}"))
+}
+
+/// The child's stderr. Text that may turn out to be why the cell failed is held back for a moment.
+#[derive(Default)]
+pub struct Stderr {
+    held: String,
+    since: Option<Instant>,
+    bytes: Vec<u8>,
+}
+
+impl Stderr {
+    /// Gives what can be shown at once.
+    pub fn feed(&mut self, bytes: &[u8]) -> String {
+        self.bytes.extend_from_slice(bytes);
+        let whole = match std::str::from_utf8(&self.bytes) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.bytes.len(),
+        };
+        let text: Vec<u8> = self.bytes.drain(..whole).collect();
+        self.held.push_str(&String::from_utf8_lossy(&text));
+        let start = self.held_from();
+        let shown = self.held[..start].to_owned();
+        self.held.drain(..start);
+        self.since = (!self.held.is_empty()).then(|| self.since.unwrap_or_else(Instant::now));
+        shown
+    }
+
+    /// Since when something is held back.
+    pub fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// Gives what was held back: it was ordinary text.
+    pub fn release(&mut self) -> String {
+        self.since = None;
+        let text = std::mem::take(&mut self.held);
+        text.replace(ERROR_BEGIN, "").replace(ERROR_END, "\n")
+    }
+
+    /// Why the cell failed, and what else was printed before.
+    pub fn failure(&mut self, panic: bool, cell: &str, generated: Option<&Path>) -> (String, Failure) {
+        let held = std::mem::take(&mut self.held);
+        let start = if panic { last_panic(&held) } else { held.rfind(ERROR_BEGIN) };
+        let (before, reason) = held.split_at(start.unwrap_or(held.len()));
+        let failure = if panic {
+            Failure::of_panic(reason, cell, generated)
+        } else {
+            let reason = reason.strip_prefix(ERROR_BEGIN).unwrap_or(reason);
+            Failure::of_error(reason.split(ERROR_END).next().unwrap_or(reason))
+        };
+        self.held = before.to_owned();
+        let mut before = self.release();
+        if panic && (before.ends_with("\n\n") || before == "\n") {
+            before.pop();
+        }
+        (before, failure)
+    }
+
+    /// The first byte that may belong to a panic or an error.
+    fn held_from(&self) -> usize {
+        let lines = std::iter::once(0).chain(self.held.match_indices('\n').map(|(at, _)| at + 1));
+        for start in lines {
+            let line = &self.held[start..];
+            // Rust begins a panic with an empty line.
+            let text = line.strip_prefix('\n').unwrap_or(line);
+            let panic = match text.split_once('\n') {
+                Some((first, _)) => first.starts_with(THREAD) && first.contains(PANICKED),
+                None => line == "\n" || may_be(text, THREAD),
+            };
+            if panic || line.starts_with('\u{1e}') {
+                return start;
+            }
+        }
+        self.held.len()
+    }
+}
+
+/// Whether `line`, of which more may come, begins like `start`.
+fn may_be(line: &str, start: &str) -> bool {
+    !line.is_empty() && (line.starts_with(start) || start.starts_with(line))
+}
+
+fn last_panic(text: &str) -> Option<usize> {
+    let starts = text.match_indices(THREAD).map(|(at, _)| at).filter(|&at| at == 0 || text[..at].ends_with('\n'));
+    starts.filter(|&at| text[at..].lines().next().is_some_and(|line| line.contains(PANICKED))).last()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_text_is_shown_and_errors_are_told_from_it() {
+        let mut stderr = Stderr::default();
+        assert_eq!(stderr.feed(b"loading\nthread pool of 4\n"), "loading\nthread pool of 4\n");
+        assert_eq!(stderr.feed(b"careful\n\x1eerror\ntemperature must be > 0\n\x1eend\n"), "careful\n");
+        let (before, failure) = stderr.failure(false, "", None);
+        assert_eq!((before.as_str(), failure.value.as_str()), ("", "temperature must be > 0"));
+        // Without a failure it was what somebody wrote with eprintln!.
+        assert_eq!(stderr.feed(b"\x1eerror\nodd\n\x1eend\n"), "");
+        assert!(stderr.since().is_some());
+        assert_eq!(stderr.release(), "odd\n");
+        assert!(stderr.since().is_none());
+    }
+
+    #[test]
+    fn a_panic_is_one_message_without_frames() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let generated = folder.path().join("lib.rs");
+        std::fs::write(&generated, "fn run() {\n{ let y = x.matmul(&x);\n}\n").expect("it can be written");
+        let text = "before\n\nthread '<unnamed>' (7) panicked at /home/me/.cargo/registry/tch/src/tensor.rs:9:5:\n\
+            called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2 shapes cannot be multiplied (2x3 and \
+            2x3)\\nException raised from meta at Blas.cpp:189\\nframe #0: c10::Error\")\n\
+            stack backtrace:\n   0: core::panicking::panic_fmt\n             at /rustc/1/library/core/src/panicking.rs:80:14\n\
+            \x20  1: run_user_code_3\n             at ./src/lib.rs:2:20\n";
+        let mut stderr = Stderr::default();
+        assert_eq!(stderr.feed(text.as_bytes()), "before\n");
+        let (before, failure) = stderr.failure(true, "let x = 1;\nlet y = x.matmul(&x);", Some(&generated));
+        assert_eq!(before, "");
+        assert_eq!(failure.name, "panic");
+        assert_eq!(failure.value, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)");
+        assert_eq!(failure.traceback[1], "  in line 2 of this cell: let y = x.matmul(&x);");
+        assert!(failure.traceback[2].starts_with("hint: `x.size()`"), "{failure:?}");
+    }
+
+    #[test]
+    fn a_panic_that_comes_in_pieces_is_held_back() {
+        let mut stderr = Stderr::default();
+        let pieces = [
+            "note\n\n",
+            "thr",
+            "ead 'main' (3) panicked at src/lib.rs:4:1:\nboom",
+            "\nnote: run with `RUST_BACKTRACE=1`\n",
+        ];
+        let shown: Vec<_> = pieces.iter().map(|piece| stderr.feed(piece.as_bytes())).collect();
+        assert_eq!(shown, ["note\n", "", "", ""]);
+        let (before, failure) = stderr.failure(true, "", None);
+        assert_eq!(before, "");
+        assert_eq!(failure.value, "boom");
+        assert_eq!(failure.traceback.len(), 1);
+    }
+}

@@ -1,0 +1,111 @@
+//! What rust-analyzer's parser tells about a cell before it runs.
+
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxToken, TextSize, ast};
+
+/// `is_complete_reply`'s status: whether Return should run the code or start a new line.
+pub fn completeness(code: &str) -> &'static str {
+    let code = without_commands(code);
+    let mut open = vec![];
+    for token in tokens(&code) {
+        let closing = match token.kind() {
+            SyntaxKind::L_PAREN => Some(SyntaxKind::R_PAREN),
+            SyntaxKind::L_BRACK => Some(SyntaxKind::R_BRACK),
+            SyntaxKind::L_CURLY => Some(SyntaxKind::R_CURLY),
+            _ => None,
+        };
+        open.extend(closing);
+        match token.kind() {
+            kind @ (SyntaxKind::R_PAREN | SyntaxKind::R_BRACK | SyntaxKind::R_CURLY) if open.pop() != Some(kind) => {
+                return "invalid";
+            }
+            SyntaxKind::STRING | SyntaxKind::BYTE_STRING if !is_closed(token.text()) => return "incomplete",
+            SyntaxKind::COMMENT if token.text().starts_with("/*") && !token.text().ends_with("*/") => {
+                return "incomplete";
+            }
+            _ => {}
+        }
+    }
+    if !open.is_empty() {
+        return "incomplete";
+    }
+    let parse = in_function(&code);
+    // An error where the code ends may be mended by more code.
+    let end = TextSize::of(BEFORE) + TextSize::of(code.trim_end());
+    match parse.errors().iter().map(|error| error.range().start()).min() {
+        None => "complete",
+        Some(first) if first >= end => "incomplete",
+        Some(_) => "invalid",
+    }
+}
+
+/// The names that a cell binds for later cells, in order.
+pub fn variables(code: &str) -> Vec<String> {
+    let parse = in_function(&without_commands(code));
+    let body = parse.tree().syntax().descendants().find_map(ast::StmtList::cast);
+    let statements = body.into_iter().flat_map(|body| body.syntax().children()).filter_map(ast::LetStmt::cast);
+    let patterns = statements.filter_map(|statement| statement.syntax().children().find_map(ast::Pat::cast));
+    patterns
+        .flat_map(|pattern| pattern.syntax().descendants().filter_map(ast::IdentPat::cast))
+        .filter_map(|pattern| pattern.syntax().children().find_map(ast::Name::cast))
+        .map(|name| name.syntax().text().to_string())
+        .collect()
+}
+
+const BEFORE: &str = "fn cell() {";
+
+fn in_function(code: &str) -> ra_ap_syntax::Parse<SourceFile> {
+    SourceFile::parse(&format!("{BEFORE}{}\n}}", code.trim_end()), Edition::Edition2024)
+}
+
+fn tokens(code: &str) -> impl Iterator<Item = SyntaxToken> {
+    let parse = SourceFile::parse(code, Edition::Edition2024);
+    parse.tree().syntax().clone().descendants_with_tokens().filter_map(|element| element.into_token())
+}
+
+/// Lines such as `:dep` are evcxr's.
+fn without_commands(code: &str) -> String {
+    let lines = code.lines().map(|line| if line.trim_start().starts_with(':') { "" } else { line });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn is_closed(string: &str) -> bool {
+    let inner = string.trim_start_matches(['b', 'c', 'r']);
+    let marks = inner.len() - inner.trim_start_matches('#').len();
+    let closing = format!("\"{}", "#".repeat(marks));
+    let raw = string.len() > inner.len() && string[..string.len() - inner.len()].contains('r');
+    let escaped = |text: &str| text.trim_end_matches('"').chars().rev().take_while(|&c| c == '\\').count() % 2 == 1;
+    inner.len() > closing.len() + marks && inner.ends_with(&closing) && (raw || !escaped(inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn return_runs_whole_cells_only() {
+        for code in [
+            "1 + 1",
+            "let a = vec![1, 2];\na",
+            ":dep serde = \"1\"",
+            "fn f() -> i32 { 3 }",
+            "\"a \\\" b\"",
+            "r#\"x\"#",
+            "",
+        ] {
+            assert_eq!(completeness(code), "complete", "{code}");
+        }
+        for code in ["let a = [1,", "fn f() {", "\"open", "\"open \\\"", "/* note", "let x =", "if a", "r#\"x\""] {
+            assert_eq!(completeness(code), "incomplete", "{code}");
+        }
+        for code in ["let a = );", "fn f() { ] }", "let 5x = ;\nlet y = 1;", "a b c;\n1"] {
+            assert_eq!(completeness(code), "invalid", "{code}");
+        }
+    }
+
+    #[test]
+    fn only_what_outlives_the_cell_is_a_variable() {
+        let code = ":vars\nlet mut a = 1;\nlet (b, _c) = { let inner = 2; (inner, 3) };\nfn f() { let d = 1; }\n\
+            if let Some(e) = Some(1) {}\nlet Point { x, y: z } = p;";
+        assert_eq!(variables(code), ["a", "b", "_c", "x", "z"]);
+    }
+}

@@ -1,0 +1,57 @@
+//! Messages to the front end, with their contents as plain JSON.
+
+use anyhow::Result;
+use jupyter_protocol::{Header, JupyterMessage, JupyterMessageContent, UnknownMessage};
+use jupyter_zmq_client::{Connection, RawMessage};
+use serde_json::{Value, json};
+use zeromq::SocketRecv;
+
+/// The next message, its signature checked. Contents stay as they are: front ends leave out what has a default.
+pub async fn read<S: SocketRecv>(connection: &mut Connection<S>) -> Result<JupyterMessage> {
+    let raw = RawMessage::from_multipart(connection.socket.recv().await?, &connection.mac)?;
+    let header: Header = serde_json::from_slice(&raw.jparts[0])?;
+    let content =
+        UnknownMessage { msg_type: header.msg_type.clone(), content: serde_json::from_slice(&raw.jparts[3])? };
+    Ok(JupyterMessage {
+        zmq_identities: raw.zmq_identities,
+        header,
+        parent_header: serde_json::from_slice(&raw.jparts[1]).ok(),
+        metadata: serde_json::from_slice(&raw.jparts[2])?,
+        content: JupyterMessageContent::UnknownMessage(content),
+        buffers: raw.jparts[4..].to_vec(),
+        channel: None,
+    })
+}
+
+/// A message of this type and content that answers `parent`, on any channel.
+pub fn message(kind: &str, content: Value, parent: Option<&JupyterMessage>) -> JupyterMessage {
+    let content = JupyterMessageContent::UnknownMessage(UnknownMessage { msg_type: kind.to_owned(), content });
+    JupyterMessage::new(content, parent)
+}
+
+/// What a message carries, whatever its type.
+pub fn content(message: &JupyterMessage) -> Value {
+    serde_json::to_value(&message.content).unwrap_or_default()
+}
+
+/// The id of the message that this one answers.
+pub fn parent_id(message: &JupyterMessage) -> &str {
+    message.parent_header.as_ref().map_or("", |header| header.msg_id.as_str())
+}
+
+/// What `kernel_info_request` asks for: evcxr_jupyter's answer, so that notebooks are the same on both.
+pub fn kernel_info() -> Value {
+    json!({
+        "status": "ok",
+        "protocol_version": "5.3",
+        "implementation": "kdlab-kernel",
+        "implementation_version": env!("CARGO_PKG_VERSION"),
+        "language_info": {
+            "name": "Rust", "version": "", "mimetype": "text/rust", "file_extension": ".rs",
+            "pygments_lexer": "rust", "codemirror_mode": "rust",
+        },
+        "banner": "Rust by evcxr, live",
+        "help_links": [{"text": "Rust std docs", "url": "https://doc.rust-lang.org/stable/std/"}],
+        "debugger": false,
+    })
+}

@@ -1,0 +1,305 @@
+//! A fit as it runs: its curve, a bar of progress, and sliders that act on it.
+
+use super::curves::running_curve;
+use super::display::{NO_IMAGES, base64};
+use super::knobs::OpenPanel;
+use super::progress::{duration, line, print_progress};
+use super::table::escape;
+use super::widgets::new_id;
+use crate::distill::{Control, Event, History, Listener, Observer, Progress, Settings};
+use crate::live::{Link, lock};
+use serde_json::{Value, json};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// Between two updates of the bar, and of the figure within an epoch.
+const BAR: Duration = Duration::from_millis(250);
+const FIGURE: Duration = Duration::from_secs(2);
+/// For the last figure of a fit; a kernel that takes longer does not hold up the cell.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A listener that shows a fit while it runs, where the cell runs in the live kernel: curve and progress, and sliders for
+/// temperature, alpha and learning rate with a Pause and a Stop button, bound to `control`, which must be the fit's. When it
+/// ends, the curve, a line about the kept weights and one about the values stay.
+///
+/// Anywhere else it is [`print_progress`]. It is meant for one fit at a time.
+pub fn live_progress(control: &Control) -> Listener {
+    let (control, print) = (control.clone(), print_progress());
+    let view: Mutex<Option<View>> = Mutex::new(None);
+    Listener::new(move |event| {
+        let mut view = lock(&view);
+        if let Event::Queued { history, settings } | Event::Started { history, settings } = event
+            && view.is_none()
+        {
+            *view = View::open(&control, history, *settings, matches!(event, Event::Started { .. }));
+            if view.is_some() {
+                return;
+            }
+        }
+        match &*view {
+            Some(open) => open.tell(Note::Event(Box::new(event.clone()))),
+            None => print.hear(event),
+        }
+        if matches!(event, Event::Finished(_) | Event::Failed { .. })
+            && let Some(done) = view.take()
+        {
+            done.close();
+        }
+    })
+}
+
+enum Note {
+    Event(Box<Event>),
+    /// Something in the control.
+    Changed,
+    End,
+}
+
+/// The fit's side of the view. Everything is drawn and sent on a thread of its own, so that training never waits for it.
+struct View {
+    notes: Sender<Note>,
+    done: Receiver<()>,
+    _observer: Observer,
+}
+
+impl View {
+    /// None without a live kernel.
+    fn open(control: &Control, history: &History, settings: Settings, started: bool) -> Option<Self> {
+        let panel = OpenPanel::connect(control, settings)?;
+        let mut drawer = Drawer {
+            panel,
+            control: control.clone(),
+            bar: new_id(),
+            figure: new_id(),
+            history: history.clone(),
+            progress: None,
+            started,
+            aside: None,
+            error: None,
+        };
+        drawer.show_bar(false)?;
+        drawer.panel.show()?;
+        drawer.show_figure(false)?;
+        let (notes, heard) = mpsc::channel();
+        let (finished, done) = mpsc::channel();
+        let changed = notes.clone();
+        let observer = control.on_change(move || drop(changed.send(Note::Changed)));
+        std::thread::Builder::new()
+            .name("kdlab-view".into())
+            .spawn(move || {
+                drawer.run(&heard);
+                let _ = finished.send(());
+            })
+            .ok()?;
+        Some(Self { notes, done, _observer: observer })
+    }
+
+    fn tell(&self, note: Note) {
+        let _ = self.notes.send(note);
+    }
+
+    /// Waits until the last state is shown.
+    fn close(self) {
+        self.tell(Note::End);
+        let _ = self.done.recv_timeout(PATIENCE);
+    }
+}
+
+struct Drawer {
+    panel: OpenPanel,
+    control: Control,
+    /// Displays.
+    bar: String,
+    figure: String,
+    history: History,
+    /// Of the epoch that is running.
+    progress: Option<Progress>,
+    started: bool,
+    /// Where an earlier run was put.
+    aside: Option<String>,
+    error: Option<String>,
+}
+
+impl Drawer {
+    fn run(&mut self, notes: &Receiver<Note>) {
+        let (mut bar, mut figure) = (Due::new(BAR), Due::new(FIGURE));
+        loop {
+            let wait = [&bar, &figure].iter().filter_map(|due| due.left()).min();
+            let first = match wait {
+                Some(left) => notes.recv_timeout(left),
+                None => notes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match first {
+                Ok(first) => {
+                    // All that came meanwhile is shown at once.
+                    for note in std::iter::once(first).chain(notes.try_iter()) {
+                        match note {
+                            Note::Event(event) => {
+                                bar.wanted = true;
+                                figure.wanted = true;
+                                figure.urgent |= self.hear(*event);
+                            }
+                            Note::Changed => bar.wanted = true,
+                            Note::End => return self.end(),
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // The fit is gone without a word: it panicked.
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.error = Some("it ended with a panic".into());
+                    return self.end();
+                }
+            }
+            // A kernel that is gone is noticed at the end; until then the fit goes on unseen.
+            if bar.take() {
+                self.show_bar(true);
+            }
+            if figure.take() {
+                self.show_figure(true);
+            }
+        }
+    }
+
+    /// Takes an event in; true when the figure should show it at once.
+    fn hear(&mut self, event: Event) -> bool {
+        match event {
+            Event::Started { history, settings } => {
+                self.history = history;
+                self.started = true;
+                self.panel.panel.begin(settings, &self.panel.link);
+                return true;
+            }
+            Event::SetAside { .. } => self.aside = line(&event),
+            Event::Progress(progress) => self.progress = Some(progress),
+            Event::Changed { change, .. } => {
+                self.history.changes.push(change);
+                return true;
+            }
+            Event::Epoch { record, .. } => {
+                self.history.records.push(record);
+                return true;
+            }
+            Event::Finished(history) => self.history = history,
+            Event::Failed { error, .. } => self.error = Some(error),
+            Event::Queued { .. } | Event::Awaited { .. } => {}
+        }
+        false
+    }
+
+    fn end(&mut self) {
+        let mut text = self.closing_line();
+        if let Some(aside) = &self.aside {
+            text = format!("{aside}\n{text}");
+        }
+        self.show_figure(true);
+        let html = format!("<pre style=\"margin:0\">{}</pre>", escape(&text));
+        self.display(&self.bar, true, json!({"text/plain": text, "text/html": html}), json!({}));
+        let now = self.panel.panel.now();
+        let changes: Vec<_> = self.history.changes.iter().map(|c| format!("{c} at epoch {:.2}", c.epoch)).collect();
+        let text = match changes.len() {
+            0 => format!("{now}, unchanged"),
+            1..=4 => format!("{now} at the end; {}", changes.join("; ")),
+            n => format!("{now} at the end; {n} changes: {}; ... {}", changes[..2].join("; "), changes[n - 1]),
+        };
+        self.panel.replace(&text);
+    }
+
+    fn closing_line(&self) -> String {
+        let name = &self.history.name;
+        if let Some(error) = &self.error {
+            return format!("{name} failed: {error}");
+        }
+        line(&Event::Finished(self.history.clone())).unwrap_or_else(|| {
+            let why = self.history.stopped.as_deref().unwrap_or("no epoch");
+            format!("{name}: stopped before its first epoch was done ({why}); the weights are those it began with")
+        })
+    }
+
+    /// Of the epoch that is running, where it stands on the epoch axis.
+    fn running(&self) -> Option<&Progress> {
+        self.progress.as_ref().filter(|p| p.epoch > self.history.records.len())
+    }
+
+    fn show_figure(&self, update: bool) -> Option<()> {
+        let at = |p: &Progress| ((p.epoch - 1) as f64 + p.done as f64 / p.total.max(1) as f64, p.metrics);
+        let running = self.running().map(at).and_then(|(epoch, metrics)| Some((epoch, metrics?)));
+        let figure = running_curve(&self.history, running);
+        let png = figure.png().ok()?;
+        let (width, height) = figure.size();
+        let data = json!({"image/png": base64(&png), "text/plain": NO_IMAGES});
+        // With its size, so that nothing below it moves while it is drawn anew.
+        self.display(&self.figure, update, data, json!({"image/png": {"width": width, "height": height}}))
+    }
+
+    fn show_bar(&self, update: bool) -> Option<()> {
+        let History { name, epochs, records, .. } = &self.history;
+        let (done, total) = match self.running() {
+            Some(p) => ((p.epoch - 1) * p.total + p.done, p.epochs * p.total),
+            None => (records.len(), *epochs),
+        };
+        let numbers = match (self.running(), &self.progress) {
+            (Some(p), _) | (None, Some(p)) => {
+                let metrics = p
+                    .metrics
+                    .map_or(String::new(), |m| format!("  loss {:.3}, accuracy {:.1} %", m.loss, 100.0 * m.accuracy));
+                let (speed, left) = (p.images_per_second, duration(p.seconds_left));
+                format!(
+                    "epoch {}/{epochs}  {} of {} images{metrics}  {speed:.0} img/s, {left} left",
+                    p.epoch, p.done, p.total
+                )
+            }
+            _ if self.started => format!("epoch {}/{epochs}", (records.len() + 1).min(*epochs)),
+            _ => format!("{epochs} epochs, waiting for the runs before it"),
+        };
+        let state = if self.control.stopping().is_some() {
+            "  stopping"
+        } else if self.control.is_paused() {
+            "  paused"
+        } else {
+            ""
+        };
+        let text = format!("{name}  {numbers}{state}");
+        let html = format!(
+            "<div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)\">\
+             <progress value=\"{done}\" max=\"{total}\" style=\"width:200px;vertical-align:middle\"></progress> {}</div>",
+            escape(&text).replace("  ", " &nbsp;")
+        );
+        self.display(&self.bar, update, json!({"text/plain": text, "text/html": html}), json!({}))
+    }
+
+    fn display(&self, id: &str, update: bool, data: Value, metadata: Value) -> Option<()> {
+        let link: &Link = &self.panel.link;
+        link.display(id, update, data, metadata).ok()
+    }
+}
+
+/// Something to be shown not too often.
+struct Due {
+    every: Duration,
+    last: Instant,
+    wanted: bool,
+    /// Without waiting for the next turn.
+    urgent: bool,
+}
+
+impl Due {
+    fn new(every: Duration) -> Self {
+        Self { every, last: Instant::now(), wanted: false, urgent: false }
+    }
+
+    /// Until its turn; none if nothing is wanted.
+    fn left(&self) -> Option<Duration> {
+        let left = if self.urgent { Duration::ZERO } else { self.every.saturating_sub(self.last.elapsed()) };
+        self.wanted.then_some(left)
+    }
+
+    fn take(&mut self) -> bool {
+        let now = self.left() == Some(Duration::ZERO);
+        if now {
+            *self = Self::new(self.every);
+        }
+        now
+    }
+}
