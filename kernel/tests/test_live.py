@@ -107,12 +107,14 @@ class Displays(KernelCase):
                 std::fs::write({rust(done)}, "").unwrap();
             }});''')
         second = self.client.ok(f'owner.ask({rust(display("owned", "1", update=True))}); println!("second");')
-        self.client.wait(lambda: len(self.shown(first)) == 2, "the update under the first cell", 5)
-        self.assertEqual(self.shown(second), [])
+        # An update is known by its id; clients such as nbclient hear of nothing but the cell that runs.
+        update, = self.shown(second)
+        self.assertEqual(update["msg_type"], "update_display_data")
+        self.assertEqual(update["content"]["transient"], {"display_id": "owned"})
         gate.touch()
         wait_until(done.exists, "the display between cells", 20)
-        self.client.wait(lambda: len(self.shown(first)) == 3, "the display between cells under the first cell", 5)
-        self.assertEqual(second.stdout, "second\n")
+        self.client.wait(lambda: len(self.shown(first)) == 2, "the display between cells under the first cell", 5)
+        self.assertEqual(len(self.shown(second)), 1)
 
     def test_connections_at_once(self):
         cell = self.client.ok('''
@@ -313,8 +315,10 @@ class Answers(KernelCase):
         self.client.ask("kernel_info_request", {}, timeout=10, channel="control")
         self.assertLess(time.monotonic() - begun, 1)
         self.assertTrue(cell.running)
-        # What was done for others is not this cell's.
-        self.assertEqual([m["msg_type"] for m in cell.all()], ["status", "execute_input", "stream"])
+        # What was done for others is not this cell's, and the kernel is known to be busy still.
+        self.assertEqual([m["msg_type"] for m in cell.all() if m["msg_type"] != "status"], ["execute_input", "stream"])
+        states = [m for m in self.client.seen if m["msg_type"] == "status"]
+        self.assertEqual(states[-1]["content"]["execution_state"], "busy")
         gate.touch()
         self.assertEqual(cell.finish().status, "ok")
 
