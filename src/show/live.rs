@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// Between two updates of the bar, and of the figure within an epoch.
 const BAR: Duration = Duration::from_millis(250);
 const FIGURE: Duration = Duration::from_secs(2);
+/// A slider that is dragged makes a change with every batch.
+const SOON: Duration = Duration::from_millis(300);
 /// For the last figure of a fit; a kernel that takes longer does not hold up the cell.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -280,7 +282,7 @@ struct Due {
     every: Duration,
     last: Instant,
     wanted: bool,
-    /// Without waiting for the next turn.
+    /// Sooner than that: an epoch is done, or a slider moved.
     urgent: bool,
 }
 
@@ -291,8 +293,8 @@ impl Due {
 
     /// Until its turn; none if nothing is wanted.
     fn left(&self) -> Option<Duration> {
-        let left = if self.urgent { Duration::ZERO } else { self.every.saturating_sub(self.last.elapsed()) };
-        self.wanted.then_some(left)
+        let every = if self.urgent { SOON } else { self.every };
+        self.wanted.then(|| every.saturating_sub(self.last.elapsed()))
     }
 
     fn take(&mut self) -> bool {
