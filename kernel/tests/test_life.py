@@ -109,7 +109,6 @@ class Life(unittest.TestCase):
         cell = kernel.client.begin(f'println!("first"); gate({rust(one)}); println!("second"); gate({rust(two)}); println!("third"); let late = 7;')
         cell.wait_text("first")
         joined = Client(kernel.manager, timeout=10)
-        self.addCleanup(joined.close)
         self.assertEqual(joined.ask("kernel_info_request", {}, timeout=2)["status"], "ok")
         one.touch()
         joined.wait(lambda: any(m["msg_type"] == "stream" and "second" in m["content"]["text"] for m in joined.seen), "the output of the cell that another client runs", 10)

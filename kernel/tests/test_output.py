@@ -1,4 +1,5 @@
 """What cells print and show, what they read, and how they are counted."""
+import base64
 import unittest
 
 from support import KernelCase, rust, wait_until
@@ -97,11 +98,16 @@ class Shown(KernelCase):
         self.assertEqual(shown[-1]["content"]["execution_count"], cell.reply["content"]["execution_count"])
 
     def test_a_figure_is_a_png(self):
-        cell = self.client.ok("reliability_diagram(&[]).err().map(|e| println!(\"{e}\")); 1")
-        self.assertEqual(cell.all("execute_result")[0]["content"]["data"]["text/plain"], "1")
-        block = 'println!("EVCXR_BEGIN_CONTENT image/png\\niVBORw0KGgo=\\nEVCXR_END_CONTENT"); println!("on");'
-        cell = self.client.ok(block)
-        self.assertEqual(cell.all("display_data")[0]["content"]["data"]["image/png"].strip(), "iVBORw0KGgo=")
+        cell = self.client.ok('''
+            let row = Tensor::from_slice(&[2.0f32, 1.0, 0.0]);
+            let bars = soft_target_bars(&row, &["a".to_string(), "b".to_string(), "c".to_string()], None, &[1.0, 4.0])?;
+            bars.evcxr_display();
+            println!("on");
+            bars''')
+        for kind in ["display_data", "execute_result"]:
+            data = cell.all(kind)[0]["content"]["data"]
+            self.assertEqual(sorted(data), ["image/png", "text/plain"])
+            self.assertTrue(base64.b64decode(data["image/png"], validate=True).startswith(b"\x89PNG"))
         self.assertEqual(cell.stdout, "on\n")
 
     def test_vars_are_listed(self):

@@ -1,0 +1,278 @@
+"""What a person sees: JupyterLab in Chromium, a fit that runs, its sliders and its Stop button.
+
+KDLAB_SCREENSHOTS names a folder for pictures; without it they are thrown away. KDLAB_CHROMIUM names the browser, if it is
+none of the usual ones.
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import urllib.request
+
+from playwright.sync_api import expect, sync_playwright
+
+from support import CELL, family, still_there, tiny_cifar, wait_until
+
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]
+# The teacher of notebook 2, without which notebook 5 says no more than which one to run.
+TEACHER = """
+{
+    let lab = Lab::open()?;
+    let data = lab.dataset()?;
+    let backbone = lab.backbone()?;
+    let train = lab.features(&backbone, &data.train)?;
+    let validation = lab.features(&backbone, &data.validation)?;
+    let mut teacher = head(lab.profile.arch.features(), data.classes.len() as i64, lab.device, lab.profile.seed)?;
+    let train = Examples::features(&data.train, &train)?;
+    let validation = Examples::features(&data.validation, &validation)?;
+    fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &FitOptions { listener: print_progress(), ..lab.teacher_options() })?;
+};
+"""
+AFTER = """
+println!("stopped {:?} after {} epochs", history.stopped, history.records.len());
+for change in &history.changes { println!("change at {:.2}: T {:?}", change.epoch, change.temperature); }
+println!("alive: {} parameters, {} images", pupil.parameters(), train.len());
+"""
+
+
+def chromium():
+    named = os.environ.get("KDLAB_CHROMIUM")
+    found = named or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        raise AssertionError("no Chromium found, which this test drives: install it (Debian: apt-get install chromium), or set KDLAB_CHROMIUM to it")
+    return found
+
+
+def notebook(root):
+    """The cells of notebook 5 up to its fit, whose students train for long, and a look at what the fit left."""
+    course = json.loads((root / "notebooks/05_tweak.ipynb").read_text())
+    code = ["".join(cell["source"]) for cell in course["cells"] if cell["cell_type"] == "code"]
+    last = next(i for i, source in enumerate(code) if "fit(&mut pupil" in source)
+    begin, *between, fit = code[: last + 1]
+    sources = [TEACHER.strip(), begin, *between, "lab.profile.student_epochs = 500;\n" + fit, AFTER.strip()]
+    cells = [
+        {"cell_type": "code", "id": f"c{i}", "execution_count": None, "metadata": {}, "outputs": [], "source": source}
+        for i, source in enumerate(sources)
+    ]
+    spec = {"kernelspec": {"name": "kdlab", "display_name": "Rust (kdlab)", "language": "rust"}}
+    return {"cells": cells, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}
+
+
+class Browser(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.program = chromium()
+        cls.folder = pathlib.Path(tempfile.mkdtemp(prefix="kdlab-browser-"))
+        cls.addClassCleanup(shutil.rmtree, cls.folder)
+        cls.pictures = pathlib.Path(os.environ.get("KDLAB_SCREENSHOTS") or cls.folder / "pictures")
+        cls.pictures.mkdir(parents=True, exist_ok=True)
+        course = cls.folder / "notebooks"
+        course.mkdir()
+        cls.file = course / "live.ipynb"
+        cls.file.write_text(json.dumps(notebook(pathlib.Path(os.environ["KDLAB_ROOT"]))))
+        cls.cells = json.loads(cls.file.read_text())["cells"]
+        cls.set("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
+        cls.theme("Light")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        cls.address = f"http://127.0.0.1:{port}"
+        own = {
+            "KDLAB_RUNS": str(cls.folder / "runs"),
+            "KDLAB_DATA": str(tiny_cifar(cls.folder / "data")),
+            "KDLAB_PROFILE": "smoke",
+            "JUPYTERLAB_SETTINGS_DIR": str(cls.folder / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(cls.folder / "workspaces"),
+        }
+        # As `cargo lab` starts it, but for the token and the browser of its own.
+        flags = [
+            f"--ServerApp.root_dir={course}", "--KernelSpecManager.ensure_native_kernel=False",
+            "--KernelSpecManager.allowed_kernelspecs=kdlab", "--MappingKernelManager.default_kernel_name=kdlab",
+            "--MappingKernelManager.kernel_info_timeout=600", "--ServerApp.token=", "--ServerApp.password=",
+            "--no-browser", "--port", str(port), "--ServerApp.port_retries=0",
+        ]
+        flags += ["--allow-root"] if os.geteuid() == 0 else []
+        log = open(cls.folder / "jupyterlab.log", "wb")
+        cls.addClassCleanup(log.close)
+        cls.server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *flags], env={**os.environ, **own}, stdout=log, stderr=log, cwd=course
+        )
+        cls.addClassCleanup(cls.stop_server)
+        wait_until(cls.answers, "JupyterLab's first answer", 60)
+
+    @classmethod
+    def answers(cls):
+        if cls.server.poll() is not None:
+            raise AssertionError("JupyterLab ended: " + (cls.folder / "jupyterlab.log").read_text()[-3000:])
+        try:
+            return urllib.request.urlopen(cls.address + "/api", timeout=5).status == 200
+        except OSError:
+            return False
+
+    @classmethod
+    def stop_server(cls):
+        members = family(cls.server.pid)
+        cls.server.send_signal(signal.SIGTERM)
+        cls.server.wait(30)
+        wait_until(lambda: not still_there(members), "the end of JupyterLab and its kernels", 20)
+
+    @classmethod
+    def set(cls, plugin, settings):
+        path = cls.folder / f"settings/@jupyterlab/{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+
+    @classmethod
+    def theme(cls, name):
+        cls.set("apputils-extension/themes", {"theme": f"JupyterLab {name}"})
+
+    def cell(self, page, index):
+        return page.locator(".jp-Notebook .jp-CodeCell").nth(index)
+
+    def run_cell(self, page, index):
+        self.cell(page, index).locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+
+    def running(self, page, index):
+        return "*" in self.cell(page, index).locator(".jp-InputArea-prompt").first.inner_text()
+
+    def finish(self, page, index, timeout=CELL):
+        """Until the cell has its number; gives the text below it."""
+        prompt = self.cell(page, index).locator(".jp-InputArea-prompt").first
+        wait_until(lambda: prompt.inner_text().strip("[]: ").isdigit(), f"the end of cell {index}", timeout)
+        return self.cell(page, index).locator(".jp-OutputArea").inner_text() if self.cell(page, index).locator(".jp-OutputArea-child").count() else ""
+
+    def saved(self):
+        return json.loads(self.file.read_text())["cells"]
+
+    def take_picture(self, page, name):
+        page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
+
+    def open(self, browser):
+        page = browser.new_page(viewport={"width": 1300, "height": 1500})
+        page.set_default_timeout(60_000)
+        page.goto(f"{self.address}/lab/tree/live.ipynb")
+        page.locator(".jp-Notebook .jp-CodeCell").nth(len(self.cells) - 1).wait_for()
+        expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first).to_be_attached(timeout=120_000)
+        return page
+
+    def test_a_fit_is_seen_steered_and_stopped(self):
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=self.program, args=FLAGS)
+            page = self.open(browser)
+            try:
+                self.walk(page)
+                # Closed and opened anew, in the other theme, as the notebook was saved.
+                page.keyboard.press("Control+s")
+                wait_until(lambda: self.saved()[-1]["outputs"], "the saved notebook", 20)
+                self.theme("Dark")
+                page.close()
+                page = self.open(browser)
+                self.look_again(page)
+            except BaseException:
+                self.take_picture(page, "failed")
+                raise
+            finally:
+                browser.close()
+
+    def walk(self, page):
+        last = len(self.cells) - 1
+        fit = last - 1
+        for index in range(fit):
+            self.run_cell(page, index)
+            self.finish(page, index)
+        self.run_cell(page, fit)
+        below = self.cell(page, fit)
+
+        # The figure is drawn anew while the cell runs.
+        figure = below.locator(".jp-OutputArea-output img")
+        figure.first.wait_for()
+        self.assertEqual(figure.count(), 1)
+        seen = []
+
+        def changes():
+            source = figure.get_attribute("src")
+            if source not in seen:
+                seen.append(source)
+            return len(seen) >= 4
+
+        wait_until(changes, "the third change of the figure", 60)
+        self.assertTrue(self.running(page, fit))
+        self.assertIn("img/s", below.locator(".jp-OutputArea").inner_text())
+        self.assertEqual(below.locator("progress").count(), 1)
+        box = figure.bounding_box()
+
+        # The T slider, by its keys; every key acts at once.
+        row = below.locator(".widget-hslider").filter(has=page.get_by_text("T", exact=True))
+        handle = row.locator(".noUi-handle")
+        handle.focus()
+        before = float(row.locator(".widget-readout").inner_text())
+        for _ in range(5):
+            page.keyboard.press("ArrowRight")
+        expect(row.locator(".widget-readout")).not_to_have_text(f"{before:.1f}")
+        after = float(row.locator(".widget-readout").inner_text())
+        self.assertGreater(after, before)
+        drawn = len(seen)
+        wait_until(lambda: changes() and len(seen) > drawn, "the figure after the slider moved", 20)
+        self.take_picture(page, "running-light")
+        # Nothing jumps: the figure keeps its place and size.
+        self.assertEqual(figure.bounding_box(), box)
+        self.assertTrue(self.running(page, fit))
+
+        # Pause holds the bar; a second click lets it go on.
+        pause = below.get_by_role("button", name="Pause")
+        bar = below.locator("progress")
+        pause.click()
+        expect(below.locator(".jp-OutputArea")).to_contain_text("paused")
+        held = bar.get_attribute("value")
+        pause.click()
+        wait_until(lambda: bar.get_attribute("value") != held, "the bar after the pause", 20)
+
+        # The other theme, while it runs.
+        page.get_by_role("menuitem", name="Settings", exact=True).click()
+        page.get_by_role("menuitem", name="Theme", exact=True).hover()
+        page.get_by_role("menuitem", name="JupyterLab Dark", exact=True).click()
+        expect(page.locator("body[data-jp-theme-light=false]")).to_be_attached()
+        self.take_picture(page, "running-dark")
+
+        below.get_by_role("button", name="Stop").click()
+        text = self.finish(page, fit, 20)
+        self.assertIn("Stop button", text)
+        self.assertIn(f"T {before:g} -> ", text.replace("→", "->"))
+        self.assertNotIn("Error", text)
+        self.assertEqual(below.locator(".widget-hslider, .jupyter-button, progress").count(), 0)
+        self.assertEqual(figure.count(), 1)
+        self.take_picture(page, "stopped-dark")
+
+        # Nothing was lost.
+        self.run_cell(page, last)
+        text = self.finish(page, last)
+        self.assertRegex(text, r'stopped Some\(".*Stop button.*"\) after \d+ epochs')
+        self.assertIn(f"T Some({after:g}", text)
+        self.assertIn("alive: 264618 parameters, 300 images", text)
+
+    def look_again(self, page):
+        fit = self.cell(page, len(self.cells) - 2)
+        expect(page.locator("body[data-jp-theme-light=false]")).to_be_attached()
+        expect(fit.locator(".jp-OutputArea-output img")).to_have_count(1)
+        self.assertIn("Stop button", fit.locator(".jp-OutputArea").inner_text())
+        self.assertNotIn("Error displaying widget", page.locator(".jp-Notebook").inner_text())
+        self.take_picture(page, "reopened-dark")
+        data = [data for output in self.saved()[-2]["outputs"] for data in output.get("data", {})]
+        self.assertIn("image/png", data)
+        self.assertNotIn("application/vnd.jupyter.widget-view+json", data)
+
+
+if __name__ == "__main__":
+    unittest.main()
