@@ -345,6 +345,12 @@ impl Front {
             && let Some(request) = self.queue.pop_front()
         {
             self.begin(request.clone());
+            let code = self.cell.as_ref().map_or("", |cell| cell.code.as_str());
+            if let Some(error) = syntax::error(code) {
+                // evcxr leaves out what it cannot parse, and reports ok.
+                self.end(Some(Failure::new("error", &error, &[])));
+                return self.start_next();
+            }
             let mut request = request;
             request.zmq_identities.clear();
             let _ = shell.send(request);
@@ -605,7 +611,9 @@ impl Front {
             Some(("display", content)) if content["data"].is_object() => {
                 // What was printed before stands before it.
                 self.drain();
-                self.publish_display(content, parent);
+                // Clients such as nbclient hear of nothing but the cell that runs; a display is known by its id anyway.
+                let current = self.parent().filter(|_| content["update"] == true);
+                self.publish_display(content, current.as_ref().or(parent));
             }
             Some(("display", _)) => {
                 answer = json!({"error": "a display needs `data`: an object of contents by MIME type"})
