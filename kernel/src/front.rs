@@ -222,6 +222,10 @@ impl Front {
 
     fn status(&self, state: &str, parent: &JupyterMessage) {
         self.publish("status", json!({"execution_state": state}), Some(parent));
+        // Front ends show the last state they heard of, whatever it was about.
+        if let Some(cell) = self.cell.as_ref().filter(|_| state == "idle") {
+            self.publish("status", json!({"execution_state": "busy"}), Some(&cell.request));
+        }
     }
 
     fn reply(&self, outbox: &Outbox, content: Value, request: &JupyterMessage) {

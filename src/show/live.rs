@@ -264,8 +264,9 @@ impl Drawer {
         };
         let text = format!("{name}  {numbers}{state}");
         let html = format!(
-            "<div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)\">\
-             <progress value=\"{done}\" max=\"{total}\" style=\"width:200px;vertical-align:middle\"></progress> {}</div>",
+            "<progress value=\"{done}\" max=\"{total}\" style=\"display:block;width:min(100%,880px)\"></progress>\
+             <div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px);\
+             white-space:nowrap;overflow:hidden;text-overflow:ellipsis\">{}</div>",
             escape(&text).replace("  ", " &nbsp;")
         );
         self.display(&self.bar, update, json!({"text/plain": text, "text/html": html}), json!({}))
