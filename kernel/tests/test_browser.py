@@ -41,7 +41,7 @@ TEACHER = """
 """
 AFTER = """
 println!("stopped {:?} after {} epochs", history.stopped, history.records.len());
-for change in &history.changes { println!("change at {:.2}: T {:?}", change.epoch, change.temperature); }
+for change in &history.changes { println!("change at {:.2}: T {:?}", change.epoch, change.after.temperature); }
 println!("alive: {} parameters, {} images", pupil.parameters(), train.len());
 """
 
@@ -60,7 +60,7 @@ def notebook(root):
     code = ["".join(cell["source"]) for cell in course["cells"] if cell["cell_type"] == "code"]
     last = next(i for i, source in enumerate(code) if "fit(&mut pupil" in source)
     begin, *between, fit = code[: last + 1]
-    sources = [TEACHER.strip(), begin, *between, "lab.profile.student_epochs = 500;\n" + fit, AFTER.strip()]
+    sources = [TEACHER.strip(), begin, *between, "lab.profile.student_epochs = 100;\n" + fit, AFTER.strip()]
     cells = [
         {"cell_type": "code", "id": f"c{i}", "execution_count": None, "metadata": {}, "outputs": [], "source": source}
         for i, source in enumerate(sources)
@@ -154,13 +154,14 @@ class Browser(unittest.TestCase):
         return self.cell(page, index).locator(".jp-OutputArea").inner_text() if self.cell(page, index).locator(".jp-OutputArea-child").count() else ""
 
     def saved(self):
-        return json.loads(self.file.read_text())["cells"]
+        with urllib.request.urlopen(f"{self.address}/api/contents/live.ipynb", timeout=10) as answer:
+            return json.load(answer)["content"]["cells"]
 
     def take_picture(self, page, name):
         page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
 
     def open(self, browser):
-        page = browser.new_page(viewport={"width": 1300, "height": 1500})
+        page = browser.new_page(viewport={"width": 1300, "height": 1900})
         page.set_default_timeout(60_000)
         page.goto(f"{self.address}/lab/tree/live.ipynb")
         page.locator(".jp-Notebook .jp-CodeCell").nth(len(self.cells) - 1).wait_for()
@@ -240,9 +241,9 @@ class Browser(unittest.TestCase):
         wait_until(lambda: bar.get_attribute("value") != held, "the bar after the pause", 20)
 
         # The other theme, while it runs.
-        page.get_by_role("menuitem", name="Settings", exact=True).click()
-        page.get_by_role("menuitem", name="Theme", exact=True).hover()
-        page.get_by_role("menuitem", name="JupyterLab Dark", exact=True).click()
+        page.locator(".lm-MenuBar-item", has_text="Settings").click()
+        for entry in ["Theme", "JupyterLab Dark"]:
+            page.locator(".lm-Menu-item").filter(has=page.get_by_text(entry, exact=True)).click()
         expect(page.locator("body[data-jp-theme-light=false]")).to_be_attached()
         self.take_picture(page, "running-dark")
 

@@ -133,8 +133,14 @@ class Errors(KernelCase):
         self.assertEqual(self.client.ok('let kept = 41; println!("{}", twice(4));').stdout, "8\n")
 
     def test_segfault(self):
-        self.fails("unsafe { std::ptr::null_mut::<i32>().write_volatile(1) };", "SIG", "kept")
+        cell = self.client.run("unsafe { std::ptr::null_mut::<i32>().write_volatile(1) };")
         self.client.ok("let kept = 41;")
+        self.assertEqual(cell.status, "error")
+        self.assertEqual(len(cell.errors), 1)
+        for word in ["SIG", "kept"]:
+            self.assertIn(word, cell.error_text)
+        # What evcxr's signal handler says, but for its frames.
+        self.assertIn(cell.stderr, ["", "Segmentation fault.\n"])
 
     def queue(self, failing, **content):
         gate = self.gate()

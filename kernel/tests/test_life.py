@@ -154,7 +154,7 @@ class Life(unittest.TestCase):
 
     def test_5_a_crash_leaves_no_process(self):
         kernel = self.take()
-        before = dict(kernel.remember())
+        before = family(kernel.pid)
         cell = kernel.client.run("std::process::abort();")
         self.assertEqual(cell.status, "error")
         self.assertEqual(kernel.client.ok("6 * 7").all("execute_result")[0]["content"]["data"]["text/plain"], "42")
