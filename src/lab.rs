@@ -5,7 +5,7 @@ use crate::distill::{CachedTensor, Control, Criterion, Examples, FitOptions, His
 use crate::distill::{backbone_features, teacher_logits};
 use crate::models::{Backbone, LoadReport, Model, device_name, head};
 use crate::profile::Profile;
-use crate::show::{Table, live_progress, print_progress};
+use crate::show::{Table, live_progress, print_progress, short};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -110,7 +110,8 @@ impl Lab {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
     }
 
-    /// How the profile trains a student; `name` is the fit's folder too. It is shown live where the kernel can.
+    /// How the profile trains a student; `name` is the fit's folder too. It is shown live where the kernel can: its
+    /// listener holds its control, so replace both or none.
     pub fn fit_options(&self, name: &str) -> FitOptions {
         let control = Control::new();
         FitOptions {
@@ -207,10 +208,10 @@ impl Lab {
         Ok(found.into_iter().map(|(_, history)| history).collect())
     }
 
-    /// All fits of this profile, a row each. It is read from disk, so it outlives the kernel.
+    /// All fits of this profile, a row each; T and alpha are those of the best epoch. It is read from disk, so it outlives the kernel.
     pub fn runs(&self) -> Result<Table> {
-        let header = ["run", "loss", "T", "alpha", "epochs", "best epoch", "val acc %", "val CE", "seconds"];
-        let maybe = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v}"));
+        let header = ["run", "loss", "T", "alpha", "epochs", "changes", "best epoch", "val acc %", "val CE", "seconds"];
+        let maybe = |v: Option<f64>| v.map_or(String::new(), short);
         Ok(self.histories()?.iter().filter_map(|h| Some((h, h.best()?))).fold(
             Table::new(&header),
             |table, (h, best)| {
@@ -220,6 +221,7 @@ impl Lab {
                     maybe(best.temperature),
                     maybe(best.alpha),
                     format!("{}/{}", h.records.len(), h.epochs),
+                    if h.changes.is_empty() { String::new() } else { h.changes.len().to_string() },
                     best.epoch.to_string(),
                     format!("{:.1}", 100.0 * best.validation.accuracy),
                     format!("{:.4}", best.validation.cross_entropy),

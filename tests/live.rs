@@ -505,11 +505,16 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
             bars.flat_map(|d| d.iter().map(|state| state["data"]["text/plain"].to_string())).collect::<Vec<_>>()
         };
         assert!(bar("second")[0].contains("waiting for the runs before it"));
-        // The Stop button of one that waits takes it out of the queue.
-        third.control().stop("not needed");
-        assert!(third.is_finished());
+        // The Stop button of one that waits takes it out of the queue, and leaves nothing of its view open.
+        kernel.front_end(
+            &kernel.widget("description", "Stop"),
+            &json!({"method": "custom", "content": {"event": "click"}}),
+        );
+        until("the stop", || third.is_finished());
+        until("the last of its view", || bar("third").last().unwrap().contains("before its first epoch was done"));
         let (_, history) = third.wait().unwrap();
-        assert_eq!((history.records.len(), history.stopped.as_deref()), (0, Some("not needed")));
+        assert_eq!((history.records.len(), history.stopped.as_deref()), (0, Some("by the Stop button")));
+        assert_eq!(second.settings(), Settings { temperature: Some(4.0), alpha: Some(0.5), learning_rate: 1e-3 });
         drop(gate);
         // Interrupt while a cell waits stops the run that it waits for.
         let (control, front) = (second.control(), kernel.clone());
@@ -605,20 +610,20 @@ fn a_pause_holds_the_fit_and_does_not_count() {
             *at = Some(Instant::now());
             let hand = hand.clone();
             std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_millis(1200));
+                std::thread::sleep(Duration::from_secs(3));
                 hand.resume();
             });
         }
         if step == 10 {
             let waited = at.unwrap().elapsed();
-            assert!(waited > Duration::from_millis(1200), "it went on after {waited:?}");
+            assert!(waited > Duration::from_secs(3), "it went on after {waited:?}");
         }
     });
     let start = Instant::now();
     let history = fit(&mut model(), &b.train, &b.validation, &criterion, &options).unwrap();
-    assert!(history.seconds() < start.elapsed().as_secs_f64() - 1.1);
+    assert!(history.seconds() < start.elapsed().as_secs_f64() - 2.9);
     let speed = |epoch: usize| history.records[epoch].images_per_second;
-    assert!(speed(1) > 64.0 / 1.0, "the pause counts as work: {} img/s", speed(1));
+    assert!(speed(1) > 64.0 / 3.0, "the pause counts as work: {} img/s", speed(1));
     assert!(history.changes.is_empty() && history.stopped.is_none());
     assert!(!serde_json::to_string(&history).unwrap().contains("changes"));
     // A stop ends the pause too.

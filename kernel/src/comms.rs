@@ -73,7 +73,7 @@ impl Comms {
     }
 
     /// A `comm_open`, `comm_msg` or `comm_close` of a front end.
-    pub fn from_front_end(&mut self, kind: &str, content: &Value) -> Effect {
+    pub fn receive(&mut self, kind: &str, content: &Value) -> Effect {
         let comm_id = id(content);
         let closed = ("comm_close", json!({"comm_id": comm_id, "data": {}}));
         match kind {
@@ -92,7 +92,7 @@ impl Comms {
                 Effect { publish: vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))], push: None }
             }
             _ => match self.open.get_mut(&comm_id) {
-                Some(comm) => comm.from_front_end(&comm_id, &content["data"]),
+                Some(comm) => comm.receive(&comm_id, &content["data"]),
                 None => Effect { publish: vec![closed], push: None },
             },
         }
@@ -117,7 +117,7 @@ impl Comm {
         }
     }
 
-    fn from_front_end(&mut self, comm_id: &str, data: &Value) -> Effect {
+    fn receive(&mut self, comm_id: &str, data: &Value) -> Effect {
         let message = |data: Value| vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))];
         let publish = match data["method"].as_str() {
             Some("request_state") => {
@@ -160,19 +160,19 @@ mod tests {
         let mut comms = Comms::default();
         slider(&mut comms);
         let update = json!({"method": "update", "state": {"value": 2.0}, "buffer_paths": []});
-        let effect = comms.from_front_end("comm_msg", &json!({"comm_id": "a", "data": update}));
+        let effect = comms.receive("comm_msg", &json!({"comm_id": "a", "data": update}));
         assert_eq!(effect.push, Some((7, json!({"comm_msg": {"comm_id": "a", "data": update}}))));
         assert_eq!(effect.publish[0].1["data"]["method"], "echo_update");
         assert!(comms.message(&json!({"comm_id": "a", "data": {"method": "update", "state": {"min": 1.0}}})));
-        comms.from_front_end("comm_open", &json!({"comm_id": "c", "target_name": CONTROL_TARGET}));
+        comms.receive("comm_open", &json!({"comm_id": "c", "target_name": CONTROL_TARGET}));
         let asked = json!({"comm_id": "c", "data": {"method": "request_states"}});
-        let answer = &comms.from_front_end("comm_msg", &asked).publish[0].1["data"];
+        let answer = &comms.receive("comm_msg", &asked).publish[0].1["data"];
         assert_eq!(answer["method"], "update_states");
         assert_eq!(answer["states"]["a"]["model_name"], "FloatSliderModel");
         assert_eq!(answer["states"]["a"]["state"]["value"], 2.0);
         assert_eq!(answer["states"]["a"]["state"]["min"], 1.0);
         let asked = json!({"comm_id": "a", "data": {"method": "request_state"}});
-        assert_eq!(comms.from_front_end("comm_msg", &asked).publish[0].1["data"]["state"]["value"], 2.0);
+        assert_eq!(comms.receive("comm_msg", &asked).publish[0].1["data"]["state"]["value"], 2.0);
         assert_eq!(comms.info(&json!("jupyter.widget")), json!({"a": {"target_name": "jupyter.widget"}}));
         assert_eq!(comms.info(&json!("other")), json!({}));
     }
@@ -184,7 +184,7 @@ mod tests {
         assert!(comms.close_all_of(8).is_empty());
         assert_eq!(comms.close_all_of(7), [json!({"comm_id": "a", "data": {}})]);
         assert!(!comms.message(&json!({"comm_id": "a", "data": {}})));
-        let late = comms.from_front_end("comm_msg", &json!({"comm_id": "a", "data": {"method": "update"}}));
+        let late = comms.receive("comm_msg", &json!({"comm_id": "a", "data": {"method": "update"}}));
         assert_eq!(late.publish[0].0, "comm_close");
         assert_eq!(late.push, None);
     }

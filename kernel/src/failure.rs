@@ -43,9 +43,10 @@ impl Failure {
         if let Some(line) = places.iter().find_map(|place| line_of_cell(place, cell, generated)) {
             notes.push(line);
         }
-        // A place in generated code, or deep in a library, tells a reader nothing.
-        if !place.is_empty() && !is_generated(place) && !place.contains("/.cargo/") && !place.starts_with("/rustc/") {
-            notes.push(format!("  at {place}"));
+        // Generated code is no place for a reader, and of libraries the name says more than the folder.
+        if !place.is_empty() && !is_generated(place) && !place.starts_with("/rustc/") {
+            let library = place.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
+            notes.push(format!("  at {}", library.map_or(place, |(_, place)| place)));
         }
         notes.extend(hint(&message));
         Self::new("panic", &message, &notes)
@@ -106,6 +107,9 @@ fn hint(text: &str) -> Option<String> {
     found.map(|(_, advice)| format!("hint: {advice}"))
 }
 
+/// evcxr prints these with all of its own frames when the process of the cells dies of a signal.
+const SIGNALS: [&str; 3] = ["Segmentation fault.\n", "Illegal instruction.\n", "Bus error.\n"];
+
 /// The child's stderr. Text that may turn out to be why the cell failed is held back for a moment.
 #[derive(Default)]
 pub struct Stderr {
@@ -139,7 +143,10 @@ impl Stderr {
     /// Gives what was held back: it was ordinary text.
     pub fn release(&mut self) -> String {
         self.since = None;
-        let text = std::mem::take(&mut self.held);
+        let mut text = std::mem::take(&mut self.held);
+        if let Some(signal) = SIGNALS.iter().find(|signal| text.starts_with(**signal)) {
+            text.truncate(signal.len());
+        }
         text.replace(ERROR_BEGIN, "").replace(ERROR_END, "\n")
     }
 
@@ -173,7 +180,7 @@ impl Stderr {
                 Some((first, _)) => first.starts_with(THREAD) && first.contains(PANICKED),
                 None => line == "\n" || may_be(text, THREAD),
             };
-            if panic || line.starts_with('\u{1e}') {
+            if panic || line.starts_with('\u{1e}') || SIGNALS.iter().any(|signal| line.starts_with(signal)) {
                 return start;
             }
         }
@@ -214,7 +221,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let generated = folder.path().join("lib.rs");
         std::fs::write(&generated, "fn run() {\n{ let y = x.matmul(&x);\n}\n").expect("it can be written");
-        let text = "before\n\nthread '<unnamed>' (7) panicked at /home/me/.cargo/registry/tch/src/tensor.rs:9:5:\n\
+        let text = "before\n\nthread '<unnamed>' (7) panicked at /home/me/.cargo/registry/src/index-1/tch-0.26.0/src/tensor.rs:9:5:\n\
             called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2 shapes cannot be multiplied (2x3 and \
             2x3)\\nException raised from meta at Blas.cpp:189\\nframe #0: c10::Error\")\n\
             stack backtrace:\n   0: core::panicking::panic_fmt\n             at /rustc/1/library/core/src/panicking.rs:80:14\n\
@@ -226,7 +233,8 @@ mod tests {
         assert_eq!(failure.name, "panic");
         assert_eq!(failure.value, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)");
         assert_eq!(failure.traceback[1], "  in line 2 of this cell: let y = x.matmul(&x);");
-        assert!(failure.traceback[2].starts_with("hint: `x.size()`"), "{failure:?}");
+        assert_eq!(failure.traceback[2], "  at tch-0.26.0/src/tensor.rs:9:5");
+        assert!(failure.traceback[3].starts_with("hint: `x.size()`"), "{failure:?}");
     }
 
     #[test]

@@ -8,23 +8,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jupyter_protocol::{ConnectionInfo, JupyterMessage};
-use jupyter_zmq_client::Connection;
-use jupyter_zmq_client::connection::{self, KernelIoPubXPubConnection, SubscriptionEvent};
+use jupyter_zmq_client::connection;
 use rustix::process::{Pid, Signal};
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::net::unix::pipe;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use zeromq::{SocketRecv, SocketSend};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use crate::child::Streams;
+use crate::channels::{Outbox, follow, follow_inner, follow_signals, outbox, publisher, token};
 use crate::comms::Comms;
-use crate::failure::{Failure, Stderr};
+use crate::failure::Failure;
+use crate::history::History;
 use crate::inner;
 use crate::link::{self, LinkEvent};
-use crate::output::{Piece, Stdout};
+use crate::output::Piece;
+use crate::streams::{Child, read, readable};
 use crate::syntax;
-use crate::wire::{content, kernel_info, message, parent_id, read as read_message};
+use crate::wire::{content, kernel_info, message, parent_id};
 
 /// A second Interrupt within this time ends the process.
 const AGAIN: Duration = Duration::from_secs(3);
@@ -35,9 +33,8 @@ const TICK: Duration = Duration::from_millis(100);
 const READS: usize = 32;
 const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, all variables are kept";
 
-type Outbox = UnboundedSender<JupyterMessage>;
-
-enum Event {
+/// What the front's task learns.
+pub enum Event {
     Shell(JupyterMessage),
     Control(JupyterMessage),
     Stdin(JupyterMessage),
@@ -71,19 +68,6 @@ struct Cell {
     awaits_input: bool,
 }
 
-struct Child {
-    pid: i32,
-    commands: Option<pipe::Receiver>,
-    answers: std::fs::File,
-    stdin: std::fs::File,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
-    out: Stdout,
-    err: Stderr,
-    /// It runs a cell's code, and evcxr waits for it.
-    running: bool,
-}
-
 /// A connection of the helper crate.
 struct Client {
     sender: UnboundedSender<Value>,
@@ -109,7 +93,7 @@ struct Front {
     /// What ran last: the parent of what is printed between cells.
     last: Option<JupyterMessage>,
     count: u64,
-    history: Vec<(u64, String)>,
+    history: History,
     variables: Vec<String>,
     /// Requests that evcxr has to answer.
     asked: HashMap<String, JupyterMessage>,
@@ -179,7 +163,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         cell: None,
         last: None,
         count: 0,
-        history: vec![],
+        history: History::default(),
         variables: vec![],
         asked: HashMap::new(),
         child: None,
@@ -212,165 +196,6 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// 256 random bits, as text.
-fn token() -> Result<String> {
-    let mut bytes = [0; 32];
-    let mut source = std::fs::File::open("/dev/urandom").context("cannot draw a random token")?;
-    std::io::Read::read_exact(&mut source, &mut bytes).context("cannot draw a random token")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn outbox<S: SocketSend + Send + 'static>(mut socket: Connection<S>) -> Outbox {
-    let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
-    tokio::spawn(async move {
-        while let Some(message) = receiver.recv().await {
-            // A front end that is gone gets no answer.
-            let _ = socket.send(message).await;
-        }
-    });
-    sender
-}
-
-/// The iopub channel, with a word of welcome to everyone who subscribes (JEP 65), so that nobody misses what follows.
-fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
-    let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                message = receiver.recv() => {
-                    let Some(message) = message else { return };
-                    let _ = socket.send(message).await;
-                }
-                Ok(SubscriptionEvent::Subscribe(topic)) = socket.recv_subscription() => {
-                    let _ = socket.send(message("iopub_welcome", json!({"subscription": topic}), None)).await;
-                }
-            }
-        }
-    });
-    sender
-}
-
-fn follow<S: SocketRecv + Send + 'static>(
-    mut socket: Connection<S>,
-    event: fn(JupyterMessage) -> Event,
-    events: UnboundedSender<Event>,
-) {
-    tokio::spawn(async move {
-        loop {
-            match read_message(&mut socket).await.map(event) {
-                Ok(event) => {
-                    if events.send(event).is_err() {
-                        return;
-                    }
-                }
-                // A forged signature, or no message at all: as if nothing had come.
-                Err(error) => eprintln!("kernel: ignored a message: {error}"),
-            }
-        }
-    });
-}
-
-async fn follow_inner(
-    mut process: tokio::process::Child,
-    out: Option<impl AsyncRead + Unpin + Send + 'static>,
-    err: Option<impl AsyncRead + Unpin + Send + 'static>,
-    events: UnboundedSender<Event>,
-) {
-    let out = tokio::spawn(last_lines(out));
-    let err = tokio::spawn(last_lines(err));
-    let status = process.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
-    let mut said = out.await.unwrap_or_default();
-    said.extend(err.await.unwrap_or_default());
-    let _ = events.send(Event::InnerEnded(format!("{}\nevcxr_jupyter ended with {status}", said.join("\n"))));
-}
-
-/// Passes a stream on to the log of the Jupyter server, and keeps its end.
-async fn last_lines(stream: Option<impl AsyncRead + Unpin>) -> Vec<String> {
-    let mut last = VecDeque::new();
-    if let Some(stream) = stream {
-        let mut lines = BufReader::new(stream).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            // It looks for a file that this kernel has no use for.
-            if !line.starts_with("No configuration file found") {
-                eprintln!("evcxr: {line}");
-            }
-            last.push_back(line);
-            if last.len() > 40 {
-                last.pop_front();
-            }
-        }
-    }
-    last.into()
-}
-
-fn follow_signals(events: UnboundedSender<Event>) -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut terminations = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                // Interrupt comes as a message; Ctrl-C in the terminal of the server is not meant for kernels.
-                _ = interrupts.recv() => {}
-                _ = terminations.recv() => drop(events.send(Event::Terminate)),
-            }
-        }
-    });
-    Ok(())
-}
-
-/// Waits until the child, or evcxr on its way to the child, has something to say.
-async fn readable(child: &Option<Child>) {
-    async fn one(pipe: &Option<pipe::Receiver>) {
-        match pipe {
-            Some(pipe) => drop(pipe.readable().await),
-            None => std::future::pending().await,
-        }
-    }
-    match child {
-        Some(child) => tokio::select! {
-            () = one(&child.commands) => {}
-            () = one(&child.stdout) => {}
-            () = one(&child.stderr) => {}
-        },
-        None => std::future::pending().await,
-    }
-}
-
-/// One read of what is there; None when there is nothing now. An end closes the pipe.
-fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> Option<usize> {
-    match pipe.as_ref()?.try_read(buffer) {
-        Ok(0) => *pipe = None,
-        Ok(length) => return Some(length),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-        Err(_) => *pipe = None,
-    }
-    None
-}
-
-impl Child {
-    fn new(streams: Streams, pid: i32) -> std::io::Result<Self> {
-        Ok(Self {
-            pid,
-            commands: Some(pipe::Receiver::from_owned_fd(streams.commands)?),
-            answers: streams.answers.into(),
-            stdin: streams.stdin.into(),
-            stdout: Some(pipe::Receiver::from_owned_fd(streams.stdout)?),
-            stderr: Some(pipe::Receiver::from_owned_fd(streams.stderr)?),
-            out: Stdout::default(),
-            err: Stderr::default(),
-            running: false,
-        })
-    }
-
-    /// Lets evcxr read a line. It listens only while it waits for a cell's code.
-    fn answer(&mut self, line: &str) {
-        if self.running {
-            let _ = writeln!(self.answers, "{line}");
-        }
-    }
-}
-
 impl Front {
     fn handle(&mut self, event: Event) {
         match event {
@@ -397,6 +222,10 @@ impl Front {
 
     fn status(&self, state: &str, parent: &JupyterMessage) {
         self.publish("status", json!({"execution_state": state}), Some(parent));
+        // Front ends show the last state they heard of, whatever it was about.
+        if let Some(cell) = self.cell.as_ref().filter(|_| state == "idle") {
+            self.publish("status", json!({"execution_state": "busy"}), Some(&cell.request));
+        }
     }
 
     fn reply(&self, outbox: &Outbox, content: Value, request: &JupyterMessage) {
@@ -422,14 +251,14 @@ impl Front {
                 self.reply(&self.shell, json!({"status": syntax::completeness(code), "indent": ""}), &request);
             }
             "history_request" => {
-                self.reply(&self.shell, json!({"status": "ok", "history": self.recall(&asked)}), &request);
+                self.reply(&self.shell, json!({"status": "ok", "history": self.history.recall(&asked)}), &request);
             }
             "comm_info_request" => {
                 let comms = self.comms.info(&asked["target_name"]);
                 self.reply(&self.shell, json!({"status": "ok", "comms": comms}), &request);
             }
             "comm_open" | "comm_msg" | "comm_close" => {
-                let effect = self.comms.from_front_end(&kind, &asked);
+                let effect = self.comms.receive(&kind, &asked);
                 for (kind, content) in effect.publish {
                     self.publish(kind, content, Some(&request));
                 }
@@ -461,37 +290,6 @@ impl Front {
     fn shut_down(&mut self, outbox: &Outbox, request: &JupyterMessage, asked: &Value) {
         self.reply(outbox, json!({"status": "ok", "restart": asked["restart"]}), request);
         self.ended = true;
-    }
-
-    /// The inputs of this kernel's life: there is no store of earlier ones.
-    fn recall(&self, asked: &Value) -> Value {
-        let number = |name: &str| asked[name].as_u64();
-        let mut found: Vec<&(u64, String)> = self.history.iter().collect();
-        match asked["hist_access_type"].as_str() {
-            Some("range") => {
-                let (start, stop) = (number("start").unwrap_or(0), number("stop").unwrap_or(u64::MAX));
-                found.retain(|(count, _)| (start..stop).contains(count));
-            }
-            Some("search") => {
-                let wanted: Vec<_> = asked["pattern"].as_str().unwrap_or("*").split('*').collect();
-                found.retain(|(_, code)| matches_all(code, &wanted));
-                if asked["unique"] == true {
-                    let all = found.clone();
-                    let mut rest =
-                        all.iter().enumerate().map(|(at, (_, code))| all[at + 1..].iter().all(|l| l.1 != *code));
-                    found.retain(|_| rest.next().unwrap_or(true));
-                }
-            }
-            _ => {}
-        }
-        if let Some(n) = number("n") {
-            found.drain(..found.len().saturating_sub(n as usize));
-        }
-        let entry = |(count, code): &(u64, String)| match asked["output"] == true {
-            true => json!([1, count, [code, ""]]),
-            false => json!([1, count, code]),
-        };
-        found.into_iter().map(entry).collect()
     }
 
     /// Completion and inspection are evcxr's, but it answers only between cells.
@@ -551,6 +349,12 @@ impl Front {
             && let Some(request) = self.queue.pop_front()
         {
             self.begin(request.clone());
+            let code = self.cell.as_ref().map_or("", |cell| cell.code.as_str());
+            if let Some(error) = syntax::error(code) {
+                // evcxr leaves out what it cannot parse, and reports ok.
+                self.end(Some(Failure::new("error", &error, &[])));
+                return self.start_next();
+            }
             let mut request = request;
             request.zmq_identities.clear();
             let _ = shell.send(request);
@@ -564,7 +368,7 @@ impl Front {
         if asked["silent"] != true {
             if asked["store_history"] != false {
                 self.count += 1;
-                self.history.push((self.count, code.clone()));
+                self.history.push(self.count, &code);
             }
             self.publish("execute_input", json!({"code": code, "execution_count": self.count}), Some(&request));
         }
@@ -808,10 +612,15 @@ impl Front {
         let asked = request.as_object().and_then(|request| request.iter().next());
         let mut answer = json!({"ok": true});
         match asked.map(|(kind, content)| (kind.as_str(), content)) {
-            Some(("display", content)) => {
+            Some(("display", content)) if content["data"].is_object() => {
                 // What was printed before stands before it.
                 self.drain();
-                self.publish_display(content, parent);
+                // Clients such as nbclient hear of nothing but the cell that runs; a display is known by its id anyway.
+                let current = self.parent().filter(|_| content["update"] == true);
+                self.publish_display(content, current.as_ref().or(parent));
+            }
+            Some(("display", _)) => {
+                answer = json!({"error": "a display needs `data`: an object of contents by MIME type"})
             }
             Some(("comm_open", content)) => {
                 self.drain();
@@ -928,6 +737,7 @@ impl Front {
             Piece::Text(text) => self.stream("stdout", &text),
             Piece::Display(data) => self.show_display(data),
             Piece::Result(data) => match &self.cell {
+                Some(cell) if self::content(&cell.request)["silent"] == true => {}
                 Some(cell) => {
                     let content = json!({"data": data, "metadata": {}, "execution_count": cell.count});
                     self.publish("execute_result", content, Some(&cell.request));
@@ -971,21 +781,4 @@ impl Front {
             self.stop_compilers();
         }
     }
-}
-
-/// Whether the parts of a pattern that was split at its stars occur in this order, the first and last at the ends.
-fn matches_all(text: &str, parts: &[&str]) -> bool {
-    let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return true };
-    let Some(rest) = text.strip_prefix(first) else { return false };
-    if parts.len() == 1 {
-        return rest.is_empty();
-    }
-    let Some(mut rest) = rest.strip_suffix(last) else { return false };
-    parts[1..parts.len() - 1].iter().all(|part| match rest.split_once(part) {
-        Some((_, after)) => {
-            rest = after;
-            true
-        }
-        None => false,
-    })
 }

@@ -11,13 +11,16 @@
 //!
 //! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter.
 
+mod channels;
 mod child;
 mod comms;
 mod failure;
 mod front;
+mod history;
 mod inner;
 mod link;
 mod output;
+mod streams;
 mod syntax;
 mod wire;
 

@@ -48,12 +48,10 @@ impl Stdout {
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Piece> {
         self.rest.extend_from_slice(bytes);
         let rest = std::mem::take(&mut self.rest);
-        let mut lines = rest.split_inclusive(|&byte| byte == b'\n').peekable();
-        while let Some(line) = lines.next() {
-            if line.ends_with(b"\n") {
-                self.line(&String::from_utf8_lossy(&line[..line.len() - 1]));
-            } else {
-                self.rest = line.to_vec();
+        for line in rest.split_inclusive(|&byte| byte == b'\n') {
+            match line.strip_suffix(b"\n") {
+                Some(line) => self.line(&String::from_utf8_lossy(line)),
+                None => self.rest = line.to_vec(),
             }
         }
         self.show_unfinished_line();

@@ -38,6 +38,17 @@ pub fn completeness(code: &str) -> &'static str {
     }
 }
 
+/// The first mistake, and its line, in code that no further line could mend.
+pub fn error(code: &str) -> Option<String> {
+    if completeness(code) != "invalid" {
+        return None;
+    }
+    let first = in_function(&without_commands(code)).errors().into_iter().min_by_key(|error| error.range().start())?;
+    let at = usize::from(first.range().start()).saturating_sub(BEFORE.len()).min(code.len());
+    let line = code.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
+    Some(format!("syntax error in line {line} of this cell: {first}"))
+}
+
 /// The names that a cell binds for later cells, in order.
 pub fn variables(code: &str) -> Vec<String> {
     let parse = in_function(&without_commands(code));
@@ -99,6 +110,19 @@ mod tests {
         }
         for code in ["let a = );", "fn f() { ] }", "let 5x = ;\nlet y = 1;", "a b c;\n1"] {
             assert_eq!(completeness(code), "invalid", "{code}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line() {
+        assert_eq!(
+            error("let a = 1;\nlet = 3;\na"),
+            Some("syntax error in line 2 of this cell: expected pattern".into())
+        );
+        for code in
+            ["let a = vec![1, 2];", ":dep x = \"1\"\nx::y()", "let a =", "#![allow(unused)]\nlet a = 1;", "let a = 1"]
+        {
+            assert_eq!(error(code), None, "{code}");
         }
     }
 

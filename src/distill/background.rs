@@ -1,7 +1,7 @@
 //! Fits that run beside the cells: one after the other, on a thread of their own.
 
 use super::fit::fit_as;
-use super::{Control, Criterion, Event, Examples, FitOptions, History, Listener, Observer};
+use super::{Control, Criterion, Event, Examples, FitOptions, History, Listener, Observer, Settings};
 use crate::live::{lock, watch};
 use crate::models::Model;
 use crate::{Error, Result};
@@ -39,6 +39,7 @@ pub enum RunState {
 struct Shared {
     control: Control,
     listener: Listener,
+    begun: Settings,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -81,10 +82,10 @@ impl Queue {
         let (history, settings) = (options.history(&job.criterion, train), options.settings(&job.criterion));
         // From here on, a stop is meant for this run.
         options.control.take_stop();
-        let settings = options.control.over(settings);
         let shared = Arc::new(Shared {
             control: options.control.clone(),
             listener: options.listener.clone(),
+            begun: settings,
             progress: Mutex::new(Progress {
                 state: RunState::Queued,
                 history: history.clone(),
@@ -93,7 +94,7 @@ impl Queue {
             }),
             changed: Condvar::new(),
         });
-        shared.listener.tell(Event::Queued { history, settings });
+        shared.listener.tell(Event::Queued { history, settings: options.control.over(settings) });
         let run = Arc::downgrade(&shared);
         let stops = shared.control.on_change(move || {
             if let Some(run) = run.upgrade() {
@@ -133,6 +134,11 @@ impl Run {
     /// The curve so far.
     pub fn history(&self) -> History {
         self.0.progress().history.clone()
+    }
+
+    /// Temperature, alpha and learning rate as they are now.
+    pub fn settings(&self) -> Settings {
+        self.0.control.over(self.0.begun)
     }
 
     /// Temperature, alpha, learning rate, pause and stop of this run.
@@ -178,7 +184,7 @@ impl Shared {
     }
 
     /// Where it was stopped before its turn came.
-    fn leave_queue(&self) {
+    fn leave_queue(self: &Arc<Self>) {
         let mut progress = self.progress();
         if self.control.stopping().is_none() {
             return;
@@ -187,8 +193,10 @@ impl Shared {
         progress.history.stopped = self.control.stopping();
         let history = progress.history.clone();
         drop((progress, stops));
-        self.listener.tell(Event::Finished(history));
         self.end(Ok(job.model));
+        // Not here: this may be the thread on which the listener's own display gets its answers.
+        let this = Arc::clone(self);
+        std::thread::spawn(move || this.listener.tell(Event::Finished(history)));
     }
 
     /// Its turn has come.

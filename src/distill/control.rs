@@ -131,7 +131,7 @@ impl Control {
     }
 
     /// The values in force now for a fit that began with these.
-    pub fn over(&self, begun: Settings) -> Settings {
+    pub(crate) fn over(&self, begun: Settings) -> Settings {
         let state = lock(&self.0.state);
         Settings {
             temperature: begun.temperature.map(|t| state.temperature.unwrap_or(t)),

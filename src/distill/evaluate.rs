@@ -114,6 +114,9 @@ impl Evaluation {
 }
 
 /// Logits f32 `[N, C]` of every sample in split order, on the CPU; evaluation mode, no gradients.
+///
+/// # Errors
+/// As libtorch's, and when the user interrupts it on the live kernel.
 pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<Tensor> {
     let order: Vec<i64> = (0..examples.len() as i64).collect();
     let mut rows = Vec::new();
@@ -129,7 +132,7 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     })
 }
 
-/// Accuracy and cross-entropy of `model` on `examples`.
+/// Accuracy and cross-entropy of `model` on `examples`. Errors as [`predict`].
 pub fn evaluate(model: &Model, examples: &Examples, batch_size: usize) -> Result<Evaluation> {
     Evaluation::new(&predict(model, examples, batch_size)?, &examples.labels())
 }

@@ -154,7 +154,8 @@ impl Curves {
             .build_cartesian_2d(self.from..self.epochs() + 0.2, low - margin..top)?;
         let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
         let number = |y: &f64| match high - low {
-            0.0..2.0 => format!("{y:.2}"),
+            0.0..0.1 => format!("{y:.3}"),
+            0.1..2.0 => format!("{y:.2}"),
             2.0..12.0 => format!("{y:.1}"),
             _ => format!("{y:.0}"),
         };

@@ -70,10 +70,11 @@ impl History {
             "val KL",
             "T",
             "alpha",
+            "lr",
             "seconds",
         ];
         let number = |v: f64, digits: usize| format!("{v:.digits$}");
-        let maybe = |v: Option<f64>| v.map_or(String::new(), |v| format!("{v}"));
+        let maybe = |v: Option<f64>| v.map_or(String::new(), short);
         self.records.iter().fold(Table::new(&header), |table, r| {
             table.row(&[
                 r.epoch.to_string(),
@@ -85,6 +86,7 @@ impl History {
                 r.validation.divergence.map_or(String::new(), |d| number(d, 4)),
                 maybe(r.temperature),
                 maybe(r.alpha),
+                short(r.learning_rate),
                 number(r.seconds, 1),
             ])
         })
@@ -190,7 +192,7 @@ impl Display for Settings {
 }
 
 /// Three digits: a slider's values have many more.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     if value != 0.0 && value.abs() < 0.01 {
         let text = format!("{value:.2e}");
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));

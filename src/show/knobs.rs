@@ -183,8 +183,8 @@ pub struct Knobs {
     open: Mutex<Option<OpenPanel>>,
 }
 
-/// Sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with `begun`: of a run in
-/// the background, say, in a cell of its own. Without the live kernel it shows the values in force.
+/// Sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with `begun`: for a run in
+/// the background `knobs(&run.control(), run.settings())`. Without the live kernel it shows the values in force.
 pub fn knobs(control: &Control, begun: Settings) -> Knobs {
     Knobs { control: control.clone(), begun, open: Mutex::new(None) }
 }

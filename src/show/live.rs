@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// Between two updates of the bar, and of the figure within an epoch.
 const BAR: Duration = Duration::from_millis(250);
 const FIGURE: Duration = Duration::from_secs(2);
+/// A slider that is dragged makes a change with every batch.
+const SOON: Duration = Duration::from_millis(300);
 /// For the last figure of a fit; a kernel that takes longer does not hold up the cell.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -262,8 +264,9 @@ impl Drawer {
         };
         let text = format!("{name}  {numbers}{state}");
         let html = format!(
-            "<div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)\">\
-             <progress value=\"{done}\" max=\"{total}\" style=\"width:200px;vertical-align:middle\"></progress> {}</div>",
+            "<progress value=\"{done}\" max=\"{total}\" style=\"display:block;width:min(100%,880px)\"></progress>\
+             <div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px);\
+             white-space:nowrap;overflow:hidden;text-overflow:ellipsis\">{}</div>",
             escape(&text).replace("  ", " &nbsp;")
         );
         self.display(&self.bar, update, json!({"text/plain": text, "text/html": html}), json!({}))
@@ -280,7 +283,7 @@ struct Due {
     every: Duration,
     last: Instant,
     wanted: bool,
-    /// Without waiting for the next turn.
+    /// Sooner than that: an epoch is done, or a slider moved.
     urgent: bool,
 }
 
@@ -291,8 +294,8 @@ impl Due {
 
     /// Until its turn; none if nothing is wanted.
     fn left(&self) -> Option<Duration> {
-        let left = if self.urgent { Duration::ZERO } else { self.every.saturating_sub(self.last.elapsed()) };
-        self.wanted.then_some(left)
+        let every = if self.urgent { SOON } else { self.every };
+        self.wanted.then(|| every.saturating_sub(self.last.elapsed()))
     }
 
     fn take(&mut self) -> bool {

