@@ -262,14 +262,14 @@ impl Drawer {
         } else {
             ""
         };
-        let text = format!("{name}  {numbers}{state}");
+        let text = format!("{numbers}{state}");
         let html = format!(
             "<progress value=\"{done}\" max=\"{total}\" style=\"display:block;width:min(100%,880px)\"></progress>\
              <div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px);\
              white-space:nowrap;overflow:hidden;text-overflow:ellipsis\">{}</div>",
             escape(&text).replace("  ", " &nbsp;")
         );
-        self.display(&self.bar, update, json!({"text/plain": text, "text/html": html}), json!({}))
+        self.display(&self.bar, update, json!({"text/plain": format!("{name}  {text}"), "text/html": html}), json!({}))
     }
 
     fn display(&self, id: &str, update: bool, data: Value, metadata: Value) -> Option<()> {
