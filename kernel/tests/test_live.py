@@ -317,8 +317,8 @@ class Answers(KernelCase):
         self.assertTrue(cell.running)
         # What was done for others is not this cell's, and the kernel is known to be busy still.
         self.assertEqual([m["msg_type"] for m in cell.all() if m["msg_type"] != "status"], ["execute_input", "stream"])
-        states = [m for m in self.client.seen if m["msg_type"] == "status"]
-        self.assertEqual(states[-1]["content"]["execution_state"], "busy")
+        state = lambda: [m for m in self.client.seen if m["msg_type"] == "status"][-1]["content"]["execution_state"]
+        self.client.wait(lambda: state() == "busy", "the status busy after all others", 2)
         gate.touch()
         self.assertEqual(cell.finish().status, "ok")
 
