@@ -1,6 +1,7 @@
 //! Between sockets and the front's one task: every message that comes becomes an event, every outbox sends in order.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jupyter_protocol::JupyterMessage;
@@ -68,7 +69,11 @@ pub fn follow<S: SocketRecv + Send + 'static>(
                     }
                 }
                 // A forged signature, or no message at all: as if nothing had come.
-                Err(error) => eprintln!("kernel: ignored a message: {error}"),
+                Err(error) => {
+                    eprintln!("kernel: ignored a message: {error}");
+                    // A socket whose other side is gone may say so again and again.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }
         }
     });

@@ -26,7 +26,7 @@ use crate::wire::{content, kernel_info, message, parent_id};
 
 /// A second Interrupt within this time ends the process.
 const AGAIN: Duration = Duration::from_secs(3);
-/// Text that may be why a cell fails is held back no longer than this.
+/// What may be why a cell fails, or its value, is held back no longer than this.
 const HOLD: Duration = Duration::from_millis(300);
 const TICK: Duration = Duration::from_millis(100);
 /// How much of a flood is read before something else gets its turn.
@@ -772,8 +772,12 @@ impl Front {
 
     fn tick(&mut self) {
         if let Some(mut child) = self.child.take() {
-            if child.err.since().is_some_and(|since| since.elapsed() > HOLD) {
+            let overdue = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() > HOLD);
+            if overdue(child.err.since()) {
                 self.stream("stderr", &child.err.release());
+            }
+            if overdue(child.out.since()) {
+                child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
             }
             self.child = Some(child);
         }

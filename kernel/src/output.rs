@@ -1,5 +1,7 @@
 //! What the child prints on stdout: text of the cell, results to show, and lines meant for evcxr.
 
+use std::time::Instant;
+
 use serde_json::{Map, Value};
 
 const COMPLETE: &str = "EVCXR_EXECUTION_COMPLETE";
@@ -40,6 +42,8 @@ pub struct Stdout {
     text: String,
     content: Option<(String, String)>,
     bundle: Map<String, Value>,
+    /// When the last of it came.
+    since: Option<Instant>,
     pieces: Vec<Piece>,
 }
 
@@ -59,7 +63,12 @@ impl Stdout {
         std::mem::take(&mut self.pieces)
     }
 
-    /// What waits for more: a result that may be the cell's value turned out not to be.
+    /// Since when something waits that may be the cell's value.
+    pub fn since(&self) -> Option<Instant> {
+        self.since.filter(|_| !self.bundle.is_empty())
+    }
+
+    /// What waits: it turned out not to be the cell's value.
     pub fn flush(&mut self) -> Option<Piece> {
         (!self.bundle.is_empty()).then(|| Piece::Display(std::mem::take(&mut self.bundle)))
     }
@@ -113,6 +122,7 @@ impl Stdout {
         if self.bundle.contains_key(&mime) {
             self.end_bundle();
         }
+        self.since = Some(Instant::now());
         let json = mime.contains("json").then(|| serde_json::from_str(&content).ok()).flatten();
         self.bundle.insert(mime, json.unwrap_or(Value::String(content)));
     }
