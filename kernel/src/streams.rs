@@ -1,6 +1,6 @@
 //! The streams of the process that runs cells, in the hands of the front.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use tokio::net::unix::pipe;
 
@@ -42,11 +42,18 @@ pub async fn readable(child: &Option<Child>) {
 
 /// One read of what is there; None when there is nothing now. An end closes the pipe.
 pub fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> Option<usize> {
-    match pipe.as_ref()?.try_read(buffer) {
-        Ok(0) => *pipe = None,
-        Ok(length) => return Some(length),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-        Err(_) => *pipe = None,
+    let open = pipe.as_ref()?;
+    // tokio answers from what it was last told of the pipe; only the pipe itself knows what was written a moment ago.
+    let found = match open.try_read(buffer) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            rustix::io::read(open, &mut *buffer).map_err(std::io::Error::from)
+        }
+        found => found,
+    };
+    match found {
+        Ok(length) if length > 0 => return Some(length),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+        _ => *pipe = None,
     }
     None
 }
