@@ -1,0 +1,230 @@
+//! What the process that runs cells says: on its streams, and through the connections of the helper crate.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use jupyter_protocol::JupyterMessage;
+use serde_json::{Map, Value, json};
+
+use super::cells::RAN_NOTHING;
+use super::{Client, Front};
+use crate::failure::Failure;
+use crate::link::LinkEvent;
+use crate::output::Piece;
+use crate::streams::{Child, read};
+use crate::wire::{content, message};
+
+/// What may be why a cell fails, or its value, is held back no longer than this.
+const HOLD: Duration = Duration::from_millis(300);
+/// How much of a flood is read before something else gets its turn.
+const READS: usize = 32;
+
+impl Front {
+    pub(super) fn handle_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Child(streams, pid) => match Child::new(streams, pid) {
+                Ok(child) => self.child = Some(child),
+                Err(error) => eprintln!("kernel: cannot read from the cells' process: {error}"),
+            },
+            LinkEvent::ChildEnded(pid) => {
+                self.drain();
+                // evcxr notices when its pipes are closed, which dropping them does.
+                if let Some(mut child) = self.child.take_if(|child| child.pid == pid) {
+                    self.stream("stderr", &child.err.release());
+                    child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
+                }
+            }
+            LinkEvent::Opened(id, sender) => {
+                let parent = self.parent();
+                self.clients.insert(id, Client { sender, parent, watches: false });
+            }
+            LinkEvent::Request(id, request) => self.handle_request(id, &request),
+            LinkEvent::Closed(id) => {
+                let parent = self.clients.remove(&id).and_then(|client| client.parent);
+                for content in self.comms.close_all_of(id) {
+                    self.publish("comm_close", content, parent.as_ref());
+                }
+            }
+        }
+    }
+
+    pub(super) fn handle_request(&mut self, id: u64, request: &Value) {
+        let Some(parent) = self.clients.get(&id).map(|client| client.parent.clone()) else { return };
+        let parent = parent.as_ref();
+        let asked = request.as_object().and_then(|request| request.iter().next());
+        let mut answer = json!({"ok": true});
+        match asked.map(|(kind, content)| (kind.as_str(), content)) {
+            Some(("display", content)) if content["data"].is_object() => {
+                // What was printed before stands before it.
+                self.drain();
+                // Clients such as nbclient hear of nothing but the cell that runs; a display is known by its id anyway.
+                let current = self.parent().filter(|_| content["update"] == true);
+                self.publish_display(content, current.as_ref().or(parent));
+            }
+            Some(("display", _)) => {
+                answer = json!({"error": "a display needs `data`: an object of contents by MIME type"})
+            }
+            Some(("comm_open", content)) => {
+                self.drain();
+                self.comms.open(content, id);
+                let mut open = content.clone();
+                let metadata = open.as_object_mut().and_then(|open| open.remove("metadata")).unwrap_or(json!({}));
+                let mut message = message("comm_open", open, parent).with_metadata(metadata);
+                message.zmq_identities.clear();
+                let _ = self.iopub.send(message);
+            }
+            Some(("comm_msg", content)) => {
+                if self.comms.message(content) {
+                    self.publish("comm_msg", content.clone(), parent);
+                }
+            }
+            Some(("comm_close", content)) => {
+                self.comms.close(content);
+                self.publish("comm_close", json!({"comm_id": content["comm_id"], "data": {}}), parent);
+            }
+            Some(("watch", _)) => {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.watches = true;
+                }
+            }
+            other => answer = json!({"error": format!("unknown request {:?}", other.map(|(kind, _)| kind))}),
+        }
+        if let Some(client) = self.clients.get(&id) {
+            let _ = client.sender.send(answer);
+        }
+    }
+
+    pub(super) fn publish_display(&self, content: &Value, parent: Option<&JupyterMessage>) {
+        let kind = if content["update"] == true { "update_display_data" } else { "display_data" };
+        let or_empty = |value: &Value| if value.is_object() { value.clone() } else { json!({}) };
+        let transient = if content["id"].is_string() { json!({"display_id": content["id"]}) } else { json!({}) };
+        let content = json!({
+            "data": or_empty(&content["data"]), "metadata": or_empty(&content["metadata"]), "transient": transient,
+        });
+        self.publish(kind, content, parent);
+    }
+
+    pub(super) fn parent(&self) -> Option<JupyterMessage> {
+        self.cell.as_ref().map(|cell| cell.request.clone()).or_else(|| self.last.clone())
+    }
+
+    pub(super) fn stream(&self, name: &str, text: &str) {
+        if !text.is_empty() {
+            self.publish("stream", json!({"name": name, "text": text}), self.parent().as_ref());
+        }
+    }
+
+    /// Everything the child printed so far.
+    pub(super) fn drain(&mut self) {
+        while self.pump_once() {}
+    }
+
+    /// A good part of it, so that a flood leaves time for other events.
+    pub(super) fn pump(&mut self) {
+        for _ in 0..READS {
+            if !self.pump_once() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn pump_once(&mut self) -> bool {
+        let Some(mut child) = self.child.take() else { return false };
+        let mut buffer = [0; 64 * 1024];
+        let mut any = false;
+        if let Some(length) = read(&mut child.commands, &mut buffer) {
+            any = true;
+            self.command(&mut child, &buffer[..length]);
+        }
+        if let Some(length) = read(&mut child.stdout, &mut buffer) {
+            any = true;
+            for piece in child.out.feed(&buffer[..length]) {
+                self.show(&mut child, piece);
+            }
+        }
+        any |= self.read_stderr(&mut child, &mut buffer);
+        self.child = Some(child);
+        any
+    }
+
+    pub(super) fn read_stderr(&self, child: &mut Child, buffer: &mut [u8]) -> bool {
+        match read(&mut child.stderr, buffer) {
+            Some(length) => {
+                let text = child.err.feed(&buffer[..length]);
+                self.stream("stderr", &text);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A line from evcxr to the child: run compiled code, or input that a cell waits for.
+    pub(super) fn command(&mut self, child: &mut Child, line: &[u8]) {
+        if line.starts_with(b"LOAD_AND_RUN ") {
+            child.running = true;
+            if let Some(cell) = self.cell.as_mut().filter(|cell| cell.skip) {
+                // As if the cell had returned an error at once: evcxr forgets the variables it would have made.
+                cell.failure = Some(Failure::new("interrupted", RAN_NOTHING, &[]));
+                child.answer("EVCXR_ERROR_OCCURRED");
+                child.answer("EVCXR_EXECUTION_COMPLETE");
+                child.running = false;
+                return;
+            }
+        }
+        let _ = child.stdin.write_all(line);
+    }
+
+    pub(super) fn show(&mut self, child: &mut Child, piece: Piece) {
+        match piece {
+            Piece::Text(text) => self.stream("stdout", &text),
+            Piece::Display(data) => self.show_display(data),
+            Piece::Result(data) => match &self.cell {
+                Some(cell) if content(&cell.request)["silent"] == true => {}
+                Some(cell) => {
+                    let content = json!({"data": data, "metadata": {}, "execution_count": cell.count});
+                    self.publish("execute_result", content, Some(&cell.request));
+                }
+                // evcxr tries itself out while it starts.
+                None if !self.ready => {}
+                None => self.show_display(data),
+            },
+            Piece::Control(line) => child.answer(&line),
+            Piece::Failed { panic, line } => {
+                while self.read_stderr(child, &mut [0; 16 * 1024]) {}
+                let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
+                let (before, failure) = child.err.failure(panic, &code, self.generated.as_deref());
+                self.stream("stderr", &before);
+                if let Some(cell) = &mut self.cell {
+                    cell.failure.get_or_insert(failure);
+                }
+                child.answer(&line);
+            }
+            Piece::Complete { line } => {
+                while self.read_stderr(child, &mut [0; 16 * 1024]) {}
+                self.stream("stderr", &child.err.release());
+                child.answer(&line);
+                child.running = false;
+            }
+        }
+    }
+
+    pub(super) fn show_display(&self, data: Map<String, Value>) {
+        self.publish_display(&json!({"data": data}), self.parent().as_ref());
+    }
+
+    pub(super) fn tick(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let overdue = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() > HOLD);
+            if overdue(child.err.since()) {
+                self.stream("stderr", &child.err.release());
+            }
+            if overdue(child.out.since()) {
+                child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
+            }
+            self.child = Some(child);
+        }
+        if self.cell.as_ref().is_some_and(|cell| cell.skip) && self.child.as_ref().is_none_or(|child| !child.running) {
+            self.stop_compilers();
+        }
+    }
+}
