@@ -275,7 +275,8 @@ fn kernel(paths: &Paths) -> Result<()> {
     step.run(&paths.kernel(), || {
         // In the repository's own build folder, where the tests find everything compiled.
         let mut command = Command::new(paths::cargo());
-        command.args(["build", "--locked", "--package", "kernel"]).env_remove("CARGO_TARGET_DIR");
+        // With the features of all members together, as when the tests are built: nothing is compiled twice.
+        command.args(["build", "--locked", "--workspace", "--bin", "kdlab-kernel"]).env_remove("CARGO_TARGET_DIR");
         step.command(paths::as_without_cargo(&mut command).current_dir(&paths.root))?;
         let beside = paths.kernel().with_extension("new");
         steps::create_dir(beside.parent())?;
