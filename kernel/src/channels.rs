@@ -1,19 +1,19 @@
 //! Between sockets and the front's one task: every message that comes becomes an event, every outbox sends in order.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use jupyter_protocol::JupyterMessage;
+use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use jupyter_zmq_client::Connection;
 use jupyter_zmq_client::connection::{KernelIoPubXPubConnection, SubscriptionEvent};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeromq::{SocketRecv, SocketSend};
 
 use crate::front::Event;
-use crate::wire::{message, read};
+use crate::wire::{message, parent_id, read};
 
 pub type Outbox = UnboundedSender<JupyterMessage>;
 
@@ -36,23 +36,60 @@ pub fn outbox<S: SocketSend + Send + 'static>(mut socket: Connection<S>) -> Outb
     sender
 }
 
+/// Text that follows other text sooner than this waits for more of it.
+const GATHER: Duration = Duration::from_millis(10);
+/// As much of it goes into one message.
+const FULL: usize = 1 << 20;
+
 /// The iopub channel, with a word of welcome to everyone who subscribes (JEP 65), so that nobody misses what follows.
+/// A flood of printed lines becomes few messages: front ends choke on a hundred thousand.
 pub fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
     let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
     tokio::spawn(async move {
+        let (mut ahead, mut printed) = (None, Instant::now());
         loop {
-            tokio::select! {
-                message = receiver.recv() => {
-                    let Some(message) = message else { return };
-                    let _ = socket.send(message).await;
+            let mut message = match ahead.take() {
+                Some(message) => message,
+                None => tokio::select! {
+                    message = receiver.recv() => {
+                        let Some(message) = message else { return };
+                        message
+                    }
+                    Ok(SubscriptionEvent::Subscribe(topic)) = socket.recv_subscription() => {
+                        message("iopub_welcome", json!({"subscription": topic}), None)
+                    }
+                },
+            };
+            if message.header.msg_type == "stream" {
+                if printed.elapsed() < 5 * GATHER {
+                    tokio::time::sleep(GATHER).await;
                 }
-                Ok(SubscriptionEvent::Subscribe(topic)) = socket.recv_subscription() => {
-                    let _ = socket.send(message("iopub_welcome", json!({"subscription": topic}), None)).await;
+                while ahead.is_none()
+                    && let Ok(next) = receiver.try_recv()
+                {
+                    ahead = join(&mut message, next);
                 }
+                printed = Instant::now();
             }
+            let _ = socket.send(message).await;
         }
     });
     sender
+}
+
+/// Appends the text of `next`, or gives it back: it is something else, or the message is full.
+fn join(message: &mut JupyterMessage, next: JupyterMessage) -> Option<JupyterMessage> {
+    let same = next.header.msg_type == "stream" && parent_id(message) == parent_id(&next);
+    if let (true, JupyterMessageContent::UnknownMessage(first), JupyterMessageContent::UnknownMessage(more)) =
+        (same, &mut message.content, &next.content)
+        && first.content["name"] == more.content["name"]
+        && let (Value::String(text), Value::String(more)) = (&mut first.content["text"], &more.content["text"])
+        && text.len() + more.len() <= FULL
+    {
+        text.push_str(more);
+        return None;
+    }
+    Some(next)
 }
 
 pub fn follow<S: SocketRecv + Send + 'static>(
@@ -104,7 +141,7 @@ async fn last_lines(stream: Option<impl AsyncRead + Unpin>) -> Vec<String> {
                 eprintln!("evcxr: {line}");
             }
             last.push_back(line);
-            if last.len() > 40 {
+            if last.len() > 200 {
                 last.pop_front();
             }
         }
@@ -126,4 +163,29 @@ pub fn follow_signals(events: UnboundedSender<Event>) -> Result<()> {
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::content;
+
+    #[test]
+    fn only_text_of_one_cell_and_stream_is_joined() {
+        let cell = message("execute_request", json!({}), None);
+        let print = |name: &str, text: &str, cell| message("stream", json!({"name": name, "text": text}), cell);
+        let mut first = print("stdout", "a\n", Some(&cell));
+        assert!(join(&mut first, print("stdout", "b\n", Some(&cell))).is_none());
+        assert_eq!(content(&first), json!({"name": "stdout", "text": "a\nb\n"}));
+        let others = [
+            print("stderr", "c\n", Some(&cell)),
+            print("stdout", "c\n", None),
+            message("display_data", json!({"text": "c", "name": "stdout"}), Some(&cell)),
+            print("stdout", &"x".repeat(FULL), Some(&cell)),
+        ];
+        for other in others {
+            assert!(join(&mut first, other).is_some());
+        }
+        assert_eq!(content(&first)["text"], "a\nb\n");
+    }
 }

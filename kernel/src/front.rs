@@ -357,13 +357,15 @@ impl Front {
     }
 
     fn inner_ended(&mut self, why: &str) {
+        // What went wrong stands before where in evcxr it did.
+        let why = why.split("Stack backtrace:").next().unwrap_or(why).trim();
         if self.ready {
             let why = format!("the process that compiles cells ended: {why}");
             self.end(Some(Failure::new("died", &why, &[])));
             // Jupyter starts a kernel that died anew.
             self.ended = true;
         } else {
-            self.start_error = Some(why.trim().to_owned());
+            self.start_error = Some(why.to_owned());
             self.start_next();
         }
     }
