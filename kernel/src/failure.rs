@@ -221,7 +221,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let generated = folder.path().join("lib.rs");
         std::fs::write(&generated, "fn run() {\n{ let y = x.matmul(&x);\n}\n").expect("it can be written");
-        let text = "before\n\nthread '<unnamed>' (7) panicked at /home/me/.cargo/registry/src/index-1/tch-0.26.0/src/tensor.rs:9:5:\n\
+        let text = "before\n\nthread '<unnamed>' (7) panicked at /home/user/.cargo/registry/src/index-1/tch-0.26.0/src/tensor.rs:9:5:\n\
             called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2 shapes cannot be multiplied (2x3 and \
             2x3)\\nException raised from meta at Blas.cpp:189\\nframe #0: c10::Error\")\n\
             stack backtrace:\n   0: core::panicking::panic_fmt\n             at /rustc/1/library/core/src/panicking.rs:80:14\n\
