@@ -149,10 +149,8 @@ fn changes_are_marked_with_labels_that_do_not_overlap() {
             }
         }
     }
-    if let Some(folder) = std::env::var_os("KDLAB_TEST_FIGURES") {
-        curves(&[&one]).unwrap().save_png(Path::new(&folder).join("changes.png")).unwrap();
-        figure.save_png(Path::new(&folder).join("changes-two.png")).unwrap();
-    }
+    keep(&curves(&[&one]).unwrap(), "changes.png");
+    keep(&figure, "changes-two.png");
 }
 
 #[test]
@@ -202,6 +200,7 @@ fn confusion_and_mistakes_come_from_the_counts() {
     assert_eq!((0..10).map(|c| confusion[c][c]).sum::<usize>(), 18);
     let figure = confusion_matrix(&evaluation, &data.classes).unwrap();
     nothing_is_clipped(&figure);
+    keep(&figure, "confusion.png");
     let wrong = mistakes(&data.test, &data, &evaluation, 24).unwrap();
     nothing_is_clipped(&wrong);
     let one = mistakes(&data.test, &data, &evaluation, 1).unwrap();
@@ -287,4 +286,169 @@ fn reliability_and_disagreements_show_what_they_compare() {
     let turned = data.test.select(&(0..20).rev().collect::<Vec<_>>()).unwrap();
     let e = disagreements(&turned, &data, &evaluations[0], &evaluations[1], 5).err().unwrap().to_string();
     assert!(e.contains("must both be evaluated on the test split"), "{e}");
+}
+
+/// Every text of an SVG, in the order it was drawn.
+fn texts(svg: &str) -> Vec<&str> {
+    svg.split("<text").skip(1).filter_map(|part| Some(part.split_once('>')?.1.split('<').next()?.trim())).collect()
+}
+
+fn refused<T>(made: kdlab::Result<T>, why: &str) {
+    let e = made.err().unwrap().to_string();
+    assert!(e.contains(why), "{e}");
+}
+
+fn names(n: usize) -> Vec<String> {
+    (0..n).map(|i| ["cat", "dog", "truck", "frog"].get(i).map_or(format!("class {i}"), |&name| name.into())).collect()
+}
+
+/// Saved where a person wants to look at it.
+fn keep(figure: &Figure, name: &str) {
+    if let Some(folder) = std::env::var_os("KDLAB_TEST_FIGURES") {
+        figure.save_png(Path::new(&folder).join(name)).unwrap();
+    }
+}
+
+#[test]
+fn class_similarity_is_the_mean_soft_target_of_each_class() {
+    let classes = names(4);
+    // No image of the last class.
+    let labels = Tensor::from_slice(&[0i64, 1, 0, 2, 1]);
+    tch::manual_seed(3);
+    let logits = Tensor::randn([5, 4], (Kind::Float, tch::Device::Cpu)) * 3.0;
+    let figure = class_similarity(&logits, &labels, &classes, 2.0).unwrap();
+    nothing_is_clipped(&figure);
+    keep(&figure, "similarity-small.png");
+    // softmax by hand, image by image.
+    let rows = Vec::<Vec<f64>>::try_from(logits.to_kind(Kind::Double)).unwrap();
+    let soft = |row: &Vec<f64>| {
+        let powers: Vec<f64> = row.iter().map(|z| (z / 2.0).exp()).collect();
+        powers.iter().map(|p| p / powers.iter().sum::<f64>()).collect::<Vec<_>>()
+    };
+    let mean = |images: &[usize], class: usize| {
+        images.iter().map(|&i| soft(&rows[i])[class]).sum::<f64>() / images.len() as f64
+    };
+    let members = [&[0, 2][..], &[1, 4], &[3]];
+    let percent = |p: f64| if p < 0.0995 { format!("{:.1}", 100.0 * p) } else { format!("{:.0}", 100.0 * p) };
+    let wanted: Vec<String> = members.iter().flat_map(|m| (0..4).map(|c| percent(mean(m, c)))).collect();
+    let svg = figure.svg().unwrap();
+    let drawn = texts(&svg);
+    let numbers = drawn.windows(wanted.len()).any(|window| window == wanted.as_slice());
+    assert!(numbers, "{wanted:?} in {drawn:?}");
+    for text in ["Class similarity: mean soft target at T = 2, in %", "true class", "dog"] {
+        assert!(svg.contains(text), "{text} is missing");
+    }
+    // The same numbers in words: the class with no image is left out.
+    let table = likely_confusions(&logits, &labels, &classes, 2.0, 1).unwrap().to_string();
+    assert_eq!(table.lines().count(), 4, "{table}");
+    for (own, line) in table.lines().skip(1).enumerate() {
+        let wrong = (0..4).filter(|&c| c != own).map(|c| (mean(members[own], c), c));
+        let mass: f64 = wrong.clone().map(|(p, _)| p).sum();
+        let (p, class) = wrong.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+        let images = members[own].len();
+        let cells = [
+            classes[own].clone(),
+            images.to_string(),
+            format!("{:.1}", 100.0 * mass),
+            classes[class].clone(),
+            format!("{:.1}", 100.0 * p),
+            format!("{:.0}", 100.0 * p / mass),
+        ];
+        assert_eq!(line.split_whitespace().collect::<Vec<_>>(), cells);
+    }
+    // Three others, though nine are asked for.
+    assert_eq!(likely_confusions(&logits, &labels, &classes, 2.0, 9).unwrap().to_string().lines().count(), 10);
+
+    // A hundred classes have no room for numbers; a sure teacher leaves nothing to wrong classes; one class has none.
+    let many = names(100);
+    let sure = Tensor::eye(100, (Kind::Float, tch::Device::Cpu)) * 4000.0;
+    let all = Tensor::arange(100, (Kind::Int64, tch::Device::Cpu));
+    let figure = class_similarity(&sure, &all, &many, 1.0).unwrap();
+    nothing_is_clipped(&figure);
+    keep(&figure, "similarity-many.png");
+    likely_confusions(&sure, &all, &many, 1.0, 1).unwrap();
+    nothing_is_clipped(
+        &class_similarity(&sure.narrow(0, 0, 1).narrow(1, 0, 1), &all.narrow(0, 0, 1), &many[..1], 1.0).unwrap(),
+    );
+
+    // What cannot be meant.
+    let (f, t) = (class_similarity, |l: &Tensor, y: &Tensor| likely_confusions(l, y, &classes, 1.0, 1));
+    refused(f(&logits, &labels.narrow(0, 0, 4), &classes, 1.0), "[4]");
+    refused(f(&logits, &labels, &classes[..3], 1.0), "3 class names");
+    refused(f(&logits.get(0), &labels, &classes, 1.0), "logits are [4]");
+    refused(f(&logits, &labels.to_kind(Kind::Float), &classes, 1.0), "labels Float");
+    refused(f(&logits.narrow(0, 0, 0), &labels.narrow(0, 0, 0), &classes, 1.0), "at least one image");
+    refused(f(&logits, &(&labels + 2), &classes, 1.0), "labels go from 2 to 4");
+    refused(t(&logits, &(&labels - 100)), "labels go from -100");
+    refused(f(&logits, &labels, &classes, 0.0), "temperature must be > 0");
+    refused(t(&(&logits / 0.0), &labels), "NaN or infinite");
+    refused(likely_confusions(&logits, &labels, &classes, 1.0, 0), "no wrong class asked for");
+}
+
+#[test]
+fn a_parameter_map_signs_its_numbers() {
+    let labels = |values: &[&str]| values.iter().map(|&v| v.to_owned()).collect::<Vec<_>>();
+    let (rows, columns) = (labels(&["1", "2", "4", "10"]), labels(&["0.1", "0.5", "0.9"]));
+    let values = vec![
+        vec![Some(1.31), Some(-0.04), Some(-2.6)],
+        vec![Some(0.2), None, Some(f64::NAN)],
+        vec![Some(12.0), Some(-7.5), Some(6.0)],
+        vec![None; 3],
+    ];
+    let map = |values: &[Vec<Option<f64>>]| {
+        parameter_map("Gain over the student alone", ("T", &rows), ("alpha", &columns), values, "points")
+    };
+    let figure = map(&values).unwrap();
+    nothing_is_clipped(&figure);
+    keep(&figure, "map.png");
+    let svg = figure.svg().unwrap();
+    let drawn = texts(&svg);
+    for text in
+        ["Gain over the student alone", "T", "alpha", "0.9", "+1.3", "0.0", "-2.6", "+12.0 points", "-12.0 points"]
+    {
+        assert!(drawn.contains(&text), "{text} is missing in {drawn:?}");
+    }
+    nothing_is_clipped(&map(&vec![vec![None; 3]; 4]).unwrap());
+    refused(map(&values[..3]), "4 row labels");
+    refused(map(&vec![vec![None; 2]; 4]), "3 column labels");
+    refused(parameter_map("", ("", &[]), ("", &columns), &[], ""), "at least one row");
+}
+
+#[test]
+fn soft_targets_are_followed_over_the_temperature() {
+    let classes = names(12);
+    let logits = Tensor::arange(12, (Kind::Float, tch::Device::Cpu)) * 0.5;
+    let figure = soft_targets_over_temperature(&logits, &classes, Some(1)).unwrap();
+    nothing_is_clipped(&figure);
+    keep(&figure, "softening.png");
+    let svg = figure.svg().unwrap();
+    let drawn = texts(&svg);
+    let legend = ["class 11", "class 10", "class 9", "class 8", "class 7", "dog (label)", "6 others"];
+    assert!(drawn.windows(legend.len()).any(|window| window == legend), "{drawn:?}");
+    for text in ["temperature T", "0.5", "20", "Entropy, bits (dashed: all 12 alike)"] {
+        assert!(drawn.contains(&text), "{text} is missing in {drawn:?}");
+    }
+    // One class, and a teacher without a doubt.
+    nothing_is_clipped(&soft_targets_over_temperature(&Tensor::from_slice(&[1.0f32]), &classes[..1], None).unwrap());
+    let sure = Tensor::from_slice(&[900.0f32, 0.0, 0.0]);
+    nothing_is_clipped(&soft_targets_over_temperature(&sure, &classes[..3], Some(0)).unwrap());
+    refused(soft_targets_over_temperature(&logits, &classes[..3], None), "logits [12] and 3 class names");
+    refused(soft_targets_over_temperature(&logits, &classes, Some(12)), "label 12");
+    refused(soft_targets_over_temperature(&(logits / 0.0), &classes, None), "NaN or infinite");
+}
+
+#[test]
+fn a_gallery_tells_what_the_teacher_sees() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let logits = Tensor::arange(10, (Kind::Float, tch::Device::Cpu)).repeat([20, 1]);
+    let figure = soft_target_gallery(&data.test, &data, &logits, &[0, 7], 2.0).unwrap();
+    nothing_is_clipped(&figure);
+    // e^(9/2) and e^(8/2) of the sum of all ten.
+    let svg = figure.svg().unwrap();
+    assert!(svg.contains("truck 40 %") && svg.contains("ship 24 %"), "{:?}", texts(&svg));
+    let few = logits.narrow(0, 0, 19);
+    refused(soft_target_gallery(&data.test, &data, &few, &[0], 2.0), "logits are [19, 10], but the test split has 20");
+    refused(soft_target_gallery(&data.test, &data, &logits, &[20], 2.0), "20");
+    refused(soft_target_gallery(&data.test, &data, &logits, &[0], -1.0), "temperature must be > 0");
 }

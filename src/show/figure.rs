@@ -1,5 +1,6 @@
 //! A figure holds what it shows and draws it when asked, as PNG or SVG.
 
+use super::softening::Softening;
 use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap, reliability::Reliability};
 use crate::{Error, Result, files};
 use plotters::chart::MeshStyle;
@@ -27,6 +28,7 @@ pub(super) enum Drawing {
     Heatmap(Heatmap),
     Gallery(Gallery),
     Reliability(Reliability),
+    Softening(Softening),
 }
 
 impl Figure {
@@ -75,6 +77,7 @@ impl Figure {
             Drawing::Heatmap(d) => d.draw(&area, pen),
             Drawing::Gallery(d) => d.draw(&area, pen),
             Drawing::Reliability(d) => d.draw(&area, pen),
+            Drawing::Softening(d) => d.draw(&area, pen),
         });
         drawn
             .and_then(|()| area.present().map_err(|e| e.to_string()))

@@ -2,7 +2,7 @@
 
 use super::figure::{Area, Drawing, Figure, Pen, color};
 use crate::data::{Dataset, Split};
-use crate::distill::Evaluation;
+use crate::distill::{Evaluation, soft_targets};
 use crate::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -89,6 +89,39 @@ pub fn disagreements(
         };
         let notes = vec![says(&teacher_log)?, says(&student_log)?];
         Ok(Caption { text: class_name(&dataset.classes, split.label(i)?)?, notes })
+    })
+}
+
+/// The images of `split` at `indices`, each with its class and the two most likely classes of its soft target
+/// `softmax(logits / T)`. `logits` are `[N, C]`, in split order; `temperature` > 0.
+///
+/// # Errors
+/// When the logits are not the split's and the dataset's by their shape, or an index is outside the split.
+pub fn soft_target_gallery(
+    split: &Split,
+    dataset: &Dataset,
+    logits: &Tensor,
+    indices: &[i64],
+    temperature: f64,
+) -> Result<Figure> {
+    let classes = &dataset.classes;
+    if logits.size() != [split.len() as i64, classes.len() as i64] {
+        return Err(Error::Input(format!(
+            "logits are {:?}, but the {} split has {} images and there are {} classes: take the teacher's logits of this split",
+            logits.size(),
+            split.name,
+            split.len(),
+            classes.len()
+        )));
+    }
+    let soft = soft_targets(logits, temperature)?;
+    captioned(split, indices, |i| {
+        let label = class_name(classes, split.label(i)?)?;
+        let (shares, likely) = soft.f_get(i)?.f_topk(classes.len().min(2) as i64, 0, true, true)?;
+        let likely =
+            Vec::<i64>::try_from(likely)?.into_iter().zip(Vec::<f64>::try_from(shares.f_to_kind(Kind::Double)?)?);
+        let note = |(class, share): (i64, f64)| Ok(format!("{} {:.0} %", class_name(classes, class)?, 100.0 * share));
+        Ok(Caption { text: label, notes: likely.map(note).collect::<Result<_>>()? })
     })
 }
 
