@@ -24,7 +24,7 @@ pub enum Error {
     /// A loss that is no longer finite; the last good weights were put back.
     #[error("{0}")]
     Diverged(String),
-    /// The user pressed Interrupt during a pass that is no fit; nothing of it was kept.
+    /// The user pressed Interrupt during a pass that is no fit.
     #[error("{0}")]
     Interrupted(String),
 }

@@ -17,6 +17,7 @@ mod idx;
 mod pool;
 mod split;
 mod transform;
+mod views;
 
 pub use cifar::cifar10;
 pub use folder::image_folder;
@@ -24,6 +25,8 @@ pub use idx::fashion_mnist;
 pub use pool::{Batch, Split};
 pub use split::{batches, shuffled};
 pub use transform::Transform;
+pub(crate) use views::Drawn;
+pub use views::Views;
 
 use crate::{Error, Result};
 use pool::Pool;

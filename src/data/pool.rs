@@ -1,5 +1,6 @@
 //! All images of a data set in one tensor of bytes, and the splits as lists of rows of it.
 
+use super::split::{Purpose, noisy, stratified};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -120,8 +121,11 @@ impl Split {
 
     /// All labels in split order, i64 `[N]`.
     pub fn labels(&self) -> Result<Tensor> {
-        let labels: Vec<i64> = self.rows.iter().map(|&r| self.stock.labels[r as usize]).collect();
-        Ok(Tensor::f_from_slice(&labels)?)
+        Ok(Tensor::f_from_slice(&self.label_list())?)
+    }
+
+    fn label_list(&self) -> Vec<i64> {
+        self.rows.iter().map(|&r| self.stock.labels[r as usize]).collect()
     }
 
     /// Images of each class, indexed by label.
@@ -194,6 +198,32 @@ impl Split {
         }
         let rows = indices.iter().map(|&i| self.row(i)).collect::<Result<Vec<i64>>>()?;
         Ok(Split::new(&self.name, &self.stock, rows, self.classes))
+    }
+
+    /// The sample indices of a stratified share of the images, in split order: those that are given labels where labels are
+    /// few. At least one image of each class; the same for the same seed.
+    ///
+    /// # Errors
+    /// When `fraction` is outside (0, 1].
+    pub fn few(&self, fraction: f64, seed: u64) -> Result<Vec<i64>> {
+        if !(fraction > 0.0 && fraction <= 1.0) {
+            return Err(Error::Input(format!("labelled fraction must be in (0, 1], got {fraction}; try 0.05")));
+        }
+        let n = (self.len() as f64 * fraction).round() as usize;
+        let all: Vec<i64> = (0..self.len() as i64).collect();
+        Ok(stratified(&all, &self.label_list(), n.max(self.classes), Purpose::Labelled, seed).0)
+    }
+
+    /// All labels in split order, i64 `[N]`, of which a share is wrong: replaced by another class, each equally likely. The
+    /// same images for the same seed.
+    ///
+    /// # Errors
+    /// When `fraction` is outside [0, 1].
+    pub fn noisy_labels(&self, fraction: f64, seed: u64) -> Result<Tensor> {
+        if !(0.0..=1.0).contains(&fraction) {
+            return Err(Error::Input(format!("the share of wrong labels must be in [0, 1], got {fraction}; try 0.3")));
+        }
+        Ok(Tensor::f_from_slice(&noisy(&self.label_list(), self.classes, fraction, seed))?)
     }
 
     /// The row of the pool at a sample index.

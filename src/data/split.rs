@@ -2,8 +2,8 @@
 //! labels and seeds: the same call gives the same rows on every machine.
 
 use crate::{Error, Result};
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// What random numbers are drawn for; each purpose has a stream of its own, so that no draw shifts another.
@@ -14,6 +14,10 @@ pub(crate) enum Purpose {
     Subset = 3,
     Order = 4,
     Epoch = 5,
+    Labelled = 6,
+    Noise = 7,
+    View = 8,
+    TeacherView = 9,
 }
 
 fn rng(purpose: Purpose, seed: u64, stream: u64) -> ChaCha8Rng {
@@ -29,6 +33,25 @@ pub fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<i64> {
     let mut order: Vec<i64> = (0..len as i64).collect();
     order.shuffle(&mut rng(Purpose::Epoch, seed, epoch));
     order
+}
+
+/// A number in `0..choices` for each of `len` samples, the same for the same arguments.
+pub(crate) fn draws(len: usize, choices: usize, purpose: Purpose, seed: u64, epoch: u64) -> Vec<i64> {
+    let mut rng = rng(purpose, seed, epoch);
+    (0..len).map(|_| rng.random_range(0..choices.max(1) as i64)).collect()
+}
+
+/// `labels` with `round(len * fraction)` of them replaced by another class, evenly among the others.
+pub(crate) fn noisy(labels: &[i64], classes: usize, fraction: f64, seed: u64) -> Vec<i64> {
+    let mut rng = rng(Purpose::Noise, seed, 0);
+    let mut order: Vec<usize> = (0..labels.len()).collect();
+    order.shuffle(&mut rng);
+    let mut noisy = labels.to_vec();
+    for &i in &order[..(labels.len() as f64 * fraction).round() as usize] {
+        let other = rng.random_range(0..classes as i64 - 1);
+        noisy[i] = if other >= labels[i] { other + 1 } else { other };
+    }
+    noisy
 }
 
 /// Cuts `order` into batches of `batch_size` sample indices; the last batch may be smaller.
@@ -57,7 +80,7 @@ pub(crate) fn stratified(rows: &[i64], labels: &[i64], n: usize, purpose: Purpos
         members[labels[row as usize] as usize].push(row);
     }
     let counts: Vec<usize> = members.iter().map(Vec::len).collect();
-    let hold_out = !matches!(purpose, Purpose::Subset);
+    let hold_out = matches!(purpose, Purpose::Test | Purpose::Validation);
     let mut picked = std::collections::HashSet::with_capacity(n);
     for (class, (members, quota)) in members.iter_mut().zip(quotas(&counts, n, hold_out)).enumerate() {
         members.shuffle(&mut rng(purpose, seed, class as u64));

@@ -1,6 +1,6 @@
 //! Measuring a model on a split, and the sums behind every reported mean.
 
-use super::loss::cross_entropy;
+use super::loss::{UNLABELLED, cross_entropy};
 use super::{Criterion, Examples, KdLoss, Metrics, Minibatch, Progress};
 use crate::live::{Watch, lock, watch};
 use crate::models::Model;
@@ -103,6 +103,57 @@ impl Evaluation {
         Ok(Calibration { ece: gaps / self.total.max(1) as f64, bins: sums.into_iter().map(mean).collect() })
     }
 
+    /// Share of each class's samples that were given their class, in [0, 1]; 0 for a class without samples.
+    pub fn recall(&self) -> Result<Vec<f64>> {
+        let rows = self.confusion()?;
+        let of = |(class, row): (usize, &Vec<usize>)| row[class] as f64 / row.iter().sum::<usize>().max(1) as f64;
+        Ok(rows.iter().enumerate().map(of).collect())
+    }
+
+    /// The same logits with `bias` added to those of one class.
+    ///
+    /// # Errors
+    /// When there is no such class.
+    pub fn with_bias(&self, class: i64, bias: f64) -> Result<Evaluation> {
+        Evaluation::new(&self.raised(class, bias)?, &self.labels)
+    }
+
+    /// The bias for one class's logits with which most of these samples are right: how Hinton et al. (2015) gave back a
+    /// class that the transfer set had left out. Choose it on the validation split.
+    ///
+    /// # Errors
+    /// When there is no such class.
+    pub fn best_bias(&self, class: i64) -> Result<f64> {
+        let (highest, other) = self.raised(class, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
+        // Above this bias a sample is given the class.
+        let needed = Vec::<f64>::try_from(highest.f_sub(&self.logits.f_select(1, class)?)?.f_to_kind(Kind::Double)?)?;
+        let (labels, other) = (Vec::<i64>::try_from(&self.labels)?, Vec::<i64>::try_from(&other)?);
+        let mut order: Vec<usize> = (0..needed.len()).collect();
+        order.sort_by(|&a, &b| needed[a].total_cmp(&needed[b]));
+        // Right ones gained when the bias passes each sample's in turn.
+        let (mut gained, mut best, mut bias) = (0, 0, 0.0);
+        let mut start = order.first().map_or(0.0, |&i| needed[i] - 1.0);
+        for (place, &i) in order.iter().enumerate() {
+            if place == 0 || (best < gained && start < needed[i]) {
+                (best, bias) = (gained, (start + needed[i]) / 2.0);
+            }
+            gained += i64::from(labels[i] == class) - i64::from(labels[i] == other[i]);
+            start = needed[i];
+        }
+        Ok(if best < gained { start + 1.0 } else { bias })
+    }
+
+    /// The logits, with `by` added to those of one class.
+    fn raised(&self, class: i64, by: f64) -> Result<Tensor> {
+        let classes = self.logits.size()[1];
+        if !(0..classes).contains(&class) {
+            return Err(Error::Input(format!("class {class}: there are {classes}, from 0")));
+        }
+        let bias = Tensor::f_zeros(classes, (self.logits.kind(), Device::Cpu))?;
+        let _ = bias.f_select(0, class)?.f_fill_(by)?;
+        Ok(self.logits.f_add(&bias)?)
+    }
+
     /// Counts `[C][C]`: row = true class, column = predicted class.
     pub fn confusion(&self) -> Result<Vec<Vec<usize>>> {
         let classes = self.logits.size()[1];
@@ -151,7 +202,7 @@ pub(super) fn check_classes(logits: &Tensor, labels: &Tensor) -> Result<()> {
 
 /// Sums over the samples of an epoch, kept on the device so that no step waits for a copy.
 pub(super) struct Sums {
-    sums: Tensor, // f64 [4]: loss, cross-entropy, divergence, correct
+    sums: Tensor, // f64 [5]: loss, cross-entropy, divergence, correct, labelled samples
     samples: usize,
     kd: bool,
 }
@@ -160,7 +211,7 @@ impl Sums {
     pub(super) fn new(device: Device, kd: bool) -> Result<Self> {
         // Counts of up to 1.3 million samples and their losses add up exactly enough in f64; MPS has no f64.
         let kind = if matches!(device, Device::Mps) { Kind::Float } else { Kind::Double };
-        Ok(Self { sums: Tensor::f_zeros(4, (kind, device))?, samples: 0, kd })
+        Ok(Self { sums: Tensor::f_zeros(5, (kind, device))?, samples: 0, kd })
     }
 
     pub(super) fn add(&mut self, loss: &Tensor, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<()> {
@@ -171,11 +222,18 @@ impl Sums {
                 Some(kd) => kd.divergence(&logits, batch.teacher()?)?,
                 None => loss.f_zeros_like()?,
             };
-            let hard = cross_entropy(&logits, &batch.labels)?;
-            let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(self.sums.kind())?;
-            let means = Tensor::f_stack(&[loss.f_detach()?, hard, divergence], 0)?.f_to_kind(self.sums.kind())?;
-            let row = Tensor::f_cat(&[means.f_mul_scalar(n)?, correct.f_reshape(1)?], 0)?;
-            let _ = self.sums.f_add_(&row)?;
+            let kind = self.sums.kind();
+            let sum =
+                |mean: &Tensor, samples: &Tensor| Ok::<_, Error>(mean.f_detach()?.f_to_kind(kind)?.f_mul(samples)?);
+            let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(kind)?;
+            let all = correct.f_full_like(n)?;
+            let labelled = match batch.partly_labelled {
+                true => batch.labels.f_ne(UNLABELLED)?.f_sum(kind)?,
+                false => all.shallow_clone(),
+            };
+            let hard = sum(&batch.hard_loss(&logits)?, &labelled)?;
+            let row = [sum(loss, &all)?, hard, sum(&divergence, &all)?, correct, labelled];
+            let _ = self.sums.f_add_(&Tensor::f_stack(&row, 0)?)?;
             Ok::<_, Error>(())
         })?;
         self.samples += n as usize;
@@ -185,8 +243,13 @@ impl Sums {
     /// Copies to the host: waits for the device.
     pub(super) fn metrics(&self) -> Result<Metrics> {
         let values = Vec::<f64>::try_from(self.sums.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
-        let mean = |i: usize| values[i] / self.samples.max(1) as f64;
-        Ok(Metrics { loss: mean(0), cross_entropy: mean(1), divergence: self.kd.then(|| mean(2)), accuracy: mean(3) })
+        let (all, labelled) = (self.samples.max(1) as f64, values[4].max(1.0));
+        Ok(Metrics {
+            loss: values[0] / all,
+            cross_entropy: values[1] / labelled,
+            divergence: self.kd.then_some(values[2] / all),
+            accuracy: values[3] / labelled,
+        })
     }
 }
 
@@ -225,11 +288,16 @@ impl Pass {
         Self { name: name.to_owned(), stop, _watch }
     }
 
+    /// Why it is to end, if it is.
+    pub(super) fn asked(&self) -> Option<String> {
+        lock(&self.stop).clone()
+    }
+
     pub(super) fn check(&self, done: usize, total: usize) -> Result<()> {
-        match &*lock(&self.stop) {
+        match self.asked() {
             None => Ok(()),
             Some(reason) => Err(Error::Interrupted(format!(
-                "{}: {reason} after {done} of {total} images; nothing of it was kept, run the cell again",
+                "{}: {reason} after {done} of {total} images; run the cell again",
                 self.name
             ))),
         }

@@ -1,7 +1,8 @@
 //! What a fit learns from: inputs, hard labels and, for distillation, the teacher's logits, all by sample index.
 
-use super::CachedTensor;
-use crate::data::{Split, Transform};
+use super::loss::{UNLABELLED, cross_entropy, labelled_cross_entropy};
+use super::{CachedTensor, ViewLogits};
+use crate::data::{Drawn, Split, Transform, Views};
 use crate::models::Backbone;
 use crate::{Error, Result};
 use tch::{Device, Tensor};
@@ -12,11 +13,23 @@ enum Inputs {
     Backbone { split: Split, transform: Transform, backbone: Backbone },
 }
 
+enum Teacher {
+    /// f32 [N, C], CPU
+    Rows(Tensor),
+    Views {
+        logits: ViewLogits,
+        /// The teacher judges a view of its own, not the student's.
+        apart: bool,
+    },
+}
+
 /// A split as a model sees it. Sample index = position in the split, whatever the order of the batches.
 pub struct Examples {
     inputs: Inputs,
-    labels: Tensor,          // i64 [N], CPU
-    teacher: Option<Tensor>, // f32 [N, C], CPU
+    labels: Tensor, // i64 [N], CPU; some may be UNLABELLED
+    partly_labelled: bool,
+    teacher: Option<Teacher>,
+    views: Option<Views>,
     pub(super) split_name: String,
     split_key: String,
     key: String,
@@ -29,9 +42,18 @@ pub struct Minibatch {
     /// i64 `[B]`.
     pub labels: Tensor,
     pub(super) teacher: Option<Tensor>,
+    pub(super) partly_labelled: bool,
 }
 
 impl Minibatch {
+    /// Mean cross-entropy over the images that have a label.
+    pub(super) fn hard_loss(&self, logits: &Tensor) -> Result<Tensor> {
+        match self.partly_labelled {
+            true => labelled_cross_entropy(logits, &self.labels),
+            false => cross_entropy(logits, &self.labels),
+        }
+    }
+
     /// The teacher's logits `[B, C]` of these very samples.
     pub fn teacher(&self) -> Result<&Tensor> {
         self.teacher.as_ref().ok_or_else(|| {
@@ -67,8 +89,64 @@ impl Examples {
     pub fn with_teacher(mut self, logits: &CachedTensor) -> Result<Self> {
         logits.check(&self.split_key, self.len(), "teacher logits")?;
         self.key = crate::files::digest(&[self.key.as_bytes(), logits.key.as_bytes()]);
-        self.teacher = Some(logits.tensor.shallow_clone());
+        self.teacher = Some(Teacher::Rows(logits.tensor.shallow_clone()));
         Ok(self)
+    }
+
+    /// Other labels than the split's, i64 `[N]` on the CPU: classes, or [`UNLABELLED`] for images whose class is not told.
+    ///
+    /// Cross-entropy and accuracy are then those of the labelled images of a batch.
+    ///
+    /// # Errors
+    /// When there is not a label for each image, or none but [`UNLABELLED`].
+    pub fn with_labels(mut self, labels: &Tensor) -> Result<Self> {
+        let values = Vec::<i64>::try_from(labels.f_to_device(Device::Cpu)?.f_reshape(-1)?)?;
+        let told = values.iter().filter(|l| **l != UNLABELLED).count();
+        if values.len() != self.len() || told == 0 || values.iter().any(|l| *l < 0 && *l != UNLABELLED) {
+            return Err(Error::Input(format!(
+                "labels {:?} for {} images: give one for each, a class from 0 or UNLABELLED (-100), and not only that",
+                labels.size(),
+                self.len()
+            )));
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|l| l.to_le_bytes()).collect();
+        self.key = crate::files::digest(&[self.key.as_bytes(), b"labels", &bytes]);
+        self.partly_labelled = told < values.len();
+        self.labels = Tensor::f_from_slice(&values)?;
+        Ok(self)
+    }
+
+    /// The split's labels for the samples at `indices` alone, the others [`UNLABELLED`].
+    pub fn with_labels_of(self, indices: &[i64]) -> Result<Self> {
+        let mut labels = self.labels.f_full_like(UNLABELLED)?;
+        let told = Tensor::f_from_slice(indices)?;
+        let _ = labels.f_index_copy_(0, &told, &self.labels.f_index_select(0, &told)?)?;
+        self.with_labels(&labels)
+    }
+
+    /// In training, each image is seen in one of `views`, drawn anew in every epoch.
+    ///
+    /// # Errors
+    /// When these examples are features, not images.
+    pub fn with_views(mut self, views: &Views) -> Result<Self> {
+        if matches!(self.inputs, Inputs::Features(_)) {
+            return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
+        }
+        self.key = crate::files::digest(&[self.key.as_bytes(), views.key().as_bytes()]);
+        self.views = Some(views.clone());
+        Ok(self)
+    }
+
+    /// [`Examples::with_views`], and a teacher that judges the very view that the student sees; with `apart`, another one,
+    /// drawn for itself. Consistent and independent teaching in Beyer et al., "Knowledge distillation: A good teacher is
+    /// patient and consistent" (2022).
+    pub fn with_teacher_of_views(self, logits: &ViewLogits, apart: bool) -> Result<Self> {
+        logits.check(&self.split_key)?;
+        let mut made = self.with_views(logits.views())?;
+        let pairing: &[u8] = if apart { b"apart" } else { b"same" };
+        made.key = crate::files::digest(&[made.key.as_bytes(), logits.key.as_bytes(), pairing]);
+        made.teacher = Some(Teacher::Views { logits: logits.clone(), apart });
+        Ok(made)
     }
 
     /// The same images and numbers for another thread; not a copy, but for the backbone of
@@ -83,9 +161,20 @@ impl Examples {
                 Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: backbone.copy()? }
             }
         };
-        let teacher = self.teacher.as_ref().map(Tensor::shallow_clone);
-        let (split_name, split_key, key) = (self.split_name.clone(), self.split_key.clone(), self.key.clone());
-        Ok(Self { inputs, labels: self.labels(), teacher, split_name, split_key, key })
+        let teacher = self.teacher.as_ref().map(|teacher| match teacher {
+            Teacher::Rows(rows) => Teacher::Rows(rows.shallow_clone()),
+            Teacher::Views { logits, apart } => Teacher::Views { logits: logits.clone(), apart: *apart },
+        });
+        Ok(Self {
+            inputs,
+            labels: self.labels(),
+            partly_labelled: self.partly_labelled,
+            teacher,
+            views: self.views.clone(),
+            split_name: self.split_name.clone(),
+            split_key: self.split_key.clone(),
+            key: self.key.clone(),
+        })
     }
 
     pub fn len(&self) -> usize {
@@ -101,25 +190,54 @@ impl Examples {
         self.labels.shallow_clone()
     }
 
-    /// The samples at `indices`, on `device`.
+    /// The samples at `indices` as they are, on `device`.
     pub fn batch(&self, indices: &[i64], device: Device) -> Result<Minibatch> {
-        self.batch_with_teacher_of(indices, indices, device)
+        self.batch_in(indices, indices, None, device)
     }
 
-    /// The samples at `indices` with the teacher's logits of the samples at `others`: the same ones, but in [`super::teaching`].
-    pub(super) fn batch_with_teacher_of(&self, indices: &[i64], others: &[i64], device: Device) -> Result<Minibatch> {
+    /// The views of an epoch; none where images are seen as they are.
+    pub(super) fn draw_views(&self, seed: u64, epoch: usize) -> Option<Drawn> {
+        let apart = matches!(self.teacher, Some(Teacher::Views { apart: true, .. }));
+        self.views.as_ref().map(|views| views.draw(self.len(), apart, seed, epoch as u64))
+    }
+
+    /// The samples at `indices` in their views, with the teacher's logits of the samples at `others`: the same ones, but in
+    /// [`super::teaching`].
+    pub(super) fn batch_in(
+        &self,
+        indices: &[i64],
+        others: &[i64],
+        drawn: Option<&Drawn>,
+        device: Device,
+    ) -> Result<Minibatch> {
         let pick = |t: &Tensor, rows: &[i64]| -> Result<Tensor> {
             Ok(t.f_index_select(0, &Tensor::f_from_slice(rows)?)?.f_to_device(device)?)
         };
-        let inputs = match &self.inputs {
-            Inputs::Images { split, transform } => transform.apply(&split.batch(indices)?.images, device)?,
-            Inputs::Features(features) => pick(features, indices)?,
-            Inputs::Backbone { split, transform, backbone } => {
-                backbone.features(&transform.apply(&split.batch(indices)?.images, device)?)?
+        let seen = |split: &Split, transform: &Transform| -> Result<Tensor> {
+            let images = split.batch(indices)?.images;
+            match (&self.views, drawn) {
+                (Some(views), Some(drawn)) => {
+                    let chosen: Vec<i64> = indices.iter().map(|&i| drawn.student[i as usize]).collect();
+                    transform.apply(&views.apply(&images, &chosen)?, device)
+                }
+                _ => transform.apply(&images, device),
             }
         };
-        let teacher = self.teacher.as_ref().map(|logits| pick(logits, others)).transpose()?;
-        Ok(Minibatch { inputs, labels: pick(&self.labels, indices)?, teacher })
+        let inputs = match &self.inputs {
+            Inputs::Images { split, transform } => seen(split, transform)?,
+            Inputs::Features(features) => pick(features, indices)?,
+            Inputs::Backbone { split, transform, backbone } => backbone.features(&seen(split, transform)?)?,
+        };
+        let teacher = match &self.teacher {
+            Some(Teacher::Rows(rows)) => Some(pick(rows, others)?),
+            Some(Teacher::Views { logits, .. }) => {
+                let judged: Vec<i64> = others.iter().map(|&i| drawn.map_or(0, |d| d.teacher[i as usize])).collect();
+                Some(logits.rows(others, &judged)?.f_to_device(device)?)
+            }
+            None => None,
+        };
+        let labels = pick(&self.labels, indices)?;
+        Ok(Minibatch { inputs, labels, teacher, partly_labelled: self.partly_labelled })
     }
 
     /// Changes with the data, its transform, the backbone and the teacher.
@@ -129,7 +247,14 @@ impl Examples {
 
     /// Classes of the teacher's logits.
     pub(super) fn teacher_classes(&self) -> Option<i64> {
-        self.teacher.as_ref().and_then(|t| t.size().last().copied())
+        match self.teacher.as_ref()? {
+            Teacher::Rows(rows) => rows.size().last().copied(),
+            Teacher::Views { logits, .. } => Some(logits.classes()),
+        }
+    }
+
+    pub(super) fn is_partly_labelled(&self) -> bool {
+        self.partly_labelled
     }
 
     fn new(split: &Split, inputs: Inputs, key: String) -> Result<Self> {
@@ -137,6 +262,7 @@ impl Examples {
             return Err(Error::Input(format!("the {} split holds no image; give it more data", split.name)));
         }
         let (split_name, split_key) = (split.name.clone(), split.key.clone());
-        Ok(Self { inputs, labels: split.labels()?, teacher: None, split_name, split_key, key })
+        let labels = split.labels()?;
+        Ok(Self { inputs, labels, partly_labelled: false, teacher: None, views: None, split_name, split_key, key })
     }
 }

@@ -307,6 +307,7 @@ impl Training<'_> {
             }
             _ => batches.clone(),
         };
+        let views = train.draw_views(options.seed, epoch);
         let mode = if self.defect == Some(Defect::BatchNormDrift) { Mode::TrainingFrozenToo } else { Mode::Training };
         let (mut done, mut paused) = (0, Duration::ZERO);
         for (indices, teachers) in batches.iter().zip(&teachers) {
@@ -318,7 +319,7 @@ impl Training<'_> {
             }
             let now = self.settings_at((epoch - 1) as f64 + done as f64 / train.len() as f64);
             let kd = now.kd_loss()?;
-            let batch = train.batch_with_teacher_of(indices, teachers, model.device())?;
+            let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
             let logits = model.forward_in(&batch.inputs, mode)?; // [B, C]
             let loss = criterion.loss(&logits, &batch, kd)?;
             self.adam.zero_grad();
@@ -354,6 +355,13 @@ fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: 
     let logits = no_grad(|| model.forward(&probe.inputs, false))?;
     check_classes(&logits, &train.labels())?;
     check_classes(&logits, &validation.labels())?;
+    if train.is_partly_labelled() && criterion.needs_all_labels() {
+        return Err(Error::Input(format!(
+            "criterion {} looks at the label of every image, and some have none; take Criterion::kd, or train on \
+             split.select(...) of those that have one",
+            criterion.name()
+        )));
+    }
     if criterion.kd_loss().is_some() {
         let classes = logits.size()[1];
         for (name, examples) in [("train", train), ("validation", validation)] {
@@ -376,7 +384,8 @@ fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: 
     Ok(())
 }
 
-fn fingerprint(
+/// Changes with everything that a fit depends on.
+pub(super) fn fingerprint(
     defect: Option<Defect>,
     model: &Model,
     train: &Examples,

@@ -30,30 +30,45 @@ impl KdLoss {
 
     /// The loss, a scalar. `student` and `teacher` are logits `[B, C]` of one float kind, `labels` i64 `[B]`.
     pub fn forward(&self, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
-        // A term of weight 0 is left out: alpha = 0 is cross-entropy whatever the teacher says, and alpha = 1 needs no labels.
+        self.mix(&|| self.divergence(student, teacher), &|| cross_entropy(student, labels))
+    }
+
+    /// `alpha * T^2 * soft + (1 - alpha) * hard`. A term of weight 0 is left out: alpha = 0 is cross-entropy whatever the
+    /// teacher says, and alpha = 1 needs no labels.
+    pub(super) fn mix(&self, soft: &dyn Fn() -> Result<Tensor>, hard: &dyn Fn() -> Result<Tensor>) -> Result<Tensor> {
         if self.alpha == 0.0 {
-            return cross_entropy(student, labels);
+            return hard();
         }
-        let soft = self.divergence(student, teacher)?.f_mul_scalar(self.alpha * self.temperature.powi(2))?;
+        let soft = soft()?.f_mul_scalar(self.alpha * self.temperature.powi(2))?;
         if self.alpha == 1.0 {
             return Ok(soft);
         }
-        Ok(soft.f_add(&cross_entropy(student, labels)?.f_mul_scalar(1.0 - self.alpha)?)?)
+        Ok(soft.f_add(&hard()?.f_mul_scalar(1.0 - self.alpha)?)?)
     }
 
     /// `KL(teacher_T || student_T)` alone: neither scaled by T^2 nor weighed by alpha. Zero for equal logits, never negative.
     pub fn divergence(&self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
-        let (s, t) = (student.size(), teacher.size());
-        if s.len() != 2 || s != t {
-            return Err(Error::Input(format!(
-                "student logits are {s:?} and teacher logits {t:?}: both must be [batch, classes] with the same classes; \
-                 train the teacher's head for the student's classes"
-            )));
-        }
+        check_pair(student, teacher)?;
         let log_student = student.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
         let log_teacher = teacher.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
-        Ok(log_student.f_kl_div(&log_teacher, Reduction::Sum, true)?.f_div_scalar(s[0].max(1))?)
+        batch_mean(&log_student.f_kl_div(&log_teacher, Reduction::Sum, true)?, student)
     }
+}
+
+pub(super) fn check_pair(student: &Tensor, teacher: &Tensor) -> Result<()> {
+    let (s, t) = (student.size(), teacher.size());
+    if s.len() == 2 && s == t {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "student logits are {s:?} and teacher logits {t:?}: both must be [batch, classes] with the same classes; \
+         train the teacher's head for the student's classes"
+    )))
+}
+
+/// A sum over the batch as its mean.
+pub(super) fn batch_mean(sum: &Tensor, logits: &Tensor) -> Result<Tensor> {
+    Ok(sum.f_div_scalar(logits.size()[0].max(1))?)
 }
 
 /// Mean cross-entropy of logits `[B, C]` against hard labels i64 `[B]`: `F.cross_entropy(logits, labels)`.
@@ -64,7 +79,17 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
             "logits are {l:?} and labels {y:?}: expected [batch, classes] and [batch]; check that both come from one batch"
         )));
     }
-    Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, -100, 0.0)?)
+    Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, UNLABELLED, 0.0)?)
+}
+
+/// The label of an image whose class is not told: cross-entropy passes over it, as over `F.cross_entropy`'s `ignore_index`.
+pub const UNLABELLED: i64 = -100;
+
+/// [`cross_entropy`] over the labelled images of a batch, 0 where none has a label.
+pub(super) fn labelled_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let sum = logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Sum, UNLABELLED, 0.0)?;
+    // Counted on the device: no step waits for it.
+    Ok(sum.f_div(&labels.f_ne(UNLABELLED)?.f_sum(logits.kind())?.f_clamp_min(1)?)?)
 }
 
 /// The teacher's answer at temperature T: `softmax(logits / T)` over the last dimension, same shape as `logits`.
