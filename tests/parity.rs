@@ -8,7 +8,7 @@ mod oracle;
 
 use kdlab::data::{DataOptions, Dataset, Transform};
 use kdlab::distill::teaching::kd_loss_over_classes;
-use kdlab::distill::{Evaluation, KdLoss, soft_targets};
+use kdlab::distill::{Evaluation, KdLoss, Method, cross_entropy, soft_targets};
 use kdlab::models::{Arch, Backbone, Model, read_weights, student};
 use oracle::{ask, difference, relative};
 use serde_json::json;
@@ -68,6 +68,30 @@ fn kd_loss_and_its_gradient_are_pytorch_s() {
             let q_minus_p = soft_targets(&s, temperature).unwrap() - soft_targets(&t, temperature).unwrap();
             let gradient = torch.get(&format!("grad batchmean {temperature:?} 1.0"));
             assert!(relative(&(q_minus_p * (temperature / 6.0)), gradient) < tolerance, "analytic, T {temperature}");
+        }
+    }
+}
+
+/// DKD with the paper's weights and logit standardisation, mixed with cross-entropy at alpha = 0.7, and their gradients.
+#[test]
+fn other_methods_are_their_papers() {
+    let labels = Tensor::from_slice(&[3i64, 0, 9, 1, 1, 5]);
+    let (s, t) = (random([6, 10], 1, Kind::Double), random([6, 10], 2, Kind::Double));
+    let tensors = [("student", &s), ("teacher", &t), ("labels", &labels)];
+    let torch = ask("methods", &tensors, json!({"temperatures": TEMPERATURES}));
+    for temperature in TEMPERATURES {
+        for name in ["dkd", "standardised-kd"] {
+            let method: Method = name.parse().unwrap();
+            let s = s.detach().copy().set_requires_grad(true);
+            let kd = KdLoss::new(temperature, 0.7).unwrap();
+            let soft = method.divergence(kd, &s, &labels, &t).unwrap() * (0.7 * temperature.powi(2));
+            let loss = soft + cross_entropy(&s, &labels).unwrap() * 0.3;
+            loss.backward();
+            let case = format!("{name} {temperature:?}");
+            // The oracle takes the logarithm of 1 - p, which loses digits that a difference of logarithms keeps.
+            let (value, gradient) = (torch.get(&format!("loss {case}")), torch.get(&format!("grad {case}")));
+            assert!(relative(&loss, value) < 1e-9, "{case}: {loss:?} {value:?}");
+            assert!(relative(&s.grad(), gradient) < 1e-9, "gradient, {case}");
         }
     }
 }

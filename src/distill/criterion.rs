@@ -1,8 +1,7 @@
 //! The loss as a parameter of the training loop.
 
-use super::loss::cross_entropy;
 use super::teaching::kd_loss_over_classes;
-use super::{KdLoss, Minibatch};
+use super::{KdLoss, Method, Minibatch};
 use crate::{Error, Result};
 use tch::Tensor;
 
@@ -11,7 +10,7 @@ type SoftLoss = Box<dyn Fn(&Tensor, &Tensor, &Tensor, f64, f64) -> Tensor + Send
 
 enum Function {
     CrossEntropy,
-    Kd,
+    Kd(Method),
     /// The article's; see [`super::teaching`].
     KdOverClasses,
     Hard(HardLoss),
@@ -33,11 +32,24 @@ impl Criterion {
 
     /// Teacher and hard labels. Needs examples with teacher logits.
     pub fn kd(kd: KdLoss) -> Self {
-        Self { name: "kd".into(), kd: Some(kd), function: Function::Kd }
+        Self::distil(Method::Kd, kd)
+    }
+
+    /// Teacher and hard labels by any [`Method`], with `kd`'s temperature and alpha.
+    pub fn distil(method: Method, kd: KdLoss) -> Self {
+        Self { name: method.to_string(), kd: Some(kd), function: Function::Kd(method) }
     }
 
     pub(super) fn is_kd(&self) -> bool {
-        matches!(self.function, Function::Kd)
+        matches!(self.function, Function::Kd(Method::Kd))
+    }
+
+    /// Whether the teacher's term looks at the labels too.
+    pub(super) fn needs_all_labels(&self) -> bool {
+        matches!(
+            self.function,
+            Function::Kd(Method::Dkd { .. }) | Function::KdOverClasses | Function::Hard(_) | Function::Soft(_)
+        )
     }
 
     /// [`super::teaching::kd_loss_over_classes`] in the place of [`KdLoss`].
@@ -71,14 +83,17 @@ impl Criterion {
     /// The loss of one batch at `kd` (the values in force now), a scalar with a gradient towards `logits`.
     pub(super) fn loss(&self, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<Tensor> {
         let loss = match (&self.function, kd) {
-            (Function::CrossEntropy, _) => return cross_entropy(logits, &batch.labels),
+            (Function::CrossEntropy, _) => return batch.hard_loss(logits),
             (Function::Hard(f), _) => f(logits, &batch.labels),
-            (Function::Kd, Some(kd)) => return kd.forward(logits, &batch.labels, batch.teacher()?),
+            (Function::Kd(method), Some(kd)) => {
+                let soft = || method.divergence(kd, logits, &batch.labels, batch.teacher()?);
+                return kd.mix(&soft, &|| batch.hard_loss(logits));
+            }
             (Function::KdOverClasses, Some(kd)) => {
                 return kd_loss_over_classes(logits, &batch.labels, batch.teacher()?, kd);
             }
             (Function::Soft(f), Some(kd)) => f(logits, &batch.labels, batch.teacher()?, kd.temperature(), kd.alpha()),
-            (Function::Kd | Function::KdOverClasses | Function::Soft(_), None) => {
+            (Function::Kd(_) | Function::KdOverClasses | Function::Soft(_), None) => {
                 return Err(Error::Input(format!("criterion {} has no temperature and alpha", self.name)));
             }
         };

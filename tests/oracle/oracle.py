@@ -45,6 +45,38 @@ def kd(x, settings, folder):
     return out
 
 
+def methods(x, settings, folder):
+    """DKD (equation 7 and its T**2) and logit standardisation, each as its paper writes it, with PyTorch's own pieces."""
+    out = {}
+    one_hot = F.one_hot(x["labels"], x["student"].shape[1]).bool()
+
+    def dkd(s, t, T, target, non_target):
+        def binary(z):
+            p = F.softmax(z / T, 1)[one_hot]
+            return torch.stack([p, 1 - p], 1)
+
+        def others(z):
+            return F.log_softmax(z[~one_hot].view(len(z), -1) / T, 1)
+
+        tckd = F.kl_div(binary(s).log(), binary(t), reduction="batchmean")
+        nckd = F.kl_div(others(s), others(t), reduction="batchmean", log_target=True)
+        return T**2 * (target * tckd + non_target * nckd)
+
+    def standardised(s, t, T):
+        def z(x):
+            return (x - x.mean(dim=-1, keepdim=True)) / (x.std(dim=-1, keepdim=True) + 1e-7)
+
+        return T**2 * F.kl_div(F.log_softmax(z(s) / T, 1), F.softmax(z(t) / T, 1), reduction="batchmean")
+
+    for T in settings["temperatures"]:
+        for name, loss in [("dkd", lambda s: dkd(s, x["teacher"], T, 1, 8)), ("standardised-kd", lambda s: standardised(s, x["teacher"], T))]:
+            s = x["student"].clone().requires_grad_()
+            value = 0.7 * loss(s) + 0.3 * F.cross_entropy(s, x["labels"])
+            value.backward()
+            out[f"loss {name} {T}"], out[f"grad {name} {T}"] = value.detach(), s.grad
+    return out
+
+
 def resnets(x, settings, folder):
     import torchvision
 

@@ -1,0 +1,137 @@
+//! What takes the place of plain KL in the distillation loss.
+
+use super::KdLoss;
+use super::loss::{batch_mean, check_pair};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use tch::{Kind, Reduction, Tensor};
+
+/// How the student is held to its teacher: the `soft` in `alpha * T^2 * soft + (1 - alpha) * CE`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Method {
+    /// `KL(teacher_T || student_T)`: Hinton, Vinyals and Dean (2015). See [`KdLoss`].
+    Kd,
+    /// Decoupled: `target * TCKD + non_target * NCKD`, Zhao et al., "Decoupled Knowledge Distillation" (CVPR 2022), equation 7.
+    /// TCKD is the KL of (target, all others), NCKD that among the others; plain KD is `TCKD + (1 - p_target) * NCKD`, which
+    /// mutes the second where the teacher is sure. Needs the label of every image.
+    Dkd { target: f64, non_target: f64 },
+    /// KL of standardised logits: each image's logits of both have their mean taken away and are divided by their standard
+    /// deviation before T. Sun et al., "Logit Standardization in Knowledge Distillation" (CVPR 2024).
+    StandardisedKd,
+}
+
+/// The paper's weights for CIFAR-100; for other data they say to try 0.5 to 10 for the second.
+const DKD: Method = Method::Dkd { target: 1.0, non_target: 8.0 };
+
+impl Method {
+    /// The soft term, a scalar: mean over the batch, not yet scaled by T^2. Logits `[B, C]`, `labels` i64 `[B]`.
+    pub fn divergence(&self, kd: KdLoss, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+        match *self {
+            Method::Kd => kd.divergence(student, teacher),
+            Method::Dkd { target, non_target } => {
+                let (tckd, nckd) = decoupled(student, labels, teacher, kd.temperature())?;
+                Ok(tckd.f_mul_scalar(target)?.f_add(&nckd.f_mul_scalar(non_target)?)?)
+            }
+            Method::StandardisedKd => kd.divergence(&standardised(student)?, &standardised(teacher)?),
+        }
+    }
+}
+
+/// TCKD and NCKD of the paper, scalars: means over the batch, not yet scaled by T^2. Logits `[B, C]` of at least 3 classes,
+/// `labels` i64 `[B]`.
+///
+/// # Errors
+/// When shapes don't fit, there are fewer than 3 classes, or an image has no label.
+pub fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperature: f64) -> Result<(Tensor, Tensor)> {
+    let temperature = super::loss::check_temperature(temperature)?;
+    check_pair(student, teacher)?;
+    let (size, classes) = (student.size(), student.size()[1]);
+    if classes < 3 || labels.size() != [size[0]] {
+        return Err(Error::Input(format!(
+            "decoupled distillation of logits {size:?} with labels {:?}: it needs [batch, classes] with at least 3 classes, \
+             and a label for each image",
+            labels.size()
+        )));
+    }
+    // Also what scatter would fail on, or worse, on a GPU.
+    let of_target = Tensor::f_arange(classes, (Kind::Int64, labels.device()))?.f_eq_tensor(&labels.f_unsqueeze(1)?)?; // [B, C]
+    let others = of_target.f_logical_not()?;
+    // Log-probabilities of (target, any other class) [B, 2], and among the others [B, C - 1].
+    let parts = |logits: &Tensor| -> Result<(Tensor, Tensor)> {
+        let scaled = logits.f_div_scalar(temperature)?;
+        let rest = scaled.f_masked_select(&others)?;
+        if rest.numel() as i64 != size[0] * (classes - 1) {
+            return Err(Error::Input(format!(
+                "decoupled distillation needs the label of every image, 0 to {}; for images without labels take kd",
+                classes - 1
+            )));
+        }
+        let rest = rest.f_view([size[0], classes - 1])?;
+        let target = scaled.f_masked_select(&of_target)?.f_view([size[0], 1])?;
+        let binary = Tensor::f_cat(&[&target, &rest.f_logsumexp([1i64].as_slice(), true)?], 1)?;
+        Ok((binary.f_log_softmax(1, None::<Kind>)?, rest.f_log_softmax(1, None::<Kind>)?))
+    };
+    let ((s_target, s_rest), (t_target, t_rest)) = (parts(student)?, parts(teacher)?);
+    let mean = |s: &Tensor, t: &Tensor| batch_mean(&s.f_kl_div(t, Reduction::Sum, true)?, student);
+    Ok((mean(&s_target, &t_target)?, mean(&s_rest, &t_rest)?))
+}
+
+/// Each row of logits `[B, C]` with mean 0 and (sample) standard deviation 1, as the paper's code: `(z - mean) / (std + 1e-7)`.
+pub fn standardised(logits: &Tensor) -> Result<Tensor> {
+    let size = logits.size();
+    if size.len() != 2 || size[1] < 2 {
+        return Err(Error::Input(format!(
+            "logits are {size:?}: to standardise them they must be [batch, classes], 2 or more"
+        )));
+    }
+    let mean = logits.f_mean_dim([1i64].as_slice(), true, None::<Kind>)?;
+    let deviation = logits.f_std_dim([1i64].as_slice(), true, true)?.f_add_scalar(1e-7)?;
+    Ok(logits.f_sub(&mean)?.f_div(&deviation)?)
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    /// `kd`, `dkd` (with the paper's weights 1 and 8), `dkd(1,2)` with others, or `standardised-kd`.
+    fn from_str(name: &str) -> Result<Self> {
+        let weights = name.strip_prefix("dkd(").and_then(|rest| rest.strip_suffix(')')?.split_once(','));
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|w| w.is_finite() && *w >= 0.0);
+        match (name, weights.and_then(|(target, rest)| number(target).zip(number(rest)))) {
+            ("kd", _) => Ok(Method::Kd),
+            ("dkd", _) => Ok(DKD),
+            ("standardised-kd", _) => Ok(Method::StandardisedKd),
+            (_, Some((target, non_target))) => Ok(Method::Dkd { target, non_target }),
+            _ => {
+                Err(Error::Input(format!("no method named {name:?}; there are kd, dkd, dkd(1,2) and standardised-kd")))
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Method {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+impl From<Method> for String {
+    fn from(method: Method) -> Self {
+        method.to_string()
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Method::Kd => f.write_str("kd"),
+            m if *m == DKD => f.write_str("dkd"),
+            Method::Dkd { target, non_target } => write!(f, "dkd({target},{non_target})"),
+            Method::StandardisedKd => f.write_str("standardised-kd"),
+        }
+    }
+}
