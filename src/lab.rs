@@ -2,10 +2,10 @@
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::distill::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
-use crate::distill::{backbone_features, teacher_logits};
-use crate::models::{Backbone, LoadReport, Model, device_name, head};
+use crate::distill::{Sweep, SweepInputs, SweepReport, backbone_features, fit, teacher_logits};
+use crate::models::{Backbone, LoadReport, Model, device_name, head, student};
 use crate::profile::Profile;
-use crate::show::{Table, live_progress, print_progress, short};
+use crate::show::{Table, live_progress, live_sweep, print_progress, short};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -186,6 +186,67 @@ impl Lab {
             )));
         }
         model.load(&path)
+    }
+
+    /// The teacher of notebook 2, trained as there if it isn't yet: the backbone, its head, and the features of the training
+    /// split.
+    pub fn teacher(&self, data: &Dataset) -> Result<(Backbone, Model, CachedTensor)> {
+        let backbone = self.backbone()?;
+        let features = self.features(&backbone, &data.train)?;
+        let classes = data.classes.len() as i64;
+        if let Ok(head) = self.teacher_head(classes, &features) {
+            return Ok((backbone, head, features));
+        }
+        let mut teacher = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
+        let validation = Examples::features(&data.validation, &self.features(&backbone, &data.validation)?)?;
+        let train = Examples::features(&data.train, &features)?;
+        fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &self.teacher_options())?;
+        Ok((backbone, teacher, features))
+    }
+
+    /// A sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Change what it is about.
+    pub fn sweep_plan(&self, name: &str) -> Sweep {
+        Sweep {
+            name: name.to_owned(),
+            epochs: self.profile.sweep_epochs,
+            size: self.profile.sweep_size,
+            batch_size: self.profile.batch_size,
+            learning_rate: self.profile.student_learning_rate,
+            ..Sweep::default()
+        }
+    }
+
+    /// Runs a sweep of the article's student under the teacher of notebook 2, shown live where the kernel can. What was run
+    /// before is found on disk; Interrupt keeps what is done. [`Sweep::run`] says more.
+    ///
+    /// # Errors
+    /// When a value of the sweep is out of its range, and as [`fit`].
+    pub fn sweep(&self, sweep: &Sweep, data: &Dataset) -> Result<SweepReport> {
+        let (backbone, head, features) = self.teacher(data)?;
+        let classes = data.classes.len() as i64;
+        let inputs = SweepInputs {
+            data,
+            device: self.device,
+            profile: &self.profile.name,
+            backbone: &backbone,
+            head: &head,
+            teacher_transform: &self.teacher_transform(),
+            train_features: &features,
+            validation_features: &self.features(&backbone, &data.validation)?,
+            head_options: &FitOptions { folder: None, ..self.teacher_options() },
+            student: &|vs| student(vs, classes),
+            cache: &self.folder.join("cache"),
+        };
+        sweep.run(&inputs, &self.sweep_folder(&sweep.name), &live_sweep())
+    }
+
+    /// What a sweep came to so far, here or in `cargo lab sweep`.
+    pub fn sweep_report(&self, name: &str) -> Result<SweepReport> {
+        SweepReport::load(self.sweep_folder(name).join("sweep.json"))
+    }
+
+    fn sweep_folder(&self, name: &str) -> PathBuf {
+        self.folder.join("sweeps").join(name)
     }
 
     /// The curve of an earlier fit, by its name.

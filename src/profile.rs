@@ -24,6 +24,9 @@ pub struct Profile {
     pub student_learning_rate: f64,
     pub temperature: f64,
     pub alpha: f64,
+    /// Epochs and image side of the students in a sweep, which are many.
+    pub sweep_epochs: usize,
+    pub sweep_size: i64,
     pub seed: u64,
 }
 
@@ -45,6 +48,8 @@ impl Profile {
             student_learning_rate: 1e-3,
             temperature: 1.0,
             alpha: 0.5,
+            sweep_epochs: 20,
+            sweep_size: 32,
             seed: 0,
         }
     }
@@ -59,6 +64,8 @@ impl Profile {
             test_images: Some(2_000),
             teacher_size: 128, // a quarter of the cost of 224 for a few points of accuracy
             student_epochs: 10,
+            sweep_epochs: 6,
+            sweep_size: 16, // a quarter of the cost of 32
             ..Self::article()
         }
     }
@@ -73,6 +80,8 @@ impl Profile {
             teacher_size: 64,
             teacher_epochs: 2,
             student_epochs: 2,
+            sweep_epochs: 1,
+            sweep_size: 8,
             ..Self::laptop()
         }
     }

@@ -1,5 +1,8 @@
 //! The distillation room against definitions written out by hand, and the training loop's promises.
 
+mod common;
+
+use common::dataset;
 use kdlab::data::{DataOptions, Dataset, Transform, cifar10};
 use kdlab::distill::*;
 use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
@@ -7,20 +10,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tch::{Device, Kind, Tensor, nn};
-
-/// Ten classes of 8 training and 2 test images each, told apart by brightness, in CIFAR-10's own layout.
-fn dataset(folder: &Path, seed: u64) -> Dataset {
-    let record = |i: usize| {
-        let label = (i % 10) as u8;
-        let mut bytes = vec![label];
-        bytes.extend((0..3072).map(|p| 20 * label + ((p * 7 + i * 13) % 23) as u8));
-        bytes
-    };
-    std::fs::write(folder.join("data_batch_1.bin"), (0..80).flat_map(record).collect::<Vec<_>>()).unwrap();
-    std::fs::write(folder.join("test_batch.bin"), (100..120).flat_map(record).collect::<Vec<_>>()).unwrap();
-    let options = DataOptions { folder: Some(folder.to_owned()), seed, validation: 0.2, ..DataOptions::default() };
-    cifar10(&options).unwrap()
-}
 
 fn tiny(vs: &nn::Path) -> Layers {
     Layers::new()

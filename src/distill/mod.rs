@@ -12,9 +12,13 @@ mod evaluate;
 mod examples;
 mod fit;
 mod loss;
+mod method;
 mod record;
 mod report;
+mod sweep;
 pub mod teaching;
+mod verdict;
+mod view_logits;
 
 pub use adam::Adam;
 pub use background::{Queue, Run, RunState};
@@ -24,6 +28,13 @@ pub use criterion::Criterion;
 pub use evaluate::{Calibration, CalibrationBin, Evaluation, evaluate, predict};
 pub use examples::{Examples, Minibatch};
 pub use fit::{FitOptions, Listener, fit};
-pub use loss::{KdLoss, cross_entropy, soft_targets};
+pub use loss::{KdLoss, UNLABELLED, cross_entropy, soft_targets};
+pub use method::{Method, decoupled, standardised};
 pub use record::{Change, EpochRecord, Event, History, Metrics, Progress, Settings};
 pub use report::{Graded, ReportCard, ReportRow, report_card};
+pub use sweep::{
+    Augmentation, Comparison, Measure, Setting, Sweep, SweepInputs, SweepListener, SweepNow, SweepReport, SweepRun,
+    TeacherLabels, Teaching,
+};
+pub use verdict::{Decision, Verdict};
+pub use view_logits::{ViewLogits, view_logits};

@@ -2,11 +2,14 @@
 
 use super::table::escape;
 use super::{Figure, Table, curves};
+use crate::Result;
 use crate::data::{Batch, Dataset};
-use crate::distill::{CachedTensor, Change, Evaluation, History, ReportCard, Run, Settings};
+use crate::distill::{CachedTensor, Change, Evaluation, History, Measure, ReportCard, Run, Settings, SweepReport};
+use crate::distill::{Verdict, ViewLogits};
 use crate::lab::Lab;
 use crate::models::{LoadReport, Summary};
 use base64::Engine;
+use serde_json::{Value, json};
 use std::fmt::Display;
 use std::io::Write;
 
@@ -26,10 +29,18 @@ fn emit(forms: &[(&str, &str)]) {
 }
 
 /// What stands in the place of a figure where only text is shown.
-pub(super) const NO_IMAGES: &str = "figure (this front end shows no images)";
+const NO_IMAGES: &str = "figure (this front end shows no images)";
 
 pub(super) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// A figure as a display on the live kernel: a MIME bundle and its metadata, with the size so that nothing below it moves
+/// while it is drawn anew.
+pub(super) fn bundle(figure: &Figure) -> Result<(Value, Value)> {
+    let (width, height) = figure.size();
+    let data = json!({"image/png": base64(&figure.png()?), "text/plain": NO_IMAGES});
+    Ok((data, json!({"image/png": {"width": width, "height": height}})))
 }
 
 pub(super) fn emit_text(value: &dyn Display) {
@@ -45,6 +56,19 @@ impl Figure {
         match self.png() {
             Ok(png) => {
                 emit(&[("text/plain", NO_IMAGES), ("image/png", &base64(&png))]);
+            }
+            Err(e) => eprintln!("{e}"),
+        }
+    }
+}
+
+impl SweepReport {
+    /// What it was about, and the verdicts on the test split.
+    pub fn evcxr_display(&self) {
+        match self.table(Measure::Test) {
+            Ok(table) => {
+                let (text, html) = (self.headline(), format!("<p>{}</p>{}", escape(&self.headline()), table.html()));
+                emit(&[("text/plain", &format!("{text}\n{table}")), ("text/html", &html)]);
             }
             Err(e) => eprintln!("{e}"),
         }
@@ -162,6 +186,25 @@ impl Display for Evaluation {
             "accuracy {accuracy:.2} % ({} of {}), cross-entropy {:.4}",
             self.correct, self.total, self.cross_entropy
         )
+    }
+}
+
+impl Display for ViewLogits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let from = if self.from_disk { "found" } else { "computed, now" };
+        write!(f, "logits f16 of {} views of each image, {from} at {}", self.views().len(), self.path.display())
+    }
+}
+
+impl ViewLogits {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
+    }
+}
+
+impl Verdict {
+    pub fn evcxr_display(&self) {
+        emit_text(self);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A fit as it runs: its curve, a bar of progress, and sliders that act on it.
 
 use super::curves::running_curve;
-use super::display::{NO_IMAGES, base64};
+use super::display::bundle;
 use super::knobs::OpenPanel;
 use super::progress::{duration, line, print_progress};
 use super::table::escape;
@@ -227,12 +227,8 @@ impl Drawer {
     fn show_figure(&self, update: bool) -> Option<()> {
         let at = |p: &Progress| ((p.epoch - 1) as f64 + p.done as f64 / p.total.max(1) as f64, p.metrics);
         let running = self.running().map(at).and_then(|(epoch, metrics)| Some((epoch, metrics?)));
-        let figure = running_curve(&self.history, running);
-        let png = figure.png().ok()?;
-        let (width, height) = figure.size();
-        let data = json!({"image/png": base64(&png), "text/plain": NO_IMAGES});
-        // With its size, so that nothing below it moves while it is drawn anew.
-        self.display(&self.figure, update, data, json!({"image/png": {"width": width, "height": height}}))
+        let (data, metadata) = bundle(&running_curve(&self.history, running)).ok()?;
+        self.display(&self.figure, update, data, metadata)
     }
 
     fn show_bar(&self, update: bool) -> Option<()> {

@@ -13,6 +13,7 @@ mod progress;
 mod reliability;
 mod similarity;
 mod softening;
+mod sweep;
 mod table;
 mod widgets;
 
@@ -30,4 +31,5 @@ pub use progress::print_progress;
 pub use reliability::reliability_diagram;
 pub use similarity::{class_similarity, likely_confusions};
 pub use softening::soft_targets_over_temperature;
+pub use sweep::live_sweep;
 pub use table::Table;

@@ -1,0 +1,46 @@
+//! A sweep without Jupyter: what `cargo lab sweep` starts, with the fields of [`kdlab::distill::Sweep`] that were given, as
+//! a JSON object.
+
+use kdlab::distill::{Measure, Sweep};
+use kdlab::{Error, Lab, Result};
+use serde_json::Value;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let given = std::env::args().nth(1).unwrap_or_default();
+    let wrong = |e| Error::Input(format!("the settings of this sweep: {e}; `cargo lab sweep --help` lists them"));
+    let given: serde_json::Map<String, Value> = serde_json::from_str(&given).map_err(wrong)?;
+    let lab = Lab::open()?;
+    let name = given.get("name").and_then(Value::as_str).unwrap_or("sweep");
+    let mut plan = serde_json::to_value(lab.sweep_plan(name)).map_err(wrong)?;
+    for (field, value) in given {
+        plan[field] = value;
+    }
+    let plan: Sweep = serde_json::from_value(plan).map_err(wrong)?;
+    println!("{lab}");
+    let data = lab.dataset()?;
+    println!("{data}");
+    let report = lab.sweep(&plan, &data)?;
+    println!("\n{}", report.runs_table());
+    let mut measures = vec![Measure::Validation, Measure::Test];
+    if plan.omitted.is_some() {
+        measures.extend([Measure::OmittedRecall, Measure::CorrectedRecall, Measure::CorrectedTest]);
+    }
+    for measure in measures {
+        println!("{}", report.table(measure)?);
+    }
+    match report.stopped {
+        Some(why) => Err(Error::Interrupted(format!("stopped: {why}; run it again and it goes on"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,725 @@
+//! Many fits that differ in one thing at a time, each with several seeds: what distillation gains over the student alone.
+
+use super::control::check_learning_rate;
+use super::evaluate::Pass;
+use super::fit::fingerprint;
+use super::loss::{check_alpha, check_temperature};
+use super::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener, Method, Progress, UNLABELLED};
+use super::{Verdict, ViewLogits, evaluate, fit, teacher_logits, view_logits};
+use crate::data::{Dataset, Split, Transform, Views};
+use crate::files::{digest, write_bytes};
+use crate::live::lock;
+use crate::models::{Backbone, Layers, Model, head};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tch::{Device, Tensor, nn};
+
+/// A batch in evaluation, where only memory limits it.
+const EVALUATION_BATCH: usize = 256;
+
+/// A grid: every method at every temperature and alpha, for every amount of labels, noise and augmentation, each against
+/// the student alone under the same conditions, and all of it with every seed.
+///
+/// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong, for the
+/// student alone as for the distilled one: their results differ by the teacher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sweep {
+    /// Its folder, too.
+    pub name: String,
+    pub seeds: Vec<u64>,
+    pub methods: Vec<Method>,
+    pub temperatures: Vec<f64>,
+    pub alphas: Vec<f64>,
+    /// Shares of the training images whose label the student is told, in (0, 1]. The teacher's soft targets come for all.
+    /// The student alone sees the labelled images only, as often as makes the same number of steps.
+    pub labelled: Vec<f64>,
+    /// Shares of those labels that are wrong, in [0, 1).
+    pub noise: Vec<f64>,
+    pub augmentations: Vec<Augmentation>,
+    /// Shift in pixels of the stored image, for augmentations: as it is, left, right, up and down, each also mirrored.
+    pub shift: i64,
+    pub teachers: Vec<TeacherLabels>,
+    /// A class of which neither student sees an image. The teacher knows it.
+    pub omitted: Option<i64>,
+    /// Only the first so many training images; none takes all.
+    pub images: Option<usize>,
+    pub epochs: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    /// Side of the student's images in pixels.
+    pub size: i64,
+}
+
+impl Default for Sweep {
+    /// Three seeds of plain distillation at T = 4, alpha = 0.9, with all labels.
+    fn default() -> Self {
+        Self {
+            name: "sweep".into(),
+            seeds: vec![0, 1, 2],
+            methods: vec![Method::Kd],
+            temperatures: vec![4.0],
+            alphas: vec![0.9],
+            labelled: vec![1.0],
+            noise: vec![0.0],
+            augmentations: vec![Augmentation::None],
+            shift: 3,
+            teachers: vec![TeacherLabels::All],
+            omitted: None,
+            images: None,
+            epochs: 10,
+            batch_size: 64,
+            learning_rate: 1e-3,
+            size: 32,
+        }
+    }
+}
+
+/// What the student's images go through, and what its teacher judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Augmentation {
+    /// Images as they are.
+    None,
+    /// A view for each image and epoch; the teacher judges that very view.
+    Same,
+    /// The student sees one view, the teacher judges another.
+    Apart,
+}
+
+/// Which labels the teacher's head was trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TeacherLabels {
+    /// All of the training split, right ones.
+    All,
+    /// No other labels than the student is told, wrong ones included.
+    Student,
+}
+
+/// One point of the grid, for any seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// None for the student alone.
+    pub teaching: Option<Teaching>,
+    pub labelled: f64,
+    pub noise: f64,
+    pub augmentation: Augmentation,
+}
+
+/// How a student is taught.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Teaching {
+    pub method: Method,
+    pub temperature: f64,
+    pub alpha: f64,
+    pub teacher: TeacherLabels,
+}
+
+impl Setting {
+    /// The student alone under the same conditions.
+    pub fn alone(&self) -> Self {
+        let augmentation = match self.augmentation {
+            Augmentation::None => Augmentation::None,
+            Augmentation::Same | Augmentation::Apart => Augmentation::Same,
+        };
+        Self { teaching: None, augmentation, ..self.clone() }
+    }
+}
+
+impl fmt::Display for Setting {
+    /// Fit for the name of a folder: `kd-T4-alpha0.9-labelled0.05`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.teaching {
+            None => f.write_str("alone")?,
+            Some(t) => {
+                write!(f, "{}-T{}-alpha{}", t.method, t.temperature, t.alpha)?;
+                if t.teacher == TeacherLabels::Student {
+                    f.write_str("-teacher-of-the-same-labels")?;
+                }
+            }
+        }
+        if self.labelled < 1.0 {
+            write!(f, "-labelled{}", self.labelled)?;
+        }
+        if self.noise > 0.0 {
+            write!(f, "-noise{}", self.noise)?;
+        }
+        match (self.augmentation, &self.teaching) {
+            (Augmentation::None, _) => Ok(()),
+            (_, None) => f.write_str("-augmented"),
+            (Augmentation::Same, _) => f.write_str("-same-view"),
+            (Augmentation::Apart, _) => f.write_str("-other-view"),
+        }
+    }
+}
+
+/// What one fit of a sweep came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SweepRun {
+    pub setting: Setting,
+    pub seed: u64,
+    /// Changes with everything the run depends on: a run of the same key is not repeated.
+    pub key: String,
+    /// Whose weights were kept.
+    pub best_epoch: usize,
+    /// Accuracies in [0, 1], of the kept weights.
+    pub validation: f64,
+    pub test: f64,
+    /// Share of each class's test images that were given their class.
+    pub recall: Vec<f64>,
+    /// Where a class was left out.
+    pub corrected: Option<Corrected>,
+    /// Of the teacher on the validation split; none for the student alone.
+    pub teacher: Option<f64>,
+    pub seconds: f64,
+    pub images_per_second: f64,
+}
+
+/// After a bias for the omitted class's logit, chosen on the validation split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Corrected {
+    pub bias: f64,
+    pub test: f64,
+    pub recall: Vec<f64>,
+}
+
+/// All runs of a sweep so far. It is written as `sweep.json` after each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SweepReport {
+    pub sweep: Sweep,
+    pub profile: String,
+    pub data: String,
+    /// Images the students were trained on.
+    pub images: usize,
+    pub runs: Vec<SweepRun>,
+    /// Why it ended before its last run, if it did.
+    pub stopped: Option<String>,
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Accuracy on the split that picked the epochs: to choose a setting by.
+    Validation,
+    /// Accuracy on the test split.
+    Test,
+    /// Share of the omitted class's test images that are recognised.
+    OmittedRecall,
+    /// The same after the bias correction.
+    CorrectedRecall,
+    /// Test accuracy after the bias correction.
+    CorrectedTest,
+}
+
+/// A setting against the student alone, in the seeds that both were run with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    pub setting: Setting,
+    /// Fractions in [0, 1], one for each seed.
+    pub alone: Vec<f64>,
+    pub distilled: Vec<f64>,
+    pub verdict: Verdict,
+}
+
+/// Where a sweep stands.
+#[derive(Clone, Debug)]
+pub struct SweepNow {
+    /// The run that goes on; none when all are done.
+    pub run: Option<String>,
+    /// It is the `number`th of `total`, from 1.
+    pub number: usize,
+    pub total: usize,
+    /// Of a fit, or of the teacher's pass over all views.
+    pub progress: Option<Progress>,
+    /// Of all that is left; none before anything is known.
+    pub seconds_left: Option<f64>,
+}
+
+/// What all runs of a sweep share.
+pub struct SweepInputs<'a> {
+    pub data: &'a Dataset,
+    pub device: Device,
+    pub profile: &'a str,
+    pub backbone: &'a Backbone,
+    /// The teacher's head, trained on all labels.
+    pub head: &'a Model,
+    /// As the backbone sees images.
+    pub teacher_transform: &'a Transform,
+    pub train_features: &'a CachedTensor,
+    pub validation_features: &'a CachedTensor,
+    /// How heads are trained on the student's labels.
+    pub head_options: &'a FitOptions,
+    /// The student's network.
+    pub student: &'a dyn Fn(&nn::Path) -> Layers,
+    /// Where logits of views are kept.
+    pub cache: &'a Path,
+}
+
+/// Hears of a sweep a few times a second.
+pub type SweepListener = Arc<dyn Fn(&SweepReport, &SweepNow) + Send + Sync>;
+
+impl Sweep {
+    /// All distilled settings of the grid.
+    pub fn settings(&self) -> Vec<Setting> {
+        let mut all = Vec::new();
+        for &labelled in &self.labelled {
+            for &noise in &self.noise {
+                for &augmentation in &self.augmentations {
+                    for &teacher in &self.teachers {
+                        for &method in &self.methods {
+                            for &temperature in &self.temperatures {
+                                for &alpha in &self.alphas {
+                                    let teaching = Some(Teaching { method, temperature, alpha, teacher });
+                                    all.push(Setting { teaching, labelled, noise, augmentation });
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// Every run, seed after seed: the whole grid is seen once before any of it is repeated.
+    fn all_runs(&self) -> Vec<(Setting, u64)> {
+        let mut once: Vec<Setting> = Vec::new();
+        for setting in self.settings() {
+            for setting in [setting.alone(), setting] {
+                if !once.contains(&setting) {
+                    once.push(setting);
+                }
+            }
+        }
+        self.seeds.iter().flat_map(|&seed| once.iter().map(move |setting| (setting.clone(), seed))).collect()
+    }
+
+    fn check(&self, classes: usize) -> Result<()> {
+        let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
+        let counts = [
+            ("seeds", self.seeds.len()),
+            ("methods", self.methods.len()),
+            ("temperatures", self.temperatures.len()),
+            ("alphas", self.alphas.len()),
+            ("labelled", self.labelled.len()),
+            ("noise", self.noise.len()),
+            ("augmentations", self.augmentations.len()),
+            ("teachers", self.teachers.len()),
+        ];
+        if let Some((axis, _)) = counts.iter().find(|(_, n)| *n == 0) {
+            return wrong(format!("{axis} is empty; give at least one value"));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
+            return wrong("its name is that of a folder: letters, digits, - and _ only".into());
+        }
+        self.temperatures.iter().try_for_each(|&t| check_temperature(t).map(drop))?;
+        self.alphas.iter().try_for_each(|&a| check_alpha(a).map(drop))?;
+        check_learning_rate(self.learning_rate)?;
+        if let Some(share) = self.labelled.iter().find(|l| !(**l > 0.0 && **l <= 1.0)) {
+            return wrong(format!("a labelled share must be in (0, 1], got {share}; try 0.05"));
+        }
+        if let Some(share) = self.noise.iter().find(|n| !(0.0..1.0).contains(*n)) {
+            return wrong(format!("a share of wrong labels must be in [0, 1), got {share}; try 0.3"));
+        }
+        let dkd = self.methods.iter().any(|m| matches!(m, Method::Dkd { .. }));
+        if dkd && self.labelled.iter().any(|l| *l < 1.0) {
+            return wrong("dkd looks at the label of every image; leave it out, or set labelled to 1".into());
+        }
+        let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
+        if augmented && self.teachers.contains(&TeacherLabels::Student) {
+            return wrong("a teacher of the student's labels has no logits of views; sweep one or the other".into());
+        }
+        match self.omitted {
+            Some(class) if !(0..classes as i64).contains(&class) => {
+                wrong(format!("omitted class {class}; classes are 0 to {}", classes - 1))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes every run that `folder` does not hold yet, and gives them all. It may be killed and called again: a run that
+    /// was cut short goes on after its last epoch, and runs of equal settings are taken from there, whatever grid they were
+    /// made for.
+    ///
+    /// Interrupt ends it, on the live kernel: what is done is given, with `stopped` set.
+    ///
+    /// # Errors
+    /// When a value is out of its range, and as [`fit`].
+    pub fn run(&self, inputs: &SweepInputs, folder: &Path, tell: &SweepListener) -> Result<SweepReport> {
+        let data = inputs.data;
+        self.check(data.classes.len())?;
+        let ground = Ground::new(self, inputs)?;
+        let path = folder.join("sweep.json");
+        let before = SweepReport::load(&path).map(|report| report.runs).unwrap_or_default();
+        let report = SweepReport {
+            sweep: self.clone(),
+            profile: inputs.profile.to_owned(),
+            data: data.name.clone(),
+            images: ground.split.len(),
+            runs: Vec::new(),
+            stopped: None,
+        };
+        let state = Arc::new(Mutex::new(report));
+        let pass = Pass::new(&self.name);
+        let all = self.all_runs();
+        let mut spent = Vec::new();
+        let mut teachers = Teachers { sweep: self, ground: &ground, own: Vec::new(), views: None };
+        for (i, (setting, seed)) in all.iter().enumerate() {
+            if let Some(reason) = pass.asked() {
+                lock(&state).stopped = Some(reason);
+                break;
+            }
+            let name = format!("{setting}-seed{seed}");
+            // Each run left takes as long as those so far did.
+            let later = mean(&spent).map(|seconds: f64| seconds * (all.len() - i - 1) as f64);
+            let now = SweepNow {
+                run: Some(name.clone()),
+                number: i + 1,
+                total: all.len(),
+                progress: None,
+                seconds_left: later,
+            };
+            let (known, hear) = (Arc::clone(&state), Arc::clone(tell));
+            let listener = Listener::new(move |event| {
+                if let Event::Progress(progress) = event {
+                    let seconds_left = now.seconds_left.map(|later| later + progress.seconds_left);
+                    let now = SweepNow { progress: Some(progress.clone()), seconds_left, ..now.clone() };
+                    let report = lock(&known).clone();
+                    hear(&report, &now);
+                }
+            });
+            let begun = Instant::now();
+            match teachers.run(setting, *seed, &name, &folder.join(&name), listener, &before)? {
+                Done::Before(run) => lock(&state).runs.push(run),
+                Done::Now(run) => {
+                    spent.push(begun.elapsed().as_secs_f64());
+                    let mut report = lock(&state);
+                    report.runs.push(*run);
+                    report.save(&path, &before)?;
+                    drop(report);
+                    // Of use only to go on with.
+                    let _ = std::fs::remove_file(folder.join(&name).join("checkpoint.safetensors"));
+                }
+                Done::Stopped(reason) => {
+                    lock(&state).stopped = Some(reason);
+                    break;
+                }
+            }
+        }
+        let report = lock(&state).clone();
+        report.save(&path, &before)?;
+        let number = report.runs.len();
+        tell(&report, &SweepNow { run: None, number, total: all.len(), progress: None, seconds_left: None });
+        Ok(report)
+    }
+}
+
+/// What is the same for all seeds and settings.
+struct Ground<'a> {
+    inputs: &'a SweepInputs<'a>,
+    /// The images that students are trained on.
+    split: Split,
+    features: CachedTensor,
+    logits: CachedTensor,
+    validation_logits: CachedTensor,
+    transform: Transform,
+    test: Examples,
+    views: Views,
+}
+
+impl<'a> Ground<'a> {
+    fn new(sweep: &Sweep, inputs: &'a SweepInputs<'a>) -> Result<Self> {
+        let SweepInputs { data, head, train_features, validation_features, .. } = inputs;
+        let taken = match sweep.images {
+            Some(n) if n == 0 || n > data.train.len() => {
+                return Err(Error::Input(format!("sweep {}: {n} images of {}", sweep.name, data.train.len())));
+            }
+            Some(n) => n,
+            None => data.train.len(),
+        };
+        let labels = Vec::<i64>::try_from(data.train.labels()?)?;
+        let kept: Vec<i64> = (0..taken as i64).filter(|&i| Some(labels[i as usize]) != sweep.omitted).collect();
+        let split = data.train.select(&kept)?;
+        let features = train_features.select(&data.train, &kept)?;
+        let logits = teacher_logits(head, &split, &features, None)?;
+        let validation_logits = teacher_logits(head, &data.validation, validation_features, None)?;
+        let transform = Transform::imagenet(sweep.size);
+        let test = Examples::images(&data.test, &transform)?;
+        let views = Views::cross(sweep.shift)?;
+        Ok(Self { inputs, split, features, logits, validation_logits, transform, test, views })
+    }
+
+    /// What the student is told of the labels with this seed: which images have one, and all labels, wrong ones among them.
+    fn told(&self, setting: &Setting, seed: u64) -> Result<(Vec<i64>, Tensor)> {
+        Ok((self.split.few(setting.labelled, seed)?, self.split.noisy_labels(setting.noise, seed)?))
+    }
+
+    /// The labelled images again and again, as many as there are images.
+    fn repeated(&self, told: &[i64]) -> Vec<i64> {
+        told.iter().copied().cycle().take(self.split.len()).collect()
+    }
+
+    fn validation(&self, logits: &CachedTensor) -> Result<Examples> {
+        Examples::images(&self.inputs.data.validation, &self.transform)?.with_teacher(logits)
+    }
+}
+
+enum Done {
+    /// An earlier sweep made it.
+    Before(SweepRun),
+    Now(Box<SweepRun>),
+    Stopped(String),
+}
+
+/// The teachers of a sweep, made when a run first needs them.
+struct Teachers<'a> {
+    sweep: &'a Sweep,
+    ground: &'a Ground<'a>,
+    /// Logits for train and validation, of teachers trained on the student's labels: by share, noise and seed.
+    own: Vec<((f64, f64, u64), CachedTensor, CachedTensor)>,
+    views: Option<ViewLogits>,
+}
+
+impl Teachers<'_> {
+    fn run(
+        &mut self,
+        setting: &Setting,
+        seed: u64,
+        name: &str,
+        folder: &Path,
+        listener: Listener,
+        before: &[SweepRun],
+    ) -> Result<Done> {
+        let Self { sweep, ground, .. } = *self;
+        let inputs = ground.inputs;
+        let (told, labels) = ground.told(setting, seed)?;
+        let rows = |rows: &[i64]| -> Result<Tensor> { Ok(labels.f_index_select(0, &Tensor::f_from_slice(rows)?)?) };
+        let mut validation_logits = &ground.validation_logits;
+        let (train, criterion) = match &setting.teaching {
+            None => {
+                let seen = ground.repeated(&told);
+                let images =
+                    Examples::images(&ground.split.select(&seen)?, &ground.transform)?.with_labels(&rows(&seen)?)?;
+                let images = match setting.augmentation {
+                    Augmentation::None => images,
+                    _ => images.with_views(&ground.views)?,
+                };
+                (images, Criterion::cross_entropy())
+            }
+            Some(teaching) => {
+                let images = Examples::images(&ground.split, &ground.transform)?;
+                let images = match (setting.augmentation, teaching.teacher) {
+                    (Augmentation::None, TeacherLabels::All) => images.with_teacher(&ground.logits)?,
+                    (Augmentation::None, TeacherLabels::Student) => {
+                        let (train, validation) = self.own_teacher(setting, seed, &listener)?;
+                        validation_logits = validation;
+                        images.with_teacher(train)?
+                    }
+                    (augmentation, _) => {
+                        let logits = self.views(&listener)?;
+                        images.with_teacher_of_views(logits, augmentation == Augmentation::Apart)?
+                    }
+                };
+                let mut known = labels.f_full_like(UNLABELLED)?;
+                let _ = known.f_index_copy_(0, &Tensor::f_from_slice(&told)?, &rows(&told)?)?;
+                let kd = KdLoss::new(teaching.temperature, teaching.alpha)?;
+                (images.with_labels(&known)?, Criterion::distil(teaching.method, kd))
+            }
+        };
+        let validation = ground.validation(validation_logits)?;
+        let mut model = Model::new(name, inputs.device, seed, inputs.student)?;
+        let options = FitOptions {
+            name: name.to_owned(),
+            epochs: sweep.epochs,
+            batch_size: sweep.batch_size,
+            learning_rate: sweep.learning_rate,
+            seed,
+            folder: Some(folder.to_owned()),
+            listener,
+            ..FitOptions::default()
+        };
+        let fit_key = fingerprint(None, &model, &train, &validation, &criterion, &options)?;
+        let key =
+            digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), format!("{:?}", sweep.omitted).as_bytes()]);
+        if let Some(run) = before.iter().find(|run| run.key == key) {
+            return Ok(Done::Before(run.clone()));
+        }
+        let history = fit(&mut model, &train, &validation, &criterion, &options)?;
+        if let Some(reason) = history.stopped {
+            return Ok(Done::Stopped(reason));
+        }
+        let Some(best) = history.best() else {
+            return Err(Error::Input(format!("{name}: no epoch was run; sweep with at least 1")));
+        };
+        let tested = evaluate(&model, &ground.test, EVALUATION_BATCH)?;
+        let corrected = match sweep.omitted {
+            Some(class) => {
+                let bias = evaluate(&model, &validation, EVALUATION_BATCH)?.best_bias(class)?;
+                let tested = tested.with_bias(class, bias)?;
+                Some(Corrected { bias, test: tested.accuracy(), recall: tested.recall()? })
+            }
+            None => None,
+        };
+        let teacher = match setting.teaching {
+            Some(_) => Some(super::Evaluation::new(&validation_logits.tensor, &validation.labels())?.accuracy()),
+            None => None,
+        };
+        let speeds: Vec<f64> = history.records.iter().map(|r| r.images_per_second).collect();
+        Ok(Done::Now(Box::new(SweepRun {
+            setting: setting.clone(),
+            seed,
+            key,
+            best_epoch: best.epoch,
+            validation: best.validation.accuracy,
+            test: tested.accuracy(),
+            recall: tested.recall()?,
+            corrected,
+            teacher,
+            seconds: history.seconds(),
+            images_per_second: mean(&speeds).unwrap_or_default(),
+        })))
+    }
+
+    /// A head on the backbone's features, trained on the labels that the student is told.
+    fn own_teacher(
+        &mut self,
+        setting: &Setting,
+        seed: u64,
+        listener: &Listener,
+    ) -> Result<(&CachedTensor, &CachedTensor)> {
+        let wanted = (setting.labelled, setting.noise, seed);
+        if !self.own.iter().any(|(of, _, _)| *of == wanted) {
+            let Ground { inputs, split, features, .. } = self.ground;
+            let (told, labels) = self.ground.told(setting, seed)?;
+            let seen = self.ground.repeated(&told);
+            let part = Examples::features(&split.select(&seen)?, &features.select(split, &seen)?)?;
+            let part = part.with_labels(&labels.f_index_select(0, &Tensor::f_from_slice(&seen)?)?)?;
+            let data = inputs.data;
+            let validation = Examples::features(&data.validation, inputs.validation_features)?;
+            let mut own = head(inputs.backbone.arch.features(), data.classes.len() as i64, inputs.device, seed)?;
+            let options = FitOptions {
+                name: "teacher of the student's labels".into(),
+                seed,
+                folder: None,
+                listener: listener.clone(),
+                ..inputs.head_options.clone()
+            };
+            fit(&mut own, &part, &validation, &Criterion::cross_entropy(), &options)?;
+            let train = teacher_logits(&own, split, features, None)?;
+            self.own.push((wanted, train, teacher_logits(&own, &data.validation, inputs.validation_features, None)?));
+        }
+        let found = self.own.iter().find(|(of, _, _)| *of == wanted);
+        found.map(|(_, train, validation)| (train, validation)).ok_or_else(|| Error::Input("no teacher".into()))
+    }
+
+    fn views(&mut self, listener: &Listener) -> Result<&ViewLogits> {
+        let Ground { inputs, split, views, .. } = self.ground;
+        let made = match self.views.take() {
+            Some(made) => made,
+            None => {
+                let teacher = inputs.backbone.with_head(inputs.head)?;
+                let batch = self.sweep.batch_size;
+                view_logits(&teacher, split, inputs.teacher_transform, views, batch, inputs.cache, listener)?
+            }
+        };
+        Ok(self.views.insert(made))
+    }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+impl SweepRun {
+    /// None where it was not measured.
+    pub fn value(&self, measure: Measure, omitted: Option<i64>) -> Option<f64> {
+        let of = |recall: &[f64]| recall.get(usize::try_from(omitted?).ok()?).copied();
+        match measure {
+            Measure::Validation => Some(self.validation),
+            Measure::Test => Some(self.test),
+            Measure::OmittedRecall => of(&self.recall),
+            Measure::CorrectedRecall => of(&self.corrected.as_ref()?.recall),
+            Measure::CorrectedTest => self.corrected.as_ref().map(|c| c.test),
+        }
+    }
+}
+
+impl SweepReport {
+    /// Reads what a sweep wrote as `sweep.json`.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
+        serde_json::from_slice(&text)
+            .map_err(|e| Error::Data(format!("{} is not a sweep's report: {e}; run the sweep again", path.display())))
+    }
+
+    /// With the runs of earlier grids, so that none is lost.
+    fn save(&self, path: &Path, before: &[SweepRun]) -> Result<()> {
+        let mut all = self.clone();
+        all.runs.extend(before.iter().filter(|b| self.runs.iter().all(|run| run.key != b.key)).cloned());
+        let json = serde_json::to_vec_pretty(&all).map_err(|e| Error::Data(format!("sweep: {e}")))?;
+        write_bytes(path, &json)
+    }
+
+    /// Every setting of the grid against the student alone, as far as two seeds or more are there. The confidence takes the
+    /// number of settings into account ([`Verdict::new`]).
+    ///
+    /// # Errors
+    /// When the measure speaks of an omitted class and there is none.
+    pub fn compare(&self, measure: Measure) -> Result<Vec<Comparison>> {
+        let needs_class = !matches!(measure, Measure::Validation | Measure::Test);
+        if needs_class && self.sweep.omitted.is_none() {
+            return Err(Error::Input(format!(
+                "{measure:?} is of an omitted class, and sweep {} has none",
+                self.sweep.name
+            )));
+        }
+        let settings = self.sweep.settings();
+        let mut made = Vec::new();
+        for setting in &settings {
+            let (alone, distilled) = self.pairs(setting, measure);
+            if alone.len() > 1 {
+                let verdict = Verdict::new(&alone, &distilled, settings.len())?;
+                made.push(Comparison { setting: setting.clone(), alone, distilled, verdict });
+            }
+        }
+        Ok(made)
+    }
+
+    /// The mean difference to the student alone, in points, of each temperature (rows) and alpha (columns), for the first
+    /// value of every other axis; none where no seed is done yet.
+    pub fn grid(&self, measure: Measure) -> Vec<Vec<Option<f64>>> {
+        let settings = self.sweep.settings();
+        let one = |t: f64, a: f64| {
+            let at = |s: &&Setting| s.teaching.is_some_and(|x| x.temperature == t && x.alpha == a);
+            let (alone, distilled) = self.pairs(settings.iter().find(at)?, measure);
+            Some(100.0 * (mean(&distilled)? - mean(&alone)?))
+        };
+        let row = |&t: &f64| self.sweep.alphas.iter().map(|&a| one(t, a)).collect();
+        self.sweep.temperatures.iter().map(row).collect()
+    }
+
+    /// The student alone and the distilled one, in the seeds that are done for both.
+    fn pairs(&self, setting: &Setting, measure: Measure) -> (Vec<f64>, Vec<f64>) {
+        let value = |setting: &Setting, seed: u64| {
+            let run = self.runs.iter().find(|run| run.seed == seed && run.setting == *setting)?;
+            run.value(measure, self.sweep.omitted)
+        };
+        self.sweep
+            .seeds
+            .iter()
+            .filter_map(|&seed| Some((value(&setting.alone(), seed)?, value(setting, seed)?)))
+            .unzip()
+    }
+
+    /// Seconds spent in all its runs.
+    pub fn seconds(&self) -> f64 {
+        self.runs.iter().map(|run| run.seconds).sum()
+    }
+}
