@@ -8,6 +8,7 @@ mod progress;
 mod setup;
 mod slots;
 mod steps;
+mod sweep;
 mod table;
 mod template;
 
@@ -40,6 +41,8 @@ enum Task {
     Doctor,
     /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
     Run(RunArgs),
+    /// Train students over a grid, with seeds, alone and distilled, and say whether distillation beats; survives a kill
+    Sweep(sweep::SweepArgs),
     /// Set up, with Python's torch to compare with, then run every test, notebooks included
     Test(TestArgs),
     /// Start the Rust kernel in a warm build directory (Jupyter calls this)
@@ -110,6 +113,7 @@ fn real_main() -> Result<()> {
         }
         Some(Task::Doctor) => doctor::examine(&paths),
         Some(Task::Run(args)) => notebooks::run(&paths, &args),
+        Some(Task::Sweep(args)) => sweep::run(&paths, &args),
         Some(Task::Test(args)) => test(&paths, &args),
         Some(Task::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
     }
