@@ -2,6 +2,8 @@
 use kdlab::data::{DataOptions, Dataset, Split, Transform, shuffled};
 use kdlab::distill::{Control, Criterion, Evaluation, Examples, FitOptions, History, KdLoss, Run};
 use kdlab::distill::{CachedTensor, Graded, ReportCard, evaluate, fit, predict, report_card, soft_targets};
+use kdlab::data::Views;
+use kdlab::distill::{Augmentation, Measure, Method, Sweep, SweepReport, TeacherLabels, Verdict, view_logits};
 use kdlab::models::{Arch, Backbone, Layers, Model, Summary, head, student};
 use kdlab::show::{Figure, Table};
 use kdlab::show::{class_balance, confusion_matrix, curves, disagreements, gallery, knobs, live_progress};
