@@ -1,6 +1,7 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. Knows no tch, so that it builds in seconds.
 
 mod doctor;
+mod exercises;
 mod kernel;
 mod notebooks;
 mod paths;
@@ -40,6 +41,8 @@ enum Task {
     Doctor,
     /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
     Run(RunArgs),
+    /// Write the students' copies of the exercises from their sources, or check, solve or execute them
+    Exercises(ExercisesArgs),
     /// Set up, with Python's torch to compare with, then run every test, notebooks included
     Test(TestArgs),
     /// Start the Rust kernel in a warm build directory (Jupyter calls this)
@@ -62,7 +65,7 @@ struct SetupArgs {
 
 #[derive(Args)]
 pub struct RunArgs {
-    /// Notebooks to run: paths, or the start of a name in notebooks/ such as `02` [default: all of notebooks/]
+    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: all of notebooks/]
     notebooks: Vec<PathBuf>,
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
     #[arg(long)]
@@ -70,6 +73,27 @@ pub struct RunArgs {
     /// Folder for the executed notebooks and report.html [default: <runs>/<profile>]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Fail if something is not set up, instead of setting it up
+    #[arg(long)]
+    no_setup: bool,
+}
+
+#[derive(Args)]
+pub struct ExercisesArgs {
+    /// Exercises: the start of a name in notebooks/exercises/source/ such as `e1` [default: all]
+    notebooks: Vec<PathBuf>,
+    /// Fail where a student's copy is not what its source gives; write nothing
+    #[arg(long, group = "mode")]
+    check: bool,
+    /// Execute the sources into <runs>/<profile>/instructor/: solutions, notes and one HTML report
+    #[arg(long, group = "mode")]
+    instructor: bool,
+    /// Hold the checks against all answers: they have to pass each solution and refuse each wrong answer and each todo
+    #[arg(long, group = "mode")]
+    answers: bool,
+    /// article, laptop or smoke, for --instructor and --answers [default: as `cargo lab run`]
+    #[arg(long)]
+    profile: Option<String>,
     /// Fail if something is not set up, instead of setting it up
     #[arg(long)]
     no_setup: bool,
@@ -110,6 +134,7 @@ fn real_main() -> Result<()> {
         }
         Some(Task::Doctor) => doctor::examine(&paths),
         Some(Task::Run(args)) => notebooks::run(&paths, &args),
+        Some(Task::Exercises(args)) => exercises::run(&paths, &args),
         Some(Task::Test(args)) => test(&paths, &args),
         Some(Task::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
     }
