@@ -1,5 +1,6 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. Knows no tch, so that it builds in seconds.
 
+mod bundle;
 mod doctor;
 mod exercises;
 mod kernel;
@@ -37,6 +38,11 @@ struct Cli {
 enum Task {
     /// Install what is missing into .kdlab/: Python venv, libtorch, the Rust kernel, weights, warm build directories
     Setup(SetupArgs),
+    /// Put all that set-up fetches, with data and weights, into one file for machines without a network
+    Bundle {
+        /// The file to write [default: kdlab-bundle.tar in the current folder]
+        file: Option<PathBuf>,
+    },
     /// Say what was found on this machine; each problem comes with its fix
     Doctor,
     /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
@@ -61,6 +67,9 @@ struct SetupArgs {
     /// libtorch with CUDA, even where no NVIDIA driver was found
     #[arg(long)]
     cuda: bool,
+    /// Set up without a network, from a file that `cargo lab bundle` made
+    #[arg(long, value_name = "FILE", conflicts_with = "cuda")]
+    bundle: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -125,13 +134,17 @@ fn real_main() -> Result<()> {
             open_jupyterlab(&paths, &cli.jupyter)
         }
         Some(Task::Setup(args)) => {
-            let flavour = match (args.cpu, args.cuda) {
+            let flavour = match (args.cpu || args.bundle.is_some(), args.cuda) {
                 (true, _) => Some(Flavour::Cpu),
                 (_, true) => Some(Flavour::Cuda),
                 _ => None,
             };
+            if let Some(file) = args.bundle {
+                bundle::unpack(&paths, &file)?;
+            }
             setup::set_up(&paths, flavour)
         }
+        Some(Task::Bundle { file }) => bundle::make(&paths, file.as_deref()),
         Some(Task::Doctor) => doctor::examine(&paths),
         Some(Task::Run(args)) => notebooks::run(&paths, &args),
         Some(Task::Exercises(args)) => exercises::run(&paths, &args),
