@@ -118,7 +118,7 @@ fn cuda(flavour: Option<Flavour>, report: &mut Report) {
 }
 
 fn data(paths: &Paths, report: &mut Report) -> Result<()> {
-    match paths::set("KDLAB_DATA") {
+    match paths.data() {
         Some(dir) if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) => {
             report.good("data", &format!("KDLAB_DATA={}", dir.display()))
         }

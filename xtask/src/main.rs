@@ -1,6 +1,8 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. Knows no tch, so that it builds in seconds.
 
+mod bundle;
 mod doctor;
+mod exercises;
 mod kernel;
 mod notebooks;
 mod paths;
@@ -37,12 +39,19 @@ struct Cli {
 enum Task {
     /// Install what is missing into .kdlab/: Python venv, libtorch, the Rust kernel, weights, warm build directories
     Setup(SetupArgs),
+    /// Put all that set-up fetches, with data and weights, into one file for machines without a network
+    Bundle {
+        /// The file to write [default: kdlab-bundle.tar in the current folder]
+        file: Option<PathBuf>,
+    },
     /// Say what was found on this machine; each problem comes with its fix
     Doctor,
     /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
     Run(RunArgs),
     /// Train students over a grid, with seeds, alone and distilled, and say whether distillation beats; survives a kill
     Sweep(sweep::SweepArgs),
+    /// Write the students' copies of the exercises from their sources, or check, solve or execute them
+    Exercises(ExercisesArgs),
     /// Set up, with Python's torch to compare with, then run every test, notebooks included
     Test(TestArgs),
     /// Start the Rust kernel in a warm build directory (Jupyter calls this)
@@ -61,11 +70,14 @@ struct SetupArgs {
     /// libtorch with CUDA, even where no NVIDIA driver was found
     #[arg(long)]
     cuda: bool,
+    /// Set up without a network, from a file that `cargo lab bundle` made
+    #[arg(long, value_name = "FILE", conflicts_with = "cuda")]
+    bundle: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub struct RunArgs {
-    /// Notebooks to run: paths, or the start of a name in notebooks/ such as `02` [default: all of notebooks/]
+    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: all of notebooks/]
     notebooks: Vec<PathBuf>,
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
     #[arg(long)]
@@ -73,6 +85,27 @@ pub struct RunArgs {
     /// Folder for the executed notebooks and report.html [default: <runs>/<profile>]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Fail if something is not set up, instead of setting it up
+    #[arg(long)]
+    no_setup: bool,
+}
+
+#[derive(Args)]
+pub struct ExercisesArgs {
+    /// Exercises: the start of a name in notebooks/exercises/source/ such as `e1` [default: all]
+    notebooks: Vec<PathBuf>,
+    /// Fail where a student's copy is not what its source gives; write nothing
+    #[arg(long, group = "mode")]
+    check: bool,
+    /// Execute the sources into <runs>/<profile>/instructor/: solutions, notes and one HTML report
+    #[arg(long, group = "mode")]
+    instructor: bool,
+    /// Hold the checks against all answers: they have to pass each solution and refuse each wrong answer and each todo
+    #[arg(long, group = "mode")]
+    answers: bool,
+    /// article, laptop or smoke, for --instructor and --answers [default: as `cargo lab run`]
+    #[arg(long)]
+    profile: Option<String>,
     /// Fail if something is not set up, instead of setting it up
     #[arg(long)]
     no_setup: bool,
@@ -104,16 +137,21 @@ fn real_main() -> Result<()> {
             open_jupyterlab(&paths, &cli.jupyter)
         }
         Some(Task::Setup(args)) => {
-            let flavour = match (args.cpu, args.cuda) {
+            let flavour = match (args.cpu || args.bundle.is_some(), args.cuda) {
                 (true, _) => Some(Flavour::Cpu),
                 (_, true) => Some(Flavour::Cuda),
                 _ => None,
             };
+            if let Some(file) = args.bundle {
+                bundle::unpack(&paths, &file)?;
+            }
             setup::set_up(&paths, flavour)
         }
+        Some(Task::Bundle { file }) => bundle::make(&paths, file.as_deref()),
         Some(Task::Doctor) => doctor::examine(&paths),
         Some(Task::Run(args)) => notebooks::run(&paths, &args),
         Some(Task::Sweep(args)) => sweep::run(&paths, &args),
+        Some(Task::Exercises(args)) => exercises::run(&paths, &args),
         Some(Task::Test(args)) => test(&paths, &args),
         Some(Task::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
     }

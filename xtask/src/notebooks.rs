@@ -18,37 +18,58 @@ const REPORT: &str = include_str!("report.py");
 
 pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
     let clock = Clock::start();
-    if args.no_setup {
-        setup::require(paths)?;
-    } else {
-        setup::set_up(paths, None)?;
-    }
-    let profile = paths.profile(args.profile.as_deref())?;
+    let profile = ready(paths, args.no_setup, args.profile.as_deref())?;
     let runs = paths.runs()?.join(&profile);
     let out = match &args.out {
         Some(dir) => std::path::absolute(dir).with_context(|| format!("cannot make {} absolute", dir.display()))?,
         None => runs.clone(),
     };
-    let notebooks = find(paths, &args.notebooks)?;
-    let executed = out.join("executed");
-    steps::create_dir(Some(&executed))?;
-    progress::line(&format!("running {} notebooks, profile {profile}", notebooks.len()));
-    let mut done = Vec::new();
+    let notebooks = find(&paths.notebooks(), &args.notebooks)?;
+    let title = format!("Knowledge distillation, profile {profile}");
+    execute_all(paths, &notebooks, &out.join("executed"), &out.join("report.html"), &profile, &title)?;
+    if notebooks.iter().any(|n| n.parent() == Some(&*paths.notebooks())) {
+        table::print(&runs.join("results.json"))?;
+    }
+    progress::line(&format!("{} ran without an error in {clock}", counted(notebooks.len())));
+    Ok(())
+}
+
+/// Sets up what is missing, or fails over it; gives the profile to run in.
+pub fn ready(paths: &Paths, no_setup: bool, profile: Option<&str>) -> Result<String> {
+    if no_setup {
+        setup::require(paths)?;
+    } else {
+        setup::set_up(paths, None)?;
+    }
+    paths.profile(profile)
+}
+
+/// Executes the notebooks in turn into the folder `executed`, up to the first that fails; then one report of all that
+/// lie there.
+pub fn execute_all(
+    paths: &Paths,
+    notebooks: &[PathBuf],
+    executed: &Path,
+    report: &Path,
+    profile: &str,
+    title: &str,
+) -> Result<()> {
+    let clock = Clock::start();
+    steps::create_dir(Some(executed))?;
+    progress::line(&format!("running {}, profile {profile}", counted(notebooks.len())));
+    let mut any = false;
     let mut failure = None;
-    for notebook in &notebooks {
+    for notebook in notebooks {
         let target = executed.join(notebook.file_name().unwrap_or_default());
-        let outcome = execute(paths, notebook, &target, &profile);
-        if target.exists() {
-            done.push(target);
-        }
+        let outcome = execute(paths, notebook, &target, profile);
+        any |= target.exists();
         if let Err(error) = outcome {
             failure = Some(error);
             break;
         }
     }
-    if !done.is_empty() {
-        let report = out.join("report.html");
-        let made = make_report(paths, &profile, &report, &all_in(&executed)?);
+    if any {
+        let made = make_report(paths, title, report, &all_in(executed)?);
         match made {
             Ok(()) => progress::line(&format!("report: {}", report.display())),
             Err(error) if failure.is_some() => progress::line(&format!("no report: {error:#}")),
@@ -59,12 +80,12 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
         progress::line(&format!("stopped after {clock}; what was executed is in {}", executed.display()));
         return Err(error);
     }
-    if notebooks.iter().any(|n| n.starts_with(paths.notebooks())) {
-        table::print(&runs.join("results.json"))?;
-    }
-    let plural = if notebooks.len() == 1 { "" } else { "s" };
-    progress::line(&format!("{} notebook{plural} ran without an error in {clock}", notebooks.len()));
     Ok(())
+}
+
+/// `1 notebook`, `7 notebooks`.
+pub fn counted(notebooks: usize) -> String {
+    format!("{notebooks} notebook{}", if notebooks == 1 { "" } else { "s" })
 }
 
 /// The notebooks of a folder, in the order of their names.
@@ -77,10 +98,9 @@ fn all_in(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// The notebooks meant by `wanted`, or all, in the order of their names.
-fn find(paths: &Paths, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let dir = paths.notebooks();
-    let all = all_in(&dir)?;
+/// The notebooks of `dir` meant by `wanted`, or all of them, in the order of their names. Folders below it don't count.
+pub fn find(dir: &Path, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let all = all_in(dir)?;
     if wanted.is_empty() {
         if all.is_empty() {
             bail!("no notebooks in {}", dir.display());
@@ -94,22 +114,26 @@ fn find(paths: &Paths, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
             continue;
         }
         let start = name.to_string_lossy();
-        let matching = all.iter().filter(|path| {
-            path.file_name().is_some_and(|file| {
-                let file = file.to_string_lossy();
-                // `2` means 02_teacher too.
-                file.starts_with(&*start) || file.trim_start_matches('0').starts_with(&*start)
-            })
-        });
+        let matching =
+            all.iter().filter(|path| path.file_name().is_some_and(|file| is_meant(&file.to_string_lossy(), &start)));
         let before = found.len();
         found.extend(matching.cloned());
         if found.len() == before {
             let names: Vec<_> =
                 all.iter().filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy()).collect();
-            bail!("no notebook `{start}`: give a path or the start of one of {}", names.join(", "));
+            bail!("no notebook `{start}`: give a path, a number or the start of one of {}", names.join(", "));
         }
     }
     Ok(found)
+}
+
+/// Whether `name` means this file: a number the one notebook of that number, anything else the start of its name.
+fn is_meant(file: &str, name: &str) -> bool {
+    let digits = file.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    match name.parse::<u32>() {
+        Ok(number) => digits.parse() == Ok(number),
+        Err(_) => file.starts_with(name) || file.trim_start_matches('0').starts_with(name),
+    }
 }
 
 /// The program that executes one notebook; the caller adds the notebook and where the executed one goes.
@@ -120,7 +144,7 @@ pub fn executor(paths: &Paths) -> Result<Command> {
 }
 
 /// Executes one notebook, with a line per cell. The error names notebook, cell, source and what went wrong.
-fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Result<()> {
+pub fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Result<()> {
     let name = notebook.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut child = executor(paths)?
         .arg(notebook)
@@ -175,10 +199,10 @@ fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Resu
 }
 
 /// One page that needs nothing from the network.
-fn make_report(paths: &Paths, profile: &str, report: &Path, notebooks: &[PathBuf]) -> Result<()> {
+fn make_report(paths: &Paths, title: &str, report: &Path, notebooks: &[PathBuf]) -> Result<()> {
     progress::status("writing the report");
     let mut command = Command::new(paths.python());
-    command.args(["-c", REPORT]).arg(report).arg(format!("Knowledge distillation, profile {profile}")).args(notebooks);
+    command.args(["-c", REPORT]).arg(report).arg(title).args(notebooks);
     let output =
         command.envs(paths.environment()?).output().context("cannot start the venv's Python; run `cargo lab setup`")?;
     if !output.status.success() {
@@ -187,4 +211,29 @@ fn make_report(paths: &Paths, profile: &str, report: &Path, notebooks: &[PathBuf
         bail!("cannot write {}: {}", report.display(), said.trim().lines().last().unwrap_or("unknown reason"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_means_one_notebook_and_folders_none() {
+        let folder = tempfile::TempDir::new().expect("a temporary folder");
+        let names = ["01_data", "02_teacher", "10_omitted", "12_patience", "exercises/e1_soft_targets"];
+        fs::create_dir(folder.path().join("exercises")).expect("a folder");
+        for name in names {
+            fs::write(folder.path().join(name).with_extension("ipynb"), "{}").expect("a file");
+        }
+        let found = |wanted: &[&str]| -> Vec<String> {
+            let wanted: Vec<PathBuf> = wanted.iter().map(PathBuf::from).collect();
+            let found = find(folder.path(), &wanted).unwrap_or_default();
+            found.iter().filter_map(|path| path.file_stem()).map(|name| name.to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(found(&[]), names[..4]);
+        assert_eq!(found(&["1"]), ["01_data"]);
+        assert_eq!(found(&["02", "12"]), ["02_teacher", "12_patience"]);
+        assert_eq!(found(&["1_", "10_o"]), ["01_data", "10_omitted"]);
+        assert!(found(&["3"]).is_empty() && found(&["e1"]).is_empty());
+    }
 }

