@@ -97,3 +97,44 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cli, Task};
+    use clap::Parser;
+
+    fn fields(command: &str) -> Value {
+        let cli = Cli::try_parse_from(command.split_whitespace().skip(1)).unwrap_or_else(|e| panic!("{command}: {e}"));
+        match cli.command {
+            Some(Task::Sweep(args)) => args.fields(),
+            _ => panic!("{command} is no sweep"),
+        }
+    }
+
+    #[test]
+    fn only_what_was_given_replaces_the_profile() {
+        assert_eq!(fields("cargo lab sweep few"), json!({"name": "few"}));
+        let given = "cargo lab sweep map -T 1,4 --alpha 0.5,1 --method kd,dkd --teacher student --epochs 8 --omitted 3";
+        let wanted = json!({"name": "map", "temperatures": [1.0, 4.0], "alphas": [0.5, 1.0], "methods": ["kd", "dkd"],
+            "teachers": ["student"], "epochs": 8, "omitted": 3});
+        assert_eq!(fields(given), wanted);
+    }
+
+    /// Commands that readers are told to type, in the README and in notebooks.
+    #[test]
+    fn commands_in_the_course_are_understood() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let notebooks = std::fs::read_dir(root.join("notebooks")).into_iter().flatten().flatten().map(|f| f.path());
+        let texts = notebooks.filter(|path| path.is_file()).chain([root.join("README.md")]);
+        let mut found = 0;
+        for text in texts.map(|path| std::fs::read_to_string(path).unwrap_or_default()) {
+            for command in text.split('`').filter(|part| part.starts_with("cargo lab sweep ") && !part.contains("NAME"))
+            {
+                assert!(fields(command)["name"].is_string());
+                found += 1;
+            }
+        }
+        assert!(found >= 10, "only {found}");
+    }
+}
