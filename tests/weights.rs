@@ -416,6 +416,26 @@ fn a_backbone_is_loaded_without_its_classifier() {
     assert!(found.model.state().iter().zip(backbone.model.state()).all(|((_, a), (_, b))| a.equal(&b)));
 }
 
+/// A teacher that was fine-tuned elsewhere brings its classifier, if it is one for these classes.
+#[test]
+fn a_classifier_that_fits_becomes_the_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let x = Tensor::rand([2, 3, 64, 64], (Kind::Float, Device::Cpu));
+    for arch in [Arch::ResNet18, Arch::EfficientNetLite0] {
+        let path = folder.path().join(format!("{arch}.safetensors"));
+        let whole = Model::new("whole", Device::Cpu, 5, &|vs| arch.layers(vs, Some(3))).unwrap();
+        whole.save(&path).unwrap();
+        let (backbone, _) = Backbone::from_file(arch, Device::Cpu, &path).unwrap();
+        let head = backbone.head_from_file(&path, 3).unwrap().unwrap();
+        let logits = head.forward(&backbone.features(&x).unwrap(), false).unwrap();
+        assert!(logits.allclose(&whole.forward(&x, false).unwrap(), 1e-5, 1e-6, false), "{arch}");
+        assert!(backbone.head_from_file(&path, 1000).unwrap().is_none(), "one for other classes is left out");
+        backbone.model.save(&path).unwrap();
+        assert!(backbone.head_from_file(&path, 3).unwrap().is_none(), "none is in the file");
+    }
+    assert!(Backbone::untrained(Arch::ResNet18, Device::Cpu, 0).unwrap().head_from_file(folder.path(), 3).is_err());
+}
+
 #[test]
 fn an_official_file_with_other_bytes_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use super::{DataOptions, Dataset, Rows, assemble, check, file_name, list};
 use crate::{Error, Result};
 use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage, imageops};
 use std::path::{Path, PathBuf};
+use tch::Tensor;
 
 /// Share of each class set aside for the test split where there is no `test/` folder.
 const TEST: f64 = 0.1;
@@ -22,9 +23,7 @@ const TEST: f64 = 0.1;
 pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) -> Result<Dataset> {
     let path = path.as_ref();
     check(options)?;
-    if !(1..=4096).contains(&size) {
-        return Err(Error::Input(format!("image size {size}: choose 1 to 4096 pixels (32 and 224 are usual)")));
-    }
+    check_size(size)?;
     let parts = parts(path)?;
     let Some((_, root)) = parts.first() else {
         return Err(Error::Data(format!(
@@ -83,6 +82,26 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
     };
     let validation = has(Part::Validation).then(|| rows(Part::Validation));
     assemble(file_name(path), classes, pool, Rows { train, validation, test }, notices, options)
+}
+
+/// One image file exactly as [`image_folder`] holds it: u8 `[3, size, size]`, red, green, blue, 0..255, on the CPU.
+///
+/// # Errors
+/// When the file is missing or no whole PNG or JPEG, or `size` is not in 1..=4096.
+pub fn read_image(path: impl AsRef<Path>, size: i64) -> Result<Tensor> {
+    let path = path.as_ref();
+    check_size(size)?;
+    let pixels = read(path, size as u32).map_err(|why| {
+        Error::Data(format!("the image {} cannot be used: {why}; give a PNG or JPEG", path.display()))
+    })?;
+    Ok(Tensor::f_from_slice(&pixels)?.f_view([3, size, size])?)
+}
+
+fn check_size(size: i64) -> Result<()> {
+    match size {
+        1..=4096 => Ok(()),
+        _ => Err(Error::Input(format!("image size {size}: choose 1 to 4096 pixels (32 and 224 are usual)"))),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -20,7 +20,7 @@ mod transform;
 mod views;
 
 pub use cifar::cifar10;
-pub use folder::image_folder;
+pub use folder::{image_folder, read_image};
 pub use idx::fashion_mnist;
 pub use pool::{Batch, Split};
 pub use split::{batches, shuffled};

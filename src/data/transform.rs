@@ -1,10 +1,11 @@
 //! From stored bytes to what a network takes: moved to the device, scaled to 0..1, resized, normalised.
 
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// Resize and normalise, applied per batch on the device the network lives on.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Transform {
     /// Height and width of the result, in pixels.
     pub size: i64,

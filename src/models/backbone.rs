@@ -146,6 +146,26 @@ impl Backbone {
         Ok((backbone, report))
     }
 
+    /// The classifier of a weight file of this architecture, as a head on its features: of a teacher that was fine-tuned
+    /// elsewhere. None where the file has no classifier, or one of other than `classes` classes.
+    ///
+    /// # Errors
+    /// When the file cannot be read or lacks the classifier's bias.
+    pub fn head_from_file(&self, path: &Path, classes: i64) -> Result<Option<Model>> {
+        let (fc, wanted) = (self.arch.classifier(), [classes, self.arch.features()]);
+        let mut tensors = weights::read_weights(path)?;
+        tensors.retain(|(name, _)| name.starts_with(fc));
+        for (name, _) in &mut tensors {
+            *name = name.replacen(fc, "fc.", 1);
+        }
+        if !tensors.iter().any(|(name, t)| name == "fc.weight" && t.size() == wanted) {
+            return Ok(None);
+        }
+        let head = super::head(self.arch.features(), classes, self.model.device(), 0)?;
+        weights::load("head", &head.state(), tensors, path)?;
+        Ok(Some(head))
+    }
+
     /// The same network with weights of its own.
     pub fn copy(&self) -> Result<Self> {
         let copy = Self::untrained(self.arch, self.model.device(), 0)?;

@@ -1,6 +1,7 @@
 //! Networks: the student, the teachers (a frozen backbone and a head), their weight files and their summaries.
 
 mod backbone;
+mod card;
 mod efficientnet;
 mod fetch;
 mod layers;
@@ -13,6 +14,7 @@ mod torch_file;
 mod weights;
 
 pub use backbone::{Arch, Backbone};
+pub use card::ModelCard;
 pub use efficientnet::efficientnet_lite0;
 pub(crate) use layers::Mode;
 pub use layers::{Layers, Op};

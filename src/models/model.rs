@@ -1,5 +1,6 @@
 //! A network with its variables: built once, initialised from a seed, saved and loaded whole.
 
+use super::ModelCard;
 use super::layers::{Layers, Mode};
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
@@ -126,6 +127,11 @@ impl Model {
     /// Writes every variable to a safetensors file, which is whole or absent.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         files::save_tensors(path.as_ref(), &self.state(), HashMap::new())
+    }
+
+    /// [`Model::save`] with what a user of the file must know written into it; [`ModelCard::read`] finds it there.
+    pub fn save_with(&self, path: impl AsRef<Path>, card: &ModelCard) -> Result<()> {
+        files::save_tensors(path.as_ref(), &self.state(), card.entries()?)
     }
 
     /// Bytes of the file that [`Model::save`] writes.

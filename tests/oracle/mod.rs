@@ -29,24 +29,25 @@ pub fn ask(case: &str, tensors: &[(&str, &Tensor)], settings: Value) -> Answer {
     ask_in(tempfile::tempdir().unwrap(), case, tensors, settings)
 }
 
-/// Runs a case of `oracle.py` in a folder that holds files for it.
-pub fn ask_in(folder: tempfile::TempDir, case: &str, tensors: &[(&str, &Tensor)], settings: Value) -> Answer {
+/// The Python that has torch, with a program of this repository to run.
+pub fn python(program: &str) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = root.join(".kdlab/venv/bin/python");
     assert!(python.exists(), "{} is missing: run `cargo lab test`, which sets it up", python.display());
+    let mut command = Command::new(python);
+    // Python's torch brings its own libtorch.
+    command.arg(root.join(program)).env_remove("LD_LIBRARY_PATH");
+    command
+}
+
+/// Runs a case of `oracle.py` in a folder that holds files for it.
+pub fn ask_in(folder: tempfile::TempDir, case: &str, tensors: &[(&str, &Tensor)], settings: Value) -> Answer {
     if !tensors.is_empty() {
         let tensors: Vec<_> = tensors.iter().map(|(name, t)| (*name, t.contiguous())).collect();
         Tensor::write_safetensors(&tensors, folder.path().join("in.safetensors")).unwrap();
     }
     std::fs::write(folder.path().join("settings.json"), settings.to_string()).unwrap();
-    let output = Command::new(python)
-        .arg(root.join("tests/oracle/oracle.py"))
-        .arg(case)
-        .arg(folder.path())
-        // Python's torch brings its own libtorch.
-        .env_remove("LD_LIBRARY_PATH")
-        .output()
-        .unwrap();
+    let output = python("tests/oracle/oracle.py").arg(case).arg(folder.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let hint =
         if said.contains("ModuleNotFoundError") { "run `cargo lab test`, which installs Python's torch" } else { "" };
