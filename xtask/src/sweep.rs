@@ -135,6 +135,6 @@ mod tests {
                 found += 1;
             }
         }
-        assert!(found >= 10, "only {found}");
+        assert!(found >= 14, "only {found}");
     }
 }
