@@ -1,7 +1,10 @@
 //! The crate's side of the live kernel: a fake kernel in these tests speaks its protocol over a real socket.
 
+mod common;
+
+use common::dataset;
 use kdlab::Error;
-use kdlab::data::{DataOptions, Dataset, Transform, cifar10};
+use kdlab::data::{Dataset, Transform};
 use kdlab::distill::*;
 use kdlab::live::{Link, Push};
 use kdlab::models::{Arch, Backbone, Layers, Model};
@@ -202,20 +205,6 @@ fn with_kernel(name: &str, test: impl FnOnce(Kernel)) {
 
 // ---- something to fit ----
 
-/// Ten classes of 8 training and 2 test images each, in CIFAR-10's own layout: 64 to train on, 8 batches of 8.
-fn dataset(folder: &Path) -> Dataset {
-    let record = |i: usize| {
-        let label = (i % 10) as u8;
-        let mut bytes = vec![label];
-        bytes.extend((0..3072).map(|p| 20 * label + ((p * 7 + i * 13) % 23) as u8));
-        bytes
-    };
-    std::fs::write(folder.join("data_batch_1.bin"), (0..80).flat_map(record).collect::<Vec<_>>()).unwrap();
-    std::fs::write(folder.join("test_batch.bin"), (100..120).flat_map(record).collect::<Vec<_>>()).unwrap();
-    let options = DataOptions { folder: Some(folder.to_owned()), validation: 0.2, ..DataOptions::default() };
-    cifar10(&options).unwrap()
-}
-
 struct Bench {
     folder: tempfile::TempDir,
     data: Dataset,
@@ -225,7 +214,7 @@ struct Bench {
 
 fn bench() -> Bench {
     let folder = tempfile::tempdir().unwrap();
-    let data = dataset(folder.path());
+    let data = dataset(folder.path(), 0); // 64 to train on, 8 batches of 8
     let examples = |split| {
         let logits = Tensor::ones([kdlab::data::Split::len(split) as i64, 10], (Kind::Float, Device::Cpu));
         let logits = CachedTensor::new(split, logits, "ones").unwrap();
