@@ -148,9 +148,9 @@ fn the_student_sees_the_view_that_the_teacher_judged() {
         let online = |x: &Tensor| tch::no_grad(|| teacher.forward(x, false).unwrap());
         given.iter().zip(judged.iter()).map(|(x, t)| largest(&(online(x) - t))).collect::<Vec<_>>()
     };
-    // What f16 rounds away of logits around 0.5, and what another view changes in the least of 12 batches.
+    // f16 rounds logits below 2 by up to 2^-11 = 4.9e-4; another view changes more, in the least of 12 batches.
     let (same, apart) = (differences(false), differences(true));
-    assert!(same.iter().all(|d| *d < 3e-4), "{same:?}");
+    assert!(same.iter().all(|d| *d < 5e-4), "{same:?}");
     assert!(apart.iter().all(|d| *d > 1e-3), "{apart:?}");
 }
 
