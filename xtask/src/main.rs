@@ -49,7 +49,7 @@ enum Task {
     /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
     Run(RunArgs),
     /// Train students over a grid, with seeds, alone and distilled, and say whether distillation beats; survives a kill
-    Sweep(sweep::SweepArgs),
+    Sweep(Box<sweep::SweepArgs>),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
     Exercises(ExercisesArgs),
     /// Set up, with Python's torch to compare with, then run every test, notebooks included
