@@ -84,10 +84,28 @@ fn collect(paths: &Paths, fetched: &Path) -> Result<Vec<String>> {
     let mut vendor = Command::new(paths::cargo());
     // By the source configuration of this machine: it may have mirrors, or have been set up from a bundle itself.
     vendor.args(["vendor", "--locked", "--versioned-dirs", "--respect-source-config"]).arg(&crates);
+    // The kernel's rust-analyzer tells the types of a cell's variables only where it can read Rust's own library, for which
+    // it asks rustup, and has cargo find the crates of that library, whose manifest is of unstable form.
+    let library = rust_library(paths)?;
+    vendor.arg("--sync").arg(library.join("Cargo.toml")).env("RUSTC_BOOTSTRAP", "1");
+    add("rust-src/library", &library);
     step.command(paths::as_without_cargo(&mut vendor).current_dir(&paths.root))?;
     add("crates", &crates);
 
     Ok(contents)
+}
+
+/// The sources of Rust's own library, as rustup installs them.
+fn rust_library(paths: &Paths) -> Result<PathBuf> {
+    if let Some(library) = paths.rust_library() {
+        return Ok(library);
+    }
+    let found = Command::new("rustc").args(["--print", "sysroot"]).output().context("cannot start rustc")?;
+    let library = Path::new(String::from_utf8_lossy(&found.stdout).trim()).join("lib/rustlib/src/rust/library");
+    if !library.join("Cargo.lock").is_file() {
+        bail!("{} holds no sources of Rust's library: run `rustup component add rust-src`", library.display());
+    }
+    Ok(library)
 }
 
 fn pack(paths: &Paths, file: &Path, contents: &[String]) -> Result<()> {

@@ -127,6 +127,11 @@ impl Paths {
         self.kdlab.join("bundle")
     }
 
+    /// The bundle's sources of Rust's own library: below this folder cargo finds the crates that they need.
+    pub fn rust_library(&self) -> Option<PathBuf> {
+        Some(self.bundle().join("rust-src/library")).filter(|library| library.is_dir())
+    }
+
     /// `KDLAB_DATA`, else the data of the bundle, if it holds some.
     pub fn data(&self) -> Option<PathBuf> {
         let bundled = || fs::read_dir(self.bundle().join("data")).ok()?.flatten().next().map(|entry| entry.path());
@@ -184,7 +189,8 @@ impl Paths {
             ("IPYTHONDIR", jupyter.join("ipython").into()),
             ("PYTHONUNBUFFERED", "1".into()),
         ];
-        Ok(fixed.into_iter().chain(data).collect())
+        let library = self.rust_library().map(|library| ("RUST_SRC_PATH", library.into()));
+        Ok(fixed.into_iter().chain(data).chain(library).collect())
     }
 }
 
