@@ -16,6 +16,7 @@ mod method;
 mod record;
 mod report;
 mod sweep;
+mod sweep_report;
 pub mod teaching;
 mod verdict;
 mod view_logits;
@@ -32,9 +33,7 @@ pub use loss::{KdLoss, UNLABELLED, cross_entropy, soft_targets};
 pub use method::{Method, decoupled, standardised};
 pub use record::{Change, EpochRecord, Event, History, Metrics, Progress, Settings};
 pub use report::{Graded, ReportCard, ReportRow, report_card};
-pub use sweep::{
-    Augmentation, Comparison, Measure, Setting, Sweep, SweepInputs, SweepListener, SweepNow, SweepReport, SweepRun,
-    TeacherLabels, Teaching,
-};
+pub use sweep::{Augmentation, Setting, Sweep, SweepInputs, SweepListener, SweepNow, TeacherLabels, Teaching};
+pub use sweep_report::{Comparison, Corrected, Measure, SweepReport, SweepRun};
 pub use verdict::{Decision, Verdict};
 pub use view_logits::{ViewLogits, view_logits};
