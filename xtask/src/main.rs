@@ -1,5 +1,6 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. Knows no tch, so that it builds in seconds.
 
+mod bench;
 mod bundle;
 mod doctor;
 mod exercises;
@@ -52,6 +53,8 @@ enum Task {
     Sweep(Box<sweep::SweepArgs>),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
     Exercises(ExercisesArgs),
+    /// Measure speed and memory beside the article's loops and the best PyTorch we can write; prints ratios
+    Bench(bench::BenchArgs),
     /// Set up, with Python's torch to compare with, then run every test, notebooks included
     Test(TestArgs),
     /// Start the Rust kernel in a warm build directory (Jupyter calls this)
@@ -147,6 +150,7 @@ fn real_main() -> Result<()> {
             }
             setup::set_up(&paths, flavour)
         }
+        Some(Task::Bench(args)) => bench::run(&paths, &args),
         Some(Task::Bundle { file }) => bundle::make(&paths, file.as_deref()),
         Some(Task::Doctor) => doctor::examine(&paths),
         Some(Task::Run(args)) => notebooks::run(&paths, &args),

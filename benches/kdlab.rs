@@ -1,0 +1,264 @@
+//! Our side of `cargo lab bench`: told once in JSON what to measure, it runs one round for every line it reads and answers
+//! with a line. `side.py` is the same for Python.
+
+use kdlab::data::{DataOptions, Dataset, Split, Transform, open, shuffled};
+use kdlab::distill::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
+use kdlab::distill::{backbone_features, fit};
+use kdlab::models::{Arch, Backbone, Model, head, student};
+use kdlab::{Error, Result};
+use serde_json::{Value, json};
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+const SEED: u64 = 1;
+
+fn main() {
+    // `cargo bench` hands on options of its own.
+    let given: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    if given.is_empty() {
+        println!("this is one side of a benchmark: run `cargo lab bench`");
+        return;
+    }
+    if let Err(error) = run(&given) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run(given: &[String]) -> Result<()> {
+    let bad = |e: serde_json::Error| Error::Input(format!("the task: {e}"));
+    let mut spec: Value = serde_json::from_str(&given[given.len() - 1]).map_err(bad)?;
+    if given[0] == "prepare" {
+        prepare(&mut spec)?;
+        println!("{spec}");
+        return Ok(());
+    }
+    let task = Task::new(spec)?;
+    match task.text("workload") {
+        "student" => task.student(),
+        "teacher" => task.teacher(),
+        "features" => task.features(),
+        "data" => data(&task),
+        other => Err(Error::Input(format!("no workload {other:?}"))),
+    }
+}
+
+struct Task {
+    spec: Value,
+    data: Dataset,
+}
+
+/// The images that a task asks for, of whatever data there is.
+fn dataset(spec: &Value) -> Result<Dataset> {
+    let count = |name: &str| spec[name].as_u64().map(|n| n as usize);
+    open(&DataOptions {
+        train_images: count("train"),
+        validation_images: count("validation"),
+        test_images: count("validation"),
+        ..DataOptions::default()
+    })
+}
+
+impl Task {
+    fn new(spec: Value) -> Result<Self> {
+        tch::set_num_threads(spec["threads"].as_i64().unwrap_or(1) as i32);
+        tch::Cuda::cudnn_set_benchmark(true);
+        Ok(Self { data: dataset(&spec)?, spec })
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.spec[name].as_str().unwrap_or_default()
+    }
+
+    fn number(&self, name: &str) -> usize {
+        self.spec[name].as_u64().unwrap_or_default() as usize
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.text("folder").into()
+    }
+
+    fn device(&self) -> Device {
+        match self.text("device") {
+            "cuda" => Device::Cuda(0),
+            _ => Device::Cpu,
+        }
+    }
+
+    fn transform(&self) -> Transform {
+        let three = |name: &str| std::array::from_fn(|i| self.spec[name][i].as_f64().unwrap_or_default());
+        Transform { size: self.number("size") as i64, mean: three("mean"), std: three("std") }
+    }
+
+    fn backbone(&self) -> Result<Backbone> {
+        let file = self.folder().join("backbone.safetensors");
+        Ok(Backbone::from_file(Arch::parse(self.text("arch"))?, self.device(), &file)?.0)
+    }
+
+    fn classes(&self) -> i64 {
+        self.data.classes.len() as i64
+    }
+
+    fn options(&self, epochs: usize, listener: Listener) -> FitOptions {
+        FitOptions { epochs, batch_size: self.number("batch"), seed: SEED, listener, ..FitOptions::default() }
+    }
+
+    /// One fit whose epochs are the rounds: each waits for its line.
+    fn student(&self) -> Result<()> {
+        let classes = self.classes();
+        let mut model = Model::new("student", self.device(), SEED, &|vs| student(vs, classes))?;
+        model.load(self.folder().join("student.safetensors"))?;
+        let split = &self.data.train;
+        let teacher = CachedTensor::new(split, logits(split, classes), "bench")?;
+        let train = Examples::images(split, &self.transform())?.with_teacher(&teacher)?;
+        let held = &self.data.validation;
+        let teacher = CachedTensor::new(held, logits(held, classes), "bench")?;
+        let validation = Examples::images(held, &self.transform())?.with_teacher(&teacher)?;
+        let of = |name: &str| self.spec[name].as_f64().unwrap_or_default();
+        let criterion = Criterion::kd(KdLoss::new(of("temperature"), of("alpha"))?);
+        let begun = Mutex::new(Instant::now());
+        let listener = Listener::new(move |event| {
+            let mut begun = begun.lock().unwrap_or_else(|e| e.into_inner());
+            if let Event::Epoch { record, .. } = event {
+                answer(json!({"loss": record.train.loss, "seconds": begun.elapsed().as_secs_f64()}));
+            }
+            if matches!(event, Event::Started { .. } | Event::Epoch { .. }) {
+                if matches!(event, Event::Started { .. }) {
+                    answer(json!({"ready": true}));
+                }
+                if !asked() {
+                    std::process::exit(0);
+                }
+                *begun = Instant::now();
+            }
+        });
+        fit(&mut model, &train, &validation, &criterion, &self.options(self.number("rounds"), listener))?;
+        Ok(())
+    }
+
+    /// The whole stage: features of both splits, then the head's epochs on them.
+    fn teacher(&self) -> Result<()> {
+        let backbone = self.backbone()?;
+        let (epochs, classes) = (self.number("epochs"), self.classes());
+        self.rounds(&|| {
+            let mut head = head(backbone.arch.features(), classes, self.device(), SEED)?;
+            head.load(self.folder().join("head.safetensors"))?;
+            let of = |split: &Split| Examples::features(split, &self.rows(&backbone, split)?);
+            let (train, validation) = (of(&self.data.train)?, of(&self.data.validation)?);
+            let options = self.options(epochs, Listener::default());
+            let history = fit(&mut head, &train, &validation, &Criterion::cross_entropy(), &options)?;
+            Ok(json!({"loss": history.records.last().map(|r| r.train.loss), "epochs": epochs}))
+        })
+    }
+
+    fn features(&self) -> Result<()> {
+        let backbone = self.backbone()?;
+        self.rounds(&|| {
+            let rows = self.rows(&backbone, &self.data.train)?.tensor;
+            Ok(json!({"loss": f64::try_from(rows.abs().mean(Kind::Float))?}))
+        })
+    }
+
+    fn rows(&self, backbone: &Backbone, split: &Split) -> Result<CachedTensor> {
+        backbone_features(backbone, split, &self.transform(), self.number("batch"), None, &Listener::default())
+    }
+
+    fn rounds(&self, round: &dyn Fn() -> Result<Value>) -> Result<()> {
+        answer(json!({"ready": true}));
+        while asked() {
+            let start = Instant::now();
+            let mut measured = round()?;
+            measured["seconds"] = json!(start.elapsed().as_secs_f64());
+            answer(measured);
+        }
+        Ok(())
+    }
+}
+
+/// CIFAR-10 as its authors ship it, 60,000 images, from disk to a data set.
+fn data(task: &Task) -> Result<()> {
+    let folder = task.folder().join("cifar");
+    if !folder.exists() {
+        std::fs::create_dir_all(&folder).map_err(|e| Error::Io(e.to_string()))?;
+        for name in (1..=5).map(|i| format!("data_batch_{i}")).chain(["test_batch".into()]) {
+            let byte = |i: u32| if i % 3073 == 0 { (i / 3073 % 10) as u8 } else { i as u8 };
+            write(&folder.join(name + ".bin"), &(0..30_730_000).map(byte).collect::<Vec<u8>>())?;
+        }
+    }
+    let resident = |name: &str| status(name).unwrap_or_default();
+    task.rounds(&|| {
+        let before = resident("VmRSS:");
+        let data = open(&DataOptions { folder: Some(folder.clone()), ..DataOptions::default() })?;
+        let images = data.train.len() + data.validation.len() + data.test.len();
+        Ok(json!({"images": images, "ratio": (resident("VmRSS:") - before) * 1e6 / (images * 3072) as f64}))
+    })
+}
+
+/// Logits of a teacher that is good but not sure: the same for all sides.
+fn logits(split: &Split, classes: i64) -> Tensor {
+    tch::manual_seed(SEED as i64);
+    let noise = Tensor::randn([split.len() as i64, classes], (Kind::Float, Device::Cpu));
+    let right = split.labels().expect("labels of a split").one_hot(classes).to_kind(Kind::Float);
+    noise + 4.0 * right
+}
+
+/// Writes what all sides begin with, and completes the task by what depends on the data.
+fn prepare(spec: &mut Value) -> Result<()> {
+    let data = dataset(spec)?;
+    let folder = PathBuf::from(spec["folder"].as_str().unwrap_or_default());
+    std::fs::create_dir_all(&folder).map_err(|e| Error::Io(e.to_string()))?;
+    let classes = data.classes.len() as i64;
+    let (mut images, mut labels) = (vec![], vec![]);
+    for split in [&data.train, &data.validation] {
+        let all: Vec<i64> = (0..split.len() as i64).collect();
+        images.extend(Vec::<u8>::try_from(split.batch(&all)?.images.flatten(0, -1))?);
+        labels.extend(Vec::<i64>::try_from(split.labels()?)?.iter().map(|&l| l as u8));
+    }
+    write(&folder.join("images.u8"), &images)?;
+    write(&folder.join("labels.u8"), &labels)?;
+    let epochs = spec["rounds"].as_u64().max(spec["epochs"].as_u64()).unwrap_or(1);
+    // As `fit` visits them: epochs count from 1.
+    let order = (1..=epochs).flat_map(|epoch| shuffled(data.train.len(), SEED, epoch));
+    write(&folder.join("order.i64"), &order.flat_map(i64::to_le_bytes).collect::<Vec<u8>>())?;
+    Tensor::write_safetensors(&[("logits", logits(&data.train, classes))], folder.join("logits.safetensors"))?;
+    Model::new("student", Device::Cpu, SEED, &|vs| student(vs, classes))?.save(folder.join("student.safetensors"))?;
+    let mut transform = Transform::cifar10(32);
+    if let Some(arch) = spec["arch"].as_str() {
+        let arch = Arch::parse(arch)?;
+        Backbone::untrained(arch, Device::Cpu, SEED)?.model.save(folder.join("backbone.safetensors"))?;
+        head(arch.features(), classes, Device::Cpu, SEED)?.save(folder.join("head.safetensors"))?;
+        (transform.mean, transform.std) = arch.normalisation();
+    }
+    let (height, width) = data.train.size();
+    let known = json!({"train": data.train.len(), "height": height, "width": width, "data": data.name,
+        "mean": transform.mean, "std": transform.std});
+    for (name, value) in known.as_object().into_iter().flatten() {
+        spec[name] = value.clone();
+    }
+    Ok(())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|e| Error::Io(format!("writing {}: {e}", path.display())))
+}
+
+/// Waits for a line; none when the other side is done.
+fn asked() -> bool {
+    std::io::stdin().lock().read_line(&mut String::new()).is_ok_and(|bytes| bytes > 0)
+}
+
+fn answer(mut line: Value) {
+    line["peak_mb"] = json!(status("VmHWM:"));
+    println!("{line}");
+    let _ = std::io::stdout().flush();
+}
+
+/// A line of what Linux tells of this process, in MB.
+fn status(name: &str) -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kb = text.lines().find(|line| line.starts_with(name))?.split_whitespace().nth(1)?;
+    Some(kb.parse::<f64>().ok()? * 1024.0 / 1e6)
+}

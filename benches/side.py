@@ -1,0 +1,105 @@
+"""What both Python sides of the benchmark share: its data, and the lines it exchanges with `cargo lab bench`.
+
+A side is told once what to measure, in JSON. For every line it then reads, it runs one round and answers with one line.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import load_file
+
+
+class Task:
+    """One measurement: its sizes, its images and the weights that all sides begin with."""
+
+    def __init__(self, spec):
+        self.__dict__.update(spec)
+        self.folder = Path(self.folder)
+        self.device = torch.device(self.device)
+        torch.set_num_threads(self.threads)
+        pixels = numpy.fromfile(self.folder / "images.u8", numpy.uint8)
+        self.images = torch.from_numpy(pixels).view(-1, 3, self.height, self.width)
+        self.labels = torch.from_numpy(numpy.fromfile(self.folder / "labels.u8", numpy.uint8)).long()
+        self.order = torch.from_numpy(numpy.fromfile(self.folder / "order.i64", numpy.int64)).view(-1, self.train)
+
+    def held_out(self):
+        """The images behind the training images are for validation."""
+        return torch.arange(self.train, len(self.labels))
+
+    def batches(self, epoch):
+        return self.order[epoch].split(self.batch)
+
+    def tensors(self, name):
+        return load_file(self.folder / f"{name}.safetensors")
+
+    def logits(self):
+        return self.tensors("logits")["logits"]
+
+    def student(self):
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv1 = nn.Conv2d(3, 64, 3, padding=1)
+                self.conv2 = nn.Conv2d(64, 64, 3, padding=1)
+                self.conv3 = nn.Conv2d(64, 128, 3, padding=1)
+                self.conv4 = nn.Conv2d(128, 128, 3, padding=1)
+                self.pool = nn.MaxPool2d(2)
+                self.average = nn.AdaptiveAvgPool2d(1)
+                self.fc1 = nn.Linear(128, 32)
+                self.fc2 = nn.Linear(32, 10)
+
+            def forward(self, x):
+                x = self.pool(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
+                x = self.pool(torch.relu(self.conv4(torch.relu(self.conv3(x)))))
+                return self.fc2(self.fc1(self.average(x).flatten(1)))
+
+        net = Net()
+        net.load_state_dict(self.tensors("student"))
+        return net.to(self.device)
+
+    def backbone(self):
+        """The network up to its features."""
+        weights = self.tensors("backbone")
+        if self.arch == "efficientnet-lite0":
+            from efficientnet_lite_pytorch import EfficientNet
+
+            net = EfficientNet.from_name("efficientnet-lite0")
+            net._fc = net._dropout = torch.nn.Identity()
+        else:
+            import torchvision
+
+            net = getattr(torchvision.models, self.arch)(weights=None)
+            net.fc = torch.nn.Identity()
+        net.load_state_dict(weights)
+        return net.to(self.device)
+
+    def wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_mb():
+    """The most memory this process ever had, in MB."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def serve(workloads):
+    """Makes the round of the workload that was asked for; runs it for every line."""
+    task = Task(json.loads(sys.argv[1]))
+    round_ = workloads[task.workload](task)
+    print(json.dumps({"ready": True}), flush=True)
+    for number, _ in enumerate(sys.stdin):
+        start = time.perf_counter()
+        measured = round_(number)
+        task.wait()
+        measured["seconds"] = measured.pop("seconds", time.perf_counter() - start)
+        measured["peak_mb"] = peak_mb()
+        print(json.dumps(measured), flush=True)

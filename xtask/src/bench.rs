@@ -1,0 +1,263 @@
+//! `cargo lab bench`: our side and two in Python, on the same data with the same threads, round by round in turn.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::paths::{self, Flavour, Paths};
+use crate::{progress, setup, steps};
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// What to measure [default: all but growth and million]
+    #[arg(value_enum)]
+    what: Vec<What>,
+    /// Rounds of each side, in turn; the table tells their medians
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
+    rounds: u64,
+    /// Threads of every side [default: as many as there are cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// On the first CUDA GPU, with more images
+    #[arg(long)]
+    cuda: bool,
+    /// Without `torch.compile` on the Python side
+    #[arg(long)]
+    no_compile: bool,
+    /// Where the numbers go [default: <runs>/bench/bench.json]
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum What {
+    /// An epoch of the student at 32 px
+    Student32,
+    /// An epoch of the student at 224 px
+    Student224,
+    /// The teacher stage of ten epochs, EfficientNet-Lite0 at 224 px
+    TeacherLite0,
+    /// The teacher stage of ten epochs, ResNet-50 at 224 px
+    TeacherResnet50,
+    /// One pass of EfficientNet-Lite0 over a split
+    FeaturesLite0,
+    /// One pass of ResNet-50 over a split
+    FeaturesResnet50,
+    /// CIFAR-10 from disk to memory
+    Data,
+    /// Cells of a notebook: from a key press to the answer
+    Cells,
+    /// Time and memory against images, epochs, sizes
+    Growth,
+    /// The caches and the loop's data path with a million images
+    Million,
+}
+
+impl What {
+    const USUAL: [What; 8] = [
+        What::Student32,
+        What::Student224,
+        What::TeacherLite0,
+        What::TeacherResnet50,
+        What::FeaturesLite0,
+        What::FeaturesResnet50,
+        What::Data,
+        What::Cells,
+    ];
+
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// What all sides are told; `images` grows with the device.
+    fn task(self, cuda: bool) -> Value {
+        let scale = if cuda { 32 } else { 1 };
+        let sized = |workload: &str, size: u64, train: u64, arch: Option<&str>| {
+            json!({"workload": workload, "size": size, "batch": 64, "train": scale * train, "validation": scale * train / 4,
+                "arch": arch, "temperature": 4.0, "alpha": 0.5, "epochs": 10})
+        };
+        match self {
+            What::Student32 => sized("student", 32, 1024, None),
+            What::Student224 => sized("student", 224, 64, None),
+            What::TeacherLite0 => sized("teacher", 224, 128, Some("efficientnet-lite0")),
+            What::TeacherResnet50 => sized("teacher", 224, 64, Some("resnet50")),
+            What::FeaturesLite0 => sized("features", 224, 128, Some("efficientnet-lite0")),
+            What::FeaturesResnet50 => sized("features", 224, 64, Some("resnet50")),
+            _ => json!({"workload": self.name(), "train": 100, "validation": 100}),
+        }
+    }
+}
+
+/// A process that measures when it is told to.
+struct Side {
+    name: &'static str,
+    child: Child,
+    answers: BufReader<std::process::ChildStdout>,
+    rounds: Vec<Value>,
+}
+
+impl Side {
+    fn start(name: &'static str, command: &mut Command, task: &Value) -> Result<Self> {
+        let mut child = command
+            .arg(task.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let answers = BufReader::new(child.stdout.take().context("a side without output")?);
+        let mut side = Self { name, child, answers, rounds: vec![] };
+        side.answer()?;
+        Ok(side)
+    }
+
+    fn answer(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        serde_json::from_str(&line).with_context(|| format!("{} gave up; its reason stands above", self.name))
+    }
+
+    fn round(&mut self) -> Result<Value> {
+        writeln!(self.child.stdin.as_mut().context("a side without input")?)?;
+        self.answer()
+    }
+
+    /// The median of the rounds, of which the first warmed up.
+    fn median(&self, of: &str) -> Option<f64> {
+        let mut values: Vec<f64> = self.rounds.iter().filter_map(|round| round[of].as_f64()).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    }
+
+    /// Seconds of what is compared: an article's epoch stands for each of the others.
+    fn seconds(&self, epochs: f64) -> Option<f64> {
+        let share = self.rounds.first()?["epochs"].as_f64().map_or(1.0, |measured| epochs / measured);
+        Some(self.median("seconds")? * share)
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
+    setup::set_up(paths, args.cuda.then_some(Flavour::Cuda))?;
+    setup::oracle(paths)?;
+    let ours = compile(paths)?;
+    let what = if args.what.is_empty() { What::USUAL.to_vec() } else { args.what.clone() };
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let folder = paths.runs()?.join("bench");
+    let mut results = vec![];
+    println!("| what | side | seconds | ours is faster by | last loss | peak MB |\n|---|---|---|---|---|---|");
+    for what in what.iter().filter(|what| **what != What::Cells) {
+        let mut task = what.task(args.cuda);
+        for (name, value) in [
+            ("folder", json!(folder.join(what.name()))),
+            ("device", json!(if args.cuda { "cuda" } else { "cpu" })),
+            ("threads", json!(threads)),
+            ("workers", json!(threads)),
+            ("rounds", json!(args.rounds + 1)),
+            ("compile", json!(!args.no_compile)),
+        ] {
+            task[name] = value;
+        }
+        let prepared = command(paths, &ours, "prepare")?.arg(task.to_string()).output()?;
+        if !prepared.status.success() {
+            bail!("{}: {}", what.name(), String::from_utf8_lossy(&prepared.stderr).trim());
+        }
+        let line = String::from_utf8_lossy(&prepared.stdout);
+        task = serde_json::from_str(line.lines().last().unwrap_or_default()).context("the prepared task")?;
+        results.push(measure(paths, &ours, *what, &task, args.rounds)?);
+    }
+    let report = json!({"machine": machine(), "threads": threads, "commit": commit(paths), "torch": setup::TORCH, "results": results});
+    let file = args.json.clone().unwrap_or_else(|| folder.join("bench.json"));
+    steps::write(&file, &serde_json::to_string_pretty(&report)?)?;
+    println!("\n{}, {threads} threads; {}", machine(), file.display());
+    if what.contains(&What::Cells) {
+        let status = Command::new(paths.python()).arg(paths.root.join("benches/cells.py")).current_dir(&paths.root).status();
+        if !status.context("cannot start Python")?.success() {
+            bail!("the bench of cells failed; its reason stands above");
+        }
+    }
+    Ok(())
+}
+
+fn measure(paths: &Paths, ours: &str, what: What, task: &Value, rounds: u64) -> Result<Value> {
+    let mut sides = vec![Side::start("kdlab", &mut command(paths, ours, "measure")?, task)?];
+    if !task["size"].is_null() {
+        for (name, file) in [("PyTorch, best", "pytorch.py"), ("article", "article.py")] {
+            let mut python = Command::new(paths.python());
+            python.arg(paths.root.join("benches").join(file));
+            sides.push(Side::start(name, &mut python, task)?);
+        }
+    }
+    for round in 0..=rounds {
+        for side in &mut sides {
+            let answer = side.round()?;
+            progress::line(&format!("{} {}: {answer}", what.name(), side.name));
+            // The first round compiles and warms up.
+            if round > 0 {
+                side.rounds.push(answer);
+            }
+        }
+    }
+    let epochs = task["epochs"].as_f64().unwrap_or(1.0);
+    let base = sides[0].seconds(epochs).context("no round was measured")?;
+    let rows = sides.iter().map(|side| {
+        let last = side.rounds.last().unwrap_or(&Value::Null);
+        let ratio = side.seconds(epochs).map(|seconds| seconds / base);
+        let show = |value: Option<f64>, digits: usize| value.map_or(String::new(), |v| format!("{v:.digits$}"));
+        println!(
+            "| {} | {} | {} | {} | {} | {} |",
+            what.name(),
+            side.name,
+            show(side.seconds(epochs), 2),
+            show(ratio, 2),
+            show(last["loss"].as_f64(), 4),
+            show(last["peak_mb"].as_f64(), 0)
+        );
+        json!({"side": side.name, "seconds": side.seconds(epochs), "ratio": ratio, "rounds": side.rounds})
+    });
+    Ok(json!({"what": what.name(), "rows": rows.collect::<Vec<_>>(), "task": task}))
+}
+
+/// Compiles our side with what the tests compiled, and says where it lies.
+fn compile(paths: &Paths) -> Result<String> {
+    let output = paths::as_without_cargo(&mut Command::new(paths::cargo()))
+        .args(["bench", "--profile", "dev", "--bench", "kdlab", "--no-run", "--message-format", "json"])
+        .current_dir(&paths.root)
+        .envs(paths.environment()?)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo; install Rust from https://rustup.rs")?;
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let file = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
+        let ours = message["target"]["kind"][0] == "bench" && message["target"]["name"] == "kdlab";
+        message["executable"].as_str().filter(|_| ours).map(str::to_owned)
+    });
+    file.context("our side of the bench does not compile; the reason stands above")
+}
+
+fn command(paths: &Paths, ours: &str, verb: &str) -> Result<Command> {
+    let mut command = Command::new(ours);
+    command.arg(verb).envs(paths.environment()?);
+    Ok(command)
+}
+
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(std::env::consts::ARCH);
+    let bf16 = if info.contains("avx512_bf16") || info.contains("amx_bf16") { "with bf16" } else { "without bf16" };
+    format!("{} ({bf16})", model.trim_start_matches([':', '\t', ' ']))
+}
+
+fn commit(paths: &Paths) -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(&paths.root).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
