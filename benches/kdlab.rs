@@ -1,17 +1,17 @@
 //! Our side of `cargo lab bench`: told once in JSON what to measure, it runs one round for every line it reads and answers
 //! with a line. `side.py` is the same for Python.
 
-use kdlab::data::{DataOptions, Dataset, Split, Transform, open, shuffled};
+use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, open, shuffled};
 use kdlab::distill::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
-use kdlab::distill::{backbone_features, fit};
-use kdlab::models::{Arch, Backbone, Model, head, student};
+use kdlab::distill::{backbone_features, fit, predict, view_logits};
+use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
 use kdlab::{Error, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, nn};
 
 const SEED: u64 = 1;
 
@@ -42,6 +42,7 @@ fn run(given: &[String]) -> Result<()> {
         "teacher" => task.teacher(),
         "features" => task.features(),
         "data" => data(&task),
+        "million" => million(&task),
         other => Err(Error::Input(format!("no workload {other:?}"))),
     }
 }
@@ -184,7 +185,7 @@ fn data(task: &Task) -> Result<()> {
     if !folder.exists() {
         std::fs::create_dir_all(&folder).map_err(|e| Error::Io(e.to_string()))?;
         for name in (1..=5).map(|i| format!("data_batch_{i}")).chain(["test_batch".into()]) {
-            let byte = |i: u32| if i % 3073 == 0 { (i / 3073 % 10) as u8 } else { i as u8 };
+            let byte = |i: u32| if i.is_multiple_of(3073) { (i / 3073 % 10) as u8 } else { i as u8 };
             write(&folder.join(name + ".bin"), &(0..30_730_000).map(byte).collect::<Vec<u8>>())?;
         }
     }
@@ -194,6 +195,70 @@ fn data(task: &Task) -> Result<()> {
         let data = open(&DataOptions { folder: Some(folder.clone()), ..DataOptions::default() })?;
         let images = data.train.len() + data.validation.len() + data.test.len();
         Ok(json!({"images": images, "ratio": (resident("VmRSS:") - before) * 1e6 / (images * 3072) as f64}))
+    })
+}
+
+/// A million small images: the teacher's logits over 1,000 classes, 2 GB of them, and one epoch of a student on both. Tells
+/// the speed of the first and of the last tenth, and the most memory of our own beside the images.
+fn million(task: &Task) -> Result<()> {
+    let (images, side, classes) = (1_000_000, 8, 1000);
+    let folder = task.folder();
+    let idx = |name: &str, sizes: &[u32], bytes: usize, byte: &dyn Fn(usize) -> u8| {
+        let header = [0, 0, 8, sizes.len() as u8].into_iter().chain(sizes.iter().flat_map(|n| n.to_be_bytes()));
+        write(&folder.join(name), &header.chain((0..bytes).map(byte)).collect::<Vec<u8>>())
+    };
+    let pixel = |i: usize| (i.wrapping_mul(2_654_435_761) >> 13) as u8;
+    for (name, n) in [("train", images), ("t10k", 1000)] {
+        let sizes = [n as u32, side, side];
+        idx(&format!("{name}-images-idx3-ubyte"), &sizes, n * (side * side) as usize, &pixel)?;
+        idx(&format!("{name}-labels-idx1-ubyte"), &sizes[..1], n, &|i| (i % 10) as u8)?;
+    }
+    let options = DataOptions { folder: Some(folder.clone()), validation: 0.001, ..DataOptions::default() };
+    let data = open(&options)?;
+    let transform = Transform::cifar10(side.into());
+    let net = |seed| {
+        Model::new("net", Device::Cpu, seed, &|vs| {
+            let linear = nn::linear(vs / "fc", 3 * i64::from(side * side), classes, Default::default());
+            Layers::new().func("flatten", |x| x.flatten(1, -1)).add("fc", linear)
+        })
+    };
+    task.rounds(&|| {
+        let (teacher, mut student) = (net(1)?, net(2)?);
+        let before = status("RssAnon:").unwrap_or_default();
+        // (seconds since the start, images done, memory of our own)
+        let points = Arc::new(Mutex::new(vec![]));
+        let (seen, start) = (Arc::clone(&points), Instant::now());
+        let listener = Listener::new(move |event| {
+            if let Event::Progress(p) = event {
+                let point = (start.elapsed().as_secs_f64(), p.done, status("RssAnon:").unwrap_or_default());
+                seen.lock().unwrap_or_else(|e| e.into_inner()).push(point);
+            }
+        });
+        let summary = || {
+            let points = std::mem::take(&mut *points.lock().unwrap_or_else(|e| e.into_inner()));
+            let speed = |part: &[(f64, usize, f64)]| match (part.first(), part.last()) {
+                (Some(a), Some(b)) => (b.1 - a.1) as f64 / (b.0 - a.0),
+                _ => f64::NAN,
+            };
+            let tenth = points.len() / 10;
+            json!({"first_tenth_per_second": speed(&points[..tenth]).round(),
+                "last_tenth_per_second": speed(&points[points.len() - tenth..]).round(),
+                "most_mb": points.iter().map(|p| p.2 - before).fold(0.0, f64::max).round()})
+        };
+        let one_view = Views::new(false, &[])?;
+        let whole = |split| view_logits(&teacher, split, &transform, &one_view, 512, &folder, &listener);
+        let train = Examples::images(&data.train, &transform)?.with_teacher_of_views(&whole(&data.train)?, false)?;
+        let pass = summary();
+        let held = CachedTensor::new(
+            &data.validation,
+            predict(&teacher, &Examples::images(&data.validation, &transform)?, 512)?,
+            "teacher",
+        )?;
+        let validation = Examples::images(&data.validation, &transform)?.with_teacher(&held)?;
+        let criterion = Criterion::kd(KdLoss::new(2.0, 0.9)?);
+        let options = FitOptions { batch_size: 512, ..task.options(1, listener.clone()) };
+        fit(&mut student, &train, &validation, &criterion, &options)?;
+        Ok(json!({"images": data.train.len(), "logits": pass, "student": summary()}))
     })
 }
 
@@ -228,7 +293,11 @@ fn prepare(spec: &mut Value) -> Result<()> {
     let mut transform = Transform::cifar10(32);
     if let Some(arch) = spec["arch"].as_str() {
         let arch = Arch::parse(arch)?;
-        Backbone::untrained(arch, Device::Cpu, SEED)?.model.save(folder.join("backbone.safetensors"))?;
+        let pretrained = Backbone::pretrained(arch, Device::Cpu, &kdlab::data::cache_folder());
+        pretrained
+            .or_else(|_| Backbone::untrained(arch, Device::Cpu, SEED))?
+            .model
+            .save(folder.join("backbone.safetensors"))?;
         head(arch.features(), classes, Device::Cpu, SEED)?.save(folder.join("head.safetensors"))?;
         (transform.mean, transform.std) = arch.normalisation();
     }

@@ -1,16 +1,17 @@
 //! What a frozen teacher says of every image, computed once and kept on disk under a key of all it depends on.
 
-use super::evaluate::{Pass, Ticker};
-use super::{Event, Listener};
+use super::Listener;
+use super::row_file::{Rows, in_pieces};
 use crate::data::{Split, Transform};
-use crate::files::{digest, digest_tensors, load_tensors, save_tensors};
+use crate::files::{digest, digest_tensors};
 use crate::models::{Backbone, Model};
 use crate::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
-/// One row per sample of a split, f32 on the CPU, with the key it was made under.
+/// One row per sample of a split, f32 on the CPU, with the key it was made under. What lies on disk is read from there as it is
+/// needed: it may be larger than memory.
 pub struct CachedTensor {
     /// f32 `[N, D]` for features, `[N, C]` for logits.
     pub tensor: Tensor,
@@ -71,7 +72,8 @@ pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Trans
 /// With a `folder` they are kept there and found again as long as data, transform and backbone stay the same.
 ///
 /// # Errors
-/// As libtorch's and the disk's; and when the user interrupts it, after which nothing is in the folder.
+/// As libtorch's and the disk's; and when the user interrupts it, after which the rows so far stay in the folder and the next
+/// call goes on from there.
 pub fn backbone_features(
     backbone: &Backbone,
     split: &Split,
@@ -81,22 +83,13 @@ pub fn backbone_features(
     listener: &Listener,
 ) -> Result<CachedTensor> {
     let device = backbone.model.device();
-    cached(folder, "features", features_key(backbone, split, transform)?, split, || {
-        let name = format!("{} on {}", backbone.arch, split.name);
-        let mut ticker = Ticker::new(&name, split.len());
-        let (pass, mut done) = (Pass::new(&name), 0);
-        let mut rows = Vec::new();
-        let order: Vec<i64> = (0..split.len() as i64).collect();
-        for indices in crate::data::batches(&order, batch_size)? {
-            pass.check(done, split.len())?;
-            done += indices.len();
-            let inputs = transform.apply(&split.batch(&indices)?.images, device)?;
-            rows.push(backbone.features(&inputs)?.f_to_device(Device::Cpu)?);
-            if let Some(progress) = ticker.advance(indices.len()) {
-                listener.tell(Event::Progress(progress));
-            }
-        }
-        Ok(Tensor::f_cat(&rows, 0)?)
+    let name = format!("{} on {}", backbone.arch, split.name);
+    let shape = [split.len() as i64, backbone.arch.features()];
+    let key = features_key(backbone, split, transform)?;
+    let rows = Rows { name: "features", key: &key, kind: Kind::Float, shape: &shape, timed: true };
+    cached(folder, split, &rows, batch_size, (&name, listener), &mut |from, to| {
+        let inputs = transform.apply(&split.batch(&(from..to).collect::<Vec<_>>())?.images, device)?;
+        Ok(backbone.features(&inputs)?.f_to_device(Device::Cpu)?)
     })
 }
 
@@ -109,39 +102,45 @@ pub fn teacher_logits(
 ) -> Result<CachedTensor> {
     features.check(&split.key, split.len(), "features")?;
     let key = digest(&[b"logits", features.key.as_bytes(), digest_tensors(&head.state())?.as_bytes()]);
-    cached(folder, "logits", key, split, || {
-        let logits = no_grad(|| head.forward(&features.tensor.f_to_device(head.device())?, false))?;
-        Ok(logits.f_to_device(Device::Cpu)?)
-    })
+    let mut some = |from: i64, to: i64| -> Result<Tensor> {
+        let rows = features.tensor.f_narrow(0, from, to - from)?.f_to_device(head.device())?;
+        Ok(no_grad(|| head.forward(&rows, false))?.f_to_device(Device::Cpu)?)
+    };
+    let shape = [split.len() as i64, some(0, 1)?.size().last().copied().unwrap_or(1)];
+    let name = format!("{} on {}", head.name, split.name);
+    let rows = Rows { name: "logits", key: &key, kind: Kind::Float, shape: &shape, timed: true };
+    cached(folder, split, &rows, HEAD_ROWS, (&name, &Listener::default()), &mut some)
 }
+
+/// Enough at a time that a linear layer is quick, few enough that the largest backbone's take 64 MB.
+const HEAD_ROWS: usize = 8192;
 
 fn cached(
     folder: Option<&Path>,
-    kind: &str,
-    key: String,
     split: &Split,
-    compute: impl FnOnce() -> Result<Tensor>,
+    rows: &Rows,
+    piece: usize,
+    shown: (&str, &Listener),
+    some: &mut dyn FnMut(i64, i64) -> Result<Tensor>,
 ) -> Result<CachedTensor> {
-    let path: Option<PathBuf> = folder.map(|f| f.join(format!("{kind}-{}-{}.safetensors", split.name, &key[..16])));
-    // A file that can't be read, or was made under another key, is computed anew and written over.
-    let found = path.as_deref().filter(|p| p.exists()).and_then(|p| load_tensors(p).ok());
-    let found = found.filter(|(_, meta)| meta.get("key") == Some(&key));
-    let found = found.and_then(|(mut t, meta)| Some((t.remove(kind)?, meta.get("seconds")?.parse().ok()?)));
-    let from_disk = found.is_some();
-    let (tensor, seconds) = match found {
-        Some(found) => found,
-        None => {
-            let start = Instant::now();
-            let tensor = compute()?;
-            let seconds = start.elapsed().as_secs_f64();
-            if let Some(path) = &path {
-                let meta = [("key".to_owned(), key.clone()), ("seconds".to_owned(), seconds.to_string())].into();
-                save_tensors(path, &[(kind.to_owned(), tensor.shallow_clone())], meta)?;
-            }
-            (tensor, seconds)
-        }
+    let made = |tensor, seconds, from_disk| {
+        let made = CachedTensor { tensor, key: rows.key.to_owned(), split_key: split.key.clone(), from_disk, seconds };
+        made.check(&split.key, split.len(), rows.name).map(|()| made)
     };
-    let made = CachedTensor { tensor, key, split_key: split.key.clone(), from_disk, seconds };
-    made.check(&split.key, split.len(), kind)?;
-    Ok(made)
+    let Some(folder) = folder else {
+        let start = Instant::now();
+        let tensor = Tensor::f_empty(rows.shape, (rows.kind, Device::Cpu))?;
+        in_pieces(0, rows.len(), piece, shown, &mut |from, to| {
+            Ok(tensor.f_narrow(0, from, to - from)?.f_copy_(&some(from, to)?)?)
+        })?;
+        return made(tensor, start.elapsed().as_secs_f64(), false);
+    };
+    let path = folder.join(format!("{}-{}-{}.safetensors", rows.name, split.name, &rows.key[..16]));
+    // A file that can't be read, or was made under another key, is computed anew and written over.
+    if let Ok((tensor, seconds)) = rows.map(&path) {
+        return made(tensor, seconds, true);
+    }
+    rows.write(&path, piece, shown, some)?;
+    let (tensor, seconds) = rows.map(&path).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?;
+    made(tensor, seconds, false)
 }

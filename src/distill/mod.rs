@@ -15,6 +15,7 @@ mod loss;
 mod method;
 mod record;
 mod report;
+mod row_file;
 mod sweep;
 mod sweep_report;
 pub mod teaching;

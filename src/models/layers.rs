@@ -138,7 +138,13 @@ impl Layers {
                         Some(layers) => layers.walk(&x, mode, Some(&place), seen)?,
                         None => x.shallow_clone(),
                     };
-                    main.f_add(&side).map_err(|e| refused(&place, &main, Error::from(e)))?
+                    // In place where nobody else reads the sum's first term: a pass over memory less.
+                    let fresh = matches!(body.0.last(), Some((_, Op::Conv(_) | Op::BatchNorm(_) | Op::Linear(_))));
+                    let sum = match fresh && !main.requires_grad() {
+                        true => main.shallow_clone().f_add_(&side),
+                        false => main.f_add(&side),
+                    };
+                    sum.map_err(|e| refused(&place, &main, Error::from(e)))?
                 }
                 Op::Conv(layer) => conv(layer, &x).map_err(|e| refused(&place, &x, e))?,
                 Op::BatchNorm(layer) => batch_norm(layer, &x, mode).map_err(|e| refused(&place, &x, e))?,

@@ -41,6 +41,9 @@ impl Model {
             )));
         }
         initialise(&state, seed)?;
+        if device == Device::Cpu {
+            channels_innermost(&state)?;
+        }
         Ok(model)
     }
 
@@ -202,6 +205,16 @@ fn check_device(device: Device) -> Result<()> {
 fn is_double(name: &str, state: &[(String, Tensor)]) -> bool {
     name.rsplit_once("__")
         .is_some_and(|(base, count)| count.parse::<usize>().is_ok() && state.iter().any(|(other, _)| other == base))
+}
+
+/// Weights of convolutions in the layout of the images that [`crate::data::Transform`] gives on a CPU: else each step lays
+/// them out anew.
+fn channels_innermost(state: &[(String, Tensor)]) -> Result<()> {
+    for (_, tensor) in state.iter().filter(|(_, t)| t.dim() == 4) {
+        let laid_out = tensor.f_detach()?.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
+        tensor.shallow_clone().f_set_data(&laid_out)?;
+    }
+    Ok(())
 }
 
 /// PyTorch's defaults, by name: `weight` of two and more dimensions and the `bias` beside it are drawn,

@@ -13,7 +13,7 @@ use crate::{progress, setup, steps};
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// What to measure [default: all but growth and million]
+    /// What to measure [default: all but million]
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each side, in turn; the table tells their medians
@@ -51,8 +51,6 @@ enum What {
     Data,
     /// Cells of a notebook: from a key press to the answer
     Cells,
-    /// Time and memory against images, epochs, sizes
-    Growth,
     /// The caches and the loop's data path with a million images
     Million,
 }
@@ -180,7 +178,8 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     steps::write(&file, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}, {threads} threads; {}", machine(), file.display());
     if what.contains(&What::Cells) {
-        let status = Command::new(paths.python()).arg(paths.root.join("benches/cells.py")).current_dir(&paths.root).status();
+        let status =
+            Command::new(paths.python()).arg(paths.root.join("benches/cells.py")).current_dir(&paths.root).status();
         if !status.context("cannot start Python")?.success() {
             bail!("the bench of cells failed; its reason stands above");
         }
@@ -194,6 +193,9 @@ fn measure(paths: &Paths, ours: &str, what: What, task: &Value, rounds: u64) -> 
         for (name, file) in [("PyTorch, best", "pytorch.py"), ("article", "article.py")] {
             let mut python = Command::new(paths.python());
             python.arg(paths.root.join("benches").join(file));
+            if file == "pytorch.py" {
+                python.env("GLIBC_TUNABLES", paths::ALLOCATOR);
+            }
             sides.push(Side::start(name, &mut python, task)?);
         }
     }
