@@ -61,6 +61,8 @@ impl Lab {
             }
             _ => Device::cuda_if_available(),
         };
+        // All batches but the last have one size: cuDNN may try its algorithms once and keep the quickest.
+        Cuda::cudnn_set_benchmark(device.is_cuda());
         let profile = Profile::detect(device.is_cuda())?;
         let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
         let runs = std::env::var_os("KDLAB_RUNS").map_or_else(|| root.join("runs"), PathBuf::from);

@@ -145,7 +145,7 @@ impl Split {
         }
         let rows = indices.iter().map(|&i| self.row(i)).collect::<Result<Vec<i64>>>()?;
         let labels: Vec<i64> = rows.iter().map(|&r| self.stock.labels[r as usize]).collect();
-        let pick = Tensor::f_from_slice(&rows)?; // [B]
+        let pick = Tensor::f_from_slice(&rows)?.f_to_device(self.stock.images.device())?; // [B]
         let mut images = self.stock.images.f_index_select(0, &pick)?; // [B, C, H, W]
         if images.size()[1] == 1 {
             // Grey becomes three equal channels; much quicker than expand and copy.
@@ -224,6 +224,17 @@ impl Split {
             return Err(Error::Input(format!("the share of wrong labels must be in [0, 1], got {fraction}; try 0.3")));
         }
         Ok(Tensor::f_from_slice(&noisy(&self.label_list(), self.classes, fraction, seed))?)
+    }
+
+    /// The same split with its bytes on a device, where batches are then put together.
+    pub(crate) fn on(&self, device: Device) -> Result<Split> {
+        let stock = Stock { images: self.stock.images.f_to_device(device)?, ..self.stock.share() };
+        Ok(Split { stock, ..self.clone() })
+    }
+
+    /// Bytes of the whole pool that this split is a part of.
+    pub(crate) fn pool_bytes(&self) -> usize {
+        self.stock.images.numel()
     }
 
     /// The row of the pool at a sample index.

@@ -23,6 +23,9 @@ enum Teacher {
     },
 }
 
+/// Of images or features: twice this, for training and validation, fits beside a network on any GPU that trains one.
+const RESIDENT_BYTES: usize = 2 << 30;
+
 /// A split as a model sees it. Sample index = position in the split, whatever the order of the batches.
 pub struct Examples {
     inputs: Inputs,
@@ -177,6 +180,28 @@ impl Examples {
         })
     }
 
+    /// The same numbers on `device`, so that a step copies nothing but the sample indices to it. None where they are there
+    /// already, or are too many.
+    pub(super) fn resident(&self, device: Device) -> Result<Option<Self>> {
+        let bytes = match &self.inputs {
+            Inputs::Images { split, .. } | Inputs::Backbone { split, .. } => split.pool_bytes(),
+            Inputs::Features(features) => 4 * features.numel(),
+        };
+        if device == Device::Cpu || bytes > RESIDENT_BYTES {
+            return Ok(None);
+        }
+        let mut moved = self.share()?;
+        match &mut moved.inputs {
+            Inputs::Images { split, .. } | Inputs::Backbone { split, .. } => *split = split.on(device)?,
+            Inputs::Features(features) => *features = features.f_to_device(device)?,
+        }
+        if let Some(Teacher::Rows(rows)) = &mut moved.teacher {
+            *rows = rows.f_to_device(device)?;
+        }
+        moved.labels = moved.labels.f_to_device(device)?;
+        Ok(Some(moved))
+    }
+
     pub fn len(&self) -> usize {
         self.labels.size().first().map_or(0, |&n| n as usize)
     }
@@ -211,7 +236,7 @@ impl Examples {
         device: Device,
     ) -> Result<Minibatch> {
         let pick = |t: &Tensor, rows: &[i64]| -> Result<Tensor> {
-            Ok(t.f_index_select(0, &Tensor::f_from_slice(rows)?)?.f_to_device(device)?)
+            Ok(t.f_index_select(0, &Tensor::f_from_slice(rows)?.f_to_device(t.device())?)?.f_to_device(device)?)
         };
         let seen = |split: &Split, transform: &Transform| -> Result<Tensor> {
             let images = split.batch(indices)?.images;

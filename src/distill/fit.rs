@@ -183,6 +183,8 @@ fn run(
         ));
     }
     check_fit(model, train, validation, criterion)?;
+    let resident = (train.resident(model.device())?, validation.resident(model.device())?);
+    let (train, validation) = (resident.0.as_ref().unwrap_or(train), resident.1.as_ref().unwrap_or(validation));
     let mut adam = Adam::new(model.trainable())?;
     let checkpoint = match &options.folder {
         Some(folder) => {
