@@ -9,8 +9,11 @@
 //! sees what cells print *as* they print it, together with the lines by which evcxr's own code talks to its parent
 //! ([`output`]). Cells reach the front through a socket ([`link`]): displays that update, widgets, Interrupt.
 //!
+//! Under the name `cargo` it is cargo for the rust-analyzer in evcxr ([`cargo`]).
+//!
 //! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter.
 
+mod cargo;
 mod channels;
 mod child;
 mod comms;
@@ -29,8 +32,12 @@ use std::path::Path;
 use anyhow::Result;
 
 fn main() -> Result<()> {
+    if cargo::is_meant() {
+        return cargo::run();
+    }
     let set = |name| std::env::var_os(name).is_some();
     if set("EVCXR_IS_RUNTIME") {
+        cargo::restore_home();
         child::hand_over()?;
     } else if set("EVCXR_RUSTC_WRAPPER") {
         // evcxr's wrapper around rustc: nothing of ours.

@@ -10,6 +10,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use crate::paths::{self, Paths};
 use crate::slots;
 use crate::steps;
+use crate::view;
 
 /// Makes the kernel use this build directory, whatever its locks say: set-up builds the template through it.
 pub const BUILD_DIRECTORY: &str = "KDLAB_KERNEL_BUILD_DIRECTORY";
@@ -56,7 +57,7 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
     if stock {
         command.arg("--control_file");
     }
-    command.arg(connection_file).envs(paths.environment()?);
+    command.arg(connection_file).envs(paths.environment()?).envs(view::environment(paths)?);
     for name in FOREIGN {
         command.env_remove(name);
     }
@@ -76,7 +77,10 @@ fn configure(paths: &Paths, stock: bool) -> Result<PathBuf> {
     let config = paths.kernel_config().join(name);
     let prelude = paths.root.join("prelude/prelude.rs");
     let prelude = std::fs::read_to_string(&prelude).with_context(|| format!("cannot read {}", prelude.display()))?;
-    steps::write(&config.join("init.evcxr"), &dependencies(paths))?;
-    steps::write(&config.join("prelude.rs"), &format!("{macros}\n{prelude}"))?;
+    // As one piece, the dependencies among it: evcxr compiles and analyses each piece on its own.
+    let home = view::cargo_home();
+    let text = format!(":build_env CARGO_HOME={}\n{}{macros}\n{prelude}", home.display(), dependencies(paths));
+    steps::write(&config.join("prelude.rs"), &text)?;
+    steps::remove(&config.join("init.evcxr"))?;
     Ok(config)
 }

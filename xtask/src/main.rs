@@ -14,6 +14,7 @@ mod steps;
 mod sweep;
 mod table;
 mod template;
+mod view;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};

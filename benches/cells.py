@@ -1,0 +1,191 @@
+"""How long notebook cells take, in the live kernel and in stock evcxr_jupyter, in turn: `.kdlab/venv/bin/python benches/cells.py`.
+
+After `cargo lab setup`, with images at hand (`KDLAB_DATA`). Nothing here trains: what is measured is what stands between
+Return and the answer. CPU seconds are those of the kernel with all its processes, compilers included.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FIRST = 'let t = Tensor::from_slice(&[1f32, 2.0, 3.0]);\nt.softmax(-1, Kind::Float)'
+# From the notebooks, in an order in which they run.
+CELLS = [
+    "let mut lab = Lab::open()?;\nlab",
+    "let data = lab.dataset()?;\ndata",
+    "let order = shuffled(data.train.len(), lab.profile.seed, 1);\n"
+    "let batch = data.train.batch(&order[..16.min(order.len())])?;\nbatch",
+    "let inputs = Transform::imagenet(64).apply(&batch.images, lab.device)?;\n"
+    'println!("inputs {:?} {:?}", inputs.size(), inputs.kind());',
+    'println!("mean {:.3}", inputs.mean(Kind::Float).double_value(&[]));',
+    "gallery(&data.train, &data.classes, &order[..12.min(order.len())])?",
+    "class_balance(&data)?",
+    "fn net(vs: &nn::Path) -> Layers {\n"
+    "    let same = nn::ConvConfig { padding: 1, ..Default::default() };\n"
+    '    Layers::new()\n        .add("conv1", nn::conv2d(vs / "conv1", 3, 64, 3, same))\n'
+    '        .func("relu1", |x| x.relu())\n        .func("pool1", |x| x.max_pool2d_default(2))\n'
+    '        .func("avgpool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1))\n'
+    '        .add("fc1", nn::linear(vs / "fc1", 64, 10, Default::default()))\n}',
+    'let small = Model::new("small", lab.device, lab.profile.seed, &net)?;\nsmall.summary([3, 32, 32])?',
+    "for size in [32, 64] {\n"
+    "    let images = Tensor::randn([2, 3, size, size], (Kind::Float, lab.device));\n"
+    "    let logits = tch::no_grad(|| small.forward(&images, false))?;\n"
+    '    println!("{:?} -> {:?}", images.size(), logits.size());\n};',
+    "{\n    let ours = Model::new(\"student\", lab.device, lab.profile.seed, &|vs| student(vs, 10))?;\n"
+    "    assert_eq!(ours.parameters(), 264_618);\n"
+    '    println!("{} parameters", ours.parameters());\n};',
+    "fn cost(costs: Table, name: &str, size: i64, summary: &Summary) -> Table {\n"
+    '    let millions = |n: i64| format!("{:.1} M", n as f64 / 1e6);\n'
+    '    costs.row(&[name.to_string(), format!("{size} px"), millions(summary.parameters), millions(summary.macs)])\n}\n'
+    'let mut costs = Table::new(&["network", "image", "parameters", "MACs per image"]);\n'
+    "for size in [64, 32] {\n    costs = cost(costs, \"small\", size, &small.summary([3, size, size])?);\n}\ncosts",
+    "fn loss_kd(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperature: f64, alpha: f64) -> Tensor {\n"
+    "    let batch = student.size()[0] as f64;\n"
+    "    let log_student = (student / temperature).log_softmax(-1, None);\n"
+    "    let log_teacher = (teacher / temperature).log_softmax(-1, None);\n"
+    "    let kl = (log_teacher.exp() * (&log_teacher - log_student)).sum(None) / batch;\n"
+    "    let ce = student.cross_entropy_for_logits(labels);\n"
+    "    kl * (alpha * temperature * temperature) + ce * (1.0 - alpha)\n}",
+    "let (s, u) = (Tensor::randn([8, 10], (Kind::Float, Device::Cpu)), Tensor::randn([8, 10], (Kind::Float, Device::Cpu)));\n"
+    "let y = Tensor::randint(10, [8], (Kind::Int64, Device::Cpu));\ns.size()",
+    "loss_kd(&s, &y, &u, 4.0, 0.9)",
+    "KdLoss::new(4.0, 0.9)?.forward(&s, &y, &u)?",
+    "let kd = KdLoss::new(lab.profile.temperature, lab.profile.alpha)?;\n"
+    'let criterion = Criterion::soft("loss_kd", kd, loss_kd);',
+    'let options = lab.fit_options("bench");',
+    "use std::collections::BTreeMap;",
+    "let mut counts: BTreeMap<i64, usize> = BTreeMap::new();\n"
+    "for label in Vec::<i64>::try_from(&batch.labels)? {\n    *counts.entry(label).or_default() += 1;\n}\ncounts",
+    "let sure = s.softmax(-1, Kind::Float).max_dim(-1, false).0;\nsure.size()",
+    "let index = (&sure - 0.7).abs().argmin(0, false).int64_value(&[]);\nindex",
+    "let label = data.train.label(index)?;\ndata.classes[label as usize].clone()",
+    "soft_target_bars(&s.get(index), &data.classes, Some(label), &[1.0, 4.0])?",
+    "s.matmul(&u.tr()).size()",
+    'let temperature = 4.0;\nlet alpha = 0.9;\nlet name = format!("T{temperature}-alpha{alpha}");\nname',
+    "lab.profile.clone()",
+    "(&s - &u).abs().max().double_value(&[])",
+    'let mut pupil = Model::new(&name, lab.device, 0, &|vs| student(vs, 10))?;\npupil.parameters()',
+    'println!("{:?}", pupil.forward(&Tensor::zeros([2, 3, 32, 32], (Kind::Float, lab.device)), false)?.size());',
+]
+
+
+def cpu_of(pid):
+    """CPU seconds of a process, of all below it, and of those that it has outlived."""
+    parents, times = {}, {}
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+            times[int(entry.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    total, left = 0, [pid]
+    while left:
+        pid = left.pop()
+        total += times.get(pid, 0)
+        left += parents.get(pid, [])
+    return total
+
+
+class Kernel:
+    def __init__(self, kind, folder):
+        # The kernelspec says which repository the kernel belongs to.
+        specs = KernelSpecManager(kernel_dirs=[str(ROOT / ".kdlab/jupyter/kernels")])
+        self.manager = KernelManager(kernel_name="kdlab", kernel_spec_manager=specs)
+        env = {**os.environ, "KDLAB_KERNEL": kind, "KDLAB_PROFILE": "smoke"}
+        self.begun = time.monotonic()
+        self.manager.start_kernel(env=env, cwd=folder)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=600)
+        self.ready = time.monotonic() - self.begun
+
+    def cpu(self):
+        return cpu_of(self.manager.provisioner.pid)
+
+    def run(self, code):
+        begun, cpu, said = time.monotonic(), self.cpu(), []
+
+        def output(message):
+            content = message["content"]
+            if message["msg_type"] == "error" or content.get("name") == "stderr":
+                said.append(content.get("evalue") or content.get("text"))
+
+        self.client.execute_interactive(code, timeout=600, output_hook=output)
+        seconds = time.monotonic() - begun
+        if said:
+            raise SystemExit(f"{code}\n{''.join(said)}")
+        return seconds, self.cpu() - cpu
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+def measure(kind, cells):
+    with tempfile.TemporaryDirectory() as folder:
+        kernel = Kernel(kind, folder)
+        try:
+            # Nothing to compile: answered when the prelude is.
+            kernel.run("// ready")
+            prelude = time.monotonic() - kernel.begun
+            tensor = kernel.run(FIRST)
+            opened = time.monotonic() - kernel.begun
+            cpu = kernel.cpu()
+            seconds, cpus = zip(*[kernel.run(code) for code in cells])
+        finally:
+            kernel.close()
+    return {
+        "kernel answers": kernel.ready, "prelude": prelude, "first tensor cell": tensor[0], "opening to first tensor": opened,
+        "CPU of the opening": cpu, "cells": seconds, "cells' CPU": cpus,
+    }
+
+
+def percentile(values, share):
+    return sorted(values)[min(len(values) - 1, round(share * (len(values) - 1)))]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=pathlib.Path, help="keep all numbers in this file")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--kernels", nargs="+", default=["live", "stock"], choices=["live", "stock"])
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="only so many of the cells")
+    parser.add_argument("--each", action="store_true", help="a line for every cell")
+    args = parser.parse_args()
+    cells = CELLS[: args.cells]
+    runs = {kind: [] for kind in args.kernels}
+    for _ in range(args.rounds):
+        for kind in args.kernels:
+            runs[kind].append(measure(kind, cells))
+    if args.json:
+        args.json.write_text(json.dumps({"code": cells, "runs": runs}, indent=1))
+    rows = {}
+    for name in ["kernel answers", "prelude", "first tensor cell", "opening to first tensor", "CPU of the opening"]:
+        rows[name] = [statistics.median(run[name] for run in runs[kind]) for kind in args.kernels]
+    every = {kind: [s for run in runs[kind] for s in run["cells"]] for kind in args.kernels}
+    rows["a cell, p50"] = [percentile(every[kind], 0.5) for kind in args.kernels]
+    rows["a cell, p95"] = [percentile(every[kind], 0.95) for kind in args.kernels]
+    rows["a cell's CPU, mean"] = [statistics.mean(s for r in runs[kind] for s in r["cells' CPU"]) for kind in args.kernels]
+    heads = [*args.kernels, f"{args.kernels[0]} / {args.kernels[1]}"] if len(args.kernels) == 2 else args.kernels
+    print(f"Seconds, median of {args.rounds}, {len(cells)} cells, {len(os.sched_getaffinity(0))} cores\n")
+    print("| | " + " | ".join(heads) + " |\n| --- |" + " ---: |" * len(heads))
+    for name, values in rows.items():
+        ratio = [f"{values[0] / values[1]:.2f}"] if len(values) == 2 else []
+        print(f"| {name} | " + " | ".join([f"{value:.2f}" for value in values] + ratio) + " |")
+    if args.each:
+        for i, code in enumerate(cells):
+            medians = [statistics.median(run["cells"][i] for run in runs[kind]) for kind in args.kernels]
+            print(" ".join(f"{m:6.2f}" for m in medians), code.splitlines()[0][:90])
+
+
+if __name__ == "__main__":
+    main()
