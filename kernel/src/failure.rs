@@ -107,7 +107,7 @@ fn hint(text: &str) -> Option<String> {
     found.map(|(_, advice)| format!("hint: {advice}"))
 }
 
-/// evcxr prints these with all of its own frames when the process of the cells dies of a signal.
+/// evcxr prints these, and then for seconds all of its own frames, when the process of the cells dies of a signal.
 const SIGNALS: [&str; 3] = ["Segmentation fault.\n", "Illegal instruction.\n", "Bus error.\n"];
 
 /// The child's stderr. Text that may turn out to be why the cell failed is held back for a moment.
@@ -135,19 +135,29 @@ impl Stderr {
         shown
     }
 
-    /// Since when something is held back.
+    /// Since when something is held back that need not wait for the cell's end.
     pub fn since(&self) -> Option<Instant> {
-        self.since
+        self.since.filter(|_| self.end_of_signal().is_none())
     }
 
     /// Gives what was held back: it was ordinary text.
     pub fn release(&mut self) -> String {
         self.since = None;
-        let mut text = std::mem::take(&mut self.held);
-        if let Some(signal) = SIGNALS.iter().find(|signal| text.starts_with(**signal)) {
-            text.truncate(signal.len());
-        }
+        let text = std::mem::take(&mut self.held);
         text.replace(ERROR_BEGIN, "").replace(ERROR_END, "\n")
+    }
+
+    /// Gives what was held back when the process has ended, without evcxr's frames.
+    pub fn release_of_ended(&mut self) -> String {
+        if let Some(end) = self.end_of_signal() {
+            self.held.truncate(end);
+        }
+        self.release()
+    }
+
+    /// The byte behind the line that tells of a signal.
+    fn end_of_signal(&self) -> Option<usize> {
+        SIGNALS.iter().find_map(|signal| line_start(&self.held, signal).map(|at| at + signal.len()))
     }
 
     /// Why the cell failed, and what else was printed before.
@@ -193,6 +203,10 @@ fn may_be(line: &str, start: &str) -> bool {
     !line.is_empty() && (line.starts_with(start) || start.starts_with(line))
 }
 
+fn line_start(text: &str, line: &str) -> Option<usize> {
+    text.match_indices(line).map(|(at, _)| at).find(|&at| at == 0 || text[..at].ends_with('\n'))
+}
+
 fn last_panic(text: &str) -> Option<usize> {
     let starts = text.match_indices(THREAD).map(|(at, _)| at).filter(|&at| at == 0 || text[..at].ends_with('\n'));
     starts.filter(|&at| text[at..].lines().next().is_some_and(|line| line.contains(PANICKED))).last()
@@ -235,6 +249,19 @@ mod tests {
         assert_eq!(failure.traceback[1], "  in line 2 of this cell: let y = x.matmul(&x);");
         assert_eq!(failure.traceback[2], "  at tch-0.26.0/src/tensor.rs:9:5");
         assert!(failure.traceback[3].starts_with("hint: `x.size()`"), "{failure:?}");
+    }
+
+    #[test]
+    fn frames_that_follow_a_signal_late_are_not_shown() {
+        let mut stderr = Stderr::default();
+        assert_eq!(stderr.feed(b"before\nSegmentation fault.\n"), "before\n");
+        // The frames take longer than anything is held back.
+        assert!(stderr.since().is_none());
+        assert_eq!(stderr.feed(b"   0: evcxr::runtime\n  10: main\n"), "");
+        assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
+        // A cell that goes on has written these words itself.
+        assert_eq!(stderr.feed(b"Segmentation fault.\nof somebody else\n"), "");
+        assert_eq!(stderr.release(), "Segmentation fault.\nof somebody else\n");
     }
 
     #[test]

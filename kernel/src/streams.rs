@@ -13,7 +13,8 @@ pub struct Child {
     pub pid: i32,
     pub commands: Option<pipe::Receiver>,
     pub answers: std::fs::File,
-    pub stdin: std::fs::File,
+    /// None when evcxr has nothing more to say: the child ends then, and evcxr waits for that.
+    pub stdin: Option<std::fs::File>,
     pub stdout: Option<pipe::Receiver>,
     pub stderr: Option<pipe::Receiver>,
     pub out: Stdout,
@@ -64,7 +65,7 @@ impl Child {
             pid,
             commands: Some(pipe::Receiver::from_owned_fd(streams.commands)?),
             answers: streams.answers.into(),
-            stdin: streams.stdin.into(),
+            stdin: Some(streams.stdin.into()),
             stdout: Some(pipe::Receiver::from_owned_fd(streams.stdout)?),
             stderr: Some(pipe::Receiver::from_owned_fd(streams.stderr)?),
             out: Stdout::default(),

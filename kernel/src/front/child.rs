@@ -30,7 +30,7 @@ impl Front {
                 self.drain();
                 // evcxr notices when its pipes are closed, which dropping them does.
                 if let Some(mut child) = self.child.take_if(|child| child.pid == pid) {
-                    self.stream("stderr", &child.err.release());
+                    self.stream("stderr", &child.err.release_of_ended());
                     child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
                 }
             }
@@ -136,6 +136,9 @@ impl Front {
             any = true;
             self.command(&mut child, &buffer[..length]);
         }
+        if child.commands.is_none() {
+            child.stdin = None;
+        }
         if let Some(length) = read(&mut child.stdout, &mut buffer) {
             any = true;
             for piece in child.out.feed(&buffer[..length]) {
@@ -171,7 +174,9 @@ impl Front {
                 return;
             }
         }
-        let _ = child.stdin.write_all(line);
+        if let Some(stdin) = &mut child.stdin {
+            let _ = stdin.write_all(line);
+        }
     }
 
     pub(super) fn show(&mut self, child: &mut Child, piece: Piece) {
