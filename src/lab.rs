@@ -3,7 +3,7 @@
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::distill::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::distill::{Sweep, SweepInputs, SweepReport, backbone_features, fit, teacher_logits};
-use crate::models::{Backbone, LoadReport, Model, device_name, head, student};
+use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, student};
 use crate::profile::Profile;
 use crate::show::{Table, live_progress, live_sweep, print_progress, short};
 use crate::{Error, Result, files};
@@ -16,6 +16,9 @@ use tch::{Cuda, Device};
 pub struct Lab {
     pub profile: Profile,
     pub device: Device,
+    /// Of the backbone's passes and of the students' fits: what pays on the device, or `KDLAB_PRECISION` (`f32`, `bf16`). The
+    /// teacher's head and evaluations are f32.
+    pub precision: Precision,
     /// What the notebooks make: `KDLAB_RUNS`, or `runs` in the repository, and in it a folder for the profile.
     pub folder: PathBuf,
     /// Data and weights that were fetched.
@@ -63,11 +66,15 @@ impl Lab {
         };
         // All batches but the last have one size: cuDNN may try its algorithms once and keep the quickest.
         Cuda::cudnn_set_benchmark(device.is_cuda());
+        let precision = match std::env::var("KDLAB_PRECISION") {
+            Ok(name) if !name.is_empty() => name.parse().map_err(|e| Error::Input(format!("KDLAB_PRECISION: {e}")))?,
+            _ => Precision::of(device),
+        };
         let profile = Profile::detect(device.is_cuda())?;
         let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
         let runs = std::env::var_os("KDLAB_RUNS").map_or_else(|| root.join("runs"), PathBuf::from);
         let folder = runs.join(&profile.name);
-        Ok(Self { folder, cache: DataOptions::default().cache, profile, device, queue: Queue::default() })
+        Ok(Self { folder, cache: DataOptions::default().cache, profile, device, precision, queue: Queue::default() })
     }
 
     /// CIFAR-10, or what `KDLAB_DATA` names, in the profile's sizes. What was not as wished stands in its notices.
@@ -86,7 +93,9 @@ impl Lab {
 
     /// The profile's backbone with its ImageNet weights.
     pub fn backbone(&self) -> Result<Backbone> {
-        Backbone::pretrained(self.profile.arch, self.device, &self.cache)
+        let mut backbone = Backbone::pretrained(self.profile.arch, self.device, &self.cache)?;
+        backbone.model.precision = self.precision;
+        Ok(backbone)
     }
 
     /// At the profile's size, normalised as the profile's backbone was trained.
@@ -122,6 +131,7 @@ impl Lab {
             batch_size: self.profile.batch_size,
             learning_rate: self.profile.student_learning_rate,
             seed: self.profile.seed,
+            precision: self.precision,
             folder: Some(self.folder.join(name)),
             listener: live_progress(&control),
             control,
@@ -149,6 +159,8 @@ impl Lab {
         FitOptions {
             epochs: self.profile.teacher_epochs,
             learning_rate: self.profile.teacher_learning_rate,
+            // A linear layer takes no time.
+            precision: Precision::F32,
             ..self.fit_options("teacher")
         }
     }
@@ -214,6 +226,7 @@ impl Lab {
             size: self.profile.sweep_size,
             batch_size: self.profile.batch_size,
             learning_rate: self.profile.student_learning_rate,
+            precision: self.precision,
             ..Sweep::default()
         }
     }
@@ -318,7 +331,7 @@ impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = &self.profile;
         let count = |n: Option<usize>| n.map_or("all".to_owned(), |n| format!("up to {n}"));
-        writeln!(f, "device    {}", device_name(self.device))?;
+        writeln!(f, "device    {}, {}", device_name(self.device), self.precision)?;
         writeln!(f, "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)", p.name)?;
         writeln!(
             f,

@@ -5,7 +5,7 @@ mod common;
 use common::dataset;
 use kdlab::data::{DataOptions, Dataset, Transform, cifar10};
 use kdlab::distill::*;
-use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
+use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -493,6 +493,7 @@ fn a_run_s_best_weights_are_loaded_for_its_own_data() {
     let lab = kdlab::Lab {
         profile: kdlab::Profile::smoke(),
         device: Device::Cpu,
+        precision: Precision::F32,
         folder: runs.clone(),
         cache: folder.path().to_owned(),
         queue: Queue::default(),

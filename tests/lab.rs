@@ -41,6 +41,8 @@ fn the_environment_chooses_profile_and_device() {
     assert!(said.contains("all train") && said.contains("meant for CUDA"), "{said}");
     assert!(child_says("open", &[("KDLAB_PROFILE", "huge")]).contains("may be article, laptop or smoke"));
     assert!(child_says("open", &[("KDLAB_DEVICE", "tpu")]).contains("may be cpu or cuda"));
+    assert!(child_says("open", &[("KDLAB_PRECISION", "bf16")]).contains(", bf16\n"));
+    assert!(child_says("open", &[("KDLAB_PRECISION", "f16")]).contains("KDLAB_PRECISION: there is no precision"));
     if !tch::Cuda::is_available() {
         let said = child_says("open", &[("KDLAB_DEVICE", "cuda")]);
         assert!(said.contains("sees no CUDA device") && said.contains("KDLAB_DEVICE=cpu"), "{said}");

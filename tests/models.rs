@@ -1,6 +1,6 @@
 //! Networks: counts against the published ones, initialisation, errors that name the layer.
 
-use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
+use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
 use tch::{Device, Kind, Tensor, nn};
 
 fn net(seed: u64) -> Model {
@@ -181,6 +181,64 @@ fn backbones_give_features_without_gradients_or_drift() {
             assert!(now.equal(&before), "{arch}: {name} changed");
         }
     }
+}
+
+/// A frozen network runs a convolution and its normalisation as one. In f64, where nothing but a mistake differs by 1e-10.
+#[test]
+fn freezing_changes_no_output() {
+    for arch in [Arch::ResNet18, Arch::EfficientNetLite0] {
+        let mut model = teacher(arch, None);
+        tch::no_grad(|| {
+            for (name, mut variable) in model.state() {
+                variable.set_data(&variable.to_kind(Kind::Double));
+                // Statistics, factors and summands as training leaves them, instead of 0 and 1.
+                if variable.dim() == 1 {
+                    let _ = variable
+                        .uniform_(if name.ends_with("mean") || name.ends_with("bias") { -0.5 } else { 0.5 }, 1.5);
+                }
+            }
+            let x = Tensor::rand([2, 3, 33, 33], (Kind::Double, Device::Cpu));
+            let apart = model.forward(&x, false).unwrap();
+            model.freeze();
+            let as_one = model.forward(&x, false).unwrap();
+            let gap = ((&as_one - &apart).abs().max() / apart.abs().max()).double_value(&[]);
+            assert!(gap < 1e-10, "{arch}: {gap:e}");
+            assert!(!as_one.equal(&apart), "{arch}: it took the same way twice");
+        });
+    }
+}
+
+#[test]
+fn bf16_is_inside_a_pass_only() {
+    let build = |vs: &nn::Path| {
+        Layers::new()
+            .add("conv", nn::conv2d(vs / "conv", 3, 8, 3, Default::default()))
+            .add("norm", nn::batch_norm2d(vs / "norm", 8, Default::default()))
+            .func("check", |x| {
+                assert_eq!(x.kind(), Kind::BFloat16);
+                x.relu().mean_dim([2, 3].as_slice(), false, None)
+            })
+            .add("fc", nn::linear(vs / "fc", 8, 4, Default::default()))
+    };
+    let mut model = Model::new("normalised", Device::Cpu, 0, &build).unwrap();
+    model.precision = Precision::Bf16;
+    let x = Tensor::rand([4, 3, 9, 9], (Kind::Float, Device::Cpu));
+    let logits = model.forward(&x, true).unwrap();
+    logits.square().sum(None).backward();
+    assert_eq!(logits.kind(), Kind::Float);
+    for (name, variable) in model.state() {
+        assert_eq!(variable.kind(), Kind::Float, "{name}");
+        assert!(!variable.requires_grad() || variable.grad().abs().sum(None).double_value(&[]) > 0.0, "{name}");
+    }
+    // It ends with the pass, also where one fails.
+    assert!(model.forward(&Tensor::zeros([1, 5, 9, 9], (Kind::Float, Device::Cpu)), false).is_err());
+    assert_eq!(
+        x.conv2d(&Tensor::zeros([1, 3, 1, 1], (Kind::Float, Device::Cpu)), None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1)
+            .kind(),
+        Kind::Float
+    );
+    assert_eq!("bf16".parse::<Precision>().unwrap(), Precision::Bf16);
+    assert!("f16".parse::<Precision>().unwrap_err().to_string().contains("choose f32 or bf16"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod oracle;
 use kdlab::data::{DataOptions, Dataset, Split, Transform, batches, shuffled};
 use kdlab::distill::teaching::{Defect, fit_with_defect};
 use kdlab::distill::*;
-use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
+use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
 use oracle::{Answer, ask_in, difference, relative};
 use serde_json::json;
 use std::collections::HashMap;
@@ -78,6 +78,7 @@ fn both(
         batch_size: BATCH,
         learning_rate,
         seed: SEED,
+        precision: model.precision,
         folder: Some(folder.path().join("run")),
         ..FitOptions::default()
     };
@@ -98,7 +99,7 @@ fn both(
     let logits = logits.unwrap_or_else(|| labels.one_hot(10).to_kind(kind)); // not looked at
     let settings = json!({
         "net": net, "defect": defect.map(|d| format!("{d:?}")), "batch_size": BATCH, "learning_rate": learning_rate,
-        "temperature": kd.map(|kd| kd.temperature()), "alpha": kd.map(|kd| kd.alpha()),
+        "temperature": kd.map(|kd| kd.temperature()), "alpha": kd.map(|kd| kd.alpha()), "precision": model.precision.to_string(),
     });
     let history = match defect {
         None => fit(&mut model, &train, &validation, &criterion, &options).unwrap(),
@@ -212,6 +213,29 @@ fn in_f32_the_same_100_steps_up_to_rounding() {
         let last = *Vec::<f64>::try_from(torch.get("accuracies")).unwrap().last().unwrap();
         assert!((here.history.records[9].validation.accuracy - last).abs() <= 0.03, "of 100 images, up to 3 may flip");
     }
+}
+
+/// `with torch.autocast("cpu", torch.bfloat16): logits = net(x).float()`, in training and in validation; loss and Adam in f32.
+#[test]
+fn in_bf16_the_same_steps_as_autocast() {
+    let run = |precision| {
+        let mut model = Model::new("student", Device::Cpu, SEED, &|vs| student(vs, 10)).unwrap();
+        model.precision = precision;
+        both("student", model, images(&photographs(), Kind::Float), None, None, 10, true)
+    };
+    let (here, torch) = run(Precision::Bf16);
+    let losses = Vec::<f64>::try_from(torch.get("losses")).unwrap();
+    for (step, (a, b)) in here.losses.iter().zip(&losses).enumerate() {
+        assert!((a / b - 1.0).abs() < 1e-5, "step {step}: loss {a} here, {b} in PyTorch");
+    }
+    for (name, weight) in here.checkpoint.iter().filter(|(name, _)| name.starts_with("weights/")) {
+        assert_eq!(weight.kind(), Kind::Float, "{name} is learned in f32");
+    }
+    let (exact, _) = run(Precision::F32);
+    let first = (here.losses[0] / exact.losses[0] - 1.0).abs();
+    assert!((1e-7..1e-2).contains(&first), "rounded to 8 bits, and no more than that: {first:e}");
+    let last = |here: &Here| here.history.records.last().unwrap().train.loss;
+    assert!((last(&here) - last(&exact)).abs() < 0.05, "{} in bf16, {} in f32", last(&here), last(&exact));
 }
 
 #[test]

@@ -63,8 +63,8 @@ impl CachedTensor {
 pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Transform) -> Result<String> {
     let arch = format!("{:?}", backbone.arch);
     let weights = digest_tensors(&backbone.model.state())?;
-    let (split, transform) = (split.key.as_bytes(), transform.key());
-    Ok(digest(&[b"features", arch.as_bytes(), weights.as_bytes(), split, transform.as_bytes()]))
+    let (split, transform, precision) = (&split.key, transform.key(), backbone.model.precision.to_string());
+    Ok(digest(&["features", &arch, &weights, split, &transform, &precision].map(str::as_bytes)))
 }
 
 /// The frozen backbone's features f32 `[N, D]` of every image of `split`, in evaluation mode and without gradients.

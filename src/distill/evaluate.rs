@@ -1,9 +1,9 @@
 //! Measuring a model on a split, and the sums behind every reported mean.
 
 use super::loss::{UNLABELLED, cross_entropy};
-use super::{Criterion, Examples, KdLoss, Metrics, Minibatch, Progress};
+use super::{Criterion, Examples, FitOptions, KdLoss, Metrics, Minibatch, Progress};
 use crate::live::{Watch, lock, watch};
-use crate::models::Model;
+use crate::models::{Mode, Model};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
@@ -259,14 +259,14 @@ pub(super) fn validate(
     examples: &Examples,
     criterion: &Criterion,
     kd: Option<KdLoss>,
-    batch_size: usize,
+    options: &FitOptions,
 ) -> Result<Metrics> {
     let mut sums = Sums::new(model.device(), kd.is_some())?;
     let order: Vec<i64> = (0..examples.len() as i64).collect();
     no_grad(|| {
-        for indices in crate::data::batches(&order, batch_size)? {
+        for indices in crate::data::batches(&order, options.batch_size)? {
             let batch = examples.batch(&indices, model.device())?;
-            let logits = model.forward(&batch.inputs, false)?;
+            let logits = model.forward_in(&batch.inputs, Mode::Evaluation, options.precision)?;
             sums.add(&criterion.loss(&logits, &batch, kd)?, &logits, &batch, kd)?;
         }
         sums.metrics()

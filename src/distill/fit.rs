@@ -6,7 +6,7 @@ use super::evaluate::{Sums, Ticker, check_classes, validate};
 use super::teaching::Defect;
 use super::{Adam, Change, Control, Criterion, EpochRecord, Event, Examples, History, Metrics, Settings};
 use crate::files::{digest, digest_tensors};
-use crate::models::{Mode, Model};
+use crate::models::{Mode, Model, Precision};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +47,8 @@ pub struct FitOptions {
     pub learning_rate: f64,
     /// Order of the batches. The same seed gives the same run on the same CPU.
     pub seed: u64,
+    /// Of all passes through the model, in training and in validation.
+    pub precision: Precision,
     /// Where checkpoint, best weights and history are kept; none keeps nothing on disk.
     pub folder: Option<PathBuf>,
     /// Stop, pause, and temperature, alpha and learning rate while the fit runs.
@@ -62,6 +64,7 @@ impl Default for FitOptions {
             batch_size: 64,
             learning_rate: 1e-3,
             seed: 0,
+            precision: Precision::F32,
             folder: None,
             control: Control::new(),
             listener: Listener::default(),
@@ -229,7 +232,7 @@ fn run(
             }
         };
         let now = training.settings_at(epoch as f64);
-        let measured = validate(model, validation, criterion, now.kd_loss()?, options.batch_size)?;
+        let measured = validate(model, validation, criterion, now.kd_loss()?, options)?;
         if !measured.loss.is_finite() {
             best.restore(model)?;
             return Err(training.diverged(measured.loss, &format!("on the validation split after epoch {epoch}")));
@@ -322,7 +325,7 @@ impl Training<'_> {
             let now = self.settings_at((epoch - 1) as f64 + done as f64 / train.len() as f64);
             let kd = now.kd_loss()?;
             let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
-            let logits = model.forward_in(&batch.inputs, mode)?; // [B, C]
+            let logits = model.forward_in(&batch.inputs, mode, options.precision)?; // [B, C]
             let loss = criterion.loss(&logits, &batch, kd)?;
             self.adam.zero_grad();
             loss.f_backward()?;
@@ -396,13 +399,14 @@ pub(super) fn fingerprint(
     options: &FitOptions,
 ) -> Result<String> {
     let settings = format!(
-        "{defect:?} {} {:?} {} {} {} {}",
+        "{defect:?} {} {:?} {} {} {} {} {}",
         criterion.name(),
         criterion.kd_loss(),
         options.epochs,
         options.batch_size,
         options.learning_rate,
-        options.seed
+        options.seed,
+        options.precision
     );
     let weights = digest_tensors(&model.state())?;
     Ok(digest(&[settings.as_bytes(), weights.as_bytes(), train.key().as_bytes(), validation.key().as_bytes()]))

@@ -10,7 +10,7 @@ use super::{Corrected, SweepReport, SweepRun, ViewLogits, evaluate, fit, teacher
 use crate::data::{Dataset, Split, Transform, Views};
 use crate::files::digest;
 use crate::live::lock;
-use crate::models::{Backbone, Layers, Model, head};
+use crate::models::{Backbone, Layers, Model, Precision, head};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -54,6 +54,9 @@ pub struct Sweep {
     pub learning_rate: f64,
     /// Side of the student's images in pixels.
     pub size: i64,
+    /// Of the students' fits.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl Default for Sweep {
@@ -76,6 +79,7 @@ impl Default for Sweep {
             batch_size: 64,
             learning_rate: 1e-3,
             size: 32,
+            precision: Precision::F32,
         }
     }
 }
@@ -473,6 +477,7 @@ impl Teachers<'_> {
             batch_size: sweep.batch_size,
             learning_rate: sweep.learning_rate,
             seed,
+            precision: sweep.precision,
             folder: Some(folder.to_owned()),
             listener,
             ..FitOptions::default()

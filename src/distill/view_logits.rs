@@ -57,7 +57,8 @@ pub fn view_logits(
     listener: &Listener,
 ) -> Result<ViewLogits> {
     let weights = digest_tensors(&teacher.state())?;
-    let parts = ["view logits", &weights, &split.key, &transform.key(), &views.key()];
+    let precision = teacher.precision.to_string();
+    let parts = ["view logits", &weights, &split.key, &transform.key(), &views.key(), &precision];
     let key = digest(&parts.map(str::as_bytes));
     let path = folder.join(format!("view-logits-{}-{}.safetensors", split.name, &key[..16]));
     let from_disk = path.exists();

@@ -168,7 +168,8 @@ impl Backbone {
 
     /// The same network with weights of its own.
     pub fn copy(&self) -> Result<Self> {
-        let copy = Self::untrained(self.arch, self.model.device(), 0)?;
+        let mut copy = Self::untrained(self.arch, self.model.device(), 0)?;
+        copy.model.precision = self.model.precision;
         weights::load(self.arch.name(), &copy.model.state(), self.model.state(), Path::new("a backbone"))?;
         Ok(copy)
     }
@@ -197,6 +198,7 @@ impl Backbone {
         let mut whole = Model::new(self.arch.name(), self.model.device(), 0, &build)?;
         weights::load(self.arch.name(), &whole.state(), tensors, Path::new("the head"))?;
         whole.freeze_except(fc)?;
+        whole.precision = self.model.precision;
         Ok(whole)
     }
 

@@ -1,6 +1,6 @@
 //! EfficientNet-Lite0 with the structure and the variable names of PyPI's `efficientnet_lite_pytorch`.
 
-use super::Layers;
+use super::{Layers, Op};
 use tch::Tensor;
 use tch::nn::{self, Path};
 
@@ -72,9 +72,9 @@ fn convolve(
         1 => layers,
         _ => layers.func(&format!("{name}.pad"), move |x| same_padding(x, kernel, stride)),
     };
-    layers.add(name, nn::conv2d(vs / name, inputs, outputs, kernel, config)).add(
+    layers.add(name, Op::conv(vs / name, inputs, outputs, kernel, config)).add(
         norm,
-        nn::batch_norm2d(vs / norm, outputs, nn::BatchNormConfig { eps: 1e-3, momentum: 0.01, ..Default::default() }),
+        Op::norm(vs / norm, outputs, nn::BatchNormConfig { eps: 1e-3, momentum: 0.01, ..Default::default() }),
     )
 }
 

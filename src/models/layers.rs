@@ -26,10 +26,11 @@ impl Mode {
 /// A step without parameters of its own: input and "are we training?" to output.
 type Func = Box<dyn Fn(&Tensor, bool) -> Tensor + Send>;
 
-/// One layer of a network.
+/// One layer of a network. tch keeps the settings of its layers to itself: those made by [`Op::conv`] and [`Op::norm`] are
+/// known, and a convolution and the normalisation behind it then run as one where neither learns.
 pub enum Op {
-    Conv(nn::Conv2D),
-    BatchNorm(nn::BatchNorm),
+    Conv(nn::Conv2D, Option<nn::ConvConfig>),
+    BatchNorm(nn::BatchNorm, Option<nn::BatchNormConfig>),
     Linear(nn::Linear),
     Func(Func),
     /// `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut of its own.
@@ -39,15 +40,27 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// [`nn::conv2d`].
+    pub fn conv(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, config: nn::ConvConfig) -> Self {
+        Op::Conv(nn::conv2d(vs, inputs, outputs, kernel, config), Some(config))
+    }
+
+    /// [`nn::batch_norm2d`].
+    pub fn norm(vs: nn::Path, channels: i64, config: nn::BatchNormConfig) -> Self {
+        Op::BatchNorm(nn::batch_norm2d(vs, channels, config), Some(config))
+    }
+}
+
 impl From<nn::Conv2D> for Op {
     fn from(layer: nn::Conv2D) -> Self {
-        Op::Conv(layer)
+        Op::Conv(layer, None)
     }
 }
 
 impl From<nn::BatchNorm> for Op {
     fn from(layer: nn::BatchNorm) -> Self {
-        Op::BatchNorm(layer)
+        Op::BatchNorm(layer, None)
     }
 }
 
@@ -129,8 +142,18 @@ impl Layers {
         seen: &mut dyn FnMut(&Place, &Op, &Tensor),
     ) -> Result<Tensor> {
         let mut x = x.shallow_clone();
-        for (name, op) in self.iter() {
+        let mut ops = self.iter().peekable();
+        while let Some((name, op)) = ops.next() {
             let place = Place { up, name };
+            let norm = ops.peek().filter(|_| mode != Mode::TrainingFrozenToo);
+            if let Some((norm_name, norm)) = norm
+                && let Some(y) = folded(op, norm, &x).map_err(|e| refused(&place, &x, e))?
+            {
+                seen(&place, op, &y);
+                seen(&Place { up, name: norm_name }, norm, &y);
+                (x, _) = (y, ops.next());
+                continue;
+            }
             let y = match op {
                 Op::Residual { body, shortcut } => {
                     let main = body.walk(&x, mode, Some(&place), seen)?;
@@ -139,15 +162,15 @@ impl Layers {
                         None => x.shallow_clone(),
                     };
                     // In place where nobody else reads the sum's first term: a pass over memory less.
-                    let fresh = matches!(body.0.last(), Some((_, Op::Conv(_) | Op::BatchNorm(_) | Op::Linear(_))));
+                    let fresh = matches!(body.0.last(), Some((_, Op::Conv(..) | Op::BatchNorm(..) | Op::Linear(_))));
                     let sum = match fresh && !main.requires_grad() {
                         true => main.shallow_clone().f_add_(&side),
                         false => main.f_add(&side),
                     };
                     sum.map_err(|e| refused(&place, &main, Error::from(e)))?
                 }
-                Op::Conv(layer) => conv(layer, &x).map_err(|e| refused(&place, &x, e))?,
-                Op::BatchNorm(layer) => batch_norm(layer, &x, mode).map_err(|e| refused(&place, &x, e))?,
+                Op::Conv(layer, _) => conv(layer, &x).map_err(|e| refused(&place, &x, e))?,
+                Op::BatchNorm(layer, _) => batch_norm(layer, &x, mode).map_err(|e| refused(&place, &x, e))?,
                 Op::Linear(layer) => {
                     x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(|e| refused(&place, &x, Error::from(e)))?
                 }
@@ -187,6 +210,24 @@ fn refused(place: &Place, x: &Tensor, reason: Error) -> Error {
         other => other.to_string(),
     };
     Error::Torch(format!("layer `{place}` refused its input of shape {:?}: {reason}", x.size()))
+}
+
+/// A convolution and the normalisation of its outputs as one convolution, a pass over memory less: frozen, a normalisation is
+/// a factor and a summand for each channel. None where they are no such pair, or something learns.
+fn folded(conv: &Op, norm: &Op, x: &Tensor) -> Result<Option<Tensor>> {
+    let (Op::Conv(conv, Some(c)), Op::BatchNorm(norm, Some(n))) = (conv, norm) else { return Ok(None) };
+    let (Some(factor), Some(shift)) = (&norm.ws, &norm.bs) else { return Ok(None) };
+    let learns = [x, &conv.ws, factor, shift].iter().any(|t| t.requires_grad());
+    let fits = x.dim() == 4 && x.size()[1] == conv.ws.size()[1] * c.groups && norm.nd == 2;
+    if learns || !fits || conv.bs.is_some() || !matches!(c.padding_mode, nn::PaddingMode::Zeros) {
+        return Ok(None);
+    }
+    let scale = norm.running_var.f_add_scalar(n.eps)?.f_rsqrt()?.f_mul(factor)?; // [O]
+    let bias = shift.f_sub(&norm.running_mean.f_mul(&scale)?)?;
+    let weight = conv.ws.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
+    let pair = |n: i64| [n, n];
+    let (stride, padding, dilation) = (pair(c.stride), pair(c.padding), pair(c.dilation));
+    Ok(Some(x.f_conv2d(&weight, Some(&bias), stride, padding, dilation, c.groups)?))
 }
 
 /// tch keeps a layer's stride and padding to itself and offers no `f_forward`: say what can be checked beforehand, and

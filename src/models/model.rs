@@ -1,9 +1,9 @@
 //! A network with its variables: built once, initialised from a seed, saved and loaded whole.
 
-use super::ModelCard;
 use super::layers::{Layers, Mode};
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
+use super::{ModelCard, Precision};
 use crate::{Error, Result, files};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -15,6 +15,8 @@ use tch::{Device, Tensor};
 /// A network and its variables, owned and `Send`: keep it from cell to cell, move it into a thread.
 pub struct Model {
     pub name: String,
+    /// Of [`Model::forward`]: f32, if nobody changes it. A fit computes in that of its options.
+    pub precision: Precision,
     layers: Layers,
     vs: VarStore,
 }
@@ -32,7 +34,7 @@ impl Model {
         check_device(device)?;
         let vs = VarStore::new(device);
         let layers = build(&vs.root());
-        let model = Model { name: name.to_owned(), layers, vs };
+        let model = Model { name: name.to_owned(), precision: Precision::F32, layers, vs };
         let state = model.state();
         if let Some((double, _)) = state.iter().find(|(name, _)| is_double(name, &state)) {
             return Err(Error::Input(format!(
@@ -52,11 +54,11 @@ impl Model {
     /// `train` makes BatchNorm use and update batch statistics; one that is frozen keeps to its stored statistics.
     /// Gradients are recorded unless the caller is in `tch::no_grad`.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.layers.forward(x, train)
+        self.forward_in(x, Mode::of(train), self.precision)
     }
 
-    pub(crate) fn forward_in(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        self.layers.walk(x, mode, None, &mut |_, _, _| ())
+    pub(crate) fn forward_in(&self, x: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor> {
+        precision.run(self.device(), || self.layers.walk(x, mode, None, &mut |_, _, _| ()))
     }
 
     pub fn layers(&self) -> &Layers {

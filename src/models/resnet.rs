@@ -1,8 +1,8 @@
 //! ResNet-18 and ResNet-50 as in torchvision: the same structure, the same variable names.
 
-use super::Layers;
+use super::{Layers, Op};
 use tch::Tensor;
-use tch::nn::{self, BatchNorm, Conv2D, Path};
+use tch::nn::{self, Path};
 
 /// ResNet-18. Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to features `[N, 512]` without `classes`.
 pub fn resnet18(vs: &Path, classes: Option<i64>) -> Layers {
@@ -76,13 +76,13 @@ fn bottleneck(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
         .add("bn3", norm(vs / "bn3", 4 * width))
 }
 
-fn conv(vs: Path, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Conv2D {
+fn conv(vs: Path, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Op {
     // `Model::new` draws the weights; zeros keep tch from drawing them first.
     let ws_init = nn::Init::Const(0.0);
     let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ws_init, ..Default::default() };
-    nn::conv2d(vs, inputs, outputs, kernel, config)
+    Op::conv(vs, inputs, outputs, kernel, config)
 }
 
-fn norm(vs: Path, channels: i64) -> BatchNorm {
-    nn::batch_norm2d(vs, channels, Default::default()) // eps 1e-5, momentum 0.1: PyTorch's
+fn norm(vs: Path, channels: i64) -> Op {
+    Op::norm(vs, channels, Default::default()) // eps 1e-5, momentum 0.1: PyTorch's
 }

@@ -66,13 +66,13 @@ fn row(layer: String, op: &Op, output: Vec<i64>) -> SummaryRow {
     let size = |t: &Tensor| t.numel() as i64;
     let maybe = |t: &Option<Tensor>| t.as_ref().map_or(0, size);
     let (kind, parameters, macs) = match op {
-        Op::Conv(conv) => {
+        Op::Conv(conv, _) => {
             let kernel = &conv.ws.size()[2..];
             let places: i64 = output[2..].iter().product();
             let kind = format!("Conv {}x{}", kernel[0], kernel[1]);
             (kind, size(&conv.ws) + maybe(&conv.bs), size(&conv.ws) * places)
         }
-        Op::BatchNorm(norm) => ("BatchNorm".to_owned(), maybe(&norm.ws) + maybe(&norm.bs), 0),
+        Op::BatchNorm(norm, _) => ("BatchNorm".to_owned(), maybe(&norm.ws) + maybe(&norm.bs), 0),
         Op::Linear(linear) => ("Linear".to_owned(), size(&linear.ws) + maybe(&linear.bs), size(&linear.ws)),
         Op::Func(_) => ("Function".to_owned(), 0, 0),
         Op::Residual { .. } => ("Sum".to_owned(), 0, 0),

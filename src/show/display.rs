@@ -49,6 +49,16 @@ pub(super) fn emit_text(value: &dyn Display) {
     emit(&[("text/plain", text.trim_end()), ("text/html", &html)]);
 }
 
+/// Shows a cell's value as evcxr does what has no display of its own, by `{:?}`. evcxr would find out by compiling the cell
+/// twice. Displays of their own come before it.
+pub trait ShowDebug: std::fmt::Debug {
+    fn evcxr_display(&self) {
+        emit(&[("text/plain", &format!("{self:?}"))]);
+    }
+}
+
+impl<T: std::fmt::Debug + ?Sized> ShowDebug for T {}
+
 impl Figure {
     /// Shows the figure below the cell, as PNG: the one form that JupyterLab fits to its column and shows in a notebook
     /// that somebody else ran, and that GitHub renders.

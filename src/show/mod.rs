@@ -21,6 +21,7 @@ pub(crate) use display::short;
 
 pub use bars::{class_balance, soft_target_bars};
 pub use curves::curves;
+pub use display::ShowDebug;
 pub use explorer::{TemperatureExplorer, temperature_explorer};
 pub use figure::Figure;
 pub use gallery::{Caption, disagreements, gallery, mistakes, soft_target_gallery};

@@ -173,8 +173,12 @@ def train(x, settings, folder):
     missing = net.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys and all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
 
-    def images(t):  # the layout that the crate gives its convolutions
-        return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+    def logits_of(t):
+        images = t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t  # the crate's layout
+        if settings["precision"] == "f32":
+            return net(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            return net(images).float()
 
     def adam():
         return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=settings["learning_rate"])
@@ -197,13 +201,13 @@ def train(x, settings, folder):
         others = x["first_order"] if defect == "MismatchedTeacher" else order
         for rows, teacher_rows in zip(order.split(batch), others.split(batch)):
             optimizer.zero_grad()
-            loss = loss_of(net(images(x["inputs"][rows])), rows, teacher_rows)
+            loss = loss_of(logits_of(x["inputs"][rows]), rows, teacher_rows)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         net.eval()
         with torch.no_grad():
-            predicted = net(images(x["validation_inputs"])).argmax(1)
+            predicted = logits_of(x["validation_inputs"]).argmax(1)
         accuracies.append((predicted == x["validation_labels"]).double().mean().item())
     names = {parameter: name for name, parameter in net.named_parameters()}
     moments = {names[p]: s for p, s in optimizer.state.items()}

@@ -1,0 +1,143 @@
+//! The numbers that a network computes in: f32, or bf16 where the hardware multiplies it.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// What convolutions and matrix products are computed in. Weights, their updates, losses and everything that a network gives
+/// are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    F32,
+    /// PyTorch's `torch.autocast(device, torch.bfloat16)`: 8 bits of mantissa instead of 24, with the range of f32.
+    Bf16,
+}
+
+impl Precision {
+    /// What pays on `device`: bf16 on a CPU with AVX512-BF16, and on a GPU where a convolution is quicker in it.
+    pub fn of(device: Device) -> Self {
+        let pays = match device {
+            Device::Cpu => cpu_has_bf16(),
+            Device::Cuda(_) => quicker_in_bf16(device).unwrap_or(false),
+            _ => false,
+        };
+        if pays { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// Runs a pass on `device` in this precision; what it gives is f32.
+    pub(crate) fn run(self, device: Device, pass: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        let type_ = match (self, device) {
+            (Precision::F32, _) => return pass(),
+            (Precision::Bf16, Device::Cpu) => CPU,
+            (Precision::Bf16, Device::Cuda(_)) => CUDA,
+            (Precision::Bf16, other) => {
+                return Err(Error::Input(format!("bf16 is for CPU and CUDA, not for {other:?}; take Precision::F32")));
+            }
+        };
+        let autocast = Autocast::begin(type_);
+        let result = pass()?;
+        drop(autocast);
+        Ok(result.f_to_kind(Kind::Float)?)
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        [Precision::F32, Precision::Bf16]
+            .into_iter()
+            .find(|precision| precision.to_string() == name)
+            .ok_or_else(|| Error::Input(format!("there is no precision {name:?}; choose f32 or bf16")))
+    }
+}
+
+fn cpu_has_bf16() -> bool {
+    // AMX, which libtorch uses as well, is on no processor without this.
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// GPUs older than Ampere take bf16 and are slow in it, and tch does not tell how old one is. On newer ones it is twice as quick.
+fn quicker_in_bf16(device: Device) -> Result<bool> {
+    let images = Tensor::f_randn([64, 64, 56, 56], (Kind::Float, device))?;
+    let weight = Tensor::f_randn([64, 64, 3, 3], (Kind::Float, device))?;
+    let time = |precision: Precision| -> Result<Duration> {
+        let pass = || -> Result<()> {
+            let done = precision
+                .run(device, || Ok(images.f_conv2d(&weight, None::<&Tensor>, [1, 1], [1, 1], [1, 1], 1)?))?;
+            // Copying a number to the host waits for the device.
+            Ok(f64::try_from(done.f_sum(Kind::Float)?).map(drop)?)
+        };
+        pass()?;
+        let start = Instant::now();
+        (0..5).try_for_each(|_| pass())?;
+        Ok(start.elapsed())
+    };
+    tch::no_grad(|| Ok(time(Precision::Bf16)? < time(Precision::F32)?))
+}
+
+/// `c10::DeviceType`.
+type DeviceType = i8;
+const CPU: DeviceType = 0;
+const CUDA: DeviceType = 1;
+/// `c10::ScalarType::BFloat16`.
+const BFLOAT16: i8 = 15;
+
+// tch's own `autocast` is for CUDA and f16 alone. These are what it calls inside, with the device named
+// (`ATen/autocast_mode.h`); they set the state of this thread, take plain numbers and throw for unknown devices only.
+unsafe extern "C" {
+    #[link_name = "_ZN2at8autocast19is_autocast_enabledEN3c1010DeviceTypeE"]
+    fn is_autocast_enabled(device: DeviceType) -> bool;
+    #[link_name = "_ZN2at8autocast20set_autocast_enabledEN3c1010DeviceTypeEb"]
+    fn set_autocast_enabled(device: DeviceType, enabled: bool);
+    #[link_name = "_ZN2at8autocast18set_autocast_dtypeEN3c1010DeviceTypeENS1_10ScalarTypeE"]
+    fn set_autocast_dtype(device: DeviceType, dtype: i8);
+}
+
+/// bf16 for this thread while it lives, also when a pass panics.
+struct Autocast {
+    device: DeviceType,
+    before: bool,
+}
+
+impl Autocast {
+    fn begin(device: DeviceType) -> Self {
+        // SAFETY: the declarations above are libtorch's, which torch-sys links.
+        unsafe {
+            let before = is_autocast_enabled(device);
+            set_autocast_dtype(device, BFLOAT16);
+            set_autocast_enabled(device, true);
+            torch_sys::at_autocast_increment_nesting();
+            Self { device, before }
+        }
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // SAFETY: as above. Weights that were cast are kept for the outermost pass alone: the next step changes them.
+        unsafe {
+            if torch_sys::at_autocast_decrement_nesting() == 0 {
+                torch_sys::at_autocast_clear_cache();
+            }
+            set_autocast_enabled(self.device, self.before);
+        }
+    }
+}
