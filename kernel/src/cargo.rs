@@ -1,15 +1,20 @@
-//! `cargo` for the rust-analyzer inside evcxr, which runs it to learn which crates a cell depends on. It then reads and
-//! analyses all of them, though cells name only the crate and tch: what these two are made of is left out of the answer.
+//! `cargo` for evcxr and for the rust-analyzer inside it.
+//!
+//! rust-analyzer runs it to learn which crates a cell depends on. It then reads and analyses all of them, though cells name
+//! only the crate and tch: what these two are made of is left out of the answer. evcxr runs it to compile cells
+//! ([`crate::compile`]).
 
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+
+use crate::compile;
 
 /// The user's own `CARGO_HOME`. rust-analyzer prefers the cargo below `CARGO_HOME` to all others, so the kernel's points
 /// to a folder with a link to this program.
@@ -18,17 +23,43 @@ const HOME: &str = "KDLAB_CARGO_HOME";
 /// Crates with nothing of their dependencies in their interface, other than the named ones.
 const CLOSED: [(&str, &[&str]); 2] = [("kdlab", &["tch"]), ("tch", &[])];
 
-/// Whether this program was started under the name `cargo`.
-pub fn is_meant() -> bool {
-    std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == "cargo"))
+/// Whether this program was started under this name.
+pub fn is_named(tool: &str) -> bool {
+    std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == tool))
 }
 
-/// Takes the folder with the link out of the environment.
+/// Takes the folder with the links out of the environment.
 pub fn restore_home() {
-    if let Some(home) = std::env::var_os(HOME) {
-        // SAFETY: called before there are other threads.
-        unsafe { std::env::set_var("CARGO_HOME", home) }
+    let own = std::env::current_exe().ok();
+    let is_ours = |folder: &PathBuf| own.is_some() && folder.join("cargo").canonicalize().ok() == own;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::env::split_paths(&path).filter(|folder| !is_ours(folder)));
+    // SAFETY: called before there are other threads.
+    unsafe {
+        if let Ok(path) = path {
+            std::env::set_var("PATH", path);
+        }
+        if let Some(home) = std::env::var_os(HOME) {
+            std::env::set_var("CARGO_HOME", home);
+        }
     }
+}
+
+/// `rustup`, which evcxr asks for the cargo behind rustup's own: it is told of this one.
+pub fn rustup() -> Result<()> {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if args == ["which", "cargo"] {
+        let link = which("cargo").context("no cargo in PATH")?;
+        println!("{}", link.display());
+        return Ok(());
+    }
+    restore_home();
+    Err(Command::new("rustup").args(&args).exec()).context("cannot start rustup")
+}
+
+fn which(tool: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(tool)).find(|file| file.is_file())
 }
 
 pub fn run() -> Result<()> {
@@ -36,13 +67,28 @@ pub fn run() -> Result<()> {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut command = Command::new(real());
     command.args(&args);
-    if !is_about_cells(&args) {
-        return Err(command.exec()).context("cannot start cargo");
+    if let Some(folder) = cells() {
+        let here = std::env::current_dir().is_ok_and(|here| here == folder);
+        match args.first().and_then(|name| name.to_str()) {
+            Some("build") if here => std::process::exit(compile::build(&folder, &mut command, &args)?),
+            Some("metadata") if here || is_about_cells(&args) => {
+                let found = match compile::metadata(&folder, &mut command, &args)? {
+                    Ok(found) => found,
+                    Err(status) => std::process::exit(status),
+                };
+                let pruned = is_about_cells(&args).then(|| serde_json::from_str(&found).ok()).flatten();
+                let said = pruned.map_or(found, |metadata| prune(metadata).to_string());
+                return std::io::stdout().write_all(said.as_bytes()).context("nobody listens");
+            }
+            _ => {}
+        }
     }
-    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    let pruned = serde_json::from_slice(&output.stdout).ok().map(|metadata| prune(metadata).to_string());
-    std::io::stdout().write_all(pruned.as_deref().map_or(&output.stdout, |text| text.as_bytes()))?;
-    std::process::exit(output.status.code().unwrap_or(1))
+    Err(command.exec()).context("cannot start cargo")
+}
+
+/// The folder in which evcxr builds cells.
+fn cells() -> Option<PathBuf> {
+    std::env::var_os("EVCXR_TMPDIR").and_then(|folder| Path::new(&folder).canonicalize().ok())
 }
 
 /// rust-analyzer names the toolchain by its folder; there cargo starts sooner than through rustup.

@@ -9,7 +9,7 @@
 //! sees what cells print *as* they print it, together with the lines by which evcxr's own code talks to its parent
 //! ([`output`]). Cells reach the front through a socket ([`link`]): displays that update, widgets, Interrupt.
 //!
-//! Under the name `cargo` it is cargo for the rust-analyzer in evcxr ([`cargo`]).
+//! Under the names `cargo` and `rustup` it is these for evcxr and the rust-analyzer in it ([`cargo`]).
 //!
 //! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter.
 
@@ -17,6 +17,7 @@ mod cargo;
 mod channels;
 mod child;
 mod comms;
+mod compile;
 mod failure;
 mod front;
 mod history;
@@ -32,8 +33,14 @@ use std::path::Path;
 use anyhow::Result;
 
 fn main() -> Result<()> {
-    if cargo::is_meant() {
+    if cargo::is_named("cargo") {
         return cargo::run();
+    }
+    if cargo::is_named("rustup") {
+        return cargo::rustup();
+    }
+    if let Some(path) = std::env::var_os(compile::NOTE) {
+        return compile::note(&path);
     }
     let set = |name| std::env::var_os(name).is_some();
     if set("EVCXR_IS_RUNTIME") {

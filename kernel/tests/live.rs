@@ -43,6 +43,11 @@ fn conformance() {
 }
 
 #[test]
+fn compile() {
+    passes("test_compile");
+}
+
+#[test]
 fn output() {
     passes("test_output");
 }

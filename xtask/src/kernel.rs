@@ -57,7 +57,7 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
     if stock {
         command.arg("--control_file");
     }
-    command.arg(connection_file).envs(paths.environment()?).envs(view::environment(paths)?);
+    command.arg(connection_file).envs(paths.environment()?).envs(view::environment(paths, stock)?);
     for name in FOREIGN {
         command.env_remove(name);
     }

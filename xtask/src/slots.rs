@@ -132,8 +132,9 @@ fn remove_old_cells(dir: &Path) {
     let Ok(targets) = fs::read_dir(dir.join("target")) else {
         return;
     };
-    for deps in targets.flatten().map(|target| target.path().join("debug/deps")) {
-        for file in fs::read_dir(deps).into_iter().flatten().flatten() {
+    // cargo puts the library into the first, rustc into the second.
+    for folder in targets.flatten().flat_map(|target| ["debug", "debug/deps"].map(|name| target.path().join(name))) {
+        for file in fs::read_dir(folder).into_iter().flatten().flatten() {
             if file.file_name().to_string_lossy().starts_with("libcode_") {
                 let _ = fs::remove_file(file.path());
             }

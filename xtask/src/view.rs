@@ -1,5 +1,6 @@
-//! What the rust-analyzer inside the kernel sees of the toolchain. It reads and analyses every crate it hears of before the
-//! first cell's variables have types, so it hears of those that cells can name.
+//! What the kernel sees of the toolchain. The rust-analyzer inside it reads and analyses every crate it hears of before the
+//! first cell's variables have types, so it hears of those that cells can name. Cells are compiled through a cargo of the
+//! kernel's own.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,7 +17,7 @@ use crate::steps;
 const LIBRARY: [&str; 3] = ["alloc", "core", "std"];
 
 /// Variables for the kernel, and the folders that they name.
-pub fn environment(paths: &Paths) -> Result<Vec<(&'static str, OsString)>> {
+pub fn environment(paths: &Paths, stock: bool) -> Result<Vec<(&'static str, OsString)>> {
     let mut variables = vec![];
     if let Some(found) = paths.rust_library().or_else(|| Some(sysroot()?.join("lib/rustlib/src/rust/library")))
         // Where it is missing, rust-analyzer has rustup fetch it.
@@ -29,7 +30,15 @@ pub fn environment(paths: &Paths) -> Result<Vec<(&'static str, OsString)>> {
         variables.push(("RUST_SRC_PATH", library.into()));
     }
     let home = paths.kernel_config().join("cargo");
-    link(&paths.kernel(), &home.join("bin/cargo"))?;
+    let tools = home.join("bin");
+    for name in ["cargo", "rustup"] {
+        link(&paths.kernel(), &tools.join(name))?;
+    }
+    if !stock {
+        let path = paths::set("PATH").unwrap_or_default();
+        let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)));
+        variables.push(("PATH", path.context("PATH")?));
+    }
     variables.push(("KDLAB_CARGO_HOME", cargo_home().into()));
     variables.push(("CARGO_HOME", home.into()));
     Ok(variables)

@@ -1,0 +1,289 @@
+//! Cells by rustc alone. To see that nothing but the cell changed, cargo looks at a hundred crates, which takes longer than
+//! rustc does for the cell. So the first compilation goes through cargo and is kept; where since then nothing changed that
+//! cargo would have looked at, the same rustc is run with the same words. What cargo says of a cell's dependencies is kept
+//! likewise.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, ast};
+use serde_json::{Map, Value, json};
+
+/// Set where this program is cargo's wrapper around rustc: where it notes what it was told.
+pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
+
+/// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this program.
+const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
+
+/// Nanoseconds by which the time of a change may be behind.
+const CLOCK: u128 = 20_000_000;
+
+/// In kept files for the folder of the cells: set-up's files serve in copies of its folder.
+const CELLS: &str = "{cells}";
+
+/// Something that cargo did, kept in a file below the folder of the cells, and all that it depends on.
+struct Kept {
+    folder: PathBuf,
+    file: PathBuf,
+    settings: Value,
+    begun: SystemTime,
+}
+
+impl Kept {
+    /// For `cargo ARGS` in `folder`, where cells are built.
+    fn of(folder: &Path, args: &[OsString]) -> Self {
+        let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+        // evcxr writes dependencies in any order.
+        let (manifest, config) = (text("Cargo.toml"), text(".cargo/config.toml"));
+        let manifest: BTreeSet<&str> = manifest.lines().collect();
+        let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let settings = json!([manifest, config, args, environment()]);
+        let mut hasher = DefaultHasher::new();
+        settings.to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
+        let file = folder.join(format!("target/kdlab-kept/{:016x}.json", hasher.finish()));
+        Self { folder: folder.to_owned(), file, settings, begun: SystemTime::now() }
+    }
+
+    fn find(&self) -> Option<Value> {
+        let text = fs::read_to_string(&self.file).ok()?.replace(CELLS, &self.folder.to_string_lossy());
+        let mut found: Value = serde_json::from_str(&text).ok()?;
+        let same =
+            |input: &Value| input[0].as_str().is_some_and(|path| input[1] == changed(Path::new(path)).to_string());
+        let current = found["settings"] == self.settings && found["inputs"].as_array()?.iter().all(same);
+        current.then(|| found["answer"].take())
+    }
+
+    /// Keeps `answer` until one of `inputs` changes.
+    fn keep(&self, answer: Value, inputs: BTreeSet<PathBuf>) -> Result<()> {
+        let times: Vec<(PathBuf, u128)> = inputs.into_iter().map(|path| (path.clone(), changed(&path))).collect();
+        let begun = self.begun.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        // What changed meanwhile may have come too late. Libraries that cargo made are of now.
+        let late = |time: u128| time + CLOCK >= begun;
+        if times.iter().any(|(path, time)| late(*time) && !path.starts_with(&self.folder)) {
+            return Ok(());
+        }
+        let times: Vec<_> = times.iter().map(|(path, time)| json!([path, time.to_string()])).collect();
+        fs::create_dir_all(self.file.parent().unwrap_or(&self.file))?;
+        let whole = json!({"settings": self.settings, "inputs": times, "answer": answer}).to_string();
+        fs::write(&self.file, whole.replace(&*self.folder.to_string_lossy(), CELLS))
+            .with_context(|| format!("cannot write {}", self.file.display()))
+    }
+}
+
+/// As cargo's wrapper around rustc: notes the compilation of a cell, and becomes rustc.
+pub fn note(path: &OsStr) -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (rustc, rest) = args.split_first().context("cargo named no rustc")?;
+    if rest.windows(2).any(|pair| pair == ["--crate-name", "ctx"]) {
+        let call = json!({"args": args, "environment": environment()});
+        fs::write(path, call.to_string()).with_context(|| format!("cannot write {}", Path::new(path).display()))?;
+    }
+    Err(Command::new(rustc).args(rest).exec()).with_context(|| format!("cannot start {rustc}"))
+}
+
+/// What `cargo metadata` says of the package in `folder`; the exit status where it failed.
+pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<Result<String, i32>> {
+    let kept = Kept::of(folder, args);
+    if let Some(Value::String(found)) = kept.find() {
+        return Ok(Ok(found));
+    }
+    let Output { status, stdout, .. } = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    if !status.success() {
+        print!("{text}");
+        return Ok(Err(status.code().unwrap_or(1)));
+    }
+    let found: Value = serde_json::from_str(&text).unwrap_or_default();
+    // Packages that lie in folders of the user's.
+    let own = found["packages"].as_array().into_iter().flatten().filter(|package| package["source"].is_null());
+    let manifests = own.filter_map(|package| package["manifest_path"].as_str().map(PathBuf::from));
+    kept.keep(text.clone().into(), manifests.filter(|path| !path.starts_with(folder)).collect())?;
+    Ok(Ok(text))
+}
+
+/// Does what `cargo build` of the package in `folder`, the current one, would; gives its exit status.
+pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i32> {
+    if std::env::var_os("RUSTC_WRAPPER").is_some() {
+        return Ok(cargo.status().context("cannot start cargo")?.code().unwrap_or(1));
+    }
+    let kept = Kept::of(folder, args);
+    if let Some(status) = kept.find().map(|call| again(folder, &call)).transpose()?.flatten() {
+        return Ok(status);
+    }
+    let note = folder.join("target/kdlab-note");
+    let _ = fs::remove_file(&note);
+    let status = cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?).status();
+    let status = status.context("cannot start cargo")?;
+    if status.success()
+        && let Some(call) = read(&note)
+        && let Some(inputs) = inputs(folder, &call)
+    {
+        kept.keep(call, inputs)?;
+    }
+    Ok(status.code().unwrap_or(1))
+}
+
+fn read(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn environment() -> Map<String, Value> {
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    // Of Jupyter, of this kernel's parts, and a copy that rust-analyzer makes: new for each kernel, and of no concern to
+    // compilers.
+    let passing =
+        |name: &str| name.starts_with("JPY_") || name.starts_with("KDLAB_") || name == "CARGO_RESOLVER_LOCKFILE_PATH";
+    let found = std::env::vars_os().filter_map(text).filter(|(name, _)| !passing(name));
+    found.map(|(name, value)| (name, value.into())).collect()
+}
+
+/// The files that may change while a kernel runs: sources and manifests of crates that lie in folders of the user's, and
+/// the libraries that a cell is linked with.
+fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
+    let args = call["args"].as_array()?;
+    let mut files = BTreeSet::new();
+    for pair in args.windows(2).filter(|pair| pair[0] == "--extern") {
+        files.extend(pair[1].as_str()?.split_once('=').map(|(_, path)| PathBuf::from(path)));
+    }
+    let registry = call["environment"]["CARGO_HOME"].as_str().map(|home| Path::new(home).join("registry"));
+    for listed in fs::read_dir(out_dir(args)?).ok()?.flatten().map(|entry| entry.path()) {
+        if listed.extension().is_none_or(|extension| extension != "d") {
+            continue;
+        }
+        let text = fs::read_to_string(&listed).ok()?;
+        let sources = text.lines().filter_map(|line| line.strip_suffix(':')).map(|path| path.replace("\\ ", " "));
+        for source in sources.map(PathBuf::from).filter(|path| path.is_absolute()) {
+            if source.starts_with(folder) || registry.as_ref().is_some_and(|registry| source.starts_with(registry)) {
+                continue;
+            }
+            let package = source.ancestors().find(|folder| folder.join("Cargo.toml").is_file());
+            files.extend(package.iter().flat_map(|folder| ["Cargo.toml", "build.rs"].map(|name| folder.join(name))));
+            files.insert(source);
+        }
+    }
+    Some(files)
+}
+
+fn out_dir(args: &[Value]) -> Option<PathBuf> {
+    args.windows(2).find(|pair| pair[0] == "--out-dir").and_then(|pair| pair[1].as_str()).map(PathBuf::from)
+}
+
+/// Nanoseconds since 1970; 0 for a file that is not there.
+fn changed(path: &Path) -> u128 {
+    let time = fs::metadata(path).and_then(|found| found.modified()).ok();
+    time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_nanos())
+}
+
+/// The compilation that was kept, of the cell as it is now. None where rustc failed for no reason that it gave: cargo will
+/// know.
+fn again(folder: &Path, call: &Value) -> Result<Option<i32>> {
+    let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
+    let mut command = Command::new(rustc.as_str().unwrap_or_default());
+    let optimised = loops(&fs::read_to_string(folder.join("src/lib.rs")).unwrap_or_default());
+    for arg in args.iter().filter_map(Value::as_str) {
+        match arg.strip_prefix("incremental=").filter(|_| !optimised) {
+            // What was compiled with other options is of no use to rustc.
+            Some(folder) => command.arg(format!("incremental={folder}-unoptimised")),
+            None => command.arg(arg),
+        };
+    }
+    // A library that is used once: the linker need not make it small.
+    command.arg("-Clink-arg=-Wl,-O0").args((!optimised).then_some("-Copt-level=0"));
+    command.env_clear().stdin(Stdio::null());
+    for (name, value) in call["environment"].as_object().into_iter().flatten() {
+        if let Some(value) = value.as_str().filter(|_| !OF_ITS_RUN.contains(&name.as_str())) {
+            command.env(name, value);
+        }
+    }
+    let Output { status, stderr, .. } = command.output().context("cannot start rustc")?;
+    let mut errors = 0;
+    for line in String::from_utf8_lossy(&stderr).lines() {
+        match serde_json::from_str::<Value>(line) {
+            Ok(message) if message["$message_type"] == "diagnostic" => {
+                errors += usize::from(message["level"] == "error");
+                println!("{}", json!({"reason": "compiler-message", "message": message}));
+            }
+            Ok(_) => {}
+            Err(_) => eprintln!("{line}"),
+        }
+    }
+    if status.success() {
+        let library = format!("{}ctx{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let made = out_dir(args).map(|folder| folder.join(library));
+        println!("{}", json!({"reason": "compiler-artifact", "target": {"name": "ctx"}, "filenames": [made]}));
+    }
+    Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
+}
+
+/// Whether code may run long by itself. What a cell without a loop takes time for is done in crates, which are optimised.
+fn loops(code: &str) -> bool {
+    let repeats = |kind| matches!(kind, SyntaxKind::FOR_EXPR | SyntaxKind::WHILE_EXPR | SyntaxKind::LOOP_EXPR);
+    let evcxr_s_own = |node: &ra_ap_syntax::SyntaxNode| {
+        let module = ast::Module::cast(node.clone()).and_then(|module| ast::HasName::name(&module));
+        module.is_some_and(|name| name.text() == "evcxr_internal_runtime")
+    };
+    let file = SourceFile::parse(code, Edition::CURRENT).tree();
+    file.syntax().descendants().any(|node| repeats(node.kind()) && !node.ancestors().any(|node| evcxr_s_own(&node)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_found_in_what_people_wrote() {
+        let generated = "mod evcxr_internal_runtime { fn f() { loop {} } }\nimpl<T> From<T> for E { }\n";
+        assert!(!loops(&format!("{generated}fn run() {{ let x = y.map(|z| z + 1); }}")));
+        for body in ["for i in 0..3 {}", "while true {}", "let n = loop { break 1 };", "let f = || { for x in y {} };"]
+        {
+            assert!(loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_was_kept_serves_in_a_copy_of_the_folder() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let dirs = ["template", "1"].map(|name| folder.path().join(name));
+        let answer = |dir: &Path| json!({"args": ["--out-dir", dir.join("deps")]});
+        Kept::of(&dirs[0], &[]).keep(answer(&dirs[0]), BTreeSet::new()).expect("it can be kept");
+        fs::create_dir_all(&dirs[1]).expect("it can be made");
+        fs::rename(dirs[0].join("target"), dirs[1].join("target")).expect("it can be moved");
+        assert_eq!(Kept::of(&dirs[1], &[]).find(), Some(answer(&dirs[1])));
+    }
+
+    #[test]
+    fn what_was_kept_holds_until_something_changes() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let source = folder.path().join("lib.rs");
+        let write = |path: &Path, text: &str| fs::write(path, text).expect("it can be written");
+        write(&folder.path().join("Cargo.toml"), "[package]");
+        write(&source, "one");
+        let dir = folder.path().join("cells");
+        fs::create_dir_all(&dir).expect("it can be made");
+        let of = |args: &[&str]| Kept::of(&dir, &args.iter().map(OsString::from).collect::<Vec<_>>());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let kept = of(&["build"]);
+        assert!(kept.find().is_none());
+        kept.keep("answer".into(), [source.clone()].into()).expect("it can be kept");
+        assert_eq!(of(&["build"]).find(), Some("answer".into()));
+        assert!(of(&["build", "--release"]).find().is_none());
+        write(&source, "two");
+        assert!(of(&["build"]).find().is_none(), "a source was edited");
+        // It is younger than what was asked before it: the answer may be about the old one.
+        kept.keep("late".into(), [source.clone()].into()).expect("nothing fails");
+        assert!(of(&["build"]).find().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        fs::remove_file(&source).expect("it is there");
+        of(&["build"]).keep("without".into(), [source.clone()].into()).expect("it can be kept");
+        assert_eq!(of(&["build"]).find(), Some("without".into()));
+        write(&dir.join("Cargo.toml"), "[dependencies]");
+        assert!(of(&["build"]).find().is_none(), "another dependency");
+    }
+}

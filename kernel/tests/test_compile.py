@@ -1,0 +1,81 @@
+"""How cells come to be compiled: what changes takes effect, and what can't be compiled is told."""
+import os
+import pathlib
+import tempfile
+import unittest
+
+from jupyter_client import KernelManager
+
+from support import Client, KernelCase
+
+
+class Compile(KernelCase):
+    def value(self, code):
+        return self.client.ok(code).all("execute_result")[0]["content"]["data"]["text/plain"]
+
+    def test_an_edited_crate_takes_effect_in_the_next_cell(self):
+        folder = self.kernel.file("mine")
+        (folder / "src").mkdir(parents=True)
+        (folder / "Cargo.toml").write_text('[package]\nname = "mine"\nversion = "0.1.0"\nedition = "2024"\n')
+        source = folder / "src/lib.rs"
+        source.write_text("pub fn answer() -> i32 { 1 }\n")
+        self.client.ok(f':dep mine = {{ path = "{folder}" }}')
+        self.assertEqual(self.value("let before = mine::answer(); before"), "1")
+        self.assertEqual(self.value("mine::answer()"), "1")
+        source.write_text("mod deeper;\npub use deeper::answer;\n")
+        (folder / "src/deeper.rs").write_text("pub fn answer() -> i32 { 2 }\n")
+        self.assertEqual(self.value("mine::answer()"), "2")
+        (folder / "src/deeper.rs").write_text("pub fn answer() -> i32 { 3 }\n")
+        self.assertEqual(self.value("mine::answer() + before"), "4")
+        (folder / "src/deeper.rs").write_text("pub fn answer() -> i32 { }\n")
+        cell = self.client.run("mine::answer()")
+        self.assertEqual(cell.status, "error")
+        (folder / "src/deeper.rs").write_text("pub fn answer() -> i32 { 5 }\n")
+        self.assertEqual(self.value("mine::answer()"), "5")
+
+    def test_values_without_a_display_are_shown_by_debug(self):
+        for code, text in [('("a", 1.5)', '("a", 1.5)'), ('"text"', '"text"'), ("vec![1u8; 3]", "[1, 1, 1]"), ("1 + 1", "2")]:
+            self.assertEqual(self.value(code), text)
+        self.client.ok("struct Silent(#[allow(dead_code)] i32);")
+        cell = self.client.run("Silent(1)")
+        self.assertEqual(cell.status, "error")
+        self.assertIn("Debug", cell.error_text)
+        # A display of one's own comes first, through references too.
+        self.client.ok('#[derive(Debug)] pub struct Loud; impl Loud { pub fn evcxr_display(&self) { println!("heard"); } }')
+        for code in ["Loud", "&Loud"]:
+            cell = self.client.ok(code)
+            self.assertEqual((cell.stdout, cell.all("execute_result")), ("heard\n", []))
+
+    def test_cells_see_the_user_s_own_tools(self):
+        """The kernel compiles by a cargo of its own, which is no business of what cells start."""
+        cell = self.client.ok('std::env::var("PATH").unwrap_or_default()')
+        self.assertNotIn("kernel/cargo", str(cell.all("execute_result")))
+        version = self.value(
+            'String::from_utf8_lossy(&std::process::Command::new("cargo").arg("--version").output()?.stdout).into_owned()'
+        )
+        self.assertRegex(version, r"^\"cargo \d")
+
+
+class Start(unittest.TestCase):
+    def test_a_prelude_that_does_not_compile_is_told(self):
+        program = str(pathlib.Path(os.environ["KDLAB_ROOT"]) / ".kdlab/bin/kdlab-kernel")
+        with tempfile.TemporaryDirectory() as folder:
+            config = pathlib.Path(folder) / "config"
+            config.mkdir()
+            (config / "prelude.rs").write_text('let n: u32 = "text";\n')
+            manager = KernelManager(kernel_name="kdlab")
+            manager.kernel_spec.argv = [program, "{connection_file}"]
+            own = {"EVCXR_CONFIG_DIR": str(config), "EVCXR_TMPDIR": f"{folder}/cells"}
+            manager.start_kernel(cwd=folder, env={**os.environ, **own})
+            try:
+                client = Client(manager)
+                cell = client.run("6 * 7", timeout=60)
+                self.assertEqual(cell.status, "error")
+                self.assertIn("mismatched types", cell.error_text)
+                client.close()
+            finally:
+                manager.shutdown_kernel(now=True)
+
+
+if __name__ == "__main__":
+    unittest.main()
