@@ -4,7 +4,7 @@
 use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, open, shuffled};
 use kdlab::distill::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
 use kdlab::distill::{backbone_features, fit, predict, view_logits};
-use kdlab::models::{Arch, Backbone, Layers, Model, head, student};
+use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
 use kdlab::{Error, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
@@ -63,6 +63,11 @@ fn dataset(spec: &Value) -> Result<Dataset> {
     })
 }
 
+/// Outputs of the student: the data's classes, or more.
+fn classes(spec: &Value, data: &Dataset) -> i64 {
+    spec["classes"].as_i64().unwrap_or(data.classes.len() as i64)
+}
+
 impl Task {
     fn new(spec: Value) -> Result<Self> {
         tch::set_num_threads(spec["threads"].as_i64().unwrap_or(1) as i32);
@@ -96,11 +101,20 @@ impl Task {
 
     fn backbone(&self) -> Result<Backbone> {
         let file = self.folder().join("backbone.safetensors");
-        Ok(Backbone::from_file(Arch::parse(self.text("arch"))?, self.device(), &file)?.0)
+        let mut backbone = Backbone::from_file(Arch::parse(self.text("arch"))?, self.device(), &file)?.0;
+        backbone.model.precision = self.precision();
+        Ok(backbone)
+    }
+
+    fn precision(&self) -> Precision {
+        match self.spec["f32"] == true {
+            true => Precision::F32,
+            false => Precision::of(self.device()),
+        }
     }
 
     fn classes(&self) -> i64 {
-        self.data.classes.len() as i64
+        classes(&self.spec, &self.data)
     }
 
     fn options(&self, epochs: usize, listener: Listener) -> FitOptions {
@@ -136,7 +150,8 @@ impl Task {
                 *begun = Instant::now();
             }
         });
-        fit(&mut model, &train, &validation, &criterion, &self.options(self.number("rounds"), listener))?;
+        let options = FitOptions { precision: self.precision(), ..self.options(self.number("rounds"), listener) };
+        fit(&mut model, &train, &validation, &criterion, &options)?;
         Ok(())
     }
 
@@ -275,7 +290,7 @@ fn prepare(spec: &mut Value) -> Result<()> {
     let data = dataset(spec)?;
     let folder = PathBuf::from(spec["folder"].as_str().unwrap_or_default());
     std::fs::create_dir_all(&folder).map_err(|e| Error::Io(e.to_string()))?;
-    let classes = data.classes.len() as i64;
+    let classes = classes(spec, &data);
     let (mut images, mut labels) = (vec![], vec![]);
     for split in [&data.train, &data.validation] {
         let all: Vec<i64> = (0..split.len() as i64).collect();

@@ -24,7 +24,7 @@ class Fast:
         self.labels = task.labels.to(task.device)
         self.mean = torch.tensor(task.mean, device=task.device).view(1, 3, 1, 1)
         self.std = torch.tensor(task.std, device=task.device).view(1, 3, 1, 1)
-        self.bf16 = has_bf16(task.device)
+        self.bf16 = has_bf16(task.device) and not task.f32
         if task.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             torch.backends.cuda.matmul.allow_tf32 = True

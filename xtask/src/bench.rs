@@ -1,7 +1,7 @@
 //! `cargo lab bench`: our side and two in Python, on the same data with the same threads, round by round in turn.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +13,7 @@ use crate::{progress, setup, steps};
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// What to measure [default: all but million]
+    /// What to measure [default: all but growth and million]
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each side, in turn; the table tells their medians
@@ -28,6 +28,9 @@ pub struct BenchArgs {
     /// Without `torch.compile` on the Python side
     #[arg(long)]
     no_compile: bool,
+    /// In f32 where bf16 would be taken, to compare losses and seconds
+    #[arg(long)]
+    f32: bool,
     /// Where the numbers go [default: <runs>/bench/bench.json]
     #[arg(long)]
     json: Option<PathBuf>,
@@ -51,6 +54,8 @@ enum What {
     Data,
     /// Cells of a notebook: from a key press to the answer
     Cells,
+    /// The student's epoch against images, size, batch size and classes, with fitted lines
+    Growth,
     /// The caches and the loop's data path with a million images
     Million,
 }
@@ -114,8 +119,14 @@ impl Side {
 
     fn answer(&mut self) -> Result<Value> {
         let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| format!("{} gave up; its reason stands above", self.name))
+        while self.answers.read_line(&mut line)? > 0 {
+            // Data may have something to say too.
+            match serde_json::from_str(&line) {
+                Ok(answer) => return Ok(answer),
+                Err(_) => eprint!("{}", std::mem::take(&mut line)),
+            }
+        }
+        bail!("{} gave up; its reason stands above", self.name)
     }
 
     fn round(&mut self) -> Result<Value> {
@@ -152,28 +163,16 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
     let folder = paths.runs()?.join("bench");
     let mut results = vec![];
+    if what.contains(&What::Growth) {
+        results.push(growth(paths, &ours, &folder, threads, args)?);
+    }
     println!("| what | side | seconds | ours is faster by | last loss | peak MB |\n|---|---|---|---|---|---|");
-    for what in what.iter().filter(|what| **what != What::Cells) {
-        let mut task = what.task(args.cuda);
-        for (name, value) in [
-            ("folder", json!(folder.join(what.name()))),
-            ("device", json!(if args.cuda { "cuda" } else { "cpu" })),
-            ("threads", json!(threads)),
-            ("workers", json!(threads)),
-            ("rounds", json!(args.rounds + 1)),
-            ("compile", json!(!args.no_compile)),
-        ] {
-            task[name] = value;
-        }
-        let prepared = command(paths, &ours, "prepare")?.arg(task.to_string()).output()?;
-        if !prepared.status.success() {
-            bail!("{}: {}", what.name(), String::from_utf8_lossy(&prepared.stderr).trim());
-        }
-        let line = String::from_utf8_lossy(&prepared.stdout);
-        task = serde_json::from_str(line.lines().last().unwrap_or_default()).context("the prepared task")?;
+    for what in what.iter().filter(|what| !matches!(**what, What::Cells | What::Growth)) {
+        let task = prepared(paths, &ours, what.task(args.cuda), &folder.join(what.name()), threads, args)?;
         results.push(measure(paths, &ours, *what, &task, args.rounds)?);
     }
-    let report = json!({"machine": machine(), "threads": threads, "commit": commit(paths), "torch": setup::TORCH, "results": results});
+    let report = json!({"machine": machine(), "system": said("uname", &["-srm"]), "threads": threads, "commit": commit(paths),
+        "torch": setup::TORCH, "rustc": said("rustc", &["-V"]), "results": results});
     let file = args.json.clone().unwrap_or_else(|| folder.join("bench.json"));
     steps::write(&file, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}, {threads} threads; {}", machine(), file.display());
@@ -185,6 +184,84 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The task with what the machine and the data say, and its folder filled.
+fn prepared(
+    paths: &Paths,
+    ours: &str,
+    mut task: Value,
+    folder: &Path,
+    threads: usize,
+    args: &BenchArgs,
+) -> Result<Value> {
+    for (name, value) in [
+        ("folder", json!(folder)),
+        ("device", json!(if args.cuda { "cuda" } else { "cpu" })),
+        ("threads", json!(threads)),
+        ("workers", json!(threads)),
+        ("rounds", json!(args.rounds + 1)),
+        ("compile", json!(!args.no_compile)),
+        ("f32", json!(args.f32)),
+    ] {
+        task[name] = value;
+    }
+    let prepared = command(paths, ours, "prepare")?.arg(task.to_string()).output()?;
+    if !prepared.status.success() {
+        bail!("{}", String::from_utf8_lossy(&prepared.stderr).trim());
+    }
+    let line = String::from_utf8_lossy(&prepared.stdout);
+    serde_json::from_str(line.lines().last().unwrap_or_default()).context("the prepared task")
+}
+
+/// Our side alone, one quantity changed at a time.
+fn growth(paths: &Paths, ours: &str, folder: &Path, threads: usize, args: &BenchArgs) -> Result<Value> {
+    let axes: [(&str, &[u64]); 4] = [
+        ("train", &[256, 512, 1024, 2048]),
+        ("size", &[16, 32, 64, 128]),
+        ("batch", &[16, 64, 256]),
+        ("classes", &[10, 100, 1000]),
+    ];
+    println!("| images | size | batch | classes | seconds | peak MB |\n|---|---|---|---|---|---|");
+    let mut points = vec![];
+    for (axis, values) in axes {
+        for &value in values {
+            let mut task = What::Student32.task(args.cuda);
+            (task["train"], task["validation"], task["classes"]) = (json!(512), json!(64), json!(10));
+            task[axis] = json!(value);
+            let task = prepared(paths, ours, task, &folder.join("growth"), threads, args)?;
+            let mut side = Side::start("kdlab", &mut command(paths, ours, "measure")?, &task)?;
+            side.round()?;
+            for _ in 0..args.rounds {
+                let answer = side.round()?;
+                side.rounds.push(answer);
+            }
+            let (seconds, peak) =
+                (side.median("seconds").unwrap_or(f64::NAN), side.median("peak_mb").unwrap_or(f64::NAN));
+            let [images, size, batch, classes] = ["train", "size", "batch", "classes"].map(|name| &task[name]);
+            println!("| {images} | {size} | {batch} | {classes} | {seconds:.2} | {peak:.0} |");
+            points.push((axis, value as f64, seconds, peak));
+        }
+    }
+    let of = |axis: &str, y: &dyn Fn(f64, f64) -> f64| -> Vec<(f64, f64)> {
+        points.iter().filter(|p| p.0 == axis).map(|p| (p.1, y(p.2, p.3))).collect()
+    };
+    let (fixed, each) = line(&of("train", &|seconds, _| 1e3 * seconds));
+    println!("\nseconds of an epoch = {:.3} + {each:.3} ms x images", fixed / 1e3);
+    let logs: Vec<_> = of("size", &|seconds, _| seconds.ln()).iter().map(|(x, y)| (x.ln(), *y)).collect();
+    println!("seconds ~ size ^ {:.2}", line(&logs).1);
+    let (fixed, each) = line(&of("batch", &|_, peak| peak));
+    println!("MB = {fixed:.0} + {each:.2} x batch size\n");
+    let point = |p: &(&str, f64, f64, f64)| json!({"axis": p.0, "value": p.1, "seconds": p.2, "peak_mb": p.3});
+    Ok(json!({"what": "growth", "points": points.iter().map(point).collect::<Vec<_>>()}))
+}
+
+/// Least squares: `y = a + b x`.
+fn line(points: &[(f64, f64)]) -> (f64, f64) {
+    let mean = |of: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / points.len() as f64;
+    let (x, y) = (mean(&|p| p.0), mean(&|p| p.1));
+    let b = mean(&|p| (p.0 - x) * (p.1 - y)) / mean(&|p| (p.0 - x).powi(2));
+    (y - b * x, b)
 }
 
 fn measure(paths: &Paths, ours: &str, what: What, task: &Value, rounds: u64) -> Result<Value> {
@@ -260,6 +337,11 @@ fn machine() -> String {
 }
 
 fn commit(paths: &Paths) -> String {
-    let output = Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(&paths.root).output();
+    let root = paths.root.to_string_lossy();
+    said("git", &["-C", &root, "describe", "--always", "--dirty"])
+}
+
+fn said(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
