@@ -87,7 +87,7 @@ impl What {
             What::Student32 => sized("student", 32, 1024, None),
             What::Student224 => sized("student", 224, 64, None),
             What::TeacherLite0 => sized("teacher", 224, 128, Some("efficientnet-lite0")),
-            What::TeacherResnet50 => sized("teacher", 224, 64, Some("resnet50")),
+            What::TeacherResnet50 => sized("teacher", 224, 192, Some("resnet50")),
             What::FeaturesLite0 => sized("features", 224, 128, Some("efficientnet-lite0")),
             What::FeaturesResnet50 => sized("features", 224, 64, Some("resnet50")),
             _ => json!({"workload": self.name(), "train": 100, "validation": 100}),
