@@ -22,6 +22,11 @@ pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
 /// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this program.
 const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
 
+/// How variables begin that are new for each kernel, terminal or login, and of no concern to compilers.
+const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY GNOME_ INVOCATION_ID JOURNAL_STREAM JPY_ KDLAB_ LESS LS_COLORS \
+    OLDPWD PWD RUST_RECURSION_COUNT SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX VSCODE_ WAYLAND_ WINDOWID XDG_ \
+    CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
+
 /// Nanoseconds by which the time of a change may be behind.
 const CLOCK: u128 = 20_000_000;
 
@@ -136,10 +141,7 @@ fn read(path: &Path) -> Option<Value> {
 
 fn environment() -> Map<String, Value> {
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    // Of Jupyter, of this kernel's parts, and a copy that rust-analyzer makes: new for each kernel, and of no concern to
-    // compilers.
-    let passing =
-        |name: &str| name.starts_with("JPY_") || name.starts_with("KDLAB_") || name == "CARGO_RESOLVER_LOCKFILE_PATH";
+    let passing = |name: &str| OF_A_SESSION.split(' ').any(|start| name.starts_with(start));
     let found = std::env::vars_os().filter_map(text).filter(|(name, _)| !passing(name));
     found.map(|(name, value)| (name, value.into())).collect()
 }
