@@ -1,0 +1,121 @@
+//! Image folders.
+
+use super::*;
+
+/// `n` PNG images of one colour.
+fn pngs(folder: &Path, n: usize, colour: [u8; 3]) -> Done {
+    fs::create_dir_all(folder)?;
+    for i in 0..n {
+        RgbImage::from_pixel(5 + i as u32, 9, Rgb(colour)).save(folder.join(format!("{i:03}.png")))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_image_folder_is_read_resized_and_divided() -> Done {
+    let folder = tempfile::tempdir()?;
+    pngs(&folder.path().join("cat"), 20, [200, 10, 20])?;
+    pngs(&folder.path().join("dog"), 40, [10, 200, 20])?;
+    fs::write(folder.path().join("readme.txt"), "not a class")?;
+    fs::write(folder.path().join("cat/notes.txt"), "not an image")?;
+    let data = data::open(&options(folder.path()))?;
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert_eq!(data.train.size(), (8, 8));
+    // 60 images: 6 for test (2 + 4), then 5 of 54 for validation (2 + 3), in proportion.
+    assert_eq!(data.test.class_counts(), [2, 4]);
+    assert_eq!(data.validation.class_counts(), [2, 3]);
+    assert_eq!(data.train.class_counts(), [16, 33]);
+    assert_eq!(data.notices, ["no test folder: 6 images, a tenth of each class, are set aside for the test split"]);
+    for i in 0..data.train.len() as i64 {
+        let (image, label) = (data.train.image(i)?, data.train.label(i)?);
+        let colour = [0, 1, 2].map(|c| image.int64_value(&[c, 4, 4]));
+        assert_eq!(colour, [[200, 10, 20], [10, 200, 20]][label as usize], "image and label stay together");
+    }
+    assert_eq!(data.train.take(12)?.class_counts().iter().filter(|&&n| n > 0).count(), 2, "classes are mixed");
+    Ok(())
+}
+
+#[test]
+fn grey_transparent_deep_and_misnamed_images_are_read() -> Done {
+    let folder = tempfile::tempdir()?;
+    for class in ["a", "b"] {
+        pngs(&folder.path().join("train").join(class), 4, [1, 2, 3])?;
+        pngs(&folder.path().join("val").join(class), 1, [4, 5, 6])?;
+        fs::create_dir_all(folder.path().join("test").join(class))?;
+    }
+    let (a, b) = (folder.path().join("test/a"), folder.path().join("test/b"));
+    GrayImage::from_pixel(7, 7, Luma([90])).save(a.join("grey.png"))?;
+    // Half transparent black over white is (255 * (255 - 51)) / 255 = 204.
+    RgbaImage::from_pixel(7, 7, Rgba([0, 0, 0, 51])).save(b.join("alpha.png"))?;
+    let deep = image::ImageBuffer::<Rgb<u16>, Vec<u16>>::from_pixel(7, 7, Rgb([0xffff, 0x8080, 0]));
+    deep.save(b.join("deep.PNG"))?;
+    RgbImage::from_pixel(7, 7, Rgb([9, 9, 9])).save(a.join("really.png"))?;
+    fs::rename(a.join("really.png"), a.join("png_inside.jpg"))?;
+    RgbImage::from_pixel(64, 64, Rgb([128, 128, 128])).save(b.join("photo.jpeg"))?;
+
+    let data = data::image_folder(folder.path(), 8, &options(folder.path()))?;
+    assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (8, 2, 5));
+    let mut seen: Vec<(i64, [i64; 3])> = (0..5)
+        .map(|i| (data.test.label(i).unwrap(), data.test.image(i).unwrap()))
+        .map(|(label, image)| (label, [0, 1, 2].map(|c| image.int64_value(&[c, 3, 3]))))
+        .collect();
+    seen.sort_unstable();
+    let expected = [(0, [9; 3]), (0, [90; 3]), (1, [128; 3]), (1, [204; 3]), (1, [255, 128, 0])];
+    assert_eq!(seen, expected);
+    Ok(())
+}
+
+#[test]
+fn unreadable_images_are_skipped_and_named() -> Done {
+    let folder = tempfile::tempdir()?;
+    pngs(&folder.path().join("a"), 6, [1, 2, 3])?;
+    pngs(&folder.path().join("b"), 6, [1, 2, 3])?;
+    let whole = fs::read(folder.path().join("a/000.png"))?;
+    fs::write(folder.path().join("a/cut.png"), &whole[..whole.len() / 2])?;
+    fs::write(folder.path().join("b/text.jpg"), "this is no image")?;
+    let data = data::image_folder(folder.path(), 8, &options(folder.path()))?;
+    assert_eq!(data.train.len() + data.validation.len() + data.test.len(), 12);
+    assert_says(&data.notices[0], &["2 of 14 files skipped", "cut.png", "text.jpg"]);
+    Ok(())
+}
+
+#[test]
+fn bad_image_folders_are_refused() -> Done {
+    let folder = tempfile::tempdir()?;
+    let root = folder.path();
+    let load = || message(data::image_folder(root, 8, &options(root)));
+    assert_says(&load(), &["is empty", "one folder of png or jpg images per class"]);
+    assert_says(&message(data::open(&options(root))), &["KDLAB_DATA", "is not usable", "data_batch_*.bin"]);
+    assert_says(&message(data::image_folder(root, 0, &options(root))), &["image size 0"]);
+
+    fs::create_dir(root.join("cat"))?;
+    assert_says(&load(), &["holds no images"]);
+    fs::write(root.join("cat/1.png"), "no image")?;
+    assert_says(&load(), &["none of the 1 images", "1.png"]);
+    pngs(&root.join("cat"), 10, [0; 3])?;
+    assert_says(&load(), &["one class only (cat)"]);
+    pngs(&root.join("dog"), 2, [0; 3])?;
+    assert_says(&load(), &["class \"dog\" has no image in the", "split"]);
+    pngs(&root.join("dog"), 3, [0; 3])?;
+    let data = data::image_folder(root, 8, &options(root))?;
+    assert_eq!([&data.train, &data.validation, &data.test].map(|s| s.class_counts()[1]), [1, 1, 1]);
+
+    let text = message(data::open(&options(&root.join("nowhere"))));
+    assert_says(&text, &["nowhere", "KDLAB_DATA"]);
+    Ok(())
+}
+
+#[test]
+fn classes_of_the_parts_have_to_agree() -> Done {
+    let folder = tempfile::tempdir()?;
+    let root = folder.path();
+    for class in ["a", "b"] {
+        pngs(&root.join("train").join(class), 4, [0; 3])?;
+    }
+    pngs(&root.join("test/a"), 2, [0; 3])?;
+    let load = || message(data::image_folder(root, 8, &options(root)));
+    assert_says(&load(), &["class \"b\" has no image in the test split"]);
+    pngs(&root.join("test/z"), 2, [0; 3])?;
+    assert_says(&load(), &["z is a class that train/ does not have"]);
+    Ok(())
+}

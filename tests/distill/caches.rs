@@ -1,0 +1,137 @@
+//! Features and logits that are computed once belong to their images, and to nothing else.
+
+use super::*;
+
+#[test]
+fn cached_logits_belong_to_their_images_in_any_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let transform = Transform::cifar10(32);
+    let model = tiny_model(5);
+    let plain = Examples::images(&data.train, &transform).unwrap();
+    let logits = predict(&model, &plain, 7).unwrap();
+    let cached = CachedTensor::new(&data.train, logits, "tiny").unwrap();
+    let examples = plain.with_teacher(&cached).unwrap();
+    for epoch in 1..4 {
+        for indices in kdlab::data::batches(&kdlab::data::shuffled(examples.len(), 9, epoch), 6).unwrap() {
+            let batch = examples.batch(&indices, Device::Cpu).unwrap();
+            let direct = tch::no_grad(|| model.forward(&batch.inputs, false)).unwrap();
+            assert!((batch.teacher().unwrap() - direct).abs().max().double_value(&[]) < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_selection_keeps_images_and_answers_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let logits = teacher(&data.train, 1.0);
+    let rows = [7i64, 3, 40, 3];
+    let (part, selected) = (data.train.select(&rows).unwrap(), logits.select(&data.train, &rows).unwrap());
+    let examples = Examples::images(&part, &Transform::cifar10(32)).unwrap().with_teacher(&selected).unwrap();
+    for (i, &row) in rows.iter().enumerate() {
+        assert_eq!(part.image(i as i64).unwrap(), data.train.image(row).unwrap());
+        assert_eq!(selected.tensor.get(i as i64), logits.tensor.get(row));
+    }
+    assert_eq!(examples.len(), 4);
+    // The key goes by the rows and by what the values were made from.
+    let key = |seed, rows: &[i64]| teacher(&data.train, seed).select(&data.train, rows).unwrap().key;
+    assert_eq!(key(1.0, &rows), selected.key);
+    assert!(key(2.0, &rows) != selected.key && key(1.0, &[7, 3, 3, 40]) != selected.key);
+    assert!(logits.select(&data.validation, &[0]).is_err());
+    for bad in [&[][..], &[64], &[-1]] {
+        assert!(data.train.select(bad).is_err() && logits.select(&data.train, bad).is_err());
+    }
+}
+
+#[test]
+fn features_are_computed_once_and_never_used_for_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let cache = folder.path().join("cache");
+    let passes = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&passes);
+    let listener = Listener::new(move |e| {
+        if let Event::Progress(p) = e
+            && p.done == p.total
+        {
+            *counter.lock().unwrap() += 1;
+        }
+    });
+    let resnet = |seed| Backbone::untrained(Arch::ResNet18, Device::Cpu, seed).unwrap();
+    let run = |backbone: &Backbone, data: &Dataset, size| {
+        backbone_features(backbone, &data.validation, &Transform::imagenet(size), 4, Some(&cache), &listener).unwrap()
+    };
+    let backbone = resnet(1);
+    let first = run(&backbone, &data, 32);
+    let second = run(&backbone, &data, 32);
+    assert_eq!((first.from_disk, second.from_disk, *passes.lock().unwrap()), (false, true, 1));
+    assert_eq!(first.tensor, second.tensor);
+    // Another size, other weights, another normalisation, another split seed, other pixels: each is computed anew.
+    assert!(!run(&backbone, &data, 40).from_disk);
+    assert!(!run(&resnet(2), &data, 32).from_disk);
+    let otherwise = |transform: Transform| {
+        backbone_features(&backbone, &data.validation, &transform, 4, Some(&cache), &listener).unwrap().from_disk
+    };
+    let [mut mean, mut std] = [Transform::imagenet(32), Transform::imagenet(32)];
+    mean.mean[2] += 1e-6;
+    std.std[0] += 1e-6;
+    assert!(!otherwise(mean) && !otherwise(std) && otherwise(Transform::imagenet(32)));
+    // Weights that were changed in place since they were loaded.
+    let changed = resnet(1);
+    tch::no_grad(|| drop(changed.model.state()[0].1.shallow_clone().fill_(0.5)));
+    assert!(!run(&changed, &data, 32).from_disk);
+    let again = tempfile::tempdir().unwrap();
+    assert!(!run(&backbone, &dataset(again.path(), 1), 32).from_disk);
+    let mut bytes = std::fs::read(again.path().join("data_batch_1.bin")).unwrap();
+    for pixel in bytes.iter_mut().skip(1).step_by(3073) {
+        *pixel ^= 1;
+    }
+    std::fs::write(again.path().join("data_batch_1.bin"), bytes).unwrap();
+    let options = DataOptions { folder: Some(again.path().to_owned()), validation: 0.2, ..DataOptions::default() };
+    assert!(!run(&backbone, &cifar10(&options).unwrap(), 32).from_disk);
+    assert_eq!(*passes.lock().unwrap(), 8);
+    // Logits go by the head's weights too.
+    let logits = |seed| {
+        let head = head(Arch::ResNet18.features(), 10, Device::Cpu, seed).unwrap();
+        teacher_logits(&head, &data.validation, &first, Some(&cache)).unwrap().from_disk
+    };
+    assert_eq!([logits(1), logits(1), logits(2)], [false, true, false]);
+    // A damaged file is no features.
+    for file in std::fs::read_dir(&cache).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    assert!(!run(&backbone, &data, 32).from_disk);
+}
+
+#[test]
+fn a_head_on_features_equals_the_articles_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let transform = Transform::imagenet(32);
+    let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
+    let features = |split| backbone_features(&backbone, split, &transform, 8, None, &Listener::default()).unwrap();
+    let run = |train: Examples, validation: Examples| {
+        let mut model = head(Arch::ResNet18.features(), 10, Device::Cpu, 3).unwrap();
+        fit(
+            &mut model,
+            &train,
+            &validation,
+            &Criterion::cross_entropy(),
+            &FitOptions { learning_rate: 1e-3, ..options(2) },
+        )
+        .unwrap();
+        values(&model)
+    };
+    let cached = run(
+        Examples::features(&data.train, &features(&data.train)).unwrap(),
+        Examples::features(&data.validation, &features(&data.validation)).unwrap(),
+    );
+    let through = |split| Examples::through_backbone(split, &transform, &backbone).unwrap();
+    let forward = run(through(&data.train), through(&data.validation));
+    // Batches of another make-up may take other kernels: rounding, which Adam's normalised steps pass on.
+    let largest = cached.iter().zip(&forward).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(largest < 1e-4, "{largest}");
+}

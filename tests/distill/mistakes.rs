@@ -1,0 +1,102 @@
+//! The article's mistakes, made on purpose or not at all.
+
+use super::*;
+
+#[test]
+fn a_mistake_is_made_on_purpose_or_not_at_all() {
+    use teaching::{Defect, fit_with_defect};
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let test = Examples::images(&data.test, &Transform::cifar10(32)).unwrap().with_teacher(&teacher(&data.test, 1.0));
+    let test = test.unwrap();
+    let kd = Criterion::kd(KdLoss::new(2.0, 0.5).unwrap());
+    // The test split cannot pick weights by accident.
+    let e = fit(&mut tiny_model(1), &train, &test, &kd, &options(1)).unwrap_err().to_string();
+    assert!(e.contains("the test split was given for validation"), "{e}");
+    let run = |defect, validation: &Examples, criterion: &Criterion| {
+        fit_with_defect(defect, &mut tiny_model(1), &train, validation, criterion, &options(2))
+    };
+    let right = fit(&mut tiny_model(1), &train, &validation, &kd, &options(2)).unwrap();
+    assert_eq!(right.defect, None);
+    assert!(!serde_json::to_string(&right).unwrap().contains("defect"), "an ordinary history does not mention it");
+    for defect in [Defect::MismatchedTeacher, Defect::KlOverClasses, Defect::AdamRebuilt] {
+        let wrong = run(defect, &validation, &kd).unwrap();
+        assert_eq!(wrong.defect, Some(defect));
+        assert_ne!(curve(&wrong), curve(&right), "{defect} changed nothing");
+        let json = serde_json::to_string(&wrong).unwrap();
+        assert!(json.contains(&format!("\"defect\":\"{defect:?}\"")), "{json}");
+    }
+    let picked = run(Defect::BestOnTest, &test, &kd).unwrap();
+    assert_eq!(picked.records[1].train, right.records[1].train, "only the choice of weights is another");
+    // Where a mistake could not show, it is refused, and the message says what it needs.
+    let refused =
+        |defect, validation, criterion: &Criterion| run(defect, validation, criterion).unwrap_err().to_string();
+    let hard = Criterion::cross_entropy();
+    assert!(refused(Defect::MismatchedTeacher, &validation, &hard).contains("criterion with a teacher"));
+    let unheard = Criterion::kd(KdLoss::new(2.0, 0.0).unwrap());
+    assert!(refused(Defect::MismatchedTeacher, &validation, &unheard).contains("alpha > 0"));
+    let own = Criterion::soft("own", KdLoss::new(2.0, 0.5).unwrap(), |s, y, _, _, _| s.cross_entropy_for_logits(y));
+    for criterion in [&hard, &unheard, &own] {
+        assert!(refused(Defect::KlOverClasses, &validation, criterion).contains("Criterion::kd with alpha > 0"));
+    }
+    let e = fit_with_defect(Defect::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &options(1));
+    assert!(e.unwrap_err().to_string().contains("more than one epoch"));
+    assert!(refused(Defect::BatchNormDrift, &validation, &kd).contains("frozen BatchNorm"));
+    assert!(refused(Defect::BestOnTest, &validation, &kd).contains("test split"));
+    // Nobody meets them unasked: one notebook names them, and the prelude does not.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let notebooks = std::fs::read_dir(root.join("notebooks")).unwrap().map(|entry| entry.unwrap().path());
+    let files = notebooks.filter(|path| path.extension().is_some_and(|e| e == "ipynb"));
+    let naming: Vec<_> = files
+        .chain([root.join("prelude/prelude.rs")])
+        .filter(|path| std::fs::read_to_string(path).unwrap().contains("_defect"))
+        .collect();
+    assert_eq!(naming, [root.join("notebooks/06_spot_the_bug.ipynb")]);
+    // A run with a mistake in it is not continued by one without, nor lost.
+    let options = |control| FitOptions { folder: Some(folder.path().join("run")), control, ..options(3) };
+    let control = Control::new();
+    let hand = control.clone();
+    let listener = Listener::new(move |e| {
+        if let Event::Epoch { .. } = e {
+            hand.stop("test");
+        }
+    });
+    let stopped = FitOptions { listener, ..options(control) };
+    fit_with_defect(Defect::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &stopped).unwrap();
+    let after = fit(&mut tiny_model(1), &train, &validation, &kd, &options(Control::new())).unwrap();
+    assert_eq!((after.records.len(), after.defect), (3, None));
+    assert_eq!(History::load(folder.path().join("run-1/history.json")).unwrap().defect, Some(Defect::AdamRebuilt));
+}
+
+#[test]
+fn a_frozen_backbone_does_not_drift_in_training() {
+    let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
+    let mut whole = backbone.with_head(&head(512, 10, Device::Cpu, 2).unwrap()).unwrap();
+    assert_eq!(whole.trainable().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["fc.bias", "fc.weight"]);
+    tch::manual_seed(0);
+    let x = Tensor::rand([4, 3, 32, 32], (Kind::Float, Device::Cpu));
+    let before = values(&whole);
+    let (train, eval) = (whole.forward(&x, true).unwrap(), whole.forward(&x, false).unwrap());
+    assert_eq!(train, eval);
+    assert_eq!(values(&whole), before);
+    // Features and head give what the whole does; trained, the statistics move.
+    let features = backbone.features(&x).unwrap();
+    let head = head(512, 10, Device::Cpu, 2).unwrap();
+    assert!((head.forward(&features, false).unwrap() - &eval).abs().max().double_value(&[]) < 1e-5);
+    whole.unfreeze();
+    assert_ne!(whole.forward(&x, true).unwrap(), eval);
+    assert_ne!(values(&whole), before);
+    let e = whole.freeze_except("classifier.").unwrap_err().to_string();
+    assert!(e.contains("no variable begins with \"classifier.\""), "{e}");
+    let e = backbone.with_head(&tiny_model(1)).unwrap_err().to_string();
+    assert!(e.contains("tiny is no head for resnet18") && e.contains("[classes, 512]"), "{e}");
+    // A second layer would be lost without a word.
+    let deep = Model::new("deep", Device::Cpu, 0, &|vs| {
+        Layers::new()
+            .add("fc1", nn::linear(vs / "fc1", 512, 512, Default::default()))
+            .add("fc", nn::linear(vs / "fc", 512, 10, Default::default()))
+    });
+    let e = backbone.with_head(&deep.unwrap()).unwrap_err().to_string();
+    assert!(e.contains("deep is no head for resnet18") && e.contains("fc1.weight"), "{e}");
+}

@@ -1,0 +1,133 @@
+//! What is on disk after a fit, finished or killed, and who may go on from it.
+
+use super::*;
+
+/// Run by `a_killed_fit_resumes…` in a process of its own; by itself it does nothing.
+#[test]
+fn child_fit() {
+    let Ok(folder) = std::env::var("KDLAB_TEST_CHILD") else {
+        return;
+    };
+    let folder = Path::new(&folder);
+    let data = dataset(folder, 0);
+    let (train, validation) = examples(&data);
+    let marker = folder.join("in-third-epoch");
+    let slow = std::env::var_os("KDLAB_TEST_SLOW").is_some();
+    let steps = AtomicUsize::new(0);
+    let criterion = Criterion::soft("slow", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
+        // 8 training and 2 validation batches an epoch: the 25th is in the middle of the third.
+        if slow && steps.fetch_add(1, Ordering::Relaxed) == 24 {
+            std::fs::write(&marker, "").unwrap();
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        }
+        KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap()
+    });
+    let mut model = Model::new("student", Device::Cpu, 1, &|vs| student(vs, 10)).unwrap();
+    let options = FitOptions { folder: Some(folder.join("run")), learning_rate: 1e-3, ..options(4) };
+    fit(&mut model, &train, &validation, &criterion, &options).unwrap();
+    model.save(folder.join("final.safetensors")).unwrap();
+}
+
+#[test]
+fn a_killed_fit_resumes_and_ends_as_an_unbroken_one() {
+    let child = |folder: &Path, slow: bool| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "resume::child_fit"])
+            .env("KDLAB_TEST_CHILD", folder)
+            .stdout(std::process::Stdio::null());
+        if slow {
+            command.env("KDLAB_TEST_SLOW", "1");
+        }
+        command.spawn().unwrap()
+    };
+    let (broken, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut killed = child(broken.path(), true);
+    let start = std::time::Instant::now();
+    while !broken.path().join("in-third-epoch").exists() {
+        assert!(start.elapsed().as_secs() < 50 && killed.try_wait().unwrap().is_none(), "the child never got there");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    killed.kill().unwrap(); // SIGKILL
+    killed.wait().unwrap();
+    let history = |folder: &Path| History::load(folder.join("run/history.json")).unwrap();
+    assert_eq!(history(broken.path()).records.len(), 2);
+    let begun = std::fs::metadata(broken.path().join("run/history.json")).unwrap().modified().unwrap();
+    assert!(child(broken.path(), false).wait().unwrap().success());
+    assert!(child(whole.path(), false).wait().unwrap().success());
+    assert!(std::fs::metadata(broken.path().join("run/history.json")).unwrap().modified().unwrap() > begun);
+    assert_eq!(curve(&history(broken.path())), curve(&history(whole.path())));
+    assert_eq!(history(broken.path()).records.len(), 4);
+    let weights = |folder: &Path| std::fs::read(folder.join("final.safetensors")).unwrap();
+    assert!(weights(broken.path()) == weights(whole.path()), "the resumed student ended with other weights");
+}
+
+#[test]
+fn a_checkpoint_of_other_settings_is_not_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let resumed = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&resumed);
+    let listener = Listener::new(move |e| {
+        if let Event::Started { history, .. } = e
+            && !history.records.is_empty()
+        {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let run_folder = folder.path().join("run");
+    let run = |temperature: f64, seed: u64, stop_after: usize| {
+        let control = Control::new();
+        let (hand, inner) = (control.clone(), listener.clone());
+        let listener = Listener::new(move |e| {
+            inner.hear(e);
+            if let Event::Epoch { record, .. } = e
+                && record.epoch == stop_after
+            {
+                hand.stop("test");
+            }
+        });
+        let options = FitOptions { folder: Some(run_folder.clone()), seed, control, listener, ..options(4) };
+        let criterion = Criterion::kd(KdLoss::new(temperature, 0.5).unwrap());
+        fit(&mut tiny_model(1), &train, &validation, &criterion, &options).unwrap().records.len()
+    };
+    assert_eq!(run(4.0, 0, 2), 2);
+    assert_eq!(run(2.0, 0, 2), 2); // another temperature: from the start
+    assert_eq!(run(2.0, 1, 2), 2); // another seed: from the start
+    assert_eq!(resumed.load(Ordering::Relaxed), 0);
+    assert_eq!(run(2.0, 1, 0), 4); // the same again: goes on
+    assert_eq!(resumed.load(Ordering::Relaxed), 1);
+    assert_eq!(run(2.0, 1, 0), 4); // finished: trained anew
+    assert_eq!(resumed.load(Ordering::Relaxed), 1);
+    // The two that made room are still there.
+    let kept = |name: &str| History::load(folder.path().join(name).join("history.json")).unwrap();
+    assert_eq!([kept("run-1"), kept("run-2")].map(|h| h.records[0].temperature), [Some(4.0), Some(2.0)]);
+    assert!(!folder.path().join("run-3").exists());
+}
+
+#[test]
+fn a_run_s_best_weights_are_loaded_for_its_own_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let runs = folder.path().join("runs");
+    let lab = kdlab::Lab {
+        profile: kdlab::Profile::smoke(),
+        device: Device::Cpu,
+        precision: Precision::F32,
+        folder: runs.clone(),
+        cache: folder.path().to_owned(),
+        queue: Queue::default(),
+    };
+    let mut model = tiny_model(1);
+    let options = FitOptions { folder: Some(runs.join("mine")), ..options(2) };
+    fit(&mut model, &train, &validation, &Criterion::cross_entropy(), &options).unwrap();
+    let mut again = tiny_model(2);
+    lab.load_best("mine", &mut again, &train).unwrap();
+    assert_eq!(values(&again), values(&model));
+    let e = lab.load_best("other", &mut again, &train).unwrap_err().to_string();
+    assert!(e.contains("no run \"other\"") && e.contains("04_distillation"), "{e}");
+    let e = lab.load_best("mine", &mut again, &validation).unwrap_err().to_string();
+    assert!(e.contains("trained on other images"), "{e}");
+}
