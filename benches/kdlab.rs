@@ -1,7 +1,7 @@
 //! Our side of `cargo lab bench`: told once in JSON what to measure, it runs one round for every line it reads and answers
 //! with a line. `side.py` is the same for Python.
 
-use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, open, shuffled};
+use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, batches, open, shuffled};
 use kdlab::distill::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
 use kdlab::distill::{backbone_features, fit, predict, view_logits};
 use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
@@ -41,6 +41,8 @@ fn run(given: &[String]) -> Result<()> {
         "student" => task.student(),
         "teacher" => task.teacher(),
         "features" => task.features(),
+        "batches" => task.batches(),
+        "rows" => task.kept_rows(),
         "data" => data(&task),
         "million" => million(&task),
         other => Err(Error::Input(format!("no workload {other:?}"))),
@@ -103,6 +105,7 @@ impl Task {
         let file = self.folder().join("backbone.safetensors");
         let mut backbone = Backbone::from_file(Arch::parse(self.text("arch"))?, self.device(), &file)?.0;
         backbone.model.precision = self.precision();
+        self.lay_out(&backbone.model)?;
         Ok(backbone)
     }
 
@@ -111,6 +114,17 @@ impl Task {
             true => Precision::F32,
             false => Precision::of(self.device()),
         }
+    }
+
+    /// As PyTorch lays out weights that nobody laid out anew, where the task says so.
+    fn lay_out(&self, model: &Model) -> Result<()> {
+        if self.spec["channels_first"] == true {
+            for (_, mut tensor) in model.state() {
+                let plain = tensor.detach().f_contiguous()?;
+                tensor.f_set_data(&plain)?;
+            }
+        }
+        Ok(())
     }
 
     fn classes(&self) -> i64 {
@@ -126,6 +140,7 @@ impl Task {
         let classes = self.classes();
         let mut model = Model::new("student", self.device(), SEED, &|vs| student(vs, classes))?;
         model.load(self.folder().join("student.safetensors"))?;
+        self.lay_out(&model)?;
         let split = &self.data.train;
         let teacher = CachedTensor::new(split, logits(split, classes), "bench")?;
         let train = Examples::images(split, &self.transform())?.with_teacher(&teacher)?;
@@ -175,6 +190,33 @@ impl Task {
         self.rounds(&|| {
             let rows = self.rows(&backbone, &self.data.train)?.tensor;
             Ok(json!({"loss": f64::try_from(rows.abs().mean(Kind::Float))?}))
+        })
+    }
+
+    /// What the batches alone take of a student's epoch.
+    fn batches(&self) -> Result<()> {
+        let train = Examples::images(&self.data.train, &self.transform())?;
+        let order = shuffled(train.len(), SEED, 1);
+        self.rounds(&|| {
+            for indices in batches(&order, self.number("batch"))? {
+                train.batch(&indices, self.device())?;
+            }
+            Ok(json!({}))
+        })
+    }
+
+    /// What reading ResNet-50's features takes of ten epochs of a head, kept as f32 or as f16.
+    fn kept_rows(&self) -> Result<()> {
+        let kind = if self.spec["f16"] == true { Kind::Half } else { Kind::Float };
+        let rows = Tensor::f_rand([5000, 2048], (Kind::Float, self.device()))?.f_to_kind(kind)?;
+        self.rounds(&|| {
+            for epoch in 1..=10 {
+                for indices in batches(&shuffled(5000, SEED, epoch), self.number("batch"))? {
+                    let picked = Tensor::f_from_slice(&indices)?.f_to_device(self.device())?;
+                    rows.f_index_select(0, &picked)?.f_to_kind(Kind::Float)?;
+                }
+            }
+            Ok(json!({}))
         })
     }
 

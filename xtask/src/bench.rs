@@ -13,7 +13,7 @@ use crate::{progress, setup, steps};
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// What to measure [default: all but growth and million]
+    /// What to measure [default: all but levers, growth and million]
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each side, in turn; the table tells their medians
@@ -54,6 +54,8 @@ enum What {
     Data,
     /// Cells of a notebook: from a key press to the answer
     Cells,
+    /// What each lever gives: our side with one thing changed at a time
+    Levers,
     /// The student's epoch against images, size, batch size and classes, with fitted lines
     Growth,
     /// The caches and the loop's data path with a million images
@@ -166,8 +168,11 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     if what.contains(&What::Growth) {
         results.push(growth(paths, &ours, &folder, threads, args)?);
     }
+    if what.contains(&What::Levers) {
+        results.push(levers(paths, &ours, &folder, threads, args)?);
+    }
     println!("| what | side | seconds | ours is faster by | last loss | peak MB |\n|---|---|---|---|---|---|");
-    for what in what.iter().filter(|what| !matches!(**what, What::Cells | What::Growth)) {
+    for what in what.iter().filter(|what| !matches!(**what, What::Cells | What::Growth | What::Levers)) {
         let task = prepared(paths, &ours, what.task(args.cuda), &folder.join(what.name()), threads, args)?;
         results.push(measure(paths, &ours, *what, &task, args.rounds)?);
     }
@@ -212,6 +217,65 @@ fn prepared(
     }
     let line = String::from_utf8_lossy(&prepared.stdout);
     serde_json::from_str(line.lines().last().unwrap_or_default()).context("the prepared task")
+}
+
+/// Our side alone, as it is and with one thing changed at a time, in turn.
+fn levers(paths: &Paths, ours: &str, folder: &Path, threads: usize, args: &BenchArgs) -> Result<Value> {
+    let huge_pages = format!("{}:glibc.malloc.hugetlb=1", paths::ALLOCATOR);
+    let changes = [
+        ("as it is", json!({}), paths::ALLOCATOR),
+        ("in f32", json!({"f32": true}), paths::ALLOCATOR),
+        ("glibc's allocator as it comes", json!({}), ""),
+        ("huge pages on top", json!({}), &huge_pages),
+        ("weights laid out channels first", json!({"channels_first": true}), paths::ALLOCATOR),
+        ("one thread", json!({"threads": 1}), paths::ALLOCATOR),
+    ];
+    let other = |name, change: Value| (name, change, paths::ALLOCATOR);
+    let parts = [other("the batches alone", json!({"workload": "batches"}))];
+    let rows = [
+        other("features kept as f32: reading them for ten epochs", json!({"workload": "rows"})),
+        other("the same as f16", json!({"workload": "rows", "f16": true})),
+    ];
+    let mut results = vec![];
+    println!("| what | changed | seconds | as it is / changed | peak MB |\n|---|---|---|---|---|");
+    for (name, what, changes) in [
+        ("student32", What::Student32, [&changes[..], &parts].concat()),
+        ("features-resnet50", What::FeaturesResnet50, changes.to_vec()),
+        ("rows", What::Student32, rows.to_vec()),
+    ] {
+        let task = prepared(paths, ours, what.task(args.cuda), &folder.join("levers"), threads, args)?;
+        let mut sides = vec![];
+        for (changed, change, allocator) in changes {
+            let mut task = task.clone();
+            for (key, value) in change.as_object().into_iter().flatten() {
+                task[key] = value.clone();
+            }
+            sides.push(Side::start(changed, command(paths, ours, "measure")?.env("GLIBC_TUNABLES", allocator), &task)?);
+        }
+        take_turns(name, &mut sides, args.rounds)?;
+        let of = |side: &Side, of: &str| side.median(of).unwrap_or(f64::NAN);
+        let base = of(&sides[0], "seconds");
+        for side in &sides {
+            let (seconds, peak) = (of(side, "seconds"), of(side, "peak_mb"));
+            println!("| {name} | {} | {seconds:.3} | {:.2} | {peak:.0} |", side.name, base / seconds);
+            results.push(json!({"what": name, "changed": side.name, "seconds": seconds, "peak_mb": peak}));
+        }
+    }
+    Ok(json!({"what": "levers", "rows": results}))
+}
+
+/// The first round compiles and warms up.
+fn take_turns(what: &str, sides: &mut [Side], rounds: u64) -> Result<()> {
+    for round in 0..=rounds {
+        for side in &mut *sides {
+            let answer = side.round()?;
+            progress::line(&format!("{what} {}: {answer}", side.name));
+            if round > 0 {
+                side.rounds.push(answer);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Our side alone, one quantity changed at a time.
@@ -276,16 +340,7 @@ fn measure(paths: &Paths, ours: &str, what: What, task: &Value, rounds: u64) -> 
             sides.push(Side::start(name, &mut python, task)?);
         }
     }
-    for round in 0..=rounds {
-        for side in &mut sides {
-            let answer = side.round()?;
-            progress::line(&format!("{} {}: {answer}", what.name(), side.name));
-            // The first round compiles and warms up.
-            if round > 0 {
-                side.rounds.push(answer);
-            }
-        }
-    }
+    take_turns(&what.name(), &mut sides, rounds)?;
     let epochs = task["epochs"].as_f64().unwrap_or(1.0);
     let base = sides[0].seconds(epochs).context("no round was measured")?;
     let rows = sides.iter().map(|side| {
