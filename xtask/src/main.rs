@@ -48,7 +48,7 @@ enum Task {
     },
     /// Say what was found on this machine; each problem comes with its fix
     Doctor,
-    /// Set up, run all notebooks in order through the real kernel, and write executed notebooks and one HTML report
+    /// Set up, run notebooks in order through the real kernel, and write executed notebooks and one HTML report
     Run(RunArgs),
     /// Train students over a grid, with seeds, alone and distilled, and say whether distillation beats; survives a kill
     Sweep(Box<sweep::SweepArgs>),
@@ -81,8 +81,11 @@ struct SetupArgs {
 
 #[derive(Args)]
 pub struct RunArgs {
-    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: all of notebooks/]
+    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: the article's walk, 1 to 7]
     notebooks: Vec<PathBuf>,
+    /// The experiments too: all of notebooks/
+    #[arg(long, conflicts_with = "notebooks")]
+    all: bool,
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
     #[arg(long)]
     profile: Option<String>,

@@ -1,4 +1,4 @@
-//! `cargo lab run`: every notebook through the real kernel, then one report.
+//! `cargo lab run`: notebooks through the real kernel, then one report.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,6 +14,8 @@ use crate::progress::{self, Clock, seconds};
 use crate::{setup, steps, table};
 
 const EXECUTOR: &str = include_str!("notebooks.py");
+/// The article, step by step: what a first run shows. The experiments after it train a hundred students.
+const WALK: [&str; 7] = ["1", "2", "3", "4", "5", "6", "7"];
 const REPORT: &str = include_str!("report.py");
 
 pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
@@ -24,13 +26,18 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
         Some(dir) => std::path::absolute(dir).with_context(|| format!("cannot make {} absolute", dir.display()))?,
         None => runs.clone(),
     };
-    let notebooks = find(&paths.notebooks(), &args.notebooks)?;
+    let walk = args.notebooks.is_empty() && !args.all;
+    let wanted = if walk { &WALK.map(PathBuf::from)[..] } else { &args.notebooks };
+    let notebooks = find(&paths.notebooks(), wanted)?;
     let title = format!("Knowledge distillation, profile {profile}");
     execute_all(paths, &notebooks, &out.join("executed"), &out.join("report.html"), &profile, &title)?;
     if notebooks.iter().any(|n| n.parent() == Some(&*paths.notebooks())) {
         table::print(&runs.join("results.json"))?;
     }
     progress::line(&format!("{} ran without an error in {clock}", counted(notebooks.len())));
+    if walk {
+        progress::line("the experiments, notebooks 8 to 14, are next: `cargo lab run --all`");
+    }
     Ok(())
 }
 
