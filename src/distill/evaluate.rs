@@ -172,15 +172,14 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     let order: Vec<i64> = (0..examples.len() as i64).collect();
     let mut rows = Vec::new();
     let (pass, mut done) = (Pass::new(&format!("{} on {}", model.name, examples.split_name)), 0);
-    no_grad(|| {
-        for indices in crate::data::batches(&order, batch_size)? {
-            pass.check(done, examples.len())?;
-            done += indices.len();
-            let batch = examples.batch(&indices, model.device())?;
-            rows.push(model.forward(&batch.inputs, false)?.f_to_device(Device::Cpu)?);
-        }
-        Ok(Tensor::f_cat(&rows, 0)?)
-    })
+    let forward = model.pass();
+    for indices in crate::data::batches(&order, batch_size)? {
+        pass.check(done, examples.len())?;
+        done += indices.len();
+        let batch = examples.batch(&indices, model.device())?;
+        rows.push(forward(&batch.inputs)?.f_to_device(Device::Cpu)?);
+    }
+    Ok(Tensor::f_cat(&rows, 0)?)
 }
 
 /// Accuracy and cross-entropy of `model` on `examples`. Errors as [`predict`].

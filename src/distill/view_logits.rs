@@ -8,7 +8,7 @@ use crate::files::{digest, digest_tensors};
 use crate::models::Model;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 
 /// The teacher's logits for (image, view), f16 on disk: a safetensors file with `logits` `[N, V, C]`.
 pub struct ViewLogits {
@@ -63,10 +63,11 @@ pub fn view_logits(
     let path = folder.join(format!("view-logits-{}-{}.safetensors", split.name, &key[..16]));
     let from_disk = path.exists();
     let device = teacher.device();
+    let pass = teacher.pass();
     let of_batch = |pairs: &[(i64, i64)]| -> Result<Tensor> {
         let (images, seen): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
         let input = transform.apply(&views.apply(&split.batch(&images)?.images, &seen)?, device)?;
-        Ok(no_grad(|| teacher.forward(&input, false))?.f_to_device(Device::Cpu)?)
+        Ok(pass(&input)?.f_to_device(Device::Cpu)?)
     };
     let classes = of_batch(&[(0, 0)])?.size()[1];
     let (per_image, shape) = (views.len() as i64, [split.len() as i64, views.len() as i64, classes]);

@@ -1,10 +1,13 @@
 //! A network as a list of named layers. The same list runs the network and is walked for its summary.
 
+use super::Precision;
 use crate::{Error, Result};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, Module, ModuleT};
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 /// What BatchNorm does in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +133,7 @@ impl Layers {
     /// # Errors
     /// Names the layer that refused, the shape it was given, and the reason.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.walk(x, Mode::of(train), None, &mut |_, _, _| ())
+        self.walk(x, Mode::of(train), None, None, &mut |_, _, _| ())
     }
 
     /// [`Layers::forward`] that shows every layer with its output to `seen`, innermost first.
@@ -139,6 +142,7 @@ impl Layers {
         x: &Tensor,
         mode: Mode,
         up: Option<&Place>,
+        kept: Option<&Folds>,
         seen: &mut dyn FnMut(&Place, &Op, &Tensor),
     ) -> Result<Tensor> {
         let mut x = x.shallow_clone();
@@ -147,7 +151,7 @@ impl Layers {
             let place = Place { up, name };
             let norm = ops.peek().filter(|_| mode != Mode::TrainingFrozenToo);
             if let Some((norm_name, norm)) = norm
-                && let Some(y) = folded(op, norm, &x).map_err(|e| refused(&place, &x, e))?
+                && let Some(y) = folded(op, norm, &x, kept).map_err(|e| refused(&place, &x, e))?
             {
                 seen(&place, op, &y);
                 seen(&Place { up, name: norm_name }, norm, &y);
@@ -156,9 +160,9 @@ impl Layers {
             }
             let y = match op {
                 Op::Residual { body, shortcut } => {
-                    let main = body.walk(&x, mode, Some(&place), seen)?;
+                    let main = body.walk(&x, mode, Some(&place), kept, seen)?;
                     let side = match shortcut {
-                        Some(layers) => layers.walk(&x, mode, Some(&place), seen)?,
+                        Some(layers) => layers.walk(&x, mode, Some(&place), kept, seen)?,
                         None => x.shallow_clone(),
                     };
                     // In place where nobody else reads the sum's first term: a pass over memory less.
@@ -212,19 +216,51 @@ fn refused(place: &Place, x: &Tensor, reason: Error) -> Error {
     Error::Torch(format!("layer `{place}` refused its input of shape {:?}: {reason}", x.size()))
 }
 
+/// What [`folded`] made, for a pass of many batches: a ResNet-50's weights need not be multiplied, and cast, in each of them.
+pub(crate) struct Folds {
+    precision: Precision,
+    pairs: RefCell<HashMap<*const Op, (Tensor, Tensor)>>,
+}
+
+impl Folds {
+    /// For passes in this precision, in which nobody changes the weights.
+    pub(crate) fn new(precision: Precision) -> Self {
+        Self { precision, pairs: RefCell::default() }
+    }
+
+    fn get(&self, op: &Op, fold: impl FnOnce() -> Result<(Tensor, Tensor)>) -> Result<(Tensor, Tensor)> {
+        let mut pairs = self.pairs.borrow_mut();
+        if !pairs.contains_key(&std::ptr::from_ref(op)) {
+            let (mut weight, mut bias) = fold()?;
+            if self.precision == Precision::Bf16 {
+                (weight, bias) = (weight.f_to_kind(Kind::BFloat16)?, bias.f_to_kind(Kind::BFloat16)?);
+            }
+            pairs.insert(op, (weight, bias));
+        }
+        let (weight, bias) = &pairs[&std::ptr::from_ref(op)];
+        Ok((weight.shallow_clone(), bias.shallow_clone()))
+    }
+}
+
 /// A convolution and the normalisation of its outputs as one convolution, a pass over memory less: frozen, a normalisation is
 /// a factor and a summand for each channel. None where they are no such pair, or something learns.
-fn folded(conv: &Op, norm: &Op, x: &Tensor) -> Result<Option<Tensor>> {
-    let (Op::Conv(conv, Some(c)), Op::BatchNorm(norm, Some(n))) = (conv, norm) else { return Ok(None) };
+fn folded(op: &Op, norm: &Op, x: &Tensor, kept: Option<&Folds>) -> Result<Option<Tensor>> {
+    let (Op::Conv(conv, Some(c)), Op::BatchNorm(norm, Some(n))) = (op, norm) else { return Ok(None) };
     let (Some(factor), Some(shift)) = (&norm.ws, &norm.bs) else { return Ok(None) };
     let learns = [x, &conv.ws, factor, shift].iter().any(|t| t.requires_grad());
     let fits = x.dim() == 4 && x.size()[1] == conv.ws.size()[1] * c.groups && norm.nd == 2;
     if learns || !fits || conv.bs.is_some() || !matches!(c.padding_mode, nn::PaddingMode::Zeros) {
         return Ok(None);
     }
-    let scale = norm.running_var.f_add_scalar(n.eps)?.f_rsqrt()?.f_mul(factor)?; // [O]
-    let bias = shift.f_sub(&norm.running_mean.f_mul(&scale)?)?;
-    let weight = conv.ws.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
+    let fold = || -> Result<(Tensor, Tensor)> {
+        let scale = norm.running_var.f_add_scalar(n.eps)?.f_rsqrt()?.f_mul(factor)?; // [O]
+        let bias = shift.f_sub(&norm.running_mean.f_mul(&scale)?)?;
+        Ok((conv.ws.f_mul(&scale.f_view([-1, 1, 1, 1])?)?, bias))
+    };
+    let (weight, bias) = match kept {
+        Some(kept) => kept.get(op, fold)?,
+        None => fold()?,
+    };
     let pair = |n: i64| [n, n];
     let (stride, padding, dilation) = (pair(c.stride), pair(c.padding), pair(c.dilation));
     Ok(Some(x.f_conv2d(&weight, Some(&bias), stride, padding, dilation, c.groups)?))

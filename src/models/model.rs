@@ -1,6 +1,6 @@
 //! A network with its variables: built once, initialised from a seed, saved and loaded whole.
 
-use super::layers::{Layers, Mode};
+use super::layers::{Folds, Layers, Mode};
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
 use super::{ModelCard, Precision};
@@ -58,7 +58,22 @@ impl Model {
     }
 
     pub(crate) fn forward_in(&self, x: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor> {
-        precision.run(self.device(), || self.layers.walk(x, mode, None, &mut |_, _, _| ()))
+        precision.run(self.device(), || self.layers.walk(x, mode, None, None, &mut |_, _, _| ()))
+    }
+
+    /// [`Model::forward`] for many batches, in evaluation mode and without gradients: what depends on the weights alone is
+    /// computed once.
+    pub(crate) fn pass(&self) -> impl Fn(&Tensor) -> Result<Tensor> {
+        let folds = Folds::new(self.precision);
+        move |x| {
+            let walk = |x: &Tensor| self.layers.walk(x, Mode::Evaluation, None, Some(&folds), &mut |_, _, _| ());
+            let forward = |x: &Tensor| self.precision.run(self.device(), || walk(x));
+            tch::no_grad(|| {
+                let parts = cache_sized(x, self.device())?;
+                let done = parts.iter().map(forward).collect::<Result<Vec<_>>>()?;
+                Ok(Tensor::f_cat(&done, 0)?)
+            })
+        }
     }
 
     pub fn layers(&self) -> &Layers {
@@ -183,6 +198,18 @@ pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
         other => format!("{other:?}"),
+    }
+}
+
+/// A batch in parts that a CPU computes quickest: what a layer gives the next is then still in its cache. Measured with
+/// EfficientNet-Lite0 at 128 and 224 px and ResNet-50 at 224.
+fn cache_sized(x: &Tensor, device: Device) -> Result<Vec<Tensor>> {
+    const PIXELS: i64 = 1 << 20;
+    match x.size()[..] {
+        [images, _, height, width] if device == Device::Cpu && images > 1 => {
+            Ok(x.f_chunk((1 + images * height * width / PIXELS).min(images), 0)?)
+        }
+        _ => Ok(vec![x.shallow_clone()]),
     }
 }
 

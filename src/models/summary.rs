@@ -43,7 +43,7 @@ impl Summary {
         let mut rows = Vec::new();
         let seen = tch::no_grad(|| {
             let x = Tensor::f_zeros([1, c, h, w], (Kind::Float, device))?;
-            layers.walk(&x, Mode::Evaluation, None, &mut |place, op, output| {
+            layers.walk(&x, Mode::Evaluation, None, None, &mut |place, op, output| {
                 rows.push(row(place.to_string(), op, output.size()));
             })
         });
