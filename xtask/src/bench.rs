@@ -267,7 +267,10 @@ fn levers(paths: &Paths, ours: &str, folder: &Path, threads: usize, args: &Bench
 /// The first round compiles and warms up.
 fn take_turns(what: &str, sides: &mut [Side], rounds: u64) -> Result<()> {
     for round in 0..=rounds {
-        for side in &mut *sides {
+        for i in 0..sides.len() {
+            // There and back, so that none always comes after the same other one.
+            let side = if round % 2 == 0 { i } else { sides.len() - 1 - i };
+            let side = &mut sides[side];
             let answer = side.round()?;
             progress::line(&format!("{what} {}: {answer}", side.name));
             if round > 0 {
