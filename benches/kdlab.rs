@@ -213,7 +213,7 @@ impl Task {
             for epoch in 1..=10 {
                 for indices in batches(&shuffled(5000, SEED, epoch), self.number("batch"))? {
                     let picked = Tensor::f_from_slice(&indices)?.f_to_device(self.device())?;
-                    rows.f_index_select(0, &picked)?.f_to_kind(Kind::Float)?;
+                    let _ = rows.f_index_select(0, &picked)?.f_to_kind(Kind::Float)?;
                 }
             }
             Ok(json!({}))
