@@ -207,7 +207,7 @@ fn cache_sized(x: &Tensor, device: Device) -> Result<Vec<Tensor>> {
     const PIXELS: i64 = 1 << 20;
     match x.size()[..] {
         [images, _, height, width] if device == Device::Cpu && images > 1 => {
-            Ok(x.f_chunk((1 + images * height * width / PIXELS).min(images), 0)?)
+            Ok(x.f_chunk(((images * height * width - 1) / PIXELS + 1).min(images), 0)?)
         }
         _ => Ok(vec![x.shallow_clone()]),
     }
