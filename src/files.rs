@@ -127,7 +127,7 @@ pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
         };
         Ok(digest(&[name.as_bytes(), shape.as_bytes(), &tensor_bytes(&values)?]))
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(tensors.len().max(1));
     let share = |first: usize| -> Vec<_> {
         tensors.iter().skip(first).step_by(threads).map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
     };

@@ -68,10 +68,9 @@ impl Model {
         move |x| {
             let walk = |x: &Tensor| self.layers.walk(x, Mode::Evaluation, None, Some(&folds), &mut |_, _, _| ());
             let forward = |x: &Tensor| self.precision.run(self.device(), || walk(x));
-            tch::no_grad(|| {
-                let parts = cache_sized(x, self.device())?;
-                let done = parts.iter().map(forward).collect::<Result<Vec<_>>>()?;
-                Ok(Tensor::f_cat(&done, 0)?)
+            tch::no_grad(|| match &cache_sized(x, self.device())?[..] {
+                [whole] => forward(whole),
+                parts => Ok(Tensor::f_cat(&parts.iter().map(forward).collect::<Result<Vec<_>>>()?, 0)?),
             })
         }
     }
