@@ -371,7 +371,7 @@ fn measure(paths: &Paths, ours: &str, what: What, task: &Value, rounds: u64) -> 
 /// Compiles our side with what the tests compiled, and says where it lies.
 fn compile(paths: &Paths) -> Result<String> {
     let output = paths::as_without_cargo(&mut Command::new(paths::cargo()))
-        .args(["bench", "--profile", "dev", "--bench", "kdlab", "--no-run", "--message-format", "json"])
+        .args(["bench", "--workspace", "--profile", "dev", "--bench", "kdlab", "--no-run", "--message-format", "json"])
         .current_dir(&paths.root)
         .envs(paths.environment()?)
         .stderr(Stdio::inherit())

@@ -48,9 +48,11 @@ enum Task {
     },
     /// Say what was found on this machine; each problem comes with its fix
     Doctor,
-    /// Set up, run notebooks in order through the real kernel, and write executed notebooks and one HTML report
+    /// Set up, run notebooks in order through the real kernel, and write executed notebooks and one HTML report of all that
+    /// were executed in the profile
     Run(RunArgs),
-    /// Train students over a grid, with seeds, alone and distilled, and say whether distillation beats; survives a kill
+    /// Train students over a grid (lists by commas), with seeds, alone and distilled, and say whether distillation beats;
+    /// survives a kill
     Sweep(Box<sweep::SweepArgs>),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
     Exercises(ExercisesArgs),

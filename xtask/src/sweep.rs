@@ -13,7 +13,7 @@ use crate::setup;
 pub struct SweepArgs {
     /// Of the sweep and of its folder: one that was run before goes on, with those of its runs that still fit
     name: String,
-    /// Each decides first weights, order of batches and which images have labels; 3 are the least [default: 0,1,2]
+    /// Each decides first weights, order of batches and which images have labels; 3 are the least for a verdict [default: 0,1,2]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
     /// How the student is held to its teacher [default: kd]
@@ -43,13 +43,13 @@ pub struct SweepArgs {
     /// Training images [default: all of the profile]
     #[arg(long)]
     images: Option<u64>,
-    /// Passes over the training images
+    /// Passes over the training images [default: the profile's]
     #[arg(long)]
     epochs: Option<u64>,
-    /// Side of the student's images in pixels
+    /// Side of the student's images in pixels [default: the profile's]
     #[arg(long)]
     size: Option<u64>,
-    /// Adam's learning rate
+    /// Adam's learning rate [default: the profile's]
     #[arg(long)]
     learning_rate: Option<f64>,
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
@@ -85,13 +85,23 @@ impl SweepArgs {
 /// Compiles and starts the crate's own program for it: this one knows no tch.
 pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     setup::set_up(paths, None)?;
-    let status = paths::as_without_cargo(&mut Command::new(paths::cargo()))
-        .args(["run", "--quiet", "--bin", "sweep", "--", &args.fields().to_string()])
+    let built = paths::as_without_cargo(&mut Command::new(paths::cargo()))
+        // With the features of all members together, as set-up and the tests compile: nothing is compiled twice.
+        .args(["build", "--workspace", "--bin", "sweep"])
         .current_dir(&paths.root)
+        .envs(paths.environment()?)
+        .env_remove("CARGO_TARGET_DIR")
+        .status()
+        .context("cannot start cargo; install Rust from https://rustup.rs")?;
+    if !built.success() {
+        bail!("the program for sweeps does not compile; the reason stands above");
+    }
+    let status = Command::new(paths.root.join("target/debug/sweep"))
+        .arg(args.fields().to_string())
         .envs(paths.environment()?)
         .env("KDLAB_PROFILE", paths.profile(args.profile.as_deref())?)
         .status()
-        .context("cannot start cargo; install Rust from https://rustup.rs")?;
+        .context("cannot start the program for sweeps")?;
     if !status.success() {
         bail!("the sweep {} is not done: the reason stands above; run it again and it goes on", args.name);
     }

@@ -13,7 +13,7 @@ const HEADINGS: [&str; 6] = ["model", "validation", "test", "parameters", "MACs"
 /// Prints the table; a run of some notebooks only may have left no results.
 pub fn print(path: &Path) -> Result<()> {
     let Ok(text) = fs::read_to_string(path) else {
-        progress::line(&format!("no results yet: {} is written by the distillation notebook", path.display()));
+        progress::line(&format!("no table of results: notebook 4 writes {}", path.display()));
         return Ok(());
     };
     let results: Value = serde_json::from_str(&text)
