@@ -1,6 +1,11 @@
 //! Networks: counts against the published ones, initialisation, errors that name the layer.
 
-use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
+mod common;
+
+use common::dataset;
+use kdlab::data::Transform;
+use kdlab::distill::{Examples, predict};
+use kdlab::models::{Arch, Backbone, Layers, Model, Op, Precision, head, student};
 use tch::{Device, Kind, Tensor, nn};
 
 fn net(seed: u64) -> Model {
@@ -188,24 +193,135 @@ fn backbones_give_features_without_gradients_or_drift() {
 fn freezing_changes_no_output() {
     for arch in [Arch::ResNet18, Arch::EfficientNetLite0] {
         let mut model = teacher(arch, None);
+        trained(&model);
         tch::no_grad(|| {
-            for (name, mut variable) in model.state() {
+            for (_, mut variable) in model.state() {
                 variable.set_data(&variable.to_kind(Kind::Double));
-                // Statistics, factors and summands as training leaves them, instead of 0 and 1.
-                if variable.dim() == 1 {
-                    let _ = variable
-                        .uniform_(if name.ends_with("mean") || name.ends_with("bias") { -0.5 } else { 0.5 }, 1.5);
-                }
             }
             let x = Tensor::rand([2, 3, 33, 33], (Kind::Double, Device::Cpu));
             let apart = model.forward(&x, false).unwrap();
             model.freeze();
             let as_one = model.forward(&x, false).unwrap();
-            let gap = ((&as_one - &apart).abs().max() / apart.abs().max()).double_value(&[]);
-            assert!(gap < 1e-10, "{arch}: {gap:e}");
+            let far = gap(&as_one, &apart);
+            assert!(far < 1e-10, "{arch}: {far:e}");
             assert!(!as_one.equal(&apart), "{arch}: it took the same way twice");
         });
     }
+}
+
+/// Statistics, factors and summands as training leaves them, instead of 0 and 1.
+fn trained(model: &Model) {
+    tch::no_grad(|| {
+        for (name, mut variable) in model.state().into_iter().filter(|(_, v)| v.dim() == 1) {
+            let low = if name.ends_with("mean") || name.ends_with("bias") { -0.5 } else { 0.5 };
+            let _ = variable.uniform_(low, 1.5);
+        }
+    });
+}
+
+/// `forward` over batches of 3 and what `predict` gives, which runs convolutions with what follows them.
+fn both_ways(model: &Model, side: i64) -> [Tensor; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let images = Examples::images(&dataset(folder.path(), 0).test, &Transform::cifar10(side)).unwrap();
+    let plain = |from: i64| {
+        let rows: Vec<i64> = (from..(from + 3).min(images.len() as i64)).collect();
+        tch::no_grad(|| model.forward(&images.batch(&rows, Device::Cpu).unwrap().inputs, false).unwrap())
+    };
+    let plain: Vec<Tensor> = (0..images.len() as i64).step_by(3).map(plain).collect();
+    [Tensor::cat(&plain, 0), predict(model, &images, 3).unwrap()]
+}
+
+fn gap(a: &Tensor, b: &Tensor) -> f64 {
+    ((a - b).norm() / b.norm()).double_value(&[])
+}
+
+#[test]
+fn predictions_are_those_of_the_layers_one_by_one() {
+    for arch in Arch::ALL {
+        let mut model = teacher(arch, Some(10));
+        trained(&model);
+        let [exact, fused] = both_ways(&model, 40);
+        let far = gap(&fused, &exact);
+        assert!(far < 1e-5, "{arch}: {far:e}");
+        let ways = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+        assert_eq!(ways, !fused.equal(&exact), "{arch}: it took the same way twice");
+        // What bf16 rounds in a layer less is none the worse.
+        model.precision = Precision::Bf16;
+        let [plain, fused] = both_ways(&model, 40).map(|logits| gap(&logits, &exact));
+        assert!(fused < 1.5 * plain && fused > 1e-5, "{arch} in bf16: {fused:e}, layer by layer {plain:e}");
+    }
+}
+
+/// Sums whose terms must be left alone, sizes and settings that oneDNN has another way for.
+#[test]
+fn predictions_of_odd_networks_are_those_of_their_layers() {
+    let conv = |vs: nn::Path, from, to, config: nn::ConvConfig| Op::conv(vs, from, to, 3, config);
+    let same = nn::ConvConfig { padding: 1, ..Default::default() };
+    let pool = |x: &Tensor| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1);
+    type Build = fn(&nn::Path, &dyn Fn(nn::Path, i64, i64, nn::ConvConfig) -> Op, nn::ConvConfig) -> Layers;
+    let networks: [(&str, Build); 8] = [
+        ("a block first", |vs, conv, same| {
+            Layers::new().residual("block", Layers::new().add("a", conv(vs / "a", 3, 3, same)), None).relu("relu")
+        }),
+        ("a body that hands on its input", |vs, conv, same| {
+            let body = Layers::new().func("same", |x| x.shallow_clone()).add("b", conv(vs / "b", 8, 8, same));
+            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("block", body, None)
+        }),
+        ("a side that is used twice", |vs, conv, same| {
+            let inner = Layers::new().add("c", conv(vs / "c", 8, 8, same)).add("d", conv(vs / "d", 8, 8, same));
+            let body = Layers::new().residual("inner", inner, None).add("b", conv(vs / "b", 8, 8, same));
+            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("outer", body, None).relu6("relu6")
+        }),
+        ("a shortcut that is a view", |vs, conv, same| {
+            let inner = Layers::new().add("c", conv(vs / "c", 8, 8, same));
+            let shortcut = Layers::new().func("turned", |x| x.transpose(2, 3));
+            let body = Layers::new().residual("inner", inner, Some(shortcut)).add("b", conv(vs / "b", 8, 8, same));
+            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("outer", body, None).relu("relu")
+        }),
+        ("a sum over fewer pixels", |vs, conv, same| {
+            let body = Layers::new().add("b", conv(vs / "b", 8, 8, same));
+            let shortcut = Layers::new().func("mean", |x| x.mean_dim([2, 3].as_slice(), true, None));
+            let shortcut = shortcut.add("c", conv(vs / "c", 8, 8, same));
+            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("block", body, Some(shortcut))
+        }),
+        ("groups, stride, dilation and no padding", |vs, conv, _| {
+            let config = nn::ConvConfig { groups: 3, stride: 2, dilation: 2, ..Default::default() };
+            Layers::new().func("bright", |x| x * 30.0).add("a", conv(vs / "a", 3, 6, config)).relu6("relu6")
+        }),
+        ("padding with the image", |vs, conv, same| {
+            let around = nn::ConvConfig { padding_mode: nn::PaddingMode::Circular, ..same };
+            Layers::new().add("a", conv(vs / "a", 3, 6, around)).relu("relu")
+        }),
+        ("in f64", |vs, conv, same| {
+            let double = |x: &Tensor| x.to_kind(Kind::Double);
+            let body = Layers::new().add("b", conv(vs / "b", 8, 8, same));
+            let layers = Layers::new().func("double", double).add("a", conv(vs / "a", 3, 8, same)).relu("relu");
+            layers.residual("block", body, None)
+        }),
+    ];
+    for (name, build) in networks {
+        let model = Model::new(name, Device::Cpu, 1, &|vs| build(vs, &conv, same).func("pool", pool)).unwrap();
+        if name == "in f64" {
+            model.state().iter_mut().for_each(|(_, v)| v.set_data(&v.to_kind(Kind::Double)));
+        }
+        let [exact, fused] = both_ways(&model, 16);
+        assert!(gap(&fused, &exact) < 1e-5, "{name}: {:e}", gap(&fused, &exact));
+        assert!(exact.std(true).double_value(&[]) > 0.0, "{name}: nothing to see");
+    }
+}
+
+#[test]
+fn predictions_that_cannot_be_say_why() {
+    let wide = |vs: &nn::Path| Layers::new().add("wide", Op::conv(vs / "wide", 4, 8, 3, Default::default()));
+    let large = |vs: &nn::Path| Layers::new().add("large", Op::conv(vs / "large", 3, 8, 9, Default::default()));
+    let folder = tempfile::tempdir().unwrap();
+    let images = Examples::images(&dataset(folder.path(), 0).test, &Transform::cifar10(8)).unwrap();
+    let says = |build: &dyn Fn(&nn::Path) -> Layers| {
+        predict(&Model::new("odd", Device::Cpu, 0, build).unwrap(), &images, 4).unwrap_err().to_string()
+    };
+    let (wide, large) = (says(&wide), says(&large));
+    assert!(wide.contains("`wide` refused its input of shape [4, 3, 8, 8]") && wide.contains("3 channels"), "{wide}");
+    assert!(large.contains("`large`") && large.contains("larger than the image and its padding"), "{large}");
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub fn backbone_features(
     let shape = [split.len() as i64, backbone.arch.features()];
     let key = features_key(backbone, split, transform)?;
     let rows = Rows { name: "features", key: &key, kind: Kind::Float, shape: &shape, timed: true };
-    let pass = backbone.model.pass();
+    let pass = backbone.model.pass()?;
     cached(folder, split, &rows, batch_size, (&name, listener), &mut |from, to| {
         let inputs = transform.apply(&split.batch(&(from..to).collect::<Vec<_>>())?.images, device)?;
         Ok(pass(&inputs)?.f_to_device(Device::Cpu)?)

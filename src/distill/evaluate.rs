@@ -172,7 +172,7 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     let order: Vec<i64> = (0..examples.len() as i64).collect();
     let mut rows = Vec::new();
     let (pass, mut done) = (Pass::new(&format!("{} on {}", model.name, examples.split_name)), 0);
-    let forward = model.pass();
+    let forward = model.pass()?;
     for indices in crate::data::batches(&order, batch_size)? {
         pass.check(done, examples.len())?;
         done += indices.len();

@@ -63,7 +63,7 @@ pub fn view_logits(
     let path = folder.join(format!("view-logits-{}-{}.safetensors", split.name, &key[..16]));
     let from_disk = path.exists();
     let device = teacher.device();
-    let pass = teacher.pass();
+    let pass = teacher.pass()?;
     let of_batch = |pairs: &[(i64, i64)]| -> Result<Tensor> {
         let (images, seen): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
         let input = transform.apply(&views.apply(&split.batch(&images)?.images, &seen)?, device)?;

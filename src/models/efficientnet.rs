@@ -18,7 +18,7 @@ const STAGES: [(i64, i64, i64, i64, i64); 7] = [
 /// EfficientNet-Lite0. Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to features `[N, 1280]` without `classes`.
 pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
     let mut net = Layers::new();
-    net = convolve(net, vs, "_conv_stem", "_bn0", [3, 32], 3, 2, 1).func("_relu", relu6);
+    net = convolve(net, vs, "_conv_stem", "_bn0", [3, 32], 3, 2, 1).relu6("_relu");
     let (mut inputs, mut index) = (32, 0);
     for (repeats, kernel, first_stride, expansion, outputs) in STAGES {
         for i in 0..repeats {
@@ -33,7 +33,7 @@ pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
         }
     }
     net = convolve(net, vs, "_conv_head", "_bn1", [320, 1280], 1, 1, 1)
-        .func("_relu_head", relu6)
+        .relu6("_relu_head")
         .func("_avg_pooling", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)); // [N, 1280]
     match classes {
         Some(n) => net.add("_fc", nn::linear(vs / "_fc", 1280, n, Default::default())),
@@ -46,9 +46,9 @@ fn block(vs: &Path, [inputs, outputs]: [i64; 2], kernel: i64, stride: i64, expan
     let wide = inputs * expansion;
     let mut layers = Layers::new();
     if expansion != 1 {
-        layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1).func("_relu0", relu6);
+        layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1).relu6("_relu0");
     }
-    layers = convolve(layers, vs, "_depthwise_conv", "_bn1", [wide, wide], kernel, stride, wide).func("_relu1", relu6);
+    layers = convolve(layers, vs, "_depthwise_conv", "_bn1", [wide, wide], kernel, stride, wide).relu6("_relu1");
     convolve(layers, vs, "_project_conv", "_bn2", [wide, outputs], 1, 1, 1)
 }
 
@@ -83,9 +83,4 @@ fn same_padding(x: &Tensor, kernel: i64, stride: i64) -> Tensor {
     let both = |side: i64| ((side + stride - 1) / stride - 1) * stride + kernel - side;
     let [h, w] = [x.size()[2], x.size()[3]].map(|side| both(side).max(0));
     x.constant_pad_nd([w / 2, w - w / 2, h / 2, h - h / 2])
-}
-
-/// In place: it follows a normalisation, whose output nobody else reads, and saves a pass over memory.
-fn relu6(x: &Tensor) -> Tensor {
-    x.shallow_clone().relu6_()
 }

@@ -1,13 +1,10 @@
 //! A network as a list of named layers. The same list runs the network and is walked for its summary.
 
-use super::Precision;
 use crate::{Error, Result};
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, Module, ModuleT};
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 /// What BatchNorm does in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +26,35 @@ impl Mode {
 /// A step without parameters of its own: input and "are we training?" to output.
 type Func = Box<dyn Fn(&Tensor, bool) -> Tensor + Send>;
 
+/// What may follow a convolution inside the same operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `max(x, 0)`
+    ReLU,
+    /// `min(max(x, 0), 6)`
+    ReLU6,
+}
+
+impl Activation {
+    /// Written over `x` where it is `fresh`, read by nobody else: a pass over memory less.
+    pub(super) fn apply(self, x: &Tensor, fresh: bool) -> Result<Tensor> {
+        let mut over = x.shallow_clone();
+        Ok(match (self, fresh) {
+            (Activation::ReLU, false) => x.f_relu()?,
+            (Activation::ReLU, true) => over.f_relu_()?,
+            (Activation::ReLU6, false) => x.f_relu6()?,
+            (Activation::ReLU6, true) => over.f_relu6_()?,
+        })
+    }
+}
+
 /// One layer of a network. tch keeps the settings of its layers to itself: those made by [`Op::conv`] and [`Op::norm`] are
 /// known, and a convolution and the normalisation behind it then run as one where neither learns.
 pub enum Op {
     Conv(nn::Conv2D, Option<nn::ConvConfig>),
     BatchNorm(nn::BatchNorm, Option<nn::BatchNormConfig>),
     Linear(nn::Linear),
+    Activation(Activation),
     Func(Func),
     /// `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut of its own.
     Residual {
@@ -52,6 +72,37 @@ impl Op {
     /// [`nn::batch_norm2d`].
     pub fn norm(vs: nn::Path, channels: i64, config: nn::BatchNormConfig) -> Self {
         Op::BatchNorm(nn::batch_norm2d(vs, channels, config), Some(config))
+    }
+
+    /// Whether what it gives is memory of its own, which the next layer may write over.
+    pub(super) fn is_fresh(&self) -> bool {
+        matches!(self, Op::Conv(..) | Op::BatchNorm(..) | Op::Linear(_) | Op::Residual { .. })
+    }
+
+    /// Runs it on `x`, which may be written over where it is `fresh`.
+    pub(super) fn apply(&self, x: &Tensor, mode: Mode, place: &Place, fresh: bool, seen: &mut Seen) -> Result<Tensor> {
+        match self {
+            Op::Residual { body, shortcut } => {
+                let main = body.walk(x, mode, Some(place), seen)?;
+                let side = match shortcut {
+                    Some(layers) => layers.walk(x, mode, Some(place), seen)?,
+                    None => x.shallow_clone(),
+                };
+                // In place where nobody else reads the sum's first term: a pass over memory less.
+                let fresh = body.0.last().is_some_and(|(_, last)| last.is_fresh());
+                let sum = match fresh && !main.requires_grad() {
+                    true => main.shallow_clone().f_add_(&side),
+                    false => main.f_add(&side),
+                };
+                return sum.map_err(|e| refused(place, &main, e.into()));
+            }
+            Op::Conv(layer, _) => conv(layer, x),
+            Op::BatchNorm(layer, _) => batch_norm(layer, x, mode),
+            Op::Linear(layer) => x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(Error::from),
+            Op::Activation(activation) => activation.apply(x, fresh),
+            Op::Func(f) => caught(|| f(x, mode != Mode::Evaluation)),
+        }
+        .map_err(|e| refused(place, x, e))
     }
 }
 
@@ -106,6 +157,16 @@ impl Layers {
         self.add(name, Op::Func(Box::new(move |x, _| f(x))))
     }
 
+    /// Appends `max(x, 0)`.
+    pub fn relu(self, name: &str) -> Self {
+        self.add(name, Op::Activation(Activation::ReLU))
+    }
+
+    /// Appends `min(max(x, 0), 6)`.
+    pub fn relu6(self, name: &str) -> Self {
+        self.add(name, Op::Activation(Activation::ReLU6))
+    }
+
     /// Appends a function that acts differently in training, such as dropout: `|x, train| x.dropout(0.5, train)`.
     pub fn func_t(self, name: &str, f: impl Fn(&Tensor, bool) -> Tensor + Send + 'static) -> Self {
         self.add(name, Op::Func(Box::new(f)))
@@ -133,55 +194,32 @@ impl Layers {
     /// # Errors
     /// Names the layer that refused, the shape it was given, and the reason.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.walk(x, Mode::of(train), None, None, &mut |_, _, _| ())
+        self.walk(x, Mode::of(train), None, &mut |_, _, _| ())
     }
 
     /// [`Layers::forward`] that shows every layer with its output to `seen`, innermost first.
-    pub(crate) fn walk(
-        &self,
-        x: &Tensor,
-        mode: Mode,
-        up: Option<&Place>,
-        kept: Option<&Folds>,
-        seen: &mut dyn FnMut(&Place, &Op, &Tensor),
-    ) -> Result<Tensor> {
-        let mut x = x.shallow_clone();
+    pub(crate) fn walk(&self, x: &Tensor, mode: Mode, up: Option<&Place>, seen: &mut Seen) -> Result<Tensor> {
+        let (mut x, mut fresh) = (x.shallow_clone(), false);
         let mut ops = self.iter().peekable();
         while let Some((name, op)) = ops.next() {
             let place = Place { up, name };
-            let norm = ops.peek().filter(|_| mode != Mode::TrainingFrozenToo);
-            if let Some((norm_name, norm)) = norm
-                && let Some(y) = folded(op, norm, &x, kept).map_err(|e| refused(&place, &x, e))?
-            {
-                seen(&place, op, &y);
-                seen(&Place { up, name: norm_name }, norm, &y);
-                (x, _) = (y, ops.next());
-                continue;
-            }
-            let y = match op {
-                Op::Residual { body, shortcut } => {
-                    let main = body.walk(&x, mode, Some(&place), kept, seen)?;
-                    let side = match shortcut {
-                        Some(layers) => layers.walk(&x, mode, Some(&place), kept, seen)?,
-                        None => x.shallow_clone(),
-                    };
-                    // In place where nobody else reads the sum's first term: a pass over memory less.
-                    let fresh = matches!(body.0.last(), Some((_, Op::Conv(..) | Op::BatchNorm(..) | Op::Linear(_))));
-                    let sum = match fresh && !main.requires_grad() {
-                        true => main.shallow_clone().f_add_(&side),
-                        false => main.f_add(&side),
-                    };
-                    sum.map_err(|e| refused(&place, &main, Error::from(e)))?
+            let pair = ops.peek().filter(|_| mode != Mode::TrainingFrozenToo).and_then(|(_, next)| Pair::of(op, next));
+            x = match pair.filter(|pair| pair.applies(&x)) {
+                Some(pair) => {
+                    let y = pair.run(&x).map_err(|e| refused(&place, &x, e))?;
+                    seen(&place, op, &y);
+                    if let Some((name, norm)) = ops.next() {
+                        seen(&Place { up, name }, norm, &y);
+                    }
+                    y
                 }
-                Op::Conv(layer, _) => conv(layer, &x).map_err(|e| refused(&place, &x, e))?,
-                Op::BatchNorm(layer, _) => batch_norm(layer, &x, mode).map_err(|e| refused(&place, &x, e))?,
-                Op::Linear(layer) => {
-                    x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(|e| refused(&place, &x, Error::from(e)))?
+                None => {
+                    let y = op.apply(&x, mode, &place, fresh, seen)?;
+                    seen(&place, op, &y);
+                    y
                 }
-                Op::Func(f) => caught(|| f(&x, mode != Mode::Evaluation)).map_err(|e| refused(&place, &x, e))?,
             };
-            seen(&place, op, &y);
-            x = y;
+            fresh = op.is_fresh();
         }
         Ok(x)
     }
@@ -195,9 +233,12 @@ impl fmt::Debug for Layers {
 
 /// Where a layer stands in the tree; displays as `layer1.0.conv1`.
 pub(crate) struct Place<'a> {
-    up: Option<&'a Place<'a>>,
-    name: &'a str,
+    pub(super) up: Option<&'a Place<'a>>,
+    pub(super) name: &'a str,
 }
+
+/// Hears of a layer's place and output.
+type Seen<'a> = dyn FnMut(&Place, &Op, &Tensor) + 'a;
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -208,7 +249,7 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-fn refused(place: &Place, x: &Tensor, reason: Error) -> Error {
+pub(super) fn refused(place: &dyn fmt::Display, x: &Tensor, reason: Error) -> Error {
     let reason = match reason {
         Error::Torch(text) => text,
         other => other.to_string(),
@@ -216,67 +257,77 @@ fn refused(place: &Place, x: &Tensor, reason: Error) -> Error {
     Error::Torch(format!("layer `{place}` refused its input of shape {:?}: {reason}", x.size()))
 }
 
-/// What [`folded`] made, for a pass of many batches: a ResNet-50's weights need not be multiplied, and cast, in each of them.
-pub(crate) struct Folds {
-    precision: Precision,
-    pairs: RefCell<HashMap<*const Op, (Tensor, Tensor)>>,
+/// A convolution and the normalisation of its outputs, which can run as one convolution, a pass over memory less: in evaluation a
+/// normalisation is a factor and a summand for each channel.
+pub(super) struct Pair<'a> {
+    conv: &'a nn::Conv2D,
+    settings: &'a nn::ConvConfig,
+    norm: &'a nn::BatchNorm,
+    eps: f64,
+    factor: &'a Tensor,
+    shift: &'a Tensor,
 }
 
-impl Folds {
-    /// For passes in this precision, in which nobody changes the weights.
-    pub(crate) fn new(precision: Precision) -> Self {
-        Self { precision, pairs: RefCell::default() }
+impl<'a> Pair<'a> {
+    pub(super) fn of(op: &'a Op, next: &'a Op) -> Option<Self> {
+        let (Op::Conv(conv, Some(settings)), Op::BatchNorm(norm, Some(config))) = (op, next) else { return None };
+        let fits = norm.nd == 2 && norm.running_mean.size() == conv.ws.size()[..1] && conv.bs.is_none();
+        let zeros = matches!(settings.padding_mode, nn::PaddingMode::Zeros);
+        let (factor, shift) = norm.ws.as_ref().zip(norm.bs.as_ref()).filter(|_| fits && zeros)?;
+        Some(Self { conv, settings, norm, eps: config.eps, factor, shift })
     }
 
-    fn get(&self, op: &Op, fold: impl FnOnce() -> Result<(Tensor, Tensor)>) -> Result<(Tensor, Tensor)> {
-        let mut pairs = self.pairs.borrow_mut();
-        if !pairs.contains_key(&std::ptr::from_ref(op)) {
-            let (mut weight, mut bias) = fold()?;
-            if self.precision == Precision::Bf16 {
-                (weight, bias) = (weight.f_to_kind(Kind::BFloat16)?, bias.f_to_kind(Kind::BFloat16)?);
-            }
-            pairs.insert(op, (weight, bias));
-        }
-        let (weight, bias) = &pairs[&std::ptr::from_ref(op)];
-        Ok((weight.shallow_clone(), bias.shallow_clone()))
+    /// Whether it may do so with `x`: nothing learns, and the convolution takes it.
+    fn applies(&self, x: &Tensor) -> bool {
+        let learns = [x, &self.conv.ws, self.factor, self.shift].iter().any(|t| t.requires_grad());
+        !learns && takes(&x.size(), &self.conv.ws.size(), Some(self.settings)).is_ok()
+    }
+
+    /// Weight and bias of the one convolution.
+    pub(super) fn folded(&self) -> Result<(Tensor, Tensor)> {
+        let scale = self.norm.running_var.f_add_scalar(self.eps)?.f_rsqrt()?.f_mul(self.factor)?; // [O]
+        let bias = self.shift.f_sub(&self.norm.running_mean.f_mul(&scale)?)?;
+        Ok((self.conv.ws.f_mul(&scale.f_view([-1, 1, 1, 1])?)?, bias))
+    }
+
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = self.folded()?;
+        convolve(x, &weight, Some(&bias), self.settings)
     }
 }
 
-/// A convolution and the normalisation of its outputs as one convolution, a pass over memory less: frozen, a normalisation is
-/// a factor and a summand for each channel. None where they are no such pair, or something learns.
-fn folded(op: &Op, norm: &Op, x: &Tensor, kept: Option<&Folds>) -> Result<Option<Tensor>> {
-    let (Op::Conv(conv, Some(c)), Op::BatchNorm(norm, Some(n))) = (op, norm) else { return Ok(None) };
-    let (Some(factor), Some(shift)) = (&norm.ws, &norm.bs) else { return Ok(None) };
-    let learns = [x, &conv.ws, factor, shift].iter().any(|t| t.requires_grad());
-    let fits = x.dim() == 4 && x.size()[1] == conv.ws.size()[1] * c.groups && norm.nd == 2;
-    if learns || !fits || conv.bs.is_some() || !matches!(c.padding_mode, nn::PaddingMode::Zeros) {
-        return Ok(None);
-    }
-    let fold = || -> Result<(Tensor, Tensor)> {
-        let scale = norm.running_var.f_add_scalar(n.eps)?.f_rsqrt()?.f_mul(factor)?; // [O]
-        let bias = shift.f_sub(&norm.running_mean.f_mul(&scale)?)?;
-        Ok((conv.ws.f_mul(&scale.f_view([-1, 1, 1, 1])?)?, bias))
-    };
-    let (weight, bias) = match kept {
-        Some(kept) => kept.get(op, fold)?,
-        None => fold()?,
-    };
-    let pair = |n: i64| [n, n];
-    let (stride, padding, dilation) = (pair(c.stride), pair(c.padding), pair(c.dilation));
-    Ok(Some(x.f_conv2d(&weight, Some(&bias), stride, padding, dilation, c.groups)?))
+pub(super) fn convolve(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    settings: &nn::ConvConfig,
+) -> Result<Tensor> {
+    let [stride, padding, dilation] = [settings.stride, settings.padding, settings.dilation].map(|n| [n, n]);
+    Ok(x.f_conv2d(weight, bias, stride, padding, dilation, settings.groups)?)
 }
 
 /// tch keeps a layer's stride and padding to itself and offers no `f_forward`: say what can be checked beforehand, and
 /// turn a panic about the rest into an error.
 fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
-    let (size, weight) = (x.size(), layer.ws.size());
-    match size[..] {
-        [_, channels, _, _] if channels > 0 && channels % weight[1] == 0 => caught(|| layer.forward(x)),
-        [_, channels, _, _] => {
-            Err(Error::Input(format!("its weight {weight:?} cannot be applied to {channels} channels")))
-        }
-        _ => Err(Error::Input("a convolution takes images [N, C, H, W]".to_owned())),
+    takes(&x.size(), &layer.ws.size(), None)?;
+    caught(|| layer.forward(x))
+}
+
+/// Whether a convolution of this weight can be applied to this input.
+pub(super) fn takes(input: &[i64], weight: &[i64], settings: Option<&nn::ConvConfig>) -> Result<()> {
+    let &[_, channels, height, width] = input else {
+        return Err(Error::Input("a convolution takes images [N, C, H, W]".to_owned()));
+    };
+    let groups = settings.map_or(channels / weight[1], |s| s.groups);
+    if channels == 0 || channels != groups * weight[1] {
+        return Err(Error::Input(format!("its weight {weight:?} cannot be applied to {channels} channels")));
     }
+    if let Some(s) = settings
+        && (0..2).any(|i| [height, width][i] + 2 * s.padding <= s.dilation * (weight[2 + i] - 1))
+    {
+        return Err(Error::Input(format!("its weight {weight:?} is larger than the image and its padding")));
+    }
+    Ok(())
 }
 
 fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, mode: Mode) -> Result<Tensor> {

@@ -1,6 +1,7 @@
 //! A network with its variables: built once, initialised from a seed, saved and loaded whole.
 
-use super::layers::{Folds, Layers, Mode};
+use super::inference::Inference;
+use super::layers::{Layers, Mode};
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
 use super::{ModelCard, Precision};
@@ -58,21 +59,19 @@ impl Model {
     }
 
     pub(crate) fn forward_in(&self, x: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor> {
-        precision.run(self.device(), || self.layers.walk(x, mode, None, None, &mut |_, _, _| ()))
+        precision.run(self.device(), || self.layers.walk(x, mode, None, &mut |_, _, _| ()))
     }
 
-    /// [`Model::forward`] for many batches, in evaluation mode and without gradients: what depends on the weights alone is
-    /// computed once.
-    pub(crate) fn pass(&self) -> impl Fn(&Tensor) -> Result<Tensor> {
-        let folds = Folds::new(self.precision);
-        move |x| {
-            let walk = |x: &Tensor| self.layers.walk(x, Mode::Evaluation, None, Some(&folds), &mut |_, _, _| ());
-            let forward = |x: &Tensor| self.precision.run(self.device(), || walk(x));
+    /// [`Model::forward`] for many batches, in evaluation mode and without gradients, while nobody changes the weights.
+    pub(crate) fn pass(&self) -> Result<impl Fn(&Tensor) -> Result<Tensor>> {
+        let inference = tch::no_grad(|| Inference::new(&self.layers, None, self.device(), self.precision))?;
+        Ok(move |x: &Tensor| {
+            let forward = |x: &Tensor| self.precision.run(self.device(), || inference.run(x));
             tch::no_grad(|| match &cache_sized(x, self.device())?[..] {
                 [whole] => forward(whole),
                 parts => Ok(Tensor::f_cat(&parts.iter().map(forward).collect::<Result<Vec<_>>>()?, 0)?),
             })
-        }
+        })
     }
 
     pub fn layers(&self) -> &Layers {

@@ -66,7 +66,7 @@ impl FromStr for Precision {
     }
 }
 
-fn cpu_has_bf16() -> bool {
+pub(super) fn cpu_has_bf16() -> bool {
     // AMX, which libtorch uses as well, is on no processor without this.
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx512bf16");

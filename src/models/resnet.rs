@@ -1,7 +1,6 @@
 //! ResNet-18 and ResNet-50 as in torchvision: the same structure, the same variable names.
 
 use super::{Layers, Op};
-use tch::Tensor;
 use tch::nn::{self, Path};
 
 /// ResNet-18. Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to features `[N, 512]` without `classes`.
@@ -22,7 +21,7 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
     let mut net = Layers::new()
         .add("conv1", conv(vs / "conv1", 3, 64, 7, 2))
         .add("bn1", norm(vs / "bn1", 64))
-        .func("relu", relu)
+        .relu("relu")
         .func("maxpool", |x| x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)); // [N, 64, S/4, S/4]
     let mut inputs = 64;
     for (stage, depth) in depths.into_iter().enumerate() {
@@ -38,8 +37,7 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
                     .add("downsample.1", norm(&path / 1, outputs))
             });
             let name = format!("{layer}.{i}");
-            net =
-                net.residual(&name, block(&path, inputs, width, stride), shortcut).func(&format!("{name}.relu"), relu);
+            net = net.residual(&name, block(&path, inputs, width, stride), shortcut).relu(&format!("{name}.relu"));
             inputs = outputs;
         }
     }
@@ -50,16 +48,11 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
     }
 }
 
-/// In place: it follows a normalisation or a sum, whose output nobody else reads, and saves a pass over memory.
-fn relu(x: &Tensor) -> Tensor {
-    x.shallow_clone().relu_()
-}
-
 fn basic(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
     Layers::new()
         .add("conv1", conv(vs / "conv1", inputs, width, 3, stride))
         .add("bn1", norm(vs / "bn1", width))
-        .func("relu", relu)
+        .relu("relu")
         .add("conv2", conv(vs / "conv2", width, width, 3, 1))
         .add("bn2", norm(vs / "bn2", width))
 }
@@ -68,10 +61,10 @@ fn bottleneck(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
     Layers::new()
         .add("conv1", conv(vs / "conv1", inputs, width, 1, 1))
         .add("bn1", norm(vs / "bn1", width))
-        .func("relu1", relu)
+        .relu("relu1")
         .add("conv2", conv(vs / "conv2", width, width, 3, stride))
         .add("bn2", norm(vs / "bn2", width))
-        .func("relu2", relu)
+        .relu("relu2")
         .add("conv3", conv(vs / "conv3", width, 4 * width, 1, 1))
         .add("bn3", norm(vs / "bn3", 4 * width))
 }

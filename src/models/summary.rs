@@ -43,7 +43,7 @@ impl Summary {
         let mut rows = Vec::new();
         let seen = tch::no_grad(|| {
             let x = Tensor::f_zeros([1, c, h, w], (Kind::Float, device))?;
-            layers.walk(&x, Mode::Evaluation, None, None, &mut |place, op, output| {
+            layers.walk(&x, Mode::Evaluation, None, &mut |place, op, output| {
                 rows.push(row(place.to_string(), op, output.size()));
             })
         });
@@ -74,6 +74,7 @@ fn row(layer: String, op: &Op, output: Vec<i64>) -> SummaryRow {
         }
         Op::BatchNorm(norm, _) => ("BatchNorm".to_owned(), maybe(&norm.ws) + maybe(&norm.bs), 0),
         Op::Linear(linear) => ("Linear".to_owned(), size(&linear.ws) + maybe(&linear.bs), size(&linear.ws)),
+        Op::Activation(activation) => (format!("{activation:?}"), 0, 0),
         Op::Func(_) => ("Function".to_owned(), 0, 0),
         Op::Residual { .. } => ("Sum".to_owned(), 0, 0),
     };
