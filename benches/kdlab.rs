@@ -187,10 +187,17 @@ impl Task {
 
     fn features(&self) -> Result<()> {
         let backbone = self.backbone()?;
-        self.rounds(&|| {
-            let rows = self.rows(&backbone, &self.data.train)?.tensor;
-            Ok(json!({"loss": f64::try_from(rows.abs().mean(Kind::Float))?}))
-        })
+        let mean = |rows: &Tensor| Ok(json!({"loss": f64::try_from(rows.abs().mean(Kind::Float))?}));
+        if self.spec["one_by_one"] == true {
+            let images = Examples::through_backbone(&self.data.train, &self.transform(), &backbone)?;
+            let order: Vec<i64> = (0..images.len() as i64).collect();
+            let row = |indices: Vec<i64>| Ok(images.batch(&indices, self.device())?.inputs);
+            return self.rounds(&|| {
+                let rows = batches(&order, self.number("batch"))?.into_iter().map(row).collect::<Result<Vec<_>>>()?;
+                mean(&Tensor::f_cat(&rows, 0)?)
+            });
+        }
+        self.rounds(&|| mean(&self.rows(&backbone, &self.data.train)?.tensor))
     }
 
     /// What the batches alone take of a student's epoch.

@@ -36,8 +36,12 @@ fn run() -> Result<()> {
     if plan.omitted.is_some() {
         measures.extend([Measure::OmittedRecall, Measure::CorrectedRecall, Measure::CorrectedTest]);
     }
-    for measure in measures {
-        println!("{}", report.table(measure)?);
+    if report.compare(Measure::Test)?.is_empty() {
+        println!("no verdict: no setting has two seeds or more; 3 are the least that is of use, such as --seeds 0,1,2");
+    } else {
+        for measure in measures {
+            println!("{}", report.table(measure)?);
+        }
     }
     match report.stopped {
         Some(why) => Err(Error::Interrupted(format!("stopped: {why}; run it again and it goes on"))),

@@ -49,7 +49,8 @@ impl Activation {
 }
 
 /// One layer of a network. tch keeps the settings of its layers to itself: those made by [`Op::conv`] and [`Op::norm`] are
-/// known, and a convolution and the normalisation behind it then run as one where neither learns.
+/// known, and a convolution and the normalisation behind it then run as one where neither learns. In passes without gradients, such
+/// as predictions and cached features, the [`Layers::relu`] or the block's sum behind them runs along.
 pub enum Op {
     Conv(nn::Conv2D, Option<nn::ConvConfig>),
     BatchNorm(nn::BatchNorm, Option<nn::BatchNormConfig>),

@@ -235,6 +235,7 @@ fn levers(paths: &Paths, ours: &str, folder: &Path, threads: usize, args: &Bench
         ("one thread", json!({"threads": 1}), paths::ALLOCATOR),
     ];
     let other = |name, change: Value| (name, change, paths::ALLOCATOR);
+    let one_by_one = [other("layers one by one, whole batches", json!({"one_by_one": true}))];
     let parts = [other("the batches alone", json!({"workload": "batches"}))];
     let rows = [
         other("features kept as f32: reading them for ten epochs", json!({"workload": "rows"})),
@@ -244,7 +245,8 @@ fn levers(paths: &Paths, ours: &str, folder: &Path, threads: usize, args: &Bench
     println!("| what | changed | seconds | as it is / changed | peak MB |\n|---|---|---|---|---|");
     for (name, what, changes) in [
         ("student32", What::Student32, [&changes[..], &parts].concat()),
-        ("features-resnet50", What::FeaturesResnet50, changes.to_vec()),
+        ("features-resnet50", What::FeaturesResnet50, [&changes[..], &one_by_one].concat()),
+        ("features-lite0", What::FeaturesLite0, [&changes[..1], &one_by_one].concat()),
         ("rows", What::Student32, rows.to_vec()),
     ] {
         let task = prepared(paths, ours, what.task(args.cuda), &folder.join("levers"), threads, args)?;

@@ -128,6 +128,9 @@ pub fn find(dir: &Path, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
         if found.len() == before {
             let names: Vec<_> =
                 all.iter().filter_map(|path| path.file_stem()).map(|stem| stem.to_string_lossy()).collect();
+            if name.components().count() > 1 || name.extension().is_some() {
+                bail!("there is no file {start}; those in {} can be named by number", dir.display());
+            }
             bail!("no notebook `{start}`: give a path, a number or the start of one of {}", names.join(", "));
         }
     }
