@@ -149,11 +149,12 @@ impl Task {
         let validation = Examples::images(held, &self.transform())?.with_teacher(&teacher)?;
         let of = |name: &str| self.spec[name].as_f64().unwrap_or_default();
         let criterion = Criterion::kd(KdLoss::new(of("temperature"), of("alpha"))?);
-        let begun = Mutex::new(Instant::now());
+        let device = self.device();
+        let begun = Mutex::new(Timer::start(device));
         let listener = Listener::new(move |event| {
             let mut begun = begun.lock().unwrap_or_else(|e| e.into_inner());
             if let Event::Epoch { record, .. } = event {
-                answer(json!({"loss": record.train.loss, "seconds": begun.elapsed().as_secs_f64()}));
+                answer(begun.stop(json!({"loss": record.train.loss})));
             }
             if matches!(event, Event::Started { .. } | Event::Epoch { .. }) {
                 if matches!(event, Event::Started { .. }) {
@@ -162,7 +163,7 @@ impl Task {
                 if !asked() {
                     std::process::exit(0);
                 }
-                *begun = Instant::now();
+                *begun = Timer::start(device);
             }
         });
         let options = FitOptions { precision: self.precision(), ..self.options(self.number("rounds"), listener) };
@@ -234,12 +235,86 @@ impl Task {
     fn rounds(&self, round: &dyn Fn() -> Result<Value>) -> Result<()> {
         answer(json!({"ready": true}));
         while asked() {
-            let start = Instant::now();
-            let mut measured = round()?;
-            measured["seconds"] = json!(start.elapsed().as_secs_f64());
-            answer(measured);
+            let timer = Timer::start(self.device());
+            answer(timer.stop(round()?));
         }
         Ok(())
+    }
+}
+
+/// Seconds of a round: by the clock, and on a GPU also by its own, from one point of its queue to another.
+struct Timer {
+    clock: Instant,
+    begin: Option<cuda::Event>,
+}
+
+impl Timer {
+    fn start(device: Device) -> Self {
+        let begin = if device.is_cuda() { cuda::Event::record() } else { None };
+        Self { clock: Instant::now(), begin }
+    }
+
+    /// Adds them to what was measured.
+    fn stop(&self, mut measured: Value) -> Value {
+        if let Some(seconds) = self.begin.as_ref().and_then(|begin| begin.seconds_until(&cuda::Event::record()?)) {
+            measured["device_seconds"] = json!(seconds);
+        }
+        measured["seconds"] = json!(self.clock.elapsed().as_secs_f64());
+        measured
+    }
+}
+
+/// CUDA's events, which tch does not wrap: looked up in the CUDA runtime that libtorch has loaded.
+mod cuda {
+    use std::ffi::{CStr, c_char, c_void};
+    use std::ptr::null_mut;
+
+    pub struct Event(*mut c_void);
+    // SAFETY: the runtime takes an event from any thread.
+    unsafe impl Send for Event {}
+
+    unsafe extern "C" {
+        fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    }
+
+    /// Calls a function of two pointers; whether there is one and it succeeded.
+    fn call(name: &CStr, first: *mut c_void, second: *mut c_void) -> bool {
+        // SAFETY: a null library is all that is loaded. The functions named below take one or two pointers each and return
+        // `cudaError_t`; one that takes fewer leaves the second alone.
+        unsafe {
+            let found = dlsym(null_mut(), name.as_ptr());
+            let function: Option<unsafe extern "C" fn(*mut c_void, *mut c_void) -> i32> = std::mem::transmute(found);
+            function.is_some_and(|function| function(first, second) == 0)
+        }
+    }
+
+    impl Event {
+        /// In libtorch's queue, which is the default one.
+        pub fn record() -> Option<Self> {
+            let mut event: *mut c_void = null_mut();
+            let made = call(c"cudaEventCreate", (&raw mut event).cast(), null_mut());
+            let event = made.then(|| Self(event))?;
+            call(c"cudaEventRecord", event.0, null_mut()).then_some(event)
+        }
+
+        /// Waits for the later one.
+        pub fn seconds_until(&self, end: &Self) -> Option<f64> {
+            let mut milliseconds = 0f32;
+            // SAFETY: as in `call`, with three pointers.
+            unsafe {
+                let found = dlsym(null_mut(), c"cudaEventElapsedTime".as_ptr());
+                let function: Option<unsafe extern "C" fn(*mut f32, *mut c_void, *mut c_void) -> i32> =
+                    std::mem::transmute(found);
+                let done = call(c"cudaEventSynchronize", end.0, null_mut());
+                (done && function?(&mut milliseconds, self.0, end.0) == 0).then_some(f64::from(milliseconds) / 1e3)
+            }
+        }
+    }
+
+    impl Drop for Event {
+        fn drop(&mut self) {
+            call(c"cudaEventDestroy", self.0, null_mut());
+        }
     }
 }
 
