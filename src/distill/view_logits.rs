@@ -8,7 +8,7 @@ use crate::files::{digest, digest_tensors};
 use crate::models::Model;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// The teacher's logits for (image, view), f16 on disk: a safetensors file with `logits` `[N, V, C]`.
 pub struct ViewLogits {
@@ -63,20 +63,20 @@ pub fn view_logits(
     let path = folder.join(format!("view-logits-{}-{}.safetensors", split.name, &key[..16]));
     let from_disk = path.exists();
     let device = teacher.device();
-    let pass = teacher.pass()?;
-    let of_batch = |pairs: &[(i64, i64)]| -> Result<Tensor> {
+    let batch = |pairs: &[(i64, i64)]| -> Result<Tensor> {
         let (images, seen): (Vec<i64>, Vec<i64>) = pairs.iter().copied().unzip();
-        let input = transform.apply(&views.apply(&split.batch(&images)?.images, &seen)?, device)?;
-        Ok(pass(&input)?.f_to_device(Device::Cpu)?)
+        transform.apply(&views.apply(&split.batch(&images)?.images, &seen)?, device)
     };
-    let classes = of_batch(&[(0, 0)])?.size()[1];
+    // A pass is made for batches of one shape.
+    let classes = no_grad(|| teacher.forward(&batch(&[(0, 0)])?, false))?.size()[1];
     let (per_image, shape) = (views.len() as i64, [split.len() as i64, views.len() as i64, classes]);
     let rows = Rows { name: "logits", key: &key, kind: Kind::Half, shape: &shape, timed: false };
     if !from_disk {
         let name = format!("{} on {} views of {}", teacher.name, views.len(), split.name);
+        let pass = teacher.pass()?;
         rows.write(&path, batch_size, (&name, listener), &mut |from, to| {
             let pairs: Vec<_> = (from..to).map(|row| (row / per_image, row % per_image)).collect();
-            let logits = of_batch(&pairs)?.f_to_kind(Kind::Half)?;
+            let logits = pass(&batch(&pairs)?)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?;
             if i64::try_from(logits.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?)? > 0 {
                 return Err(Error::Data(format!(
                     "{name}: a logit is not finite in f16 (beyond 65504); check the teacher's weights"
