@@ -214,7 +214,9 @@ fn trained(model: &Model) {
     tch::no_grad(|| {
         for (name, mut variable) in model.state().into_iter().filter(|(_, v)| v.dim() == 1) {
             let low = if name.ends_with("mean") || name.ends_with("bias") { -0.5 } else { 0.5 };
-            let _ = variable.uniform_(low, 1.5);
+            let number = Tensor::arange(variable.numel() as i64, (Kind::Float, Device::Cpu));
+            let between = ((number * 12.9898).sin() * 43758.547).frac().abs();
+            variable.copy_(&(between * (1.5 - low) + low));
         }
     });
 }
@@ -248,7 +250,7 @@ fn predictions_are_those_of_the_layers_one_by_one() {
         // What bf16 rounds in a layer less is none the worse.
         model.precision = Precision::Bf16;
         let [plain, fused] = both_ways(&model, 40).map(|logits| gap(&logits, &exact));
-        assert!(fused < 1.5 * plain && fused > 1e-5, "{arch} in bf16: {fused:e}, layer by layer {plain:e}");
+        assert!(fused < 2.0 * plain && fused > 1e-5, "{arch} in bf16: {fused:e}, layer by layer {plain:e}");
     }
 }
 
@@ -259,7 +261,17 @@ fn predictions_of_odd_networks_are_those_of_their_layers() {
     let same = nn::ConvConfig { padding: 1, ..Default::default() };
     let pool = |x: &Tensor| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1);
     type Build = fn(&nn::Path, &dyn Fn(nn::Path, i64, i64, nn::ConvConfig) -> Op, nn::ConvConfig) -> Layers;
-    let networks: [(&str, Build); 8] = [
+    let networks: [(&str, Build); 10] = [
+        ("a sum with ReLU6", |vs, conv, same| {
+            let body = Layers::new().add("b", conv(vs / "b", 8, 8, same)).add("c", conv(vs / "c", 8, 8, same));
+            let bright = Layers::new().func("bright", |x| x * 20.0);
+            bright.add("a", conv(vs / "a", 3, 8, same)).residual("block", body, None).relu6("relu6")
+        }),
+        ("a side that lies row by row", |vs, conv, same| {
+            let body = Layers::new().add("b", conv(vs / "b", 8, 8, same)).add("c", conv(vs / "c", 8, 8, same));
+            let one = Op::conv(vs / "a", 3, 8, 1, Default::default());
+            Layers::new().func("rows", |x| x.contiguous()).add("a", one).residual("block", body, None).relu("relu")
+        }),
         ("a block first", |vs, conv, same| {
             Layers::new().residual("block", Layers::new().add("a", conv(vs / "a", 3, 3, same)), None).relu("relu")
         }),
@@ -300,13 +312,36 @@ fn predictions_of_odd_networks_are_those_of_their_layers() {
         }),
     ];
     for (name, build) in networks {
-        let model = Model::new(name, Device::Cpu, 1, &|vs| build(vs, &conv, same).func("pool", pool)).unwrap();
+        let mut model = Model::new(name, Device::Cpu, 1, &|vs| build(vs, &conv, same).func("pool", pool)).unwrap();
         if name == "in f64" {
             model.state().iter_mut().for_each(|(_, v)| v.set_data(&v.to_kind(Kind::Double)));
         }
         let [exact, fused] = both_ways(&model, 16);
         assert!(gap(&fused, &exact) < 1e-5, "{name}: {:e}", gap(&fused, &exact));
         assert!(exact.std(true).double_value(&[]) > 0.0, "{name}: nothing to see");
+        model.precision = Precision::Bf16;
+        let far = gap(&both_ways(&model, 16)[1], &exact);
+        assert!(far < 0.03, "{name} in bf16: {far:e}");
+    }
+}
+
+/// oneDNN's ReLU makes 0 of NaN: a teacher that has diverged would look like one that has not.
+#[test]
+fn a_network_that_has_diverged_predicts_nothing() {
+    for (variable, value) in
+        [("layer1.0.conv1.weight", f64::NAN), ("bn1.bias", f64::INFINITY), ("bn1.running_var", -1.0)]
+    {
+        let model = teacher(Arch::ResNet18, Some(10));
+        tch::no_grad(|| {
+            let (_, mut first) = model.state().into_iter().find(|(name, _)| name == variable).unwrap();
+            while first.dim() > 0 {
+                first = first.get(0);
+            }
+            let _ = first.fill_(value);
+        });
+        for logits in both_ways(&model, 40) {
+            assert!(bool::try_from(logits.isnan().all()).unwrap(), "{variable} = {value}");
+        }
     }
 }
 
@@ -320,6 +355,22 @@ fn predictions_that_cannot_be_say_why() {
         predict(&Model::new("odd", Device::Cpu, 0, build).unwrap(), &images, 4).unwrap_err().to_string()
     };
     let (wide, large) = (says(&wide), says(&large));
+    // What libtorch refuses in a pass by layers must not end the process here.
+    let still = nn::ConvConfig { stride: 0, ..Default::default() };
+    let still = says(&|vs| Layers::new().add("still", Op::conv(vs / "still", 3, 8, 3, still)));
+    assert!(still.contains("`still`"), "{still}");
+    let torn = nn::ConvConfig { groups: 4, bias: false, ..Default::default() };
+    let torn = says(&|vs| {
+        let first = Op::conv(vs / "first", 3, 4, 1, Default::default());
+        Layers::new().add("first", first).add("torn", Op::conv(vs / "torn", 4, 6, 3, torn))
+    });
+    assert!(torn.contains("`torn`"), "{torn}");
+    let apart = nn::ConvConfig { stride: 2, padding: 1, ..Default::default() };
+    let apart = says(&|vs| {
+        let body = Layers::new().add("b", Op::conv(vs / "b", 8, 8, 3, apart));
+        Layers::new().add("a", Op::conv(vs / "a", 3, 8, 1, Default::default())).residual("block", body, None)
+    });
+    assert!(apart.contains("`block` refused its input of shape [4, 8, 4, 4]"), "{apart}");
     assert!(wide.contains("`wide` refused its input of shape [4, 3, 8, 8]") && wide.contains("3 channels"), "{wide}");
     assert!(large.contains("`large`") && large.contains("larger than the image and its padding"), "{large}");
 }

@@ -1,23 +1,27 @@
 //! A network in evaluation mode over many batches: what depends on its weights alone is computed once, and a convolution, its
 //! normalisation, the sum of its block and the activation behind them run as one operation.
 
-use super::layers::{Activation, Mode, Pair, Place, convolve, refused, takes};
-use super::{Layers, Op, Precision, onednn};
+use super::layers::{Mode, Pair, Place, add, convolve, refused, takes};
+use super::{Activation, Layers, Op, Precision, onednn};
 use crate::{Error, Result};
 use std::cell::OnceCell;
 use tch::nn::{ConvConfig, PaddingMode};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-/// The steps of a network, for as long as nobody changes its weights. Without gradients.
-pub(super) struct Inference<'a>(Vec<Step<'a>>);
+/// A network for as long as nobody changes its weights. Without gradients.
+pub(super) struct Inference<'a> {
+    steps: Vec<Step<'a>>,
+    fused: bool,
+}
 
 enum Step<'a> {
     Convolution(Convolution),
     /// `activation(last(body(x)) + shortcut(x))`
     Block {
-        body: Inference<'a>,
+        name: String,
+        body: Vec<Step<'a>>,
         last: Convolution,
-        shortcut: Option<Inference<'a>>,
+        shortcut: Option<Vec<Step<'a>>>,
     },
     Layer(String, &'a Op),
 }
@@ -29,74 +33,97 @@ struct Convolution {
     weight: Tensor,
     /// The weight in oneDNN's order for inputs of the first one's shape.
     packed: OnceCell<(Vec<i64>, Tensor)>,
-    /// Whether oneDNN computes it.
-    fused: bool,
     bias: Option<Tensor>,
     activation: Option<Activation>,
 }
 
+/// The other term of a block's sum.
+struct Side<'a> {
+    block: &'a str,
+    tensor: Tensor,
+    /// Nobody else reads it: it may be written over.
+    fresh: bool,
+}
+
 impl<'a> Inference<'a> {
-    pub(super) fn new(layers: &'a Layers, up: Option<&Place>, device: Device, precision: Precision) -> Result<Self> {
-        let (mut steps, mut ops) = (vec![], layers.iter().peekable());
-        while let Some((name, op)) = ops.next() {
-            let place = Place { up, name };
-            let mut step = match op {
-                Op::Conv(conv, Some(settings)) if matches!(settings.padding_mode, PaddingMode::Zeros) => {
-                    let pair = ops.peek().and_then(|(_, next)| Pair::of(op, next));
-                    let (weight, bias) = match &pair {
-                        Some(pair) => pair.folded().map(|(weight, bias)| (weight, Some(bias)))?,
-                        None => (conv.ws.shallow_clone(), conv.bs.as_ref().map(Tensor::shallow_clone)),
-                    };
-                    if pair.is_some() {
-                        ops.next();
-                    }
-                    Step::Convolution(Convolution::new(&place, *settings, weight, bias, device, precision)?)
-                }
-                Op::Residual { body, shortcut } => {
-                    let inside = |layers| Self::new(layers, Some(&place), device, precision);
-                    let mut body = inside(body)?;
-                    match body.0.pop() {
-                        Some(Step::Convolution(last)) if last.activation.is_none() => {
-                            Step::Block { body, last, shortcut: shortcut.as_ref().map(inside).transpose()? }
-                        }
-                        _ => Step::Layer(place.to_string(), op),
-                    }
-                }
-                _ => Step::Layer(place.to_string(), op),
-            };
-            if let Step::Convolution(last) | Step::Block { last, .. } = &mut step
-                && let Some((_, Op::Activation(then))) = ops.next_if(|(_, next)| matches!(next, Op::Activation(_)))
-            {
-                last.activation = Some(*then);
-            }
-            steps.push(step);
-        }
-        Ok(Self(steps))
+    /// `fused` for a network on a CPU with weights that are numbers.
+    pub(super) fn new(layers: &'a Layers, precision: Precision, mut fused: bool) -> Result<Self> {
+        let steps = plan(layers, None, precision, &mut fused)?;
+        Ok(Self { steps, fused })
     }
 
     pub(super) fn run(&self, x: &Tensor) -> Result<Tensor> {
-        // Fresh is what its one reader may write over.
-        let (mut x, mut fresh) = (x.shallow_clone(), false);
-        for step in &self.0 {
-            (x, fresh) = match step {
-                Step::Convolution(convolution) => (convolution.run(&x, None)?, true),
-                Step::Block { body, last, shortcut } => {
-                    let main = body.run(&x)?;
-                    let side = match shortcut {
-                        Some(shortcut) => (shortcut.run(&x)?, matches!(shortcut.0.last(), Some(Step::Convolution(_)))),
-                        // A first step that is a convolution does not hand on what it was given.
-                        None => (x, fresh && matches!(body.0.first(), Some(Step::Convolution(_)))),
-                    };
-                    (last.run(&main, Some(side))?, true)
-                }
-                Step::Layer(name, op) => {
-                    let place = Place { up: None, name };
-                    (op.apply(&x, Mode::Evaluation, &place, fresh, &mut |_, _, _| ())?, op.is_fresh())
-                }
-            };
-        }
-        Ok(x)
+        run(&self.steps, x, self.fused)
     }
+}
+
+/// A fused activation makes 0 of NaN, which is all that a network gives that has diverged: `fused` becomes false for one.
+fn plan<'a>(layers: &'a Layers, up: Option<&Place>, precision: Precision, fused: &mut bool) -> Result<Vec<Step<'a>>> {
+    let (mut steps, mut ops) = (vec![], layers.iter().peekable());
+    while let Some((name, op)) = ops.next() {
+        let place = Place { up, name };
+        let mut step = match op {
+            Op::Conv(conv, Some(settings)) if is_usual(settings, &conv.ws.size()) => {
+                let pair = ops.peek().and_then(|(_, next)| Pair::of(op, next));
+                let (weight, bias) = match &pair {
+                    Some(pair) => pair.folded().map(|(weight, bias)| (weight, Some(bias)))?,
+                    None => (conv.ws.shallow_clone(), conv.bs.as_ref().map(Tensor::shallow_clone)),
+                };
+                if let Some(bias) = &bias {
+                    *fused = *fused && is_finite(bias)?;
+                }
+                if pair.is_some() {
+                    ops.next();
+                }
+                Step::Convolution(Convolution::new(&place, *settings, weight, bias, precision)?)
+            }
+            Op::Residual { body, shortcut } => {
+                let (name, mut body) = (place.to_string(), plan(body, Some(&place), precision, fused)?);
+                match body.pop() {
+                    Some(Step::Convolution(last)) if last.activation.is_none() => {
+                        let shortcut = match shortcut {
+                            Some(shortcut) => Some(plan(shortcut, Some(&place), precision, fused)?),
+                            None => None,
+                        };
+                        Step::Block { name, body, last, shortcut }
+                    }
+                    _ => Step::Layer(name, op),
+                }
+            }
+            _ => Step::Layer(place.to_string(), op),
+        };
+        if let Step::Convolution(last) | Step::Block { last, .. } = &mut step
+            && let Some((_, Op::Activation(then))) = ops.next_if(|(_, next)| matches!(next, Op::Activation(_)))
+        {
+            last.activation = Some(*then);
+        }
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+fn run(steps: &[Step], x: &Tensor, fused: bool) -> Result<Tensor> {
+    // Fresh is what its one reader may write over.
+    let (mut x, mut fresh) = (x.shallow_clone(), false);
+    for step in steps {
+        (x, fresh) = match step {
+            Step::Convolution(convolution) => (convolution.run(&x, None, fused)?, true),
+            Step::Block { name, body, last, shortcut } => {
+                let main = run(body, &x, fused)?;
+                let (tensor, fresh) = match shortcut {
+                    Some(steps) => (run(steps, &x, fused)?, matches!(steps.last(), Some(Step::Convolution(_)))),
+                    // A first step that is a convolution does not hand on what it was given.
+                    None => (x, fresh && matches!(body.first(), Some(Step::Convolution(_)))),
+                };
+                (last.run(&main, Some(&Side { block: name, tensor, fresh }), fused)?, true)
+            }
+            Step::Layer(name, op) => {
+                let place = Place { up: None, name };
+                (op.apply(&x, Mode::Evaluation, &place, fresh, &mut |_, _, _| ())?, op.is_fresh())
+            }
+        };
+    }
+    Ok(x)
 }
 
 impl Convolution {
@@ -105,52 +132,59 @@ impl Convolution {
         settings: ConvConfig,
         weight: Tensor,
         bias: Option<Tensor>,
-        device: Device,
         precision: Precision,
     ) -> Result<Self> {
+        // As autocast does, which leaves f64 alone.
         let cast = |t: Tensor| match precision {
-            Precision::F32 => Ok(t),
-            Precision::Bf16 => t.f_to_kind(Kind::BFloat16),
+            Precision::Bf16 if t.kind() == Kind::Float => t.f_to_kind(Kind::BFloat16),
+            _ => Ok(t),
         };
         let (shape, weight, bias) = (weight.size(), cast(weight)?, bias.map(cast).transpose()?);
-        let (name, fused) = (name.to_string(), onednn::computes(weight.kind(), device));
-        Ok(Self { name, settings, shape, weight, packed: OnceCell::new(), fused, bias, activation: None })
+        Ok(Self { name: name.to_string(), settings, shape, weight, packed: OnceCell::new(), bias, activation: None })
     }
 
-    /// `activation(self(x) + sum)`; the sum is written over where it is free to be.
-    fn run(&self, x: &Tensor, sum: Option<(Tensor, bool)>) -> Result<Tensor> {
-        self.compute(x, sum).map_err(|e| refused(&self.name, x, e))
+    /// `activation(self(x) + side)`; the side is written over where it may be.
+    fn run(&self, x: &Tensor, side: Option<&Side>, fused: bool) -> Result<Tensor> {
+        let (y, done) = self.compute(x, side, fused).map_err(|e| refused(&self.name, x, e))?;
+        if done {
+            return Ok(y);
+        }
+        let y = match side {
+            Some(side) => add(&y, &side.tensor).map_err(|e| refused(&side.block, &y, e))?,
+            None => y,
+        };
+        self.activation.map_or_else(|| Ok(y.shallow_clone()), |activation| activation.apply(&y, true))
     }
 
-    fn compute(&self, x: &Tensor, sum: Option<(Tensor, bool)>) -> Result<Tensor> {
+    /// The convolution, and whether the sum and the activation are in it.
+    fn compute(&self, x: &Tensor, side: Option<&Side>, fused: bool) -> Result<(Tensor, bool)> {
         takes(&x.size(), &self.shape, Some(&self.settings))?;
         let (s, kind, bias) = (&self.settings, self.weight.kind(), self.bias.as_ref());
-        let x = match kind {
-            Kind::BFloat16 => x.f_to_kind(kind)?,
-            _ if x.kind() == kind => x.shallow_clone(),
-            _ => return Err(Error::Input(format!("its numbers are {:?}, the weights {kind:?}", x.kind()))),
+        let x = match (kind, x.kind()) {
+            (Kind::BFloat16, Kind::Float) => x.f_to_kind(kind)?,
+            (weight, given) if weight == given => x.shallow_clone(),
+            (weight, given) => return Err(Error::Input(format!("its numbers are {given:?}, the weights {weight:?}"))),
         };
-        if self.fused && self.packed.get().is_none() {
+        if !(fused && onednn::computes(kind)) {
+            return Ok((convolve(&x, &self.weight, bias, s)?, false));
+        }
+        if self.packed.get().is_none() {
             let packed = onednn::packed(&self.weight, s, &x.size())?;
             let _ = self.packed.set((x.size(), packed));
         }
         let weight = self.packed.get().filter(|(size, _)| *size == x.size()).map_or(&self.weight, |(_, packed)| packed);
-        let into =
-            sum.as_ref().filter(|(side, free)| *free && side.kind() == kind && side.size() == self.output(&x.size()));
-        if self.fused && (sum.is_none() || into.is_some()) {
-            return onednn::convolve(&x, weight, bias, s, into.map(|(side, _)| side), self.activation);
-        }
-        let mut y = match self.fused {
-            true => onednn::convolve(&x, weight, bias, s, None, None)?,
-            false => convolve(&x, weight, bias, s)?,
+        let (into, whole) = match side {
+            None => (None, true),
+            Some(Side { tensor, fresh: true, .. })
+                if tensor.kind() == kind
+                    && tensor.size() == self.output(&x.size())
+                    && onednn::sums(&x, tensor, self.activation)? =>
+            {
+                (Some(tensor), true)
+            }
+            Some(_) => (None, false),
         };
-        if let Some((side, _)) = sum {
-            y = y.f_add_(&side)?;
-        }
-        match self.activation {
-            Some(activation) => activation.apply(&y, true),
-            None => Ok(y),
-        }
+        Ok((onednn::convolve(&x, weight, bias, s, into, self.activation.filter(|_| whole))?, whole))
     }
 
     fn output(&self, input: &[i64]) -> Vec<i64> {
@@ -158,4 +192,14 @@ impl Convolution {
         let side = |n: usize| (input[n] + 2 * s.padding - s.dilation * (self.shape[n] - 1) - 1) / s.stride + 1;
         vec![input[0], self.shape[0], side(2), side(3)]
     }
+}
+
+/// Whether settings and weight are such as libtorch takes: with others, the layer itself says what is wrong.
+fn is_usual(s: &ConvConfig, weight: &[i64]) -> bool {
+    let numbers = s.stride > 0 && s.dilation > 0 && s.padding >= 0 && s.groups > 0;
+    numbers && weight.len() == 4 && weight[0] % s.groups == 0 && matches!(s.padding_mode, PaddingMode::Zeros)
+}
+
+pub(super) fn is_finite(t: &Tensor) -> Result<bool> {
+    Ok(f64::try_from(t.f_sum(None)?)?.is_finite())
 }

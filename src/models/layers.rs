@@ -49,8 +49,8 @@ impl Activation {
 }
 
 /// One layer of a network. tch keeps the settings of its layers to itself: those made by [`Op::conv`] and [`Op::norm`] are
-/// known, and a convolution and the normalisation behind it then run as one where neither learns. In passes without gradients, such
-/// as predictions and cached features, the [`Layers::relu`] or the block's sum behind them runs along.
+/// known, and a convolution and the normalisation behind it then run as one where neither learns. In predictions and cached
+/// features on a CPU (Linux, x86-64), the block's sum or the [`Layers::relu`] behind them runs along.
 pub enum Op {
     Conv(nn::Conv2D, Option<nn::ConvConfig>),
     BatchNorm(nn::BatchNorm, Option<nn::BatchNormConfig>),
@@ -91,11 +91,11 @@ impl Op {
                 };
                 // In place where nobody else reads the sum's first term: a pass over memory less.
                 let fresh = body.0.last().is_some_and(|(_, last)| last.is_fresh());
-                let sum = match fresh && !main.requires_grad() {
-                    true => main.shallow_clone().f_add_(&side),
-                    false => main.f_add(&side),
-                };
-                return sum.map_err(|e| refused(place, &main, e.into()));
+                return match fresh && !main.requires_grad() {
+                    true => add(&main, &side),
+                    false => main.f_add(&side).map_err(Error::from),
+                }
+                .map_err(|e| refused(place, &main, e));
             }
             Op::Conv(layer, _) => conv(layer, x),
             Op::BatchNorm(layer, _) => batch_norm(layer, x, mode),
@@ -295,6 +295,14 @@ impl<'a> Pair<'a> {
         let (weight, bias) = self.folded()?;
         convolve(x, &weight, Some(&bias), self.settings)
     }
+}
+
+/// `main + side`, written over `main` where the sum is of its shape.
+pub(super) fn add(main: &Tensor, side: &Tensor) -> Result<Tensor> {
+    Ok(match main.size() == side.size() {
+        true => main.shallow_clone().f_add_(side)?,
+        false => main.f_add(side)?,
+    })
 }
 
 pub(super) fn convolve(

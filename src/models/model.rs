@@ -1,6 +1,6 @@
 //! A network with its variables: built once, initialised from a seed, saved and loaded whole.
 
-use super::inference::Inference;
+use super::inference::{Inference, is_finite};
 use super::layers::{Layers, Mode};
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
@@ -64,7 +64,10 @@ impl Model {
 
     /// [`Model::forward`] for many batches, in evaluation mode and without gradients, while nobody changes the weights.
     pub(crate) fn pass(&self) -> Result<impl Fn(&Tensor) -> Result<Tensor>> {
-        let inference = tch::no_grad(|| Inference::new(&self.layers, None, self.device(), self.precision))?;
+        let inference = tch::no_grad(|| {
+            let fused = self.device() == Device::Cpu && self.is_finite()?;
+            Inference::new(&self.layers, self.precision, fused)
+        })?;
         Ok(move |x: &Tensor| {
             let forward = |x: &Tensor| self.precision.run(self.device(), || inference.run(x));
             tch::no_grad(|| match &cache_sized(x, self.device())?[..] {
@@ -72,6 +75,11 @@ impl Model {
                 parts => Ok(Tensor::f_cat(&parts.iter().map(forward).collect::<Result<Vec<_>>>()?, 0)?),
             })
         })
+    }
+
+    /// Whether it may give numbers: one NaN among the weights, and it gives nothing else.
+    fn is_finite(&self) -> Result<bool> {
+        self.state().iter().try_fold(true, |finite, (_, variable)| Ok(finite && is_finite(variable)?))
     }
 
     pub fn layers(&self) -> &Layers {

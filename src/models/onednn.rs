@@ -1,18 +1,19 @@
 //! oneDNN's convolution with what follows it in the same pass over memory. libtorch has it for its own compiler, and tch does
 //! not wrap it: this is the C interface that compiled models call (`torch/csrc/inductor/aoti_torch/c/shim_cpu.h`).
+#![cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), allow(dead_code, unused_imports))]
 
 use super::Activation;
 use crate::{Error, Result};
 use std::ffi::{CStr, c_char};
 use std::ptr::{from_ref, null, null_mut};
 use tch::nn::ConvConfig;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-/// Whether [`convolve`] is for such numbers on this device.
-pub(super) fn computes(kind: Kind, device: Device) -> bool {
+/// Whether [`convolve`] is for such numbers, on a CPU.
+pub(super) fn computes(kind: Kind) -> bool {
     let known = kind == Kind::Float || (kind == Kind::BFloat16 && super::precision::cpu_has_bf16());
-    cfg!(all(target_os = "linux", target_arch = "x86_64")) && device == Device::Cpu && known
+    cfg!(all(target_os = "linux", target_arch = "x86_64")) && known
 }
 
 /// A weight in the order that oneDNN wants with these settings and this shape of input, which else each call puts it in. In
@@ -23,7 +24,14 @@ pub(super) fn packed(weight: &Tensor, settings: &ConvConfig, input: &[i64]) -> R
     Ok(weight.f_mkldnn_reorder_conv2d_weight(padding, stride, dilation, settings.groups, input)?)
 }
 
-/// `activation(conv2d(x, weight, bias) + sum)`, all in one kind, the weight [`packed`] or not. It is written over `sum`.
+/// Whether [`convolve`] can write a sum over `side`: libtorch has it for ReLU alone, and for numbers that lie channels-innermost.
+pub(super) fn sums(x: &Tensor, side: &Tensor, activation: Option<Activation>) -> Result<bool> {
+    let innermost = |t: &Tensor| Ok::<_, Error>(t.f_permute([0, 2, 3, 1])?.is_contiguous());
+    Ok(activation != Some(Activation::ReLU6) && innermost(x)? && innermost(side)?)
+}
+
+/// `activation(conv2d(x, weight, bias) + sum)`, all in one kind, the weight [`packed`] or not. It is written over `sum`, which
+/// [`sums`] must allow. Unlike [`Activation`]'s own, the activation makes 0 of what is not a number.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(super) fn convolve(
     x: &Tensor,
@@ -76,7 +84,9 @@ pub(super) fn convolve(
         }
     };
     if failed != 0 || result.is_null() {
-        return Err(Error::Torch("oneDNN refused a convolution and wrote the reason to stderr".into()));
+        // SAFETY: a text of this thread's last error, which lives until its next.
+        let reason = unsafe { CStr::from_ptr(torch_exception_get_what_without_backtrace()) };
+        return Err(Error::Torch(reason.to_string_lossy().into_owned()));
     }
     // SAFETY: as above.
     Ok(unsafe { Tensor::from_ptr(result) })
@@ -99,6 +109,8 @@ type Handle = *mut C_tensor;
 
 // Lists are a pointer and a length, what is optional is null.
 unsafe extern "C" {
+    fn torch_exception_get_what_without_backtrace() -> *const c_char;
+
     #[link_name = "aoti_torch_cpu_mkldnn__convolution_pointwise"]
     fn pointwise(
         x: Handle,
@@ -139,4 +151,20 @@ unsafe extern "C" {
         algorithm: *const *const c_char,
         result: *mut Handle,
     ) -> i32;
+}
+
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn a_refusal_has_libtorch_s_reason() {
+        let tensor = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let (x, weight, bias) = (tensor(&[1, 3, 8, 8]), tensor(&[4, 3, 3, 3]), tensor(&[5]));
+        let settings = ConvConfig::default();
+        assert!(convolve(&x, &weight, None, &settings, None, None).is_ok());
+        let reason = convolve(&x, &weight, Some(&bias), &settings, None, None).unwrap_err().to_string();
+        assert!(reason.len() > 20 && !reason.contains('\n'), "{reason:?}");
+    }
 }
