@@ -217,7 +217,8 @@ fn prepared(
     }
     let prepared = command(paths, ours, "prepare")?.arg(task.to_string()).output()?;
     if !prepared.status.success() {
-        bail!("{}", String::from_utf8_lossy(&prepared.stderr).trim());
+        let reason = String::from_utf8_lossy(&prepared.stderr);
+        bail!("nothing to measure {} with: {}", task["workload"], reason.trim().trim_start_matches("error: "));
     }
     let line = String::from_utf8_lossy(&prepared.stdout);
     serde_json::from_str(line.lines().last().unwrap_or_default()).context("the prepared task")
