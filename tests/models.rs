@@ -245,8 +245,7 @@ fn predictions_are_those_of_the_layers_one_by_one() {
         let [exact, fused] = both_ways(&model, 40);
         let far = gap(&fused, &exact);
         assert!(far < 1e-5, "{arch}: {far:e}");
-        let ways = cfg!(all(target_os = "linux", target_arch = "x86_64"));
-        assert_eq!(ways, !fused.equal(&exact), "{arch}: it took the same way twice");
+        assert!(!fused.equal(&exact), "{arch}: it took the same way twice");
         // What bf16 rounds in a layer less is none the worse.
         model.precision = Precision::Bf16;
         let [plain, fused] = both_ways(&model, 40).map(|logits| gap(&logits, &exact));
