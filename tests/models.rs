@@ -249,7 +249,7 @@ fn predictions_are_those_of_the_layers_one_by_one() {
         // What bf16 rounds in a layer less is none the worse.
         model.precision = Precision::Bf16;
         let [plain, fused] = both_ways(&model, 40).map(|logits| gap(&logits, &exact));
-        assert!(fused < 2.0 * plain && fused > 1e-5, "{arch} in bf16: {fused:e}, layer by layer {plain:e}");
+        assert!(fused < 1.5 * plain && fused > 1e-5, "{arch} in bf16: {fused:e}, layer by layer {plain:e}");
     }
 }
 
