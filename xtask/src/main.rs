@@ -79,6 +79,9 @@ struct SetupArgs {
     /// Set up without a network, from a file that `cargo lab bundle` made
     #[arg(long, value_name = "FILE", conflicts_with = "cuda")]
     bundle: Option<PathBuf>,
+    /// What `cargo lab test` needs, too: Python's torch, and what the kernel is compiled from
+    #[arg(long)]
+    tests: bool,
 }
 
 #[derive(Args)]
@@ -154,7 +157,7 @@ fn real_main() -> Result<()> {
             if let Some(file) = args.bundle {
                 bundle::unpack(&paths, &file)?;
             }
-            setup::set_up(&paths, flavour)
+            if args.tests { setup::set_up_for_tests(&paths, flavour) } else { setup::set_up(&paths, flavour) }
         }
         Some(Task::Bench(args)) => bench::run(&paths, &args),
         Some(Task::Bundle { file }) => bundle::make(&paths, file.as_deref()),
@@ -188,8 +191,7 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
 }
 
 fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
-    setup::set_up(paths, None)?;
-    setup::oracle(paths)?;
+    setup::set_up_for_tests(paths, None)?;
     let clock = progress::Clock::start();
     let status = paths::as_without_cargo(&mut Command::new(paths::cargo()))
         .args(["test", "--workspace"])

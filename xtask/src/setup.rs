@@ -80,6 +80,13 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     Ok(())
 }
 
+/// The same, and what `cargo lab test` needs beyond: what the kernel was compiled from is kept, for tests are linked with it.
+pub fn set_up_for_tests(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
+    steps::create_dir(Some(&paths.root.join("target/debug")))?;
+    set_up(paths, flavour)?;
+    oracle(paths)
+}
+
 /// Whether all that takes long is there already.
 pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
     Ok(venv_step(paths).is_done(&paths.python())
@@ -303,20 +310,33 @@ fn kernel(paths: &Paths) -> Result<()> {
         let built = match bundle::kernel(paths) {
             Some(file) => file,
             None => {
-                // In the repository's own build folder, where the tests find everything compiled.
+                let target = kernel_target(paths);
                 let mut command = Command::new(paths::cargo());
                 // With the features of all members together, as when the tests are built: nothing is compiled twice.
-                command.args(["build", "--locked", "--workspace", "--bin", "kdlab-kernel"]);
-                command.env_remove("CARGO_TARGET_DIR");
+                command
+                    .args(["build", "--locked", "--workspace", "--bin", "kdlab-kernel", "--target-dir"])
+                    .arg(&target);
                 step.command(paths::as_without_cargo(&mut command).current_dir(&paths.root))?;
-                paths.root.join("target/debug/kdlab-kernel")
+                target.join("debug/kdlab-kernel")
             }
         };
         let beside = paths.kernel().with_extension("new");
         steps::create_dir(beside.parent())?;
         fs::copy(&built, &beside).with_context(|| format!("cannot copy {}", built.display()))?;
-        steps::replace(&beside, &paths.kernel())
+        steps::replace(&beside, &paths.kernel())?;
+        steps::remove(&throw_away(paths))
     })
+}
+
+/// Where cargo compiles the kernel: in the repository's build folder if things are built there, for tests and plain cargo
+/// find it compiled then; else in one that is thrown away, for it holds twenty times what the kernel takes.
+fn kernel_target(paths: &Paths) -> PathBuf {
+    let of_repository = paths.root.join("target");
+    if of_repository.join("debug").is_dir() { of_repository } else { throw_away(paths) }
+}
+
+fn throw_away(paths: &Paths) -> PathBuf {
+    paths.kdlab.join("kernel-target")
 }
 
 fn weights_file(paths: &Paths) -> Result<PathBuf> {
