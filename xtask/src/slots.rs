@@ -106,7 +106,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            copy(&source, &target)?;
+            if !is_left_out(&source) {
+                copy(&source, &target)?;
+            }
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
         } else if !(may_be_shared(&source) && fs::hard_link(&source, &target).is_ok()) {
@@ -117,6 +119,12 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What rustc keeps of the crate for the next time, 80 MB: the crate is compiled in the template.
+fn is_left_out(dir: &Path) -> bool {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name(dir).starts_with("kdlab-") && dir.parent().is_some_and(|parent| name(parent) == "incremental")
 }
 
 /// Compiled files of foreign crates: big, and written once. The crate itself and cells are compiled again and again.
