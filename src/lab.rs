@@ -237,6 +237,8 @@ impl Lab {
     /// # Errors
     /// When a value of the sweep is out of its range, and as [`fit`].
     pub fn sweep(&self, sweep: &Sweep, data: &Dataset) -> Result<SweepReport> {
+        // Before the teacher, which may take a minute.
+        sweep.check(data.classes.len())?;
         let (backbone, head, features) = self.teacher(data)?;
         let classes = data.classes.len() as i64;
         let inputs = SweepInputs {

@@ -236,7 +236,7 @@ impl Sweep {
         self.seeds.iter().flat_map(|&seed| once.iter().map(move |setting| (setting.clone(), seed))).collect()
     }
 
-    fn check(&self, classes: usize) -> Result<()> {
+    pub(crate) fn check(&self, classes: usize) -> Result<()> {
         let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
         let counts = [
             ("seeds", self.seeds.len()),
