@@ -149,3 +149,30 @@ fn remove_old_cells(dir: &Path) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_shares_foreign_crates_and_has_its_own_of_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let (template, slot) = (folder.path().join("template"), folder.path().join("1"));
+        let (foreign, own, state) =
+            ("deps/libtch-1.rlib", "deps/libkdlab-1.rlib", "incremental/ctx-1/s-1/dep-graph.bin");
+        for file in [foreign, own, state, "incremental/kdlab-1/s-1/dep-graph.bin"] {
+            steps::write(&template.join(file), file).unwrap();
+        }
+        copy(&template, &slot).unwrap();
+        for file in [foreign, own, state] {
+            assert_eq!(fs::read_to_string(slot.join(file)).unwrap(), file);
+            let modified = |dir: &Path| fs::metadata(dir.join(file)).unwrap().modified().unwrap();
+            assert_eq!(modified(&slot), modified(&template), "cargo would compile {file} again");
+        }
+        assert!(!slot.join("incremental/kdlab-1").exists());
+        fs::write(template.join(foreign), "as new").unwrap();
+        assert_eq!(fs::read_to_string(slot.join(foreign)).unwrap(), "as new");
+        fs::write(slot.join(own), "its own").unwrap();
+        assert_eq!(fs::read_to_string(template.join(own)).unwrap(), own);
+    }
+}
