@@ -63,7 +63,7 @@ impl Profile {
             validation_images: Some(1_000),
             test_images: Some(2_000),
             teacher_size: 128, // a quarter of the cost of 224 for a few points of accuracy
-            student_epochs: 8, // a run in half a minute where bf16 is multiplied in hardware
+            student_epochs: 8, // about half a minute where bf16 is multiplied in hardware
             sweep_epochs: 6,
             sweep_size: 16, // a quarter of the cost of 32
             ..Self::article()
