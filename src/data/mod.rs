@@ -33,6 +33,17 @@ use pool::Pool;
 use split::{Purpose, stratified};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use tch::{Device, Tensor};
+
+/// A copy of `values` on a device. A GPU is not waited for: it is still at work on the batch before.
+pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Result<Tensor> {
+    let here = Tensor::f_from_slice(values)?;
+    match device {
+        Device::Cpu => Ok(here),
+        // CUDA has read memory like this when the call returns.
+        _ => Ok(here.f_internal_to_copy((here.kind(), device), device.is_cuda())?),
+    }
+}
 
 /// Labelled images in three disjoint splits.
 ///

@@ -145,7 +145,7 @@ impl Split {
         }
         let rows = indices.iter().map(|&i| self.row(i)).collect::<Result<Vec<i64>>>()?;
         let labels: Vec<i64> = rows.iter().map(|&r| self.stock.labels[r as usize]).collect();
-        let pick = Tensor::f_from_slice(&rows)?.f_to_device(self.stock.images.device())?; // [B]
+        let pick = super::upload(&rows, self.stock.images.device())?; // [B]
         let mut images = self.stock.images.f_index_select(0, &pick)?; // [B, C, H, W]
         if images.size()[1] == 1 {
             // Grey becomes three equal channels; much quicker than expand and copy.

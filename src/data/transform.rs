@@ -59,15 +59,13 @@ impl Transform {
             } else if height < self.size || width < self.size {
                 x = x.f_upsample_bilinear2d(size, false, None, None)?;
             }
-            // [1, 3, 1, 1]
-            let row = |v: [f64; 3]| -> Result<Tensor> {
-                Ok(Tensor::f_from_slice(&v.map(|c| c as f32))?.f_to_device(device)?.f_view([1, 3, 1, 1])?)
-            };
-            let x = x.f_sub_(&row(self.mean)?)?.f_div_(&row(self.std)?)?;
-            if device != Device::Cpu {
+            let constants = [self.mean, self.std].concat().iter().map(|&c| c as f32).collect::<Vec<_>>();
+            let constants = super::upload(&constants, device)?.f_view([2, 1, 3, 1, 1])?;
+            let x = x.f_sub_(&constants.f_get(0)?)?.f_div_(&constants.f_get(1)?)?;
+            if device == Device::Mps {
                 return Ok(x);
             }
-            // The same numbers with channels innermost in memory: what a CPU's convolutions are quickest with.
+            // The same numbers with channels innermost in memory: what convolutions are quickest with.
             Ok(x.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
         })
     }

@@ -2,7 +2,7 @@
 
 use super::loss::{UNLABELLED, cross_entropy, labelled_cross_entropy};
 use super::{CachedTensor, ViewLogits};
-use crate::data::{Drawn, Split, Transform, Views};
+use crate::data::{Drawn, Split, Transform, Views, upload};
 use crate::models::Backbone;
 use crate::{Error, Result};
 use tch::{Device, Tensor};
@@ -235,8 +235,13 @@ impl Examples {
         drawn: Option<&Drawn>,
         device: Device,
     ) -> Result<Minibatch> {
+        let own = upload(indices, self.labels.device())?;
         let pick = |t: &Tensor, rows: &[i64]| -> Result<Tensor> {
-            Ok(t.f_index_select(0, &Tensor::f_from_slice(rows)?.f_to_device(t.device())?)?.f_to_device(device)?)
+            let at = match rows == indices && t.device() == own.device() {
+                true => own.shallow_clone(),
+                false => upload(rows, t.device())?,
+            };
+            Ok(t.f_index_select(0, &at)?.f_to_device(device)?)
         };
         let seen = |split: &Split, transform: &Transform| -> Result<Tensor> {
             let images = split.batch(indices)?.images;

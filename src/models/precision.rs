@@ -76,8 +76,8 @@ pub(super) fn cpu_has_bf16() -> bool {
 
 /// GPUs older than Ampere take bf16 and are slow in it, and tch does not tell how old one is. On newer ones it is twice as quick.
 fn quicker_in_bf16(device: Device) -> Result<bool> {
-    let images = Tensor::f_randn([64, 64, 56, 56], (Kind::Float, device))?;
-    let weight = Tensor::f_randn([64, 64, 3, 3], (Kind::Float, device))?;
+    let innermost = |shape: [i64; 4]| Tensor::f_randn(shape, (Kind::Float, device))?.f_permute([0, 3, 1, 2]);
+    let (images, weight) = (innermost([64, 56, 56, 64])?, innermost([64, 3, 3, 64])?);
     let time = |precision: Precision| -> Result<Duration> {
         let pass = || -> Result<()> {
             let done = precision
