@@ -51,7 +51,7 @@ impl Checkpoint {
         by_hand: ByHand,
     ) -> Result<()> {
         let json = serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))?;
-        let (moments, steps) = adam.state();
+        let (moments, steps) = adam.state()?;
         let mut tensors = moments;
         tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
         tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));

@@ -327,9 +327,7 @@ impl Training<'_> {
             let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
             let logits = model.forward_in(&batch.inputs, mode, options.precision)?; // [B, C]
             let loss = criterion.loss(&logits, &batch, kd)?;
-            self.adam.zero_grad();
-            loss.f_backward()?;
-            self.adam.step(now.learning_rate)?;
+            self.adam.backward_step(&loss, now.learning_rate)?;
             sums.add(&loss, &logits, &batch, kd)?;
             done += indices.len();
             // Looking at the loss waits for the device, so it is done only when something is shown.
