@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Reduction, Tensor, no_grad};
 
 /// How a model does on a split.
 pub struct Evaluation {
@@ -204,43 +204,71 @@ pub(super) struct Sums {
     sums: Tensor, // f64 [5]: loss, cross-entropy, divergence, correct, labelled samples
     samples: usize,
     kd: bool,
+    /// Not in the sums yet, alike in number of samples and in their values of T and alpha.
+    waiting: Vec<Outcome>,
 }
+
+/// What a step came to.
+struct Outcome {
+    loss: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    teacher: Option<Tensor>,
+    kd: Option<KdLoss>,
+}
+
+/// Steps that are added up together: the operations for it are as many as those of a small network's pass, and a GPU takes
+/// longer to be told of one than to do it.
+const STEPS: usize = 16;
 
 impl Sums {
     pub(super) fn new(device: Device, kd: bool) -> Result<Self> {
         // Counts of up to 1.3 million samples and their losses add up exactly enough in f64; MPS has no f64.
         let kind = if matches!(device, Device::Mps) { Kind::Float } else { Kind::Double };
-        Ok(Self { sums: Tensor::f_zeros(5, (kind, device))?, samples: 0, kd })
+        Ok(Self { sums: Tensor::f_zeros(5, (kind, device))?, samples: 0, kd, waiting: vec![] })
     }
 
     pub(super) fn add(&mut self, loss: &Tensor, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<()> {
-        let n = batch.labels.size()[0];
-        no_grad(|| {
-            let logits = logits.f_detach()?;
-            let divergence = match kd {
-                Some(kd) => kd.divergence(&logits, batch.teacher()?)?,
-                None => loss.f_zeros_like()?,
-            };
-            let kind = self.sums.kind();
-            let sum =
-                |mean: &Tensor, samples: &Tensor| Ok::<_, Error>(mean.f_detach()?.f_to_kind(kind)?.f_mul(samples)?);
-            let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&batch.labels)?.f_sum(kind)?;
-            let all = correct.f_full_like(n)?;
-            let labelled = match batch.partly_labelled {
-                true => batch.labels.f_ne(UNLABELLED)?.f_sum(kind)?,
-                false => all.shallow_clone(),
-            };
-            let hard = sum(&batch.hard_loss(&logits)?, &labelled)?;
-            let row = [sum(loss, &all)?, hard, sum(&divergence, &all)?, correct, labelled];
-            let _ = self.sums.f_add_(&Tensor::f_stack(&row, 0)?)?;
-            Ok::<_, Error>(())
-        })?;
-        self.samples += n as usize;
+        let (loss, logits, labels) = (loss.f_detach()?, logits.f_detach()?, batch.labels.shallow_clone());
+        let teacher = kd.map(|_| batch.teacher().map(Tensor::shallow_clone)).transpose()?;
+        let outcome = Outcome { loss, logits, labels, teacher, kd };
+        let alike = |other: &Outcome| other.kd == kd && other.labels.size() == outcome.labels.size();
+        if self.waiting.len() == STEPS || !self.waiting.iter().all(alike) {
+            self.add_up()?;
+        }
+        self.samples += outcome.labels.numel();
+        self.waiting.push(outcome);
         Ok(())
     }
 
+    fn add_up(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let Some(first) = waiting.first() else { return Ok(()) };
+        let (kind, of_each, kd) = (self.sums.kind(), first.labels.numel() as i64, first.kd);
+        let joined =
+            |part: &dyn Fn(&Outcome) -> Tensor| Tensor::f_cat(&waiting.iter().map(part).collect::<Vec<_>>(), 0);
+        no_grad(|| {
+            let (logits, labels) = (joined(&|o| o.logits.shallow_clone())?, joined(&|o| o.labels.shallow_clone())?);
+            let losses = joined(&|o| o.loss.reshape(-1))?;
+            let labelled = labels.f_ne(UNLABELLED)?.f_sum(kind)?;
+            let hard = logits.f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, UNLABELLED, 0.0)?;
+            let divergence = match (kd, waiting.iter().map(|o| o.teacher.as_ref()).collect::<Option<Vec<_>>>()) {
+                (Some(kd), Some(teacher)) => {
+                    kd.divergence(&logits, &Tensor::f_cat(&teacher, 0)?)?.f_mul_scalar(labels.numel() as i64)?
+                }
+                _ => hard.f_zeros_like()?,
+            };
+            let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(kind)?;
+            let row = [losses.f_sum(kind)?.f_mul_scalar(of_each)?, hard.f_to_kind(kind)?, divergence.f_to_kind(kind)?];
+            let [loss, hard, divergence] = row;
+            let _ = self.sums.f_add_(&Tensor::f_stack(&[loss, hard, divergence, correct, labelled], 0)?)?;
+            Ok(())
+        })
+    }
+
     /// Copies to the host: waits for the device.
-    pub(super) fn metrics(&self) -> Result<Metrics> {
+    pub(super) fn metrics(&mut self) -> Result<Metrics> {
+        self.add_up()?;
         let values = Vec::<f64>::try_from(self.sums.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
         let (all, labelled) = (self.samples.max(1) as f64, values[4].max(1.0));
         Ok(Metrics {
