@@ -88,9 +88,13 @@ pub fn backbone_features(
     let key = features_key(backbone, split, transform)?;
     let rows = Rows { name: "features", key: &key, kind: Kind::Float, shape: &shape, timed: true };
     let pass = backbone.model.pass()?;
-    cached(folder, split, &rows, batch_size, (&name, listener), &mut |from, to| {
-        let inputs = transform.apply(&split.batch(&(from..to).collect::<Vec<_>>())?.images, device)?;
-        Ok(pass(&inputs)?.f_to_device(Device::Cpu)?)
+    // Copies wait for a GPU, which then waits for its next batch: there is one for several.
+    let batches = if device == Device::Cpu { 1 } else { 8 };
+    cached(folder, split, &rows, batches * batch_size, (&name, listener), &mut |from, to| {
+        let images = split.batch(&(from..to).collect::<Vec<_>>())?.images.f_to_device(device)?;
+        let of = |images: &Tensor| pass(&transform.apply(images, device)?);
+        let found = images.f_split(batch_size.max(1) as i64, 0)?.iter().map(of).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_cat(&found, 0)?.f_to_device(Device::Cpu)?)
     })
 }
 

@@ -4,9 +4,9 @@
 use super::layers::{Mode, Pair, Place, add, convolve, refused, takes};
 use super::{Activation, Layers, Op, Precision, onednn};
 use crate::{Error, Result};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use tch::nn::{ConvConfig, PaddingMode};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A network for as long as nobody changes its weights. Without gradients.
 pub(super) struct Inference<'a> {
@@ -35,6 +35,7 @@ struct Convolution {
     packed: OnceCell<(Vec<i64>, Tensor)>,
     bias: Option<Tensor>,
     activation: Option<Activation>,
+    cudnn_refused: Cell<bool>,
 }
 
 /// The other term of a block's sum.
@@ -140,7 +141,8 @@ impl Convolution {
             _ => Ok(t),
         };
         let (shape, weight, bias) = (weight.size(), cast(weight)?, bias.map(cast).transpose()?);
-        Ok(Self { name: name.to_string(), settings, shape, weight, packed: OnceCell::new(), bias, activation: None })
+        let (name, packed) = (name.to_string(), OnceCell::new());
+        Ok(Self { name, settings, shape, weight, packed, bias, activation: None, cudnn_refused: Cell::new(false) })
     }
 
     /// `activation(self(x) + side)`; the side is written over where it may be.
@@ -165,8 +167,10 @@ impl Convolution {
             (weight, given) if weight == given => x.shallow_clone(),
             (weight, given) => return Err(Error::Input(format!("its numbers are {given:?}, the weights {weight:?}"))),
         };
-        if !(fused && onednn::computes(kind)) {
-            return Ok((convolve(&x, &self.weight, bias, s)?, false));
+        match x.device() {
+            Device::Cpu if fused && onednn::computes(kind) => {}
+            Device::Cuda(_) if fused && s.groups == 1 => return self.compute_on_cuda(&x, side),
+            _ => return Ok((convolve(&x, &self.weight, bias, s)?, false)),
         }
         if self.packed.get().is_none() {
             let packed = onednn::packed(&self.weight, s, &x.size())?;
@@ -185,6 +189,34 @@ impl Convolution {
             Some(_) => (None, false),
         };
         Ok((onednn::convolve(&x, weight, bias, s, into, self.activation.filter(|_| whole))?, whole))
+    }
+
+    /// cuDNN knows a ReLU behind a convolution, and a sum between the two. Whether it does on this GPU shows when it is asked.
+    /// (Of convolutions in groups it makes something much slower than the two operations.)
+    fn compute_on_cuda(&self, x: &Tensor, side: Option<&Side>) -> Result<(Tensor, bool)> {
+        let (s, w, bias) = (&self.settings, &self.weight, self.bias.as_ref());
+        let [stride, padding, dilation] = [s.stride, s.padding, s.dilation].map(|n| [n, n]);
+        let fits = |t: &Tensor| t.kind() == w.kind() && t.size() == self.output(&x.size());
+        let fused = match (self.activation, side) {
+            _ if self.cudnn_refused.get() => None,
+            (Some(_), None) => Some(x.f_cudnn_convolution_relu(w, bias, stride, padding, dilation, s.groups)),
+            (Some(Activation::ReLU), Some(Side { tensor, .. })) if fits(tensor) => {
+                Some(x.f_cudnn_convolution_add_relu(w, tensor, 1.0, bias, stride, padding, dilation, s.groups))
+            }
+            _ => None,
+        };
+        match fused {
+            Some(Ok(mut y)) => {
+                if self.activation == Some(Activation::ReLU6) {
+                    y = y.f_clamp_max_(6.0)?;
+                }
+                Ok((y, true))
+            }
+            other => {
+                self.cudnn_refused.set(other.is_some() || self.cudnn_refused.get());
+                Ok((convolve(x, w, bias, s)?, false))
+            }
+        }
     }
 
     fn output(&self, input: &[i64]) -> Vec<i64> {

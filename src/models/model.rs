@@ -11,7 +11,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::HashMap;
 use std::path::Path;
 use tch::nn::{self, VarStore};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A network and its variables, owned and `Send`: keep it from cell to cell, move it into a thread.
 pub struct Model {
@@ -44,7 +44,7 @@ impl Model {
             )));
         }
         initialise(&state, seed)?;
-        if device == Device::Cpu {
+        if device != Device::Mps {
             channels_innermost(&state)?;
         }
         Ok(model)
@@ -65,7 +65,7 @@ impl Model {
     /// [`Model::forward`] for many batches, in evaluation mode and without gradients, while nobody changes the weights.
     pub(crate) fn pass(&self) -> Result<impl Fn(&Tensor) -> Result<Tensor>> {
         let inference = tch::no_grad(|| {
-            let fused = self.device() == Device::Cpu && self.is_finite()?;
+            let fused = self.device() != Device::Mps && self.is_finite()?;
             Inference::new(&self.layers, self.precision, fused)
         })?;
         Ok(move |x: &Tensor| {
@@ -79,7 +79,13 @@ impl Model {
 
     /// Whether it may give numbers: one NaN among the weights, and it gives nothing else.
     fn is_finite(&self) -> Result<bool> {
-        self.state().iter().try_fold(true, |finite, (_, variable)| Ok(finite && is_finite(variable)?))
+        let sums = self
+            .state()
+            .iter()
+            .map(|(_, v)| Ok(v.f_sum(None)?.f_to_kind(Kind::Double)?))
+            .collect::<Result<Vec<_>>>()?;
+        // One look for all of them: it waits for a GPU.
+        Ok(sums.is_empty() || is_finite(&Tensor::f_stack(&sums, 0)?)?)
     }
 
     pub fn layers(&self) -> &Layers {
@@ -242,7 +248,7 @@ fn is_double(name: &str, state: &[(String, Tensor)]) -> bool {
         .is_some_and(|(base, count)| count.parse::<usize>().is_ok() && state.iter().any(|(other, _)| other == base))
 }
 
-/// Weights of convolutions in the layout of the images that [`crate::data::Transform`] gives on a CPU: else each step lays
+/// Weights of convolutions in the layout of the images that [`crate::data::Transform`] gives: else each step lays
 /// them out anew.
 fn channels_innermost(state: &[(String, Tensor)]) -> Result<()> {
     for (_, tensor) in state.iter().filter(|(_, t)| t.dim() == 4) {
