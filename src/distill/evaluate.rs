@@ -204,15 +204,15 @@ pub(super) struct Sums {
     sums: Tensor, // f64 [5]: loss, cross-entropy, divergence, correct, labelled samples
     samples: usize,
     kd: bool,
-    /// Not in the sums yet, alike in number of samples and in their values of T and alpha.
+    /// Not in the sums yet; alike in the number of samples, in T and in alpha.
     waiting: Vec<Outcome>,
 }
 
 /// What a step came to.
 struct Outcome {
-    loss: Tensor,
-    logits: Tensor,
-    labels: Tensor,
+    loss: Tensor,   // [1]
+    logits: Tensor, // [B, C]
+    labels: Tensor, // [B]
     teacher: Option<Tensor>,
     kd: Option<KdLoss>,
 }
@@ -229,47 +229,49 @@ impl Sums {
     }
 
     pub(super) fn add(&mut self, loss: &Tensor, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<()> {
-        let (loss, logits, labels) = (loss.f_detach()?, logits.f_detach()?, batch.labels.shallow_clone());
+        let (loss, logits) = (loss.f_detach()?.f_reshape(-1)?, logits.f_detach()?);
+        let labels = batch.labels.shallow_clone();
         let teacher = kd.map(|_| batch.teacher().map(Tensor::shallow_clone)).transpose()?;
         let outcome = Outcome { loss, logits, labels, teacher, kd };
         let alike = |other: &Outcome| other.kd == kd && other.labels.size() == outcome.labels.size();
         if self.waiting.len() == STEPS || !self.waiting.iter().all(alike) {
-            self.add_up()?;
+            self.sums = self.added_up()?;
+            self.waiting.clear();
         }
         self.samples += outcome.labels.numel();
         self.waiting.push(outcome);
         Ok(())
     }
 
-    fn add_up(&mut self) -> Result<()> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let Some(first) = waiting.first() else { return Ok(()) };
-        let (kind, of_each, kd) = (self.sums.kind(), first.labels.numel() as i64, first.kd);
-        let joined =
-            |part: &dyn Fn(&Outcome) -> Tensor| Tensor::f_cat(&waiting.iter().map(part).collect::<Vec<_>>(), 0);
+    /// The sums with those of what is waiting.
+    fn added_up(&self) -> Result<Tensor> {
+        let Some(first) = self.waiting.first() else { return Ok(self.sums.shallow_clone()) };
+        let (kind, of_each) = (self.sums.kind(), first.labels.numel() as i64);
+        let all = |part: &dyn Fn(&Outcome) -> &Tensor| -> Result<Tensor> {
+            Ok(Tensor::f_cat(&self.waiting.iter().map(part).collect::<Vec<_>>(), 0)?)
+        };
         no_grad(|| {
-            let (logits, labels) = (joined(&|o| o.logits.shallow_clone())?, joined(&|o| o.labels.shallow_clone())?);
-            let losses = joined(&|o| o.loss.reshape(-1))?;
-            let labelled = labels.f_ne(UNLABELLED)?.f_sum(kind)?;
+            let (logits, labels) = (all(&|o| &o.logits)?, all(&|o| &o.labels)?);
+            let loss = all(&|o| &o.loss)?.f_sum(kind)?.f_mul_scalar(of_each)?;
             let hard = logits.f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, UNLABELLED, 0.0)?;
-            let divergence = match (kd, waiting.iter().map(|o| o.teacher.as_ref()).collect::<Option<Vec<_>>>()) {
-                (Some(kd), Some(teacher)) => {
+            let teacher = self.waiting.iter().map(|o| o.teacher.as_ref()).collect::<Option<Vec<_>>>();
+            let divergence = match first.kd.zip(teacher) {
+                Some((kd, teacher)) => {
                     kd.divergence(&logits, &Tensor::f_cat(&teacher, 0)?)?.f_mul_scalar(labels.numel() as i64)?
                 }
-                _ => hard.f_zeros_like()?,
+                None => hard.f_zeros_like()?,
             };
             let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(kind)?;
-            let row = [losses.f_sum(kind)?.f_mul_scalar(of_each)?, hard.f_to_kind(kind)?, divergence.f_to_kind(kind)?];
-            let [loss, hard, divergence] = row;
-            let _ = self.sums.f_add_(&Tensor::f_stack(&[loss, hard, divergence, correct, labelled], 0)?)?;
-            Ok(())
+            let labelled = labels.f_ne(UNLABELLED)?.f_sum(kind)?;
+            let row = [loss, hard.f_to_kind(kind)?, divergence.f_to_kind(kind)?, correct, labelled];
+            Ok(self.sums.f_add(&Tensor::f_stack(&row, 0)?)?)
         })
     }
 
     /// Copies to the host: waits for the device.
-    pub(super) fn metrics(&mut self) -> Result<Metrics> {
-        self.add_up()?;
-        let values = Vec::<f64>::try_from(self.sums.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+    pub(super) fn metrics(&self) -> Result<Metrics> {
+        // What is waiting goes on waiting: sums do not depend on when somebody looked.
+        let values = Vec::<f64>::try_from(self.added_up()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
         let (all, labelled) = (self.samples.max(1) as f64, values[4].max(1.0));
         Ok(Metrics {
             loss: values[0] / all,

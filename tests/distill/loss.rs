@@ -99,20 +99,34 @@ fn bad_values_are_named_with_their_fix() {
 
 #[test]
 fn adam_is_its_formula() {
-    let weight = Tensor::from_slice(&[1.0f64, -2.0]).set_requires_grad(true);
-    let mut adam = Adam::new(vec![("w".into(), weight.shallow_clone())]).unwrap();
-    let (mut w, mut m, mut v) = ([1.0, -2.0], [0.0; 2], [0.0; 2]);
+    let double = (Kind::Double, Device::Cpu);
+    let laid_out = |t: Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+    // A vector, a convolution with its channels innermost, one that a step may pass over, and more than are updated together.
+    let first = [
+        Tensor::from_slice(&[1.0f64, -2.0]),
+        laid_out(Tensor::linspace(-1, 1, 24, double).reshape([2, 3, 2, 2])),
+        Tensor::linspace(0, 3, 6, double).reshape([2, 3]).tr(),
+        Tensor::linspace(-3, 3, (1 << 20) + 1, double),
+    ];
+    let named = |(i, t): (usize, &Tensor)| (format!("p{i}"), t.copy().set_requires_grad(true));
+    let parameters: Vec<_> = first.iter().enumerate().map(named).collect();
+    let mut adam = Adam::new(parameters.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect()).unwrap();
+    let mut known: Vec<_> = first.iter().map(|t| (t.copy(), t.zeros_like(), t.zeros_like())).collect();
     for step in 1..=5 {
-        adam.zero_grad();
-        (weight.square() * 0.5 + weight.sin()).sum(Kind::Double).backward();
-        adam.step(0.1).unwrap();
-        for i in 0..2 {
-            let g: f64 = w[i] + f64::cos(w[i]);
-            m[i] = 0.9 * m[i] + 0.1 * g;
-            v[i] = 0.999 * v[i] + 0.001 * g * g;
-            let (m, v): (f64, f64) = (m[i] / (1.0 - 0.9f64.powi(step)), v[i] / (1.0 - 0.999f64.powi(step)));
-            w[i] -= 0.1 * m / (v.sqrt() + 1e-8);
-            assert!((weight.double_value(&[i as i64]) - w[i]).abs() < 1e-12, "step {step}");
+        let used = |i: &usize| *i != 2 || step % 2 == 1;
+        let loss = |i: usize| (parameters[i].1.square() * 0.5 + parameters[i].1.sin()).sum(Kind::Double);
+        let all: Tensor = (0..parameters.len()).filter(used).map(loss).sum();
+        adam.backward_step(&all, 0.1).unwrap();
+        for (i, (w, m, v)) in known.iter_mut().enumerate() {
+            if used(&i) {
+                let g = &*w + w.cos();
+                *m = &*m * 0.9 + &g * 0.1;
+                *v = &*v * 0.999 + g.square() * 0.001;
+                let (m, v) = (&*m / (1.0 - 0.9f64.powi(step)), &*v / (1.0 - 0.999f64.powi(step)));
+                *w = &*w - m * 0.1 / (v.sqrt() + 1e-8);
+            }
+            let off = (&parameters[i].1 - &*w).abs().max().double_value(&[]);
+            assert!(off < 1e-12, "step {step}, parameter {i}: off by {off}");
         }
     }
 }
