@@ -198,7 +198,7 @@ fn cross_entropy_takes_the_same_100_steps() {
 
 /// In f32, as everybody runs it. Cross-entropy and Adam are the same operations in the same order on both sides, and the
 /// runs were equal to the last bit. `KdLoss` takes the teacher's logarithms where `F.kl_div` is given probabilities: they
-/// differ by a rounding, which the steps enlarge (measured: 1e-6 after 20 steps, 3e-3 after 100).
+/// differ by a rounding, which the steps enlarge (measured: 1e-6 after 20 steps; 1e-3, 3e-3 and 5e-3 after 100, by data and CPU).
 #[test]
 fn in_f32_the_same_100_steps_up_to_rounding() {
     for (kd, late) in [(None, 1e-5), (Some(KdLoss::new(4.0, 0.7).unwrap()), 2e-2)] {
@@ -210,8 +210,18 @@ fn in_f32_the_same_100_steps_up_to_rounding() {
             let bound = if step < 10 { 1e-5 } else { late };
             assert!((a / b - 1.0).abs() < bound, "{kd:?} step {step}: loss {a} here, {b} in PyTorch");
         }
-        let last = *Vec::<f64>::try_from(torch.get("accuracies")).unwrap().last().unwrap();
-        assert!((here.history.records[9].validation.accuracy - last).abs() <= 0.03, "of 100 images, up to 3 may flip");
+        // Of 100 images, whose logits lie close together after so few steps. Measured on Fashion-MNIST: the same in nine
+        // epochs, four others in the last.
+        let accuracies = Vec::<f64>::try_from(torch.get("accuracies")).unwrap();
+        for (record, there) in here.history.records.iter().zip(accuracies) {
+            let bound = if kd.is_none() || record.epoch <= 5 { 0.01 } else { 0.05 };
+            let here = record.validation.accuracy;
+            assert!(
+                (here - there).abs() <= bound,
+                "{kd:?} epoch {}: accuracy {here}, {there} in PyTorch",
+                record.epoch
+            );
+        }
     }
 }
 
