@@ -4,7 +4,6 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
 /// What convolutions and matrix products are computed in. Weights, their updates, losses and everything that a network gives
@@ -19,11 +18,11 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What pays on `device`: bf16 on a CPU with AVX512-BF16, and on a GPU where a convolution is quicker in it.
+    /// What pays on `device`: bf16 on a CPU with AVX512-BF16, and on an NVIDIA GPU from Ampere on.
     pub fn of(device: Device) -> Self {
         let pays = match device {
             Device::Cpu => cpu_has_bf16(),
-            Device::Cuda(_) => quicker_in_bf16(device).unwrap_or(false),
+            Device::Cuda(index) => gpu_has_bf16(index),
             _ => false,
         };
         if pays { Precision::Bf16 } else { Precision::F32 }
@@ -74,23 +73,29 @@ pub(super) fn cpu_has_bf16() -> bool {
     return false;
 }
 
-/// GPUs older than Ampere take bf16 and are slow in it, and tch does not tell how old one is. On newer ones it is twice as quick.
-fn quicker_in_bf16(device: Device) -> Result<bool> {
-    let innermost = |shape: [i64; 4]| Tensor::f_randn(shape, (Kind::Float, device))?.f_permute([0, 3, 1, 2]);
-    let (images, weight) = (innermost([64, 56, 56, 64])?, innermost([64, 3, 3, 64])?);
-    let time = |precision: Precision| -> Result<Duration> {
-        let pass = || -> Result<()> {
-            let done = precision
-                .run(device, || Ok(images.f_conv2d(&weight, None::<&Tensor>, [1, 1], [1, 1], [1, 1], 1)?))?;
-            // Copying a number to the host waits for the device.
-            Ok(f64::try_from(done.f_sum(Kind::Float)?).map(drop)?)
-        };
-        pass()?;
-        let start = Instant::now();
-        (0..5).try_for_each(|_| pass())?;
-        Ok(start.elapsed())
-    };
-    tch::no_grad(|| Ok(time(Precision::Bf16)? < time(Precision::F32)?))
+/// As `torch.cuda.is_bf16_supported`: older GPUs than Ampere, of compute capability 8, take bf16 and are slow in it. tch does not
+/// tell how old one is, CUDA's runtime does, which libtorch has loaded.
+#[cfg(target_os = "linux")]
+fn gpu_has_bf16(device: usize) -> bool {
+    use std::ffi::{c_char, c_void};
+    type GetAttribute = unsafe extern "C" fn(*mut i32, i32, i32) -> i32;
+    const COMPUTE_CAPABILITY_MAJOR: i32 = 75;
+    unsafe extern "C" {
+        fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    }
+    let mut major = 0;
+    // SAFETY: a null library is all that is loaded; the type is that of `cudaDeviceGetAttribute`, which returns 0 where it has
+    // written the number.
+    unsafe {
+        let found = dlsym(std::ptr::null_mut(), c"cudaDeviceGetAttribute".as_ptr());
+        let ask: Option<GetAttribute> = std::mem::transmute(found);
+        ask.is_some_and(|ask| ask(&mut major, COMPUTE_CAPABILITY_MAJOR, device as i32) == 0) && major >= 8
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn gpu_has_bf16(_: usize) -> bool {
+    false
 }
 
 /// `c10::DeviceType`.
