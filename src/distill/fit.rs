@@ -354,6 +354,13 @@ impl Training<'_> {
 
 /// Everything that would fail in the first batch, said before it.
 fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: &Criterion) -> Result<()> {
+    if model.trainable().is_empty() {
+        return Err(Error::Input(format!(
+            "{}: every variable is frozen, so there is nothing to train; call unfreeze(), or freeze_except(\"fc.\") to \
+             train that part alone",
+            model.name
+        )));
+    }
     let probe = train.batch(&[0], model.device())?;
     let logits = no_grad(|| model.forward(&probe.inputs, false))?;
     check_classes(&logits, &train.labels())?;

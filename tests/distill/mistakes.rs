@@ -100,3 +100,16 @@ fn a_frozen_backbone_does_not_drift_in_training() {
     let e = backbone.with_head(&deep.unwrap()).unwrap_err().to_string();
     assert!(e.contains("deep is no head for resnet18") && e.contains("fc1.weight"), "{e}");
 }
+
+#[test]
+fn a_network_that_is_all_frozen_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, validation) = examples(&dataset(folder.path(), 0));
+    let mut model = tiny_model(1);
+    model.freeze();
+    let run = |model: &mut Model| fit(model, &train, &validation, &Criterion::cross_entropy(), &options(1));
+    let e = run(&mut model).unwrap_err().to_string();
+    assert!(e.contains("tiny: every variable is frozen") && e.contains("unfreeze()"), "{e}");
+    model.unfreeze();
+    assert_eq!(run(&mut model).unwrap().records.len(), 1);
+}
