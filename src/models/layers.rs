@@ -50,7 +50,7 @@ impl Activation {
 
 /// One layer of a network. tch keeps the settings of its layers to itself: those made by [`Op::conv`] and [`Op::norm`] are
 /// known, and a convolution and the normalisation behind it then run as one where neither learns. In predictions and cached
-/// features on a CPU (Linux, x86-64), the block's sum or the [`Layers::relu`] behind them runs along.
+/// features on a CPU (Linux, x86-64) or on CUDA, the block's sum or the [`Layers::relu`] behind them runs along.
 pub enum Op {
     Conv(nn::Conv2D, Option<nn::ConvConfig>),
     BatchNorm(nn::BatchNorm, Option<nn::BatchNormConfig>),
