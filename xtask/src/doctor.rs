@@ -82,7 +82,7 @@ fn installed(paths: &Paths, report: &mut Report) {
         format!("{version} {flavour}, {}", paths.libtorch().display())
     });
     report.either("libtorch", libtorch, "not installed", setup_fix);
-    cuda(flavour, report);
+    cuda(paths, flavour, report);
 
     let kernel = (paths.kernel().exists() && paths.jupyter().join("kernels/kdlab/kernel.json").exists())
         .then(|| "Rust (kdlab), live, around evcxr_jupyter 0.22".to_owned());
@@ -96,7 +96,7 @@ fn installed(paths: &Paths, report: &mut Report) {
     }
 }
 
-fn cuda(flavour: Option<Flavour>, report: &mut Report) {
+fn cuda(paths: &Paths, flavour: Option<Flavour>, report: &mut Report) {
     let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
     let gpus = Command::new("nvidia-smi").args(query).output().ok().filter(|output| output.status.success());
     let gpus: Vec<String> =
@@ -105,6 +105,10 @@ fn cuda(flavour: Option<Flavour>, report: &mut Report) {
         (Some(driver), Some(Flavour::Cpu)) => {
             report
                 .note("CUDA", &format!("{driver}, but libtorch is for the CPU; `cargo lab setup --cuda` changes that"));
+        }
+        (Some(driver), Some(Flavour::Cuda)) if sees_no_gpu(paths) => {
+            let found = format!("{driver}, but libtorch sees no GPU: the CPU will be used");
+            report.bad("CUDA", &found, "libtorch is for CUDA 13: update the driver to 580 or newer");
         }
         (Some(driver), _) => report.good("CUDA", &driver),
         (None, Some(Flavour::Cuda)) => {
@@ -115,6 +119,12 @@ fn cuda(flavour: Option<Flavour>, report: &mut Report) {
     for gpu in gpus {
         report.good("GPU", &gpu);
     }
+}
+
+/// Asks Python's torch, which is the libtorch of the crate; it is not there beside a libtorch of the user's own.
+fn sees_no_gpu(paths: &Paths) -> bool {
+    let ask = "import torch; print(torch.cuda.is_available())";
+    first_line(Command::new(paths.python()).args(["-c", ask])).is_some_and(|answer| answer == "False")
 }
 
 fn data(paths: &Paths, report: &mut Report) -> Result<()> {

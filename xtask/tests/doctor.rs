@@ -1,0 +1,31 @@
+//! `cargo lab doctor` where parts of a machine are made up.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+/// A driver that libtorch cannot use leaves everything on the CPU without a word: the doctor says it.
+#[test]
+fn a_driver_that_libtorch_cannot_use_is_a_problem() {
+    let root = tempfile::tempdir().unwrap();
+    let program = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("xtask/Cargo.toml", "");
+    program(".kdlab/stamps/libtorch", "2.13.0 cuda");
+    program("bin/nvidia-smi", "#!/bin/sh\necho 550.54\n");
+    let path = [root.path().join("bin").to_str().unwrap(), &std::env::var("PATH").unwrap()].join(":");
+    let doctor = |sees: &str| {
+        program(".kdlab/venv/bin/python", &format!("#!/bin/sh\necho {sees}\n"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
+        let output = command.arg("doctor").env("KDLAB_ROOT", root.path()).env("PATH", &path).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let old = doctor("False");
+    assert!(old.contains("NO  CUDA") && old.contains("580 or newer"), "{old}");
+    let new = doctor("True");
+    assert!(new.contains("ok  CUDA") && new.contains("NVIDIA"), "{new}");
+}
