@@ -27,7 +27,9 @@ pub struct Adam {
 
 impl Adam {
     /// Over named parameters, with moments at zero. Moves the parameters together in memory; their numbers stay.
-    pub fn new(parameters: Vec<(String, Tensor)>) -> Result<Self> {
+    pub fn new(mut parameters: Vec<(String, Tensor)>) -> Result<Self> {
+        // Those of odd sizes last, so that the others begin where vectors of numbers may.
+        parameters.sort_by_key(|(_, parameter)| parameter.numel() % 16 != 0);
         let mut groups: Vec<Vec<(String, Tensor)>> = vec![];
         let mut numbers = 0;
         for (name, parameter) in parameters {
@@ -45,7 +47,18 @@ impl Adam {
     }
 
     /// The gradients of `loss`, a scalar, and one update by them. A parameter that the loss does not depend on stays.
+    ///
+    /// # Errors
+    /// When it depends on none.
     pub fn backward_step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<()> {
+        // libtorch would end the process.
+        if !loss.requires_grad() {
+            return Err(Error::Input(
+                "the loss depends on no weight that learns: compute it from the network's output with operations of \
+                 tensors, without numbers, detach or argmax in between, and outside of no_grad"
+                    .into(),
+            ));
+        }
         let parameters: Vec<_> =
             self.groups.iter().flat_map(|group| &group.parameters).map(|(_, parameter)| parameter).collect();
         let mut gradients = Tensor::f_run_backward(&[loss], &parameters, false, false)?.into_iter();

@@ -115,6 +115,9 @@ impl FitOptions {
 /// model, data and options goes on where a killed or stopped run ended, with the history of an unbroken one. A finished
 /// run is not continued: it is trained anew. A run of other settings in that folder is renamed, not overwritten.
 ///
+/// The variables move in memory: a transpose or a view of one that was taken before keeps the old numbers. Take it inside the
+/// layer that uses it.
+///
 /// The test split is refused as `validation`: weights that it picked would be flattered by it.
 ///
 /// On the live kernel, Interrupt ends it like a stop of its [`Control`]: after the current batch, with the best weights

@@ -113,3 +113,18 @@ fn a_network_that_is_all_frozen_is_refused() {
     model.unfreeze();
     assert_eq!(run(&mut model).unwrap().records.len(), 1);
 }
+
+/// libtorch's engine would end the process, and with it everything that a notebook holds.
+#[test]
+fn a_loss_without_a_gradient_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, validation) = examples(&dataset(folder.path(), 0));
+    let run = |criterion: &Criterion| fit(&mut tiny_model(1), &train, &validation, criterion, &options(1));
+    let detached = Criterion::hard("detached", |s, y| s.detach().cross_entropy_for_logits(y));
+    let errors = Criterion::hard("errors", |s, y| s.argmax(-1, false).not_equal_tensor(y).mean(Kind::Float));
+    let unrecorded = tch::no_grad(|| run(&Criterion::cross_entropy()));
+    for refused in [run(&detached), run(&errors), unrecorded] {
+        let e = refused.unwrap_err().to_string();
+        assert!(e.contains("depends on no weight that learns"), "{e}");
+    }
+}
