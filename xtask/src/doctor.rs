@@ -1,6 +1,7 @@
 //! `cargo lab doctor`: what was found on this machine, and a fix for each problem.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -121,8 +122,13 @@ fn cuda(paths: &Paths, flavour: Option<Flavour>, report: &mut Report) {
     }
 }
 
-/// Asks Python's torch, which is the libtorch of the crate; it is not there beside a libtorch of the user's own.
+/// Asks Python's torch, where its libtorch is that of the crate. Who hides GPUs knows it.
 fn sees_no_gpu(paths: &Paths) -> bool {
+    let whole = |path: &Path| path.canonicalize().ok();
+    let same = whole(&paths.libtorch()).zip(whole(&paths.venv())).is_some_and(|(torch, venv)| torch.starts_with(venv));
+    if !same || std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
+        return false;
+    }
     let ask = "import torch; print(torch.cuda.is_available())";
     first_line(Command::new(paths.python()).args(["-c", ask])).is_some_and(|answer| answer == "False")
 }

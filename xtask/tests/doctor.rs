@@ -16,12 +16,15 @@ fn a_driver_that_libtorch_cannot_use_is_a_problem() {
     };
     program("xtask/Cargo.toml", "");
     program(".kdlab/stamps/libtorch", "2.13.0 cuda");
+    program(".kdlab/venv/torch/lib/libtorch_cpu.so", "");
+    std::os::unix::fs::symlink("venv/torch", root.path().join(".kdlab/libtorch")).unwrap();
     program("bin/nvidia-smi", "#!/bin/sh\necho 550.54\n");
     let path = [root.path().join("bin").to_str().unwrap(), &std::env::var("PATH").unwrap()].join(":");
     let doctor = |sees: &str| {
         program(".kdlab/venv/bin/python", &format!("#!/bin/sh\necho {sees}\n"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
-        let output = command.arg("doctor").env("KDLAB_ROOT", root.path()).env("PATH", &path).output().unwrap();
+        command.arg("doctor").env("KDLAB_ROOT", root.path()).env("PATH", &path).env_remove("CUDA_VISIBLE_DEVICES");
+        let output = command.output().unwrap();
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     };
     let old = doctor("False");
