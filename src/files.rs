@@ -120,7 +120,7 @@ pub(crate) fn digest(parts: &[&[u8]]) -> String {
 pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
     let sum = |(name, tensor): (String, Tensor)| -> Result<String> {
         let shape = format!("{:?}", tensor.size());
-        // Channels innermost, as a convolution's weights lie on a CPU: no need to lay them out anew.
+        // Channels innermost, as a convolution's weights lie: no need to lay them out anew.
         let values = match tensor.dim() {
             4 => tensor.f_permute([0, 2, 3, 1])?,
             _ => tensor,

@@ -47,7 +47,7 @@ struct Side<'a> {
 }
 
 impl<'a> Inference<'a> {
-    /// `fused` for a network on a CPU with weights that are numbers.
+    /// `fused` for a network on a CPU or on CUDA with weights that are numbers.
     pub(super) fn new(layers: &'a Layers, precision: Precision, mut fused: bool) -> Result<Self> {
         let steps = plan(layers, None, precision, &mut fused)?;
         Ok(Self { steps, fused })

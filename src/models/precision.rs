@@ -73,7 +73,7 @@ pub(super) fn cpu_has_bf16() -> bool {
     return false;
 }
 
-/// As `torch.cuda.is_bf16_supported`: older GPUs than Ampere, of compute capability 8, take bf16 and are slow in it. tch does not
+/// As `torch.cuda.is_bf16_supported(including_emulation=False)`: older GPUs than Ampere, of compute capability 8, take bf16 and are slow in it. tch does not
 /// tell how old one is, CUDA's runtime does, which libtorch has loaded.
 #[cfg(target_os = "linux")]
 fn gpu_has_bf16(device: usize) -> bool {
