@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.error
 import urllib.request
 
 from playwright.sync_api import expect, sync_playwright
@@ -157,6 +158,15 @@ class Browser(unittest.TestCase):
         with urllib.request.urlopen(f"{self.address}/api/contents/live.ipynb", timeout=10) as answer:
             return json.load(answer)["content"]["cells"]
 
+    def is_saved(self):
+        """Whether the last cell's outputs are in the file. While Jupyter writes it, it cannot read it and answers 500."""
+        try:
+            return bool(self.saved()[-1]["outputs"])
+        except urllib.error.HTTPError as answer:
+            if answer.code != 500:
+                raise
+            return False
+
     def take_picture(self, page, name):
         page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
 
@@ -176,7 +186,7 @@ class Browser(unittest.TestCase):
                 self.walk(page)
                 # Closed and opened anew, in the other theme, as the notebook was saved.
                 page.keyboard.press("Control+s")
-                wait_until(lambda: self.saved()[-1]["outputs"], "the saved notebook", 20)
+                wait_until(self.is_saved, "the saved notebook", 20)
                 self.theme("Dark")
                 page.close()
                 page = self.open(browser)
