@@ -46,6 +46,21 @@ struct Here {
 /// Trains on both sides. `watched` puts a loss of the test's own in, which is the crate's and notes every step.
 fn both(
     net: &str,
+    model: Model,
+    examples: [Examples; 2],
+    kd: Option<KdLoss>,
+    defect: Option<Defect>,
+    epochs: usize,
+    watched: bool,
+) -> (Here, Answer) {
+    both_with(false, net, model, examples, kd, defect, epochs, watched)
+}
+
+/// [`both`]; with `log_target`, `F.kl_div` is given the teacher's logarithms, as `KdLoss` takes them.
+#[allow(clippy::too_many_arguments)]
+fn both_with(
+    log_target: bool,
+    net: &str,
     mut model: Model,
     [train, validation]: [Examples; 2],
     kd: Option<KdLoss>,
@@ -99,7 +114,7 @@ fn both(
     let logits = logits.unwrap_or_else(|| labels.one_hot(10).to_kind(kind)); // not looked at
     let settings = json!({
         "net": net, "defect": defect.map(|d| format!("{d:?}")), "batch_size": BATCH, "learning_rate": learning_rate,
-        "temperature": kd.map(|kd| kd.temperature()), "alpha": kd.map(|kd| kd.alpha()), "precision": model.precision.to_string(),
+        "temperature": kd.map(|kd| kd.temperature()), "alpha": kd.map(|kd| kd.alpha()), "precision": model.precision.to_string(), "log_target": log_target,
     });
     let history = match defect {
         None => fit(&mut model, &train, &validation, &criterion, &options).unwrap(),
@@ -196,31 +211,28 @@ fn cross_entropy_takes_the_same_100_steps() {
     assert!(mean(&here.losses[90..]) < 0.95 * mean(&here.losses[..10]), "it learns something: {:?}", here.losses);
 }
 
-/// In f32, as everybody runs it. Cross-entropy and Adam are the same operations in the same order on both sides, and the
-/// runs were equal to the last bit. `KdLoss` takes the teacher's logarithms where `F.kl_div` is given probabilities: they
-/// differ by a rounding, which the steps enlarge (measured: 1e-6 after 20 steps; 1e-3, 3e-3 and 5e-3 after 100, by data and CPU).
+/// In f32, as everybody runs it. Both sides do the same operations in the same order and stay together, cross-entropy to the last bit. Where
+/// `F.kl_div` is given probabilities and not, as `KdLoss` takes them, their logarithms, it differs by a rounding, which the
+/// steps enlarge (measured: 1e-6 after 20 steps; 1e-3, 3e-3 and 5e-3 after 100, by data and CPU).
 #[test]
 fn in_f32_the_same_100_steps_up_to_rounding() {
-    for (kd, late) in [(None, 1e-5), (Some(KdLoss::new(4.0, 0.7).unwrap()), 2e-2)] {
+    let kd = Some(KdLoss::new(4.0, 0.7).unwrap());
+    for (kd, log_target, late) in [(None, false, 1e-5), (kd, true, 1e-5), (kd, false, 2e-2)] {
         let model = Model::new("student", Device::Cpu, SEED, &|vs| student(vs, 10)).unwrap();
-        let (here, torch) = both("student", model, images(&photographs(), Kind::Float), kd, None, 10, true);
+        let examples = images(&photographs(), Kind::Float);
+        let (here, torch) = both_with(log_target, "student", model, examples, kd, None, 10, true);
         let losses = Vec::<f64>::try_from(torch.get("losses")).unwrap();
         assert_eq!((here.losses.len(), losses.len()), (100, 100));
         for (step, (a, b)) in here.losses.iter().zip(&losses).enumerate() {
             let bound = if step < 10 { 1e-5 } else { late };
             assert!((a / b - 1.0).abs() < bound, "{kd:?} step {step}: loss {a} here, {b} in PyTorch");
         }
-        // Of 100 images, whose logits lie close together after so few steps. Measured on Fashion-MNIST: the same in nine
-        // epochs, four others in the last.
+        // Of 100 images. Where a rounding has grown, logits that lie close together may change places in the later epochs.
+        let epochs = if late > 1e-5 { 5 } else { 10 };
         let accuracies = Vec::<f64>::try_from(torch.get("accuracies")).unwrap();
-        for (record, there) in here.history.records.iter().zip(accuracies) {
-            let bound = if kd.is_none() || record.epoch <= 5 { 0.01 } else { 0.05 };
-            let here = record.validation.accuracy;
-            assert!(
-                (here - there).abs() <= bound,
-                "{kd:?} epoch {}: accuracy {here}, {there} in PyTorch",
-                record.epoch
-            );
+        for (record, there) in here.history.records.iter().zip(accuracies).take(epochs) {
+            let (epoch, here) = (record.epoch, record.validation.accuracy);
+            assert!((here - there).abs() <= 0.01, "{kd:?} epoch {epoch}: accuracy {here}, {there} in PyTorch");
         }
     }
 }

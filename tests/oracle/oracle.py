@@ -27,8 +27,9 @@ class Net(nn.Module):
         return self.fc2(self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1)))
 
 
-def kd_loss(s, y, t, temperature, alpha, reduction="batchmean"):
-    kl = F.kl_div(F.log_softmax(s / temperature, 1), F.softmax(t / temperature, 1), reduction=reduction)
+def kd_loss(s, y, t, temperature, alpha, reduction="batchmean", log_target=False):
+    target = (F.log_softmax if log_target else F.softmax)(t / temperature, 1)
+    kl = F.kl_div(F.log_softmax(s / temperature, 1), target, reduction=reduction, log_target=log_target)
     return alpha * temperature**2 * kl + (1 - alpha) * F.cross_entropy(s, y)
 
 
@@ -187,7 +188,7 @@ def train(x, settings, folder):
         if settings["temperature"] is None:
             return F.cross_entropy(logits, x["labels"][rows])
         reduction = "mean" if defect == "KlOverClasses" else "batchmean"
-        values = settings["temperature"], settings["alpha"], reduction
+        values = settings["temperature"], settings["alpha"], reduction, settings["log_target"]
         return kd_loss(logits, x["labels"][rows], x["teacher"][teacher_rows], *values)
 
     optimizer, losses, accuracies = adam(), [], []
