@@ -65,6 +65,27 @@ impl Kept {
         current.then(|| found["answer"].take())
     }
 
+    /// Where the library lies that was made of `code` under these very circumstances, beside the file. Only what a kernel
+    /// compiles before its first cell comes again in the next.
+    fn library(&self, code: &str) -> Option<PathBuf> {
+        let opening = ["run_user_code_0(", "run_user_code_1("].iter().any(|name| code.contains(name));
+        let mut hasher = DefaultHasher::new();
+        fs::read(&self.file).ok()?.hash(&mut hasher);
+        items(code).hash(&mut hasher);
+        opening.then(|| self.file.with_extension(format!("{:016x}.so", hasher.finish())))
+    }
+
+    fn keep_library(&self, code: &str, made: &Path) -> Result<()> {
+        if let Some(library) = self.library(code) {
+            // Under its name only when it is whole.
+            let beside = library.with_extension("new");
+            fs::copy(made, &beside)
+                .and_then(|_| fs::rename(&beside, &library))
+                .with_context(|| format!("cannot write {}", library.display()))?;
+        }
+        Ok(())
+    }
+
     /// Keeps `answer` until one of `inputs` changes.
     fn keep(&self, answer: Value, inputs: BTreeSet<PathBuf>) -> Result<()> {
         let times: Vec<(PathBuf, u128)> = inputs.into_iter().map(|path| (path.clone(), changed(&path))).collect();
@@ -119,7 +140,7 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
         return Ok(cargo.status().context("cannot start cargo")?.code().unwrap_or(1));
     }
     let kept = Kept::of(folder, args);
-    if let Some(status) = kept.find().map(|call| again(folder, &call)).transpose()?.flatten() {
+    if let Some(status) = kept.find().map(|call| again(&kept, &call)).transpose()?.flatten() {
         return Ok(status);
     }
     let note = folder.join("target/kdlab-note");
@@ -129,10 +150,17 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
     if status.success()
         && let Some(call) = read(&note)
         && let Some(inputs) = inputs(folder, &call)
+        && let Some(made) = call["args"].as_array().and_then(|args| made(args))
     {
         kept.keep(call, inputs)?;
+        kept.keep_library(&code(folder), &made)?;
     }
     Ok(status.code().unwrap_or(1))
+}
+
+/// The cell as evcxr wrote it.
+fn code(folder: &Path) -> String {
+    fs::read_to_string(folder.join("src/lib.rs")).unwrap_or_default()
 }
 
 fn read(path: &Path) -> Option<Value> {
@@ -177,6 +205,12 @@ fn out_dir(args: &[Value]) -> Option<PathBuf> {
     args.windows(2).find(|pair| pair[0] == "--out-dir").and_then(|pair| pair[1].as_str()).map(PathBuf::from)
 }
 
+/// The library that rustc makes of a cell.
+fn made(args: &[Value]) -> Option<PathBuf> {
+    let library = format!("{}ctx{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    out_dir(args).map(|folder| folder.join(library))
+}
+
 /// Nanoseconds since 1970; 0 for a file that is not there.
 fn changed(path: &Path) -> u128 {
     let time = fs::metadata(path).and_then(|found| found.modified()).ok();
@@ -185,10 +219,16 @@ fn changed(path: &Path) -> u128 {
 
 /// The compilation that was kept, of the cell as it is now. None where rustc failed for no reason that it gave: cargo will
 /// know.
-fn again(folder: &Path, call: &Value) -> Result<Option<i32>> {
+fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
+    let Some(made) = made(args) else { return Ok(None) };
+    let code = code(&kept.folder);
+    if kept.library(&code).is_some_and(|library| fs::copy(library, &made).is_ok()) {
+        tell_made(&made);
+        return Ok(Some(0));
+    }
     let mut command = Command::new(rustc.as_str().unwrap_or_default());
-    let optimised = loops(&fs::read_to_string(folder.join("src/lib.rs")).unwrap_or_default());
+    let optimised = loops(&code);
     for arg in args.iter().filter_map(Value::as_str) {
         match arg.strip_prefix("incremental=").filter(|_| !optimised) {
             // What was compiled with other options is of no use to rustc.
@@ -217,11 +257,21 @@ fn again(folder: &Path, call: &Value) -> Result<Option<i32>> {
         }
     }
     if status.success() {
-        let library = format!("{}ctx{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-        let made = out_dir(args).map(|folder| folder.join(library));
-        println!("{}", json!({"reason": "compiler-artifact", "target": {"name": "ctx"}, "filenames": [made]}));
+        kept.keep_library(&code, &made)?;
+        tell_made(&made);
     }
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
+}
+
+/// As cargo would.
+fn tell_made(library: &Path) {
+    println!("{}", json!({"reason": "compiler-artifact", "target": {"name": "ctx"}, "filenames": [library]}));
+}
+
+/// The items of a file in one order: evcxr writes imports and macros in any.
+fn items(code: &str) -> BTreeSet<String> {
+    let file = SourceFile::parse(code, Edition::CURRENT).tree();
+    file.syntax().children().map(|item| item.to_string()).collect()
 }
 
 /// Whether code may run long by itself. What a cell without a loop takes time for is done in crates, which are optimised.
@@ -258,6 +308,28 @@ mod tests {
         fs::create_dir_all(&dirs[1]).expect("it can be made");
         fs::rename(dirs[0].join("target"), dirs[1].join("target")).expect("it can be moved");
         assert_eq!(Kept::of(&dirs[1], &[]).find(), Some(answer(&dirs[1])));
+    }
+
+    #[test]
+    fn libraries_of_an_opening_are_kept_whatever_the_order_of_items() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let made = folder.path().join("libctx.so");
+        fs::write(&made, "library").expect("it can be written");
+        let kept = Kept::of(folder.path(), &[]);
+        let code =
+            |first: &str, then: &str, number: u8| format!("{first}\n{then}\nfn run_user_code_{number}() {{ {then} }}");
+        let found = |code: &str| kept.library(code).is_some_and(|library| library.is_file());
+        kept.keep_library(&code("use a::b;", "use c;", 1), &made).expect("nothing fails");
+        assert!(!found(&code("use a::b;", "use c;", 1)), "what it depends on is not known");
+        kept.keep("answer".into(), BTreeSet::new()).expect("it can be kept");
+        kept.keep_library(&code("use a::b;", "use c;", 1), &made).expect("it can be kept");
+        kept.keep_library(&code("use a::b;", "use c;", 2), &made).expect("nothing fails");
+        assert!(found("use c;\nuse a::b;\nfn run_user_code_1() { use c; }"));
+        assert!(!found("use c;\nuse a::b;\nfn run_user_code_1() { use b; }"));
+        assert!(!found(&code("use a::b;", "use c;", 2)), "a cell of the user's");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        kept.keep("another".into(), BTreeSet::new()).expect("it can be kept");
+        assert!(!found(&code("use a::b;", "use c;", 1)), "compiled otherwise");
     }
 
     #[test]

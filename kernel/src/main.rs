@@ -11,7 +11,8 @@
 //!
 //! Under the names `cargo` and `rustup` it is these for evcxr and the rust-analyzer in it ([`cargo`]).
 //!
-//! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter.
+//! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter;
+//! `kdlab-kernel --outline FROM TO` writes what its rust-analyzer is to see of Rust's library.
 
 mod cargo;
 mod channels;
@@ -23,6 +24,7 @@ mod front;
 mod history;
 mod inner;
 mod link;
+mod outline;
 mod output;
 mod streams;
 mod syntax;
@@ -30,7 +32,7 @@ mod wire;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 fn main() -> Result<()> {
     if cargo::is_named("cargo") {
@@ -45,15 +47,24 @@ fn main() -> Result<()> {
     let set = |name| std::env::var_os(name).is_some();
     if set("EVCXR_IS_RUNTIME") {
         cargo::restore_home();
+        inner::allow_huge_pages();
         child::hand_over()?;
     } else if set("EVCXR_RUSTC_WRAPPER") {
         // evcxr's wrapper around rustc: nothing of ours.
     } else if set(inner::FOLDER) {
         inner::end_with_parent();
     } else {
-        let argument = std::env::args_os().nth(1).filter(|name| name.to_string_lossy() != "--control_file");
-        if let Some(connection_file) = argument {
-            return front::run(Path::new(&connection_file));
+        let mut arguments = std::env::args_os().skip(1);
+        match arguments.next() {
+            Some(name) if name == "--control_file" => {}
+            Some(name) if name == "--outline" => {
+                let (Some(from), Some(to)) = (arguments.next(), arguments.next()) else {
+                    bail!("--outline takes two folders");
+                };
+                return outline::write(Path::new(&from), Path::new(&to));
+            }
+            Some(connection_file) => return front::run(Path::new(&connection_file)),
+            None => {}
         }
     }
     evcxr_jupyter::main()

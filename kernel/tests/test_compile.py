@@ -46,10 +46,26 @@ class Compile(KernelCase):
             cell = self.client.ok(code)
             self.assertEqual((cell.stdout, cell.all("execute_result")), ("heard\n", []))
 
+    def test_types_of_the_standard_library_are_known(self):
+        """rust-analyzer is shown it without what functions do, but for those that an array's length may come from."""
+        self.client.ok(
+            "let sizes = [0u8; std::mem::size_of::<u64>() + 2usize.pow(3)];\n"
+            "let doubled = (0..3).map(|x| x * 2).collect::<std::collections::VecDeque<i32>>();\n"
+            "let words = \"a b\".split(' ').map(str::to_owned).collect::<Vec<_>>();\n"
+            "let bits = 1.5f64.max(2.0).sqrt().to_bits().leading_zeros();\n"
+            "let powers = std::iter::successors(Some(1u32), |x| x.checked_mul(10)).take(3).collect::<Vec<_>>();\n"
+            "let shared = std::sync::Arc::new(std::sync::Mutex::new(Some('c').zip(u8::try_from(300).ok())));"
+        )
+        self.assertEqual(self.value("(sizes.len(), doubled.len(), words.len(), bits)"), "(16, 3, 2, 2)")
+
     def test_cells_see_the_user_s_own_tools(self):
         """The kernel compiles by a cargo of its own, which is no business of what cells start."""
         cell = self.client.ok('std::env::var("PATH").unwrap_or_default()')
         self.assertNotIn("kernel/cargo", str(cell.all("execute_result")))
+        self.assertEqual(self.value('std::env::vars().filter(|(name, _)| name.starts_with("MIMALLOC")).count()'), "0")
+        if pathlib.Path("/proc/self/status").exists():
+            huge = 'std::fs::read_to_string("/proc/self/status")?.lines().find(|line| line.starts_with("THP")).map(str::to_owned)'
+            self.assertIn("1", self.value(huge))
         version = self.value(
             'String::from_utf8_lossy(&std::process::Command::new("cargo").arg("--version").output()?.stdout).into_owned()'
         )

@@ -4,11 +4,12 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::paths::{self, Paths};
 use crate::steps;
@@ -23,11 +24,7 @@ pub fn environment(paths: &Paths, stock: bool) -> Result<Vec<(&'static str, OsSt
         // Where it is missing, rust-analyzer has rustup fetch it.
         && found.join("core").is_dir()
     {
-        let library = paths.kernel_config().join("library");
-        for name in LIBRARY {
-            link(&found.join(name), &library.join(name))?;
-        }
-        variables.push(("RUST_SRC_PATH", library.into()));
+        variables.push(("RUST_SRC_PATH", outline(paths, &found)?.into()));
     }
     let home = paths.kernel_config().join("cargo");
     let tools = home.join("bin");
@@ -42,6 +39,33 @@ pub fn environment(paths: &Paths, stock: bool) -> Result<Vec<(&'static str, OsSt
     variables.push(("KDLAB_CARGO_HOME", cargo_home().into()));
     variables.push(("CARGO_HOME", home.into()));
     Ok(variables)
+}
+
+/// The library in `found` without what its functions do, written when a toolchain or the kernel is new.
+fn outline(paths: &Paths, found: &Path) -> Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    found.hash(&mut hasher);
+    for file in [&found.join("core/src/lib.rs"), &paths.kernel()] {
+        let changed = fs::metadata(file).and_then(|found| found.modified());
+        changed.with_context(|| format!("cannot read {}", file.display()))?.hash(&mut hasher);
+    }
+    let folder = paths.kernel_config().join("outline");
+    let library = folder.join(format!("{:016x}", hasher.finish()));
+    if !library.is_dir() {
+        let beside = folder.join(std::process::id().to_string());
+        for name in LIBRARY {
+            let mut command = Command::new(paths.kernel());
+            command.arg("--outline").arg(found.join(name)).arg(beside.join(name));
+            if !command.status().context("cannot start the kernel")?.success() {
+                bail!("cannot outline Rust's library in {}", found.display());
+            }
+        }
+        // Another kernel may have been quicker.
+        if fs::rename(&beside, &library).is_err() {
+            steps::remove(&beside)?;
+        }
+    }
+    Ok(library)
 }
 
 /// Where cargo keeps crates. Cells are built with it, whatever rust-analyzer is shown.
