@@ -112,7 +112,7 @@ impl Task {
     fn precision(&self) -> Precision {
         match self.spec["f32"] == true {
             true => Precision::F32,
-            false => Precision::of(self.device()),
+            false => Precision::of(self.device(), self.number("size") as i64),
         }
     }
 

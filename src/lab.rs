@@ -16,9 +16,9 @@ use tch::{Cuda, Device};
 pub struct Lab {
     pub profile: Profile,
     pub device: Device,
-    /// Of the backbone's passes and of the students' fits: what pays on the device, or `KDLAB_PRECISION` (`f32`, `bf16`). The
-    /// teacher's head and evaluations are f32.
-    pub precision: Precision,
+    /// Of the backbone's passes and of the students' fits: `KDLAB_PRECISION` (`f32`, `bf16`); none is what pays on the device for
+    /// images of their size. The teacher's head and evaluations are f32.
+    pub precision: Option<Precision>,
     /// What the notebooks make: `KDLAB_RUNS`, or `runs` in the repository, and in it a folder for the profile.
     pub folder: PathBuf,
     /// Data and weights that were fetched.
@@ -67,8 +67,10 @@ impl Lab {
         // All batches but the last have one size: cuDNN may try its algorithms once and keep the quickest.
         Cuda::cudnn_set_benchmark(device.is_cuda());
         let precision = match std::env::var("KDLAB_PRECISION") {
-            Ok(name) if !name.is_empty() => name.parse().map_err(|e| Error::Input(format!("KDLAB_PRECISION: {e}")))?,
-            _ => Precision::of(device),
+            Ok(name) if !name.is_empty() => {
+                Some(name.parse().map_err(|e| Error::Input(format!("KDLAB_PRECISION: {e}")))?)
+            }
+            _ => None,
         };
         let profile = Profile::detect(device.is_cuda())?;
         let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
@@ -94,8 +96,13 @@ impl Lab {
     /// The profile's backbone with its ImageNet weights.
     pub fn backbone(&self) -> Result<Backbone> {
         let mut backbone = Backbone::pretrained(self.profile.arch, self.device, &self.cache)?;
-        backbone.model.precision = self.precision;
+        backbone.model.precision = self.precision_at(self.profile.teacher_size);
         Ok(backbone)
+    }
+
+    /// What is computed in on images with sides of `size` pixels.
+    pub fn precision_at(&self, size: i64) -> Precision {
+        self.precision.unwrap_or_else(|| Precision::of(self.device, size))
     }
 
     /// At the profile's size, normalised as the profile's backbone was trained.
@@ -131,7 +138,7 @@ impl Lab {
             batch_size: self.profile.batch_size,
             learning_rate: self.profile.student_learning_rate,
             seed: self.profile.seed,
-            precision: self.precision,
+            precision: self.precision_at(self.profile.student_size),
             folder: Some(self.folder.join(name)),
             listener: live_progress(&control),
             control,
@@ -226,7 +233,7 @@ impl Lab {
             size: self.profile.sweep_size,
             batch_size: self.profile.batch_size,
             learning_rate: self.profile.student_learning_rate,
-            precision: self.precision,
+            precision: self.precision_at(self.profile.sweep_size),
             ..Sweep::default()
         }
     }
@@ -333,7 +340,9 @@ impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = &self.profile;
         let count = |n: Option<usize>| n.map_or("all".to_owned(), |n| format!("up to {n}"));
-        writeln!(f, "device    {}, {}", device_name(self.device), self.precision)?;
+        let [teacher, student] = [p.teacher_size, p.student_size].map(|size| self.precision_at(size));
+        write!(f, "device    {}, {teacher}", device_name(self.device))?;
+        writeln!(f, "{}", if student == teacher { String::new() } else { format!(", students in {student}") })?;
         writeln!(f, "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)", p.name)?;
         writeln!(
             f,

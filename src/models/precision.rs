@@ -18,11 +18,13 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What pays on `device`: bf16 on a CPU with AVX512-BF16, and on an NVIDIA GPU from Ampere on.
-    pub fn of(device: Device) -> Self {
+    /// What pays on `device` for images with sides of `size` pixels: bf16 on a CPU with AVX512-BF16, and on an NVIDIA GPU from
+    /// Ampere on where images are not small: there telling the GPU of casts takes longer than bf16 saves (benches/README.md).
+    pub fn of(device: Device, size: i64) -> Self {
+        const SMALL: i64 = 64; // 0.46 s in f32, 0.62 in bf16; 0.30 and 0.24 at 96 px
         let pays = match device {
             Device::Cpu => cpu_has_bf16(),
-            Device::Cuda(index) => gpu_has_bf16(index),
+            Device::Cuda(index) => size > SMALL && gpu_has_bf16(index),
             _ => false,
         };
         if pays { Precision::Bf16 } else { Precision::F32 }

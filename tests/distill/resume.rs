@@ -115,7 +115,7 @@ fn a_run_s_best_weights_are_loaded_for_its_own_data() {
     let lab = kdlab::Lab {
         profile: kdlab::Profile::smoke(),
         device: Device::Cpu,
-        precision: Precision::F32,
+        precision: Some(Precision::F32),
         folder: runs.clone(),
         cache: folder.path().to_owned(),
         queue: Queue::default(),
