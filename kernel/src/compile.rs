@@ -24,8 +24,8 @@ const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_
 
 /// How variables begin that are new for each kernel, terminal or login, and of no concern to compilers.
 const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY GNOME_ INVOCATION_ID JOURNAL_STREAM JPY_ KDLAB_ LESS LS_COLORS \
-    OLDPWD PWD RUST_RECURSION_COUNT SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX VSCODE_ WAYLAND_ WINDOWID XDG_ \
-    CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
+    MIMALLOC_ OLDPWD PWD RUST_RECURSION_COUNT RUST_SRC_PATH RUSTUP_TOOLCHAIN_SOURCE SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX \
+    VSCODE_ WAYLAND_ WINDOWID XDG_ CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
 
 /// Nanoseconds by which the time of a change may be behind.
 const CLOCK: u128 = 20_000_000;
