@@ -24,8 +24,12 @@ const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_
 
 /// How variables begin that are new for each kernel, terminal or login, and of no concern to compilers.
 const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY GNOME_ INVOCATION_ID JOURNAL_STREAM JPY_ KDLAB_ LESS LS_COLORS \
-    MIMALLOC_ OLDPWD PWD RUST_RECURSION_COUNT RUST_SRC_PATH RUSTUP_TOOLCHAIN_SOURCE SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX \
+    MIMALLOC_ OLDPWD PWD RUST_RECURSION_COUNT RUST_SRC_PATH SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX \
     VSCODE_ WAYLAND_ WINDOWID XDG_ CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
+
+/// Where programs and libraries are found, at which cargo does not look either: `RUSTC` names the compiler. What started the
+/// kernel adds to these, `cargo lab` or another front end.
+const OF_THE_WAY: &str = "LD_LIBRARY_PATH PATH RUSTUP_";
 
 /// Nanoseconds by which the time of a change may be behind.
 const CLOCK: u128 = 20_000_000;
@@ -49,7 +53,9 @@ impl Kept {
         let (manifest, config) = (text("Cargo.toml"), text(".cargo/config.toml"));
         let manifest: BTreeSet<&str> = manifest.lines().collect();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let settings = json!([manifest, config, args, environment()]);
+        let mut environment = environment();
+        environment.retain(|name, _| !begins(name, OF_THE_WAY));
+        let settings = json!([manifest, config, args, environment]);
         let mut hasher = DefaultHasher::new();
         settings.to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
         let file = folder.join(format!("target/kdlab-kept/{:016x}.json", hasher.finish()));
@@ -169,16 +175,19 @@ fn read(path: &Path) -> Option<Value> {
 
 fn environment() -> Map<String, Value> {
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    let passing = |name: &str| OF_A_SESSION.split(' ').any(|start| name.starts_with(start));
-    let found = std::env::vars_os().filter_map(text).filter(|(name, _)| !passing(name));
+    let found = std::env::vars_os().filter_map(text).filter(|(name, _)| !begins(name, OF_A_SESSION));
     found.map(|(name, value)| (name, value.into())).collect()
 }
 
-/// The files that may change while a kernel runs: sources and manifests of crates that lie in folders of the user's, and
-/// the libraries that a cell is linked with.
+fn begins(name: &str, with: &str) -> bool {
+    with.split(' ').any(|start| name.starts_with(start))
+}
+
+/// The files that may change while a kernel runs, or before the next one does: rustc, sources and manifests of crates that
+/// lie in folders of the user's, and the libraries that a cell is linked with.
 fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     let args = call["args"].as_array()?;
-    let mut files = BTreeSet::new();
+    let mut files: BTreeSet<PathBuf> = args.first()?.as_str().map(PathBuf::from).into_iter().collect();
     for pair in args.windows(2).filter(|pair| pair[0] == "--extern") {
         files.extend(pair[1].as_str()?.split_once('=').map(|(_, path)| PathBuf::from(path)));
     }
