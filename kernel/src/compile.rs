@@ -1,7 +1,7 @@
 //! Cells by rustc alone. To see that nothing but the cell changed, cargo looks at a hundred crates, which takes longer than
 //! rustc does for the cell. So the first compilation goes through cargo and is kept; where since then nothing changed that
 //! cargo would have looked at, the same rustc is run with the same words. What cargo says of a cell's dependencies is kept
-//! likewise.
+//! likewise, and the library that is made of the prelude, which every kernel compiles.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -71,25 +71,22 @@ impl Kept {
         current.then(|| found["answer"].take())
     }
 
-    /// Where the library lies that was made of `code` under these very circumstances, beside the file. Only what a kernel
-    /// compiles before its first cell comes again in the next.
+    /// Where the library lies, or may lie, that was made of `code` under these very circumstances. None for a cell of the
+    /// user's, which hardly comes again.
     fn library(&self, code: &str) -> Option<PathBuf> {
-        let opening = ["run_user_code_0(", "run_user_code_1("].iter().any(|name| code.contains(name));
+        // As evcxr writes a piece with nothing to run, the second that it compiles.
+        if !code.contains("run_user_code_1(\nmut x:") || code.contains("include") {
+            return None;
+        }
         let mut hasher = DefaultHasher::new();
         fs::read(&self.file).ok()?.hash(&mut hasher);
         items(code).hash(&mut hasher);
-        opening.then(|| self.file.with_extension(format!("{:016x}.so", hasher.finish())))
+        Some(self.file.with_extension(format!("{:016x}.so", hasher.finish())))
     }
 
-    fn keep_library(&self, code: &str, made: &Path) -> Result<()> {
-        if let Some(library) = self.library(code) {
-            // Under its name only when it is whole.
-            let beside = library.with_extension("new");
-            fs::copy(made, &beside)
-                .and_then(|_| fs::rename(&beside, &library))
-                .with_context(|| format!("cannot write {}", library.display()))?;
-        }
-        Ok(())
+    /// Keeps the library `made` of `code`. Without it, the next kernel compiles it again.
+    fn keep_library(&self, code: &str, made: &Path) {
+        let _ = self.library(code).map(|library| copy(made, &library));
     }
 
     /// Keeps `answer` until one of `inputs` changes.
@@ -159,7 +156,7 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
         && let Some(made) = call["args"].as_array().and_then(|args| made(args))
     {
         kept.keep(call, inputs)?;
-        kept.keep_library(&code(folder), &made)?;
+        kept.keep_library(&code(folder), &made);
     }
     Ok(status.code().unwrap_or(1))
 }
@@ -232,7 +229,7 @@ fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
     let Some(made) = made(args) else { return Ok(None) };
     let code = code(&kept.folder);
-    if kept.library(&code).is_some_and(|library| fs::copy(library, &made).is_ok()) {
+    if kept.library(&code).is_some_and(|library| copy(&library, &made).is_ok()) {
         tell_made(&made);
         return Ok(Some(0));
     }
@@ -266,7 +263,7 @@ fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
         }
     }
     if status.success() {
-        kept.keep_library(&code, &made)?;
+        kept.keep_library(&code, &made);
         tell_made(&made);
     }
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
@@ -275,6 +272,12 @@ fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
 /// As cargo would.
 fn tell_made(library: &Path) {
     println!("{}", json!({"reason": "compiler-artifact", "target": {"name": "ctx"}, "filenames": [library]}));
+}
+
+/// In one step: a library that was there may be loaded, and is not written over.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let beside = to.with_extension("new");
+    fs::copy(from, &beside).and_then(|_| fs::rename(&beside, to))
 }
 
 /// The items of a file in one order: evcxr writes imports and macros in any.
@@ -320,25 +323,35 @@ mod tests {
     }
 
     #[test]
-    fn libraries_of_an_opening_are_kept_whatever_the_order_of_items() {
+    fn the_prelude_s_library_is_kept_whatever_the_order_of_its_items() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let made = folder.path().join("libctx.so");
+        let loaded = folder.path().join("libcode_1.so");
         fs::write(&made, "library").expect("it can be written");
         let kept = Kept::of(folder.path(), &[]);
-        let code =
-            |first: &str, then: &str, number: u8| format!("{first}\n{then}\nfn run_user_code_{number}() {{ {then} }}");
+        let piece = |items: &str, number: u8, body: &str| format!("{items}\nfn run_user_code_{number}(\n{body}) {{}}");
+        let prelude = |items: &str| piece(items, 1, "mut x: *mut u8");
         let found = |code: &str| kept.library(code).is_some_and(|library| library.is_file());
-        kept.keep_library(&code("use a::b;", "use c;", 1), &made).expect("nothing fails");
-        assert!(!found(&code("use a::b;", "use c;", 1)), "what it depends on is not known");
+        kept.keep_library(&prelude("use a::b;\nuse c;"), &made);
+        assert!(!found(&prelude("use a::b;\nuse c;")), "what it depends on is not known");
         kept.keep("answer".into(), BTreeSet::new()).expect("it can be kept");
-        kept.keep_library(&code("use a::b;", "use c;", 1), &made).expect("it can be kept");
-        kept.keep_library(&code("use a::b;", "use c;", 2), &made).expect("nothing fails");
-        assert!(found("use c;\nuse a::b;\nfn run_user_code_1() { use c; }"));
-        assert!(!found("use c;\nuse a::b;\nfn run_user_code_1() { use b; }"));
-        assert!(!found(&code("use a::b;", "use c;", 2)), "a cell of the user's");
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        let cells = [
+            piece("use a;", 2, "mut x: *mut u8"),
+            piece("use a;", 1, "y: *mut u8"),
+            prelude("const A: &str = include_str!(b);"),
+        ];
+        for code in cells.iter().chain([&prelude("use a::b;\nuse c;")]) {
+            kept.keep_library(code, &made);
+        }
+        assert!(found(&prelude("use c;\nuse a::b;")));
+        assert!(!found(&prelude("use c;\nuse a;")));
+        assert!(!cells.iter().any(|code| found(code)), "cells of the user's");
+        fs::hard_link(&made, &loaded).expect("it can be linked");
+        fs::write(&made, "an older library").expect("it can be written");
+        copy(&kept.library(&prelude("use a::b;\nuse c;")).expect("it is kept"), &made).expect("it can be copied");
+        assert_eq!(fs::read_to_string(&loaded).expect("it is there"), "an older library");
         kept.keep("another".into(), BTreeSet::new()).expect("it can be kept");
-        assert!(!found(&code("use a::b;", "use c;", 1)), "compiled otherwise");
+        assert!(!found(&prelude("use a::b;\nuse c;")), "compiled otherwise");
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use ra_ap_syntax::SyntaxKind::{BLOCK_EXPR, COMMENT, IDENT, MACRO_DEF, MACRO_RULES, STRING, TOKEN_TREE, WHITESPACE};
+use ra_ap_syntax::SyntaxKind::{
+    BLOCK_EXPR, COMMENT, IDENT, IMPL, MACRO_DEF, MACRO_RULES, STRING, TOKEN_TREE, TRAIT, WHITESPACE,
+};
 use ra_ap_syntax::{AstNode, Edition, NodeOrToken, SourceFile, SyntaxNode, T, TextRange, WalkEvent, ast};
 
 /// In place of what a function does: right for any type that it returns.
@@ -42,6 +44,7 @@ fn outline(code: &str) -> String {
             BLOCK_EXPR => {
                 if let Some(function) = node.parent().and_then(ast::Fn::cast)
                     && function.const_token().is_none()
+                    && !node.ancestors().any(|outer| matches!(outer.kind(), IMPL | TRAIT) && has_const(&outer))
                     && !function.ret_type().is_some_and(|given| given.syntax().text().to_string().contains("impl "))
                 {
                     cuts.push((node.text_range(), BODY));
@@ -60,10 +63,15 @@ fn outline(code: &str) -> String {
     text + &code[end..]
 }
 
+/// `impl const`, `const trait`.
+fn has_const(node: &SyntaxNode) -> bool {
+    node.children_with_tokens().any(|child| child.kind() == T![const])
+}
+
 /// The same in the tokens of a macro's definition.
 fn in_macro(tree: &SyntaxNode, cuts: &mut Vec<(TextRange, &str)>) {
-    // What the next token follows: `const`, but for `unsafe` and the like; the head of a function that may lose its body; `!`.
-    let (mut constant, mut head, mut call) = (false, false, false);
+    // What the next token follows: `const`, but for `unsafe` and the like; the head of a function that may lose its body.
+    let (mut constant, mut head, mut last) = (false, false, WHITESPACE);
     let mut children = tree.children_with_tokens().filter(|child| child.kind() != WHITESPACE).peekable();
     while let Some(child) = children.next() {
         let kind = child.kind();
@@ -77,15 +85,15 @@ fn in_macro(tree: &SyntaxNode, cuts: &mut Vec<(TextRange, &str)>) {
         constant =
             kind == T![const] || constant && matches!(kind, COMMENT | STRING | T![unsafe] | T![extern] | T![async]);
         if let NodeOrToken::Node(inner) = child {
-            if head && inner.first_token().is_some_and(|first| first.kind() == T!['{']) {
+            if head && last != T![$] && inner.first_token().is_some_and(|first| first.kind() == T!['{']) {
                 cuts.push((inner.text_range(), BODY));
                 head = false;
-            } else if !call {
+            } else if last != T![!] {
                 // What another macro is given stays as it is: that macro may ask for it.
                 in_macro(&inner, cuts);
             }
         }
-        call = kind == T![!];
+        last = kind;
     }
 }
 
@@ -104,6 +112,11 @@ mod tests {
             (
                 "macro_rules! m { () => { g! { /// Doc.\n fn f() { 1 } } } }",
                 "macro_rules! m { () => { g! { /// Doc.\n fn f() { 1 } } } }",
+            ),
+            ("impl const A for B { fn f() { 1 } }", "impl const A for B { fn f() { 1 } }"),
+            (
+                "macro_rules! m { () => { fn ${concat(a, b)}() { 1 } } }",
+                "macro_rules! m { () => { fn ${concat(a, b)}() { loop {} } } }",
             ),
             ("const N: usize = { 3 };\nfn f() {}", "const N: usize = { 3 };\nfn f() { loop {} }"),
             (

@@ -3,7 +3,7 @@
 //! kernel's own.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -51,19 +51,22 @@ fn outline(paths: &Paths, found: &Path) -> Result<PathBuf> {
     }
     let folder = paths.kernel_config().join("outline");
     let library = folder.join(format!("{:016x}", hasher.finish()));
+    steps::create_dir(folder.parent())?;
+    // Several kernels may start at once.
+    let lock = File::create(folder.with_extension("lock")).context("cannot write in .kdlab")?;
+    lock.lock().context("cannot lock the outline of Rust's library")?;
     if !library.is_dir() {
+        // Kernels that run have read theirs.
+        steps::remove(&folder)?;
         let beside = folder.join(std::process::id().to_string());
-        for name in LIBRARY {
+        for name in LIBRARY.map(|name| format!("{name}/src")) {
             let mut command = Command::new(paths.kernel());
-            command.arg("--outline").arg(found.join(name)).arg(beside.join(name));
+            command.arg("--outline").arg(found.join(&name)).arg(beside.join(&name));
             if !command.status().context("cannot start the kernel")?.success() {
                 bail!("cannot outline Rust's library in {}", found.display());
             }
         }
-        // Another kernel may have been quicker.
-        if fs::rename(&beside, &library).is_err() {
-            steps::remove(&beside)?;
-        }
+        fs::rename(&beside, &library).with_context(|| format!("cannot write {}", library.display()))?;
     }
     Ok(library)
 }
