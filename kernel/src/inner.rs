@@ -18,8 +18,8 @@ pub const FOLDER: &str = "KDLAB_KERNEL_FOLDER";
 /// evcxr_jupyter's own sockets carry messages for nobody but the front.
 const SESSION: &str = "kdlab-kernel-front";
 
-/// rust-analyzer takes 300 MB in small pieces: a kernel that clears two megabytes for each first touch spends a seventh of a
-/// kernel's opening on it. This is for the allocator that evcxr_jupyter brings along, and holds for all processes below.
+/// rust-analyzer takes 300 MB in small pieces. With huge pages, the system clears two megabytes at each first touch: a seventh
+/// of the time until the first cell. This is for the allocator that evcxr_jupyter brings along, and for all processes below.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 
 /// Where children that run cells report.
