@@ -96,11 +96,11 @@ def cpu_of(pid):
 
 
 class Kernel:
-    def __init__(self, kind, folder):
+    def __init__(self, kind, folder, **own):
         # The kernelspec says which repository the kernel belongs to.
         specs = KernelSpecManager(kernel_dirs=[str(ROOT / ".kdlab/jupyter/kernels")])
         self.manager = KernelManager(kernel_name="kdlab", kernel_spec_manager=specs)
-        env = {**os.environ, "KDLAB_KERNEL": kind, "KDLAB_PROFILE": "smoke"}
+        env = {**os.environ, "KDLAB_KERNEL": kind, "KDLAB_PROFILE": "smoke", **own}
         self.begun = time.monotonic()
         self.manager.start_kernel(env=env, cwd=folder)
         self.client = self.manager.client()

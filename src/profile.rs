@@ -24,7 +24,7 @@ pub struct Profile {
     pub student_learning_rate: f64,
     pub temperature: f64,
     pub alpha: f64,
-    /// Epochs and image side of the students in a sweep, which are many.
+    /// Epochs and image side of the students in a sweep, which are many; the side is that of notebook 5 too.
     pub sweep_epochs: usize,
     pub sweep_size: i64,
     pub seed: u64,
@@ -63,7 +63,7 @@ impl Profile {
             validation_images: Some(1_000),
             test_images: Some(2_000),
             teacher_size: 128, // a quarter of the cost of 224 for a few points of accuracy
-            student_epochs: 8, // about half a minute where bf16 is multiplied in hardware
+            student_epochs: 8, // half a minute to a minute where bf16 is multiplied in hardware
             sweep_epochs: 6,
             sweep_size: 16, // a quarter of the cost of 32
             ..Self::article()

@@ -61,6 +61,9 @@ def notebook(root):
     code = ["".join(cell["source"]) for cell in course["cells"] if cell["cell_type"] == "code"]
     last = next(i for i, source in enumerate(code) if "fit(&mut pupil" in source)
     begin, *between, fit = code[: last + 1]
+    smaller = "lab.profile.student_size = lab.profile.sweep_size;"
+    assert smaller in begin, "this fit would be over before it is steered"
+    begin = begin.replace(smaller, "")
     sources = [TEACHER.strip(), begin, *between, "lab.profile.student_epochs = 100;\n" + fit, AFTER.strip()]
     cells = [
         {"cell_type": "code", "id": f"c{i}", "execution_count": None, "metadata": {}, "outputs": [], "source": source}

@@ -174,7 +174,8 @@ impl Drawer {
                 return true;
             }
             Event::SetAside { .. } => self.aside = line(&event),
-            Event::Progress(progress) => self.progress = Some(progress),
+            // The first point of the curve says that it has begun.
+            Event::Progress(progress) => return self.progress.replace(progress).is_none(),
             Event::Changed { change, .. } => {
                 self.history.changes.push(change);
                 return true;
