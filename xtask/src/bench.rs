@@ -54,6 +54,8 @@ enum What {
     Data,
     /// Cells of a notebook: from a key press to the answer
     Cells,
+    /// Notebook 5: from a changed temperature to its curve
+    Tweak,
     /// What each lever gives: our side with one thing changed at a time
     Levers,
     /// The student's epoch against images, size, batch size and classes, with fitted lines
@@ -63,7 +65,7 @@ enum What {
 }
 
 impl What {
-    const USUAL: [What; 8] = [
+    const USUAL: [What; 9] = [
         What::Student32,
         What::Student224,
         What::TeacherLite0,
@@ -72,6 +74,7 @@ impl What {
         What::FeaturesResnet50,
         What::Data,
         What::Cells,
+        What::Tweak,
     ];
 
     fn name(self) -> String {
@@ -171,7 +174,7 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     if what.contains(&What::Levers) {
         results.push(levers(paths, &ours, &folder, threads, args)?);
     }
-    let apart = [What::Cells, What::Growth, What::Levers];
+    let apart = [What::Cells, What::Tweak, What::Growth, What::Levers];
     let beside: Vec<_> = what.iter().filter(|what| !apart.contains(what)).collect();
     if !beside.is_empty() {
         println!("| what | side | seconds | ours is faster by | last loss | peak MB |\n|---|---|---|---|---|---|");
@@ -185,11 +188,11 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     let file = args.json.clone().unwrap_or_else(|| folder.join("bench.json"));
     steps::write(&file, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}, {threads} threads; {}", machine(), file.display());
-    if what.contains(&What::Cells) {
-        let status =
-            Command::new(paths.python()).arg(paths.root.join("benches/cells.py")).current_dir(&paths.root).status();
+    for kernel in [What::Cells, What::Tweak].into_iter().filter(|kernel| what.contains(kernel)) {
+        let script = paths.root.join("benches").join(kernel.name()).with_extension("py");
+        let status = Command::new(paths.python()).arg(script).current_dir(&paths.root).status();
         if !status.context("cannot start Python")?.success() {
-            bail!("the bench of cells failed; its reason stands above");
+            bail!("the bench {} failed; its reason stands above", kernel.name());
         }
     }
     Ok(())
