@@ -71,7 +71,7 @@ def main():
             whole = Fit(kernel.client, fit, []).seconds
             points, runs, slid = [], [], []
             for i in range(args.rounds):
-                tried = fit.replace("let temperature = 4.0;", f"let temperature = {i + 1}.0;")
+                tried = fit.replace("temperature: f64 = 4.0;", f"temperature: f64 = {i + 1}.0;")
                 assert tried != fit, "notebook 5 begins with another temperature"
                 done = Fit(kernel.client, tried, [whole * share for share in MOVES])
                 points.append(done.figures[0])

@@ -278,15 +278,17 @@ impl Lab {
         History::load(self.folder.join(name).join("history.json"))
     }
 
-    /// The curves of all fits of this profile, oldest first.
+    /// The curves of all fits of this profile, oldest first, by the names of their folders: one that was set aside for another
+    /// of its name has a number behind it.
     pub fn histories(&self) -> Result<Vec<History>> {
         let Ok(folders) = std::fs::read_dir(&self.folder) else {
             return Ok(Vec::new());
         };
         let mut found = Vec::new();
-        for path in folders.filter_map(|f| Some(f.ok()?.path().join("history.json"))) {
+        for folder in folders.flatten() {
+            let (name, path) = (folder.file_name().to_string_lossy().into_owned(), folder.path().join("history.json"));
             if let Ok(written) = std::fs::metadata(&path).and_then(|m| m.modified()) {
-                found.push((written, History::load(&path)?));
+                found.push((written, History { name, ..History::load(&path)? }));
             }
         }
         found.sort_by_key(|(written, _)| *written);

@@ -107,8 +107,9 @@ fn hint(text: &str) -> Option<String> {
     found.map(|(_, advice)| format!("hint: {advice}"))
 }
 
-/// evcxr prints these, and then for seconds all of its own frames, when the process of the cells dies of a signal.
-const SIGNALS: [&str; 3] = ["Segmentation fault.\n", "Illegal instruction.\n", "Bus error.\n"];
+/// evcxr prints these, the end of the line by itself, and then for seconds all of its own frames, when the process of the cells
+/// dies of a signal.
+const SIGNALS: [&str; 3] = ["Segmentation fault.", "Illegal instruction.", "Bus error."];
 
 /// The child's stderr. Text that may turn out to be why the cell failed is held back for a moment.
 #[derive(Default)]
@@ -157,7 +158,14 @@ impl Stderr {
 
     /// The byte behind the line that tells of a signal.
     fn end_of_signal(&self) -> Option<usize> {
-        SIGNALS.iter().find_map(|signal| line_start(&self.held, signal).map(|at| at + signal.len()))
+        SIGNALS.iter().find_map(|signal| {
+            let end = line_start(&self.held, signal)? + signal.len();
+            match self.held[end..].chars().next() {
+                None => Some(end),
+                Some('\n') => Some(end + 1),
+                Some(_) => None,
+            }
+        })
     }
 
     /// Why the cell failed, and what else was printed before.
@@ -190,7 +198,7 @@ impl Stderr {
                 Some((first, _)) => first.starts_with(THREAD) && first.contains(PANICKED),
                 None => line == "\n" || may_be(text, THREAD),
             };
-            if panic || line.starts_with('\u{1e}') || SIGNALS.iter().any(|signal| line.starts_with(signal)) {
+            if panic || line.starts_with('\u{1e}') || SIGNALS.iter().any(|signal| may_be(line, signal)) {
                 return start;
             }
         }
@@ -258,6 +266,11 @@ mod tests {
         // The frames take longer than anything is held back.
         assert!(stderr.since().is_none());
         assert_eq!(stderr.feed(b"   0: evcxr::runtime\n  10: main\n"), "");
+        assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
+        // The end of the line comes by itself.
+        let pieces: [&[u8]; 3] = [b"Segmentation fault.", b"\n", b"   0: evcxr::runtime\n"];
+        assert_eq!(pieces.map(|piece| stderr.feed(piece)), ["", "", ""]);
+        assert!(stderr.since().is_none());
         assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
         // A cell that goes on has written these words itself.
         assert_eq!(stderr.feed(b"Segmentation fault.\nof somebody else\n"), "");

@@ -104,6 +104,10 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     let kept = |name: &str| History::load(folder.path().join(name).join("history.json")).unwrap();
     assert_eq!([kept("run-1"), kept("run-2")].map(|h| h.records[0].temperature), [Some(4.0), Some(2.0)]);
     assert!(!folder.path().join("run-3").exists());
+    let lab = kdlab::Lab { folder: folder.path().into(), ..kdlab::Lab::open().unwrap() };
+    let mut names: Vec<_> = lab.histories().unwrap().into_iter().map(|history| history.name).collect();
+    names.sort();
+    assert_eq!(names, ["run", "run-1", "run-2"]);
 }
 
 #[test]

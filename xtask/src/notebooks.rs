@@ -19,8 +19,8 @@ const WALK: [&str; 7] = ["1", "2", "3", "4", "5", "6", "7"];
 const REPORT: &str = include_str!("report.py");
 
 pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
-    let clock = Clock::start();
     let profile = ready(paths, args.no_setup, args.profile.as_deref())?;
+    let clock = Clock::start();
     let runs = paths.runs()?.join(&profile);
     let out = match &args.out {
         Some(dir) => std::path::absolute(dir).with_context(|| format!("cannot make {} absolute", dir.display()))?,

@@ -8,23 +8,30 @@ import nbformat
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
-# Code first, so that a dollar in it stays one; then display and inline formulas.
-MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)", re.S)
+# Code first, so that a dollar in it stays one; then what folds away, display and inline formulas.
+APART = re.compile(
+    r"(```.*?```|`[^`\n]*`)|(<details>\s*<summary>.*?</summary>|</details>)"
+    r"|\$\$(.+?)\$\$|(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)",
+    re.S,
+)
 
 
-def without_formulas(text, formulas):
-    """Puts a word in the place of each formula and its MathML into `formulas`: Markdown would take MathML apart."""
+def without_html(text, kept):
+    """Puts a word in the place of each formula and of each end of what folds away, and their HTML into `kept`: the exporter
+    takes MathML apart, and closes a `details` where its summary ends."""
     def replace(match):
-        code, display, inline = match.groups()
+        code, fold, display, inline = match.groups()
         if code:
             return code
         try:
-            formulas.append(convert(display or inline, display="block" if display else "inline"))
+            kept.append(fold or convert(display or inline, display="block" if display else "inline"))
         except Exception:
             return match[0]
-        return f"kdlabFormula{len(formulas) - 1}x"
+        word = f"kdlabKept{len(kept) - 1}x"
+        # A comment is no paragraph: what folds away holds some.
+        return f"\n\n<!--{word}-->\n\n" if fold else word
 
-    return MATH.sub(replace, text)
+    return APART.sub(replace, text)
 
 
 def heading(cells, name):
@@ -41,7 +48,7 @@ def seconds(cells):
 
 
 def main(target, title, *paths):
-    whole, contents, formulas = nbformat.v4.new_notebook(), [], []
+    whole, contents, kept = nbformat.v4.new_notebook(), [], []
     for path in paths:
         name = os.path.splitext(os.path.basename(path))[0]
         cells = nbformat.read(path, as_version=4).cells
@@ -49,7 +56,7 @@ def main(target, title, *paths):
         whole.cells.append(nbformat.v4.new_markdown_cell(f'<a id="{name}"></a>\n\n---'))
         for cell in cells:
             if cell.cell_type == "markdown":
-                cell.source = without_formulas(cell.source, formulas)
+                cell.source = without_html(cell.source, kept)
             cell.id = f"{name}-{len(whole.cells)}"[-64:]
             whole.cells.append(cell)
     first = f"# {title}\n\n<ol>{''.join(contents)}</ol>"
@@ -62,7 +69,7 @@ def main(target, title, *paths):
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.S)
     page = re.sub(r"<link\b[^>]*\bhref=[\"']https?:[^>]*>", "", page)
     page = re.sub(r"@import\s+(url\()?[\"']?https?:[^;]*;", "", page)
-    page = re.sub(r"kdlabFormula(\d+)x", lambda match: formulas[int(match[1])], page)
+    page = re.sub(r"(?:<!--)?kdlabKept(\d+)x(?:-->)?", lambda match: kept[int(match[1])], page)
     beside = target + ".part"
     try:
         with open(beside, "w", encoding="utf-8") as file:

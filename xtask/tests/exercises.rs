@@ -59,4 +59,8 @@ fn instructors_get_executed_copies_with_notes() {
     }
     let report = fs::read_to_string(folder.join("report.html")).expect("the report is written");
     assert!(report.contains("For the instructor") && report.contains("Right: +1.30 points"));
+    // Hints are inside of what folds away.
+    let folded =
+        |part: &str| part.split("</details>").next().is_some_and(|inside| inside.contains("differences.iter().sum"));
+    assert!(report.split("<summary>Hint</summary>").skip(1).any(folded));
 }
