@@ -63,7 +63,7 @@ def loss_kd(outputs, labels, teacher, temperature, alpha):
 
 def student(task):
     fast, logits = Fast(task), task.logits().to(task.device)
-    net = fast.network(task.student())
+    net = fast.network(task.student(pool_first=True))
     adam, validation = fast.adam(net), task.held_out().split(task.batch)
 
     def epoch(number):

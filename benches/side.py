@@ -39,7 +39,8 @@ class Task:
     def logits(self):
         return self.tensors("logits")["logits"]
 
-    def student(self):
+    def student(self, pool_first=False):
+        """The article's network; ReLU behind the pooling instead of before it gives the same from a quarter of the numbers."""
         from torch import nn
 
         class Net(nn.Module):
@@ -55,9 +56,12 @@ class Task:
                 self.fc2 = nn.Linear(32, 10)
 
             def forward(self, x):
-                x = self.pool(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
-                x = self.pool(torch.relu(self.conv4(torch.relu(self.conv3(x)))))
+                x = self.halved(self.conv2(torch.relu(self.conv1(x))))
+                x = self.halved(self.conv4(torch.relu(self.conv3(x))))
                 return self.fc2(self.fc1(self.average(x).flatten(1)))
+
+            def halved(self, x):
+                return torch.relu(self.pool(x)) if pool_first else self.pool(torch.relu(x))
 
         net = Net()
         net.load_state_dict(self.tensors("student"))
