@@ -71,6 +71,11 @@ pub fn run() -> Result<()> {
         let here = std::env::current_dir().is_ok_and(|here| here == folder);
         match args.first().and_then(|name| name.to_str()) {
             Some("build") if here => std::process::exit(compile::build(&folder, &mut command, &args)?),
+            Some("check") if here => {
+                if let Some(status) = compile::check(&folder, &args)? {
+                    std::process::exit(status);
+                }
+            }
             Some("metadata") if here || is_about_cells(&args) => {
                 let found = match compile::metadata(&folder, &mut command, &args)? {
                     Ok(found) => found,

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::iter::once;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -22,8 +23,8 @@ pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
 /// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this program.
 const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
 
-/// How variables begin that are new for each kernel, terminal or login, and of no concern to compilers.
-const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY GNOME_ INVOCATION_ID JOURNAL_STREAM JPY_ KDLAB_ LESS LS_COLORS \
+/// How variables begin that are new for each kernel, terminal, login or command, and of no concern to compilers.
+const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY EVCXR_EXECUTION_SO_PATH GNOME_ INVOCATION_ID JOURNAL_STREAM JPY_ KDLAB_ LESS LS_COLORS \
     MIMALLOC_ OLDPWD PWD RUST_RECURSION_COUNT RUST_SRC_PATH SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX \
     VSCODE_ WAYLAND_ WINDOWID XDG_ CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
 
@@ -159,6 +160,14 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
         kept.keep_library(&code(folder), &made);
     }
     Ok(status.code().unwrap_or(1))
+}
+
+/// Says what is wrong with the cell in `folder`, for which evcxr runs `cargo check` where a variable's type cannot be named: a
+/// closure's, say. cargo would first check all that cells depend on, which takes a minute. None where no compilation was kept.
+pub fn check(folder: &Path, args: &[OsString]) -> Result<Option<i32>> {
+    let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
+    let kept = Kept::of(folder, &args);
+    Ok(kept.find().map(|call| again(&kept, &call)).transpose()?.flatten())
 }
 
 /// The cell as evcxr wrote it.

@@ -58,6 +58,19 @@ class Compile(KernelCase):
         )
         self.assertEqual(self.value("(sizes.len(), doubled.len(), words.len(), bits)"), "(16, 3, 2, 2)")
 
+    def test_what_no_variable_can_hold_is_told_by_rustc_alone(self):
+        """evcxr asks `cargo check`, which would begin with all crates that a cell depends on."""
+        built = pathlib.Path(self.kernel.environment("EVCXR_TMPDIR")) / "target"
+        crates = lambda: sorted(str(path) for path in built.glob("**/deps/libtch-*"))
+        before = crates()
+        self.assertTrue(before)
+        for code, reason in [("let twice = |x: i64| 2 * x;", "closure"), ("let twice = |x: i64| x.twice();", "no method named `twice`")]:
+            cell = self.client.run(code)
+            self.assertEqual(cell.status, "error")
+            self.assertIn(reason, cell.error_text)
+        self.assertEqual(crates(), before)
+        self.assertEqual(self.value("2 * 2"), "4")
+
     def test_cells_see_the_user_s_own_tools(self):
         """The kernel compiles by a cargo of its own, which is no business of what cells start."""
         cell = self.client.ok('std::env::var("PATH").unwrap_or_default()')
