@@ -353,8 +353,10 @@ impl fmt::Display for Lab {
             count(p.validation_images),
             count(p.test_images)
         )?;
-        writeln!(f, "teacher   {} at {} px, {} epochs", p.arch, p.teacher_size, p.teacher_epochs)?;
-        writeln!(f, "student   at {} px, {} epochs, batches of {}", p.student_size, p.student_epochs, p.batch_size)?;
+        let epochs = |n: usize| format!("{n} {}", if n == 1 { "epoch" } else { "epochs" });
+        writeln!(f, "teacher   {} at {} px, {}", p.arch, p.teacher_size, epochs(p.teacher_epochs))?;
+        let student = epochs(p.student_epochs);
+        writeln!(f, "student   at {} px, {student}, batches of {}", p.student_size, p.batch_size)?;
         // From the repository's root where it lies below it: an executed notebook is shared with others.
         let root = std::env::var_os("KDLAB_ROOT").unwrap_or_default();
         write!(f, "runs      {}", self.folder.strip_prefix(root).unwrap_or(&self.folder).display())?;

@@ -44,7 +44,7 @@ impl SweepReport {
     pub fn table(&self, measure: Measure) -> Result<Table> {
         let what = measure.title();
         let (alone, distilled) = (format!("alone: {what} %"), "distilled %");
-        let header = ["setting", "seeds", &alone, distilled, "difference", "interval", "confidence %", "verdict"];
+        let header = ["setting", "seeds", &alone, distilled, "difference ± std", "interval", "confidence %", "verdict"];
         Ok(self.compare(measure)?.iter().fold(Table::new(&header), |table, c| {
             let v = &c.verdict;
             table.row(&[

@@ -136,7 +136,13 @@ fn sees_no_gpu(paths: &Paths) -> bool {
 fn data(paths: &Paths, report: &mut Report) -> Result<()> {
     match paths.data() {
         Some(dir) if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) => {
-            report.good("data", &format!("KDLAB_DATA={}", dir.display()))
+            let batches = (1..=5).filter(|i| dir.join(format!("data_batch_{i}.bin")).is_file()).count();
+            let some = if (1..5).contains(&batches) {
+                format!(", {batches} of CIFAR-10's 5 training batches")
+            } else {
+                String::new()
+            };
+            report.good("data", &format!("KDLAB_DATA={}{some}", dir.display()))
         }
         Some(dir) => {
             let found = format!("KDLAB_DATA={} is no folder with files in it", dir.display());

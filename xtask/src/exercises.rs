@@ -81,6 +81,9 @@ fn students(folder: &Path, sources: &[PathBuf], check: bool) -> Result<()> {
             stale.join(", ")
         );
     }
+    if check {
+        progress::line(&format!("{} students' copies are what their sources give", sources.len()));
+    }
     Ok(())
 }
 
