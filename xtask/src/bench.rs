@@ -276,9 +276,9 @@ fn levers(paths: &Paths, ours: &str, folder: &Path, threads: usize, args: &Bench
 }
 
 /// MB from which on what a side freed weighs on the next: a virtual machine hands it on to its host, which took up to 15 % of
-/// both cores (`steal` in /proc/stat) one to five seconds after the article's features.
+/// both cores (`steal` in /proc/stat) one to eight seconds after the article's features.
 const GIVEN_BACK: f64 = 2000.0;
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// The first round compiles and warms up.
 fn take_turns(what: &str, sides: &mut [Side], rounds: u64) -> Result<()> {
