@@ -385,7 +385,9 @@ fn million(task: &Task) -> Result<()> {
                 "most_mb": points.iter().map(|p| p.2 - before).fold(0.0, f64::max).round()})
         };
         let one_view = Views::new(false, &[])?;
-        let whole = |split| view_logits(&teacher, split, &transform, &one_view, 512, &folder, &listener);
+        // Below a folder of the round's own: logits that are there are not computed again.
+        let kept = tempfile::tempdir_in(&folder).map_err(|e| Error::Io(e.to_string()))?;
+        let whole = |split| view_logits(&teacher, split, &transform, &one_view, 512, kept.path(), &listener);
         let train = Examples::images(&data.train, &transform)?.with_teacher_of_views(&whole(&data.train)?, false)?;
         let pass = summary();
         let held = CachedTensor::new(

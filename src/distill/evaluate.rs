@@ -220,6 +220,8 @@ struct Outcome {
 /// Steps that are added up together: the operations for it are as many as those of a small network's pass, and a GPU takes
 /// longer to be told of one than to do it.
 const STEPS: usize = 16;
+/// Logits that are added up together at most: what lies between those operations takes ten times their memory.
+const LOGITS: usize = 1 << 20;
 
 impl Sums {
     pub(super) fn new(device: Device, kd: bool) -> Result<Self> {
@@ -234,7 +236,8 @@ impl Sums {
         let teacher = kd.map(|_| batch.teacher().map(Tensor::shallow_clone)).transpose()?;
         let outcome = Outcome { loss, logits, labels, teacher, kd };
         let alike = |other: &Outcome| other.kd == kd && other.labels.size() == outcome.labels.size();
-        if self.waiting.len() == STEPS || !self.waiting.iter().all(alike) {
+        let full = self.waiting.len() == STEPS || (self.waiting.len() + 1) * outcome.logits.numel() > LOGITS;
+        if full || !self.waiting.iter().all(alike) {
             self.sums = self.added_up()?;
             self.waiting.clear();
         }
