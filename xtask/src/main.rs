@@ -20,7 +20,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use paths::{Flavour, Paths};
 
@@ -140,8 +141,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// What goes to JupyterLab is an argument too, so that clap takes a wrong command for one.
+fn no_command() -> Option<clap::Error> {
+    let mut cli = Cli::command();
+    let first =
+        std::env::args().nth(1).filter(|first| !first.starts_with('-') && cli.find_subcommand(first).is_none())?;
+    let names: Vec<&str> =
+        cli.get_subcommands().filter(|task| !task.is_hide_set()).map(|task| task.get_name()).collect();
+    let text = format!("no command `{first}`; there are {}", names.join(", "));
+    Some(cli.error(ErrorKind::InvalidSubcommand, text))
+}
+
 fn real_main() -> Result<()> {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| no_command().unwrap_or(error).exit());
     let paths = Paths::find()?;
     match cli.command {
         None => {

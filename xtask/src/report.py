@@ -15,6 +15,12 @@ APART = re.compile(
     re.S,
 )
 
+# The template cuts long lines of code and breaks what cells print in the middle of words.
+STYLE = """<style>
+.jp-InputArea-editor { overflow-x: auto; }
+.jp-RenderedText pre { word-break: normal; overflow-wrap: break-word; }
+</style>"""
+
 
 def without_html(text, kept):
     """Puts a word in the place of each formula and of each end of what folds away, and their HTML into `kept`: the exporter
@@ -70,6 +76,7 @@ def main(target, title, *paths):
     page = re.sub(r"<link\b[^>]*\bhref=[\"']https?:[^>]*>", "", page)
     page = re.sub(r"@import\s+(url\()?[\"']?https?:[^;]*;", "", page)
     page = re.sub(r"(?:<!--)?kdlabKept(\d+)x(?:-->)?", lambda match: kept[int(match[1])], page)
+    page = page.replace("</head>", STYLE + "</head>", 1)
     beside = target + ".part"
     try:
         with open(beside, "w", encoding="utf-8") as file:
