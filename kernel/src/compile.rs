@@ -24,9 +24,10 @@ pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
 const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
 
 /// How variables begin that are new for each kernel, terminal, login or command, and of no concern to compilers.
-const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY EVCXR_EXECUTION_SO_PATH GNOME_ INVOCATION_ID JOURNAL_STREAM JPY_ KDLAB_ LESS LS_COLORS \
-    MIMALLOC_ OLDPWD PWD RUST_RECURSION_COUNT RUST_SRC_PATH SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX \
-    VSCODE_ WAYLAND_ WINDOWID XDG_ CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
+const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY EVCXR_EXECUTION_SO_PATH \
+    GNOME_ INVOCATION_ID JOURNAL_STREAM JPY_ KDLAB_ LESS LS_COLORS MIMALLOC_ OLDPWD PWD RUST_RECURSION_COUNT \
+    RUST_SRC_PATH SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX VSCODE_ WAYLAND_ WINDOWID XDG_ \
+    CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
 
 /// Where programs and libraries are found, at which cargo does not look either: `RUSTC` names the compiler. What started the
 /// kernel adds to these, `cargo lab` or another front end.
