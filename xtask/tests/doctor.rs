@@ -1,4 +1,4 @@
-//! `cargo lab doctor` where parts of a machine are made up.
+//! What `cargo lab` says at once: the doctor, where parts of a machine are made up, and wrong commands.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -31,4 +31,16 @@ fn a_driver_that_libtorch_cannot_use_is_a_problem() {
     assert!(old.contains("NO  CUDA") && old.contains("580 or newer"), "{old}");
     let new = doctor("True");
     assert!(new.contains("ok  CUDA") && new.contains("NVIDIA"), "{new}");
+}
+
+#[test]
+fn a_wrong_command_is_told_the_right_ones() {
+    let said = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_lab")).args(args).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (fine, text) = said(&["runn"]);
+    assert!(!fine && text.contains("no command `runn`; there are setup, ") && !text.contains("kernel"), "{text}");
+    let (fine, text) = said(&["run", "--fast"]);
+    assert!(!fine && text.contains("--fast") && !text.contains("no command"), "{text}");
 }
