@@ -330,16 +330,14 @@ fn data(task: &Task) -> Result<()> {
     }
     let resident = |name: &str| status(name).unwrap_or_default();
     // The most of any round: what a round frees, the allocator keeps for the next.
-    let ratios = std::cell::Cell::new([0.0f64; 2]);
+    let most = std::cell::Cell::new(0.0f64);
     task.rounds(&|| {
         let before = resident("VmRSS:");
         let _ = std::fs::write("/proc/self/clear_refs", "5"); // the peak counts from here, on Linux
         let data = open(&DataOptions { folder: Some(folder.clone()), ..DataOptions::default() })?;
         let images = data.train.len() + data.validation.len() + data.test.len();
-        let now = ["VmRSS:", "VmHWM:"].map(|name| (resident(name) - before) * 1e6 / (images * 3072) as f64);
-        ratios.set([0, 1].map(|i| ratios.get()[i].max(now[i])));
-        let [ratio, peak] = ratios.get();
-        Ok(json!({"images": images, "ratio": ratio, "peak_ratio": peak}))
+        most.set(most.get().max((resident("VmHWM:") - before) * 1e6 / (images * 3072) as f64));
+        Ok(json!({"images": images, "ratio": most.get()}))
     })
 }
 
