@@ -5,7 +5,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -156,6 +156,28 @@ pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
     // Some network file systems know no locks. What is written under one is checked and renamed anyway.
     let _ = file.lock();
     Ok(file)
+}
+
+/// [`lock`], but `None` where somebody else holds it. The file then names the process that does.
+pub(crate) fn try_lock(path: &Path) -> Result<Option<std::fs::File>> {
+    let io = |e| Error::io("writing", path, e);
+    path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
+    let mut file = std::fs::File::options().create(true).truncate(false).write(true).open(path).map_err(io)?;
+    if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+        return Ok(None);
+    }
+    // As for `lock`, a file system without locks is no reason to refuse.
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(io)?;
+    Ok(Some(file))
+}
+
+/// Renames a file that can't be read to the first free `NAME.damaged-N` beside it; returns its new path.
+pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let free = (1..).map(|n| path.with_file_name(format!("{name}.damaged-{n}"))).find(|path| !path.exists());
+    let aside = free.unwrap_or_else(|| path.to_owned());
+    std::fs::rename(path, &aside).map_err(|e| Error::io("renaming", path, e))?;
+    Ok(aside)
 }
 
 /// Lower-case hex digits.

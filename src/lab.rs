@@ -2,7 +2,7 @@
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::distill::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
-use crate::distill::{Sweep, SweepInputs, SweepReport, backbone_features, fit, teacher_logits};
+use crate::distill::{Sweep, SweepInputs, SweepReport, backbone_features, check_name, fit, teacher_logits};
 use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, student};
 use crate::profile::Profile;
 use crate::show::{Table, live_progress, live_sweep, print_progress, short};
@@ -178,11 +178,15 @@ impl Lab {
         if !path.exists() {
             return Err(Error::Data(format!("no teacher at {}; run notebook 02_teacher first", path.display())));
         }
-        if self.history("teacher")?.data_key != train_features.key {
+        let history = self.history("teacher")?;
+        if history.data_key != train_features.key {
             return Err(Error::Data(format!(
                 "the teacher at {} was trained on other data, at another size or on another backbone; run notebook 02_teacher again",
                 path.display()
             )));
+        }
+        if !history.is_complete() {
+            return Err(half_trained(&history));
         }
         let mut model = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
         model.load(&path)?;
@@ -194,6 +198,7 @@ impl Lab {
     /// # Errors
     /// When there is no such run, it was trained on other examples, or its network is another; `model` is then as it was.
     pub fn load_best(&self, name: &str, model: &mut Model, train: &Examples) -> Result<LoadReport> {
+        check_name(name)?;
         let path = self.folder.join(name).join("best.safetensors");
         if !path.exists() {
             return Err(Error::Data(format!(
@@ -221,8 +226,11 @@ impl Lab {
         let mut teacher = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
         let validation = Examples::features(&data.validation, &self.features(&backbone, &data.validation)?)?;
         let train = Examples::features(&data.train, &features)?;
-        fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &self.teacher_options())?;
-        Ok((backbone, teacher, features))
+        let history = fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &self.teacher_options())?;
+        match history.stopped {
+            Some(_) => Err(half_trained(&history)),
+            None => Ok((backbone, teacher, features)),
+        }
     }
 
     /// A sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Change what it is about.
@@ -266,6 +274,7 @@ impl Lab {
 
     /// What a sweep came to so far, here or in `cargo lab sweep`.
     pub fn sweep_report(&self, name: &str) -> Result<SweepReport> {
+        check_name(name)?;
         SweepReport::load(self.sweep_folder(name).join("sweep.json"))
     }
 
@@ -275,34 +284,44 @@ impl Lab {
 
     /// The curve of an earlier fit, by its name.
     pub fn history(&self, name: &str) -> Result<History> {
+        check_name(name)?;
         History::load(self.folder.join(name).join("history.json"))
     }
 
-    /// The curves of all fits of this profile, oldest first, by the names of their folders: one that was set aside for another
-    /// of its name has a number behind it.
-    pub fn histories(&self) -> Result<Vec<History>> {
-        let Ok(folders) = std::fs::read_dir(&self.folder) else {
-            return Ok(Vec::new());
-        };
+    /// All fits of this profile, oldest first: the names of their folders, and what their `history.json` holds.
+    fn saved(&self) -> Vec<(String, Result<History>)> {
         let mut found = Vec::new();
-        for folder in folders.flatten() {
+        for folder in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let (name, path) = (folder.file_name().to_string_lossy().into_owned(), folder.path().join("history.json"));
             if let Ok(written) = std::fs::metadata(&path).and_then(|m| m.modified()) {
-                found.push((written, History { name, ..History::load(&path)? }));
+                let history = History::load(&path).map(|history| History { name: name.clone(), ..history });
+                found.push((written, name, history));
             }
         }
-        found.sort_by_key(|(written, _)| *written);
-        Ok(found.into_iter().map(|(_, history)| history).collect())
+        found.sort_by_key(|(written, ..)| *written);
+        found.into_iter().map(|(_, name, history)| (name, history)).collect()
+    }
+
+    /// The curves of all fits of this profile, oldest first, by the names of their folders: one that was set aside for another
+    /// of its name has a number behind it. One whose `history.json` can't be read is left out; [`Lab::runs`] names it.
+    pub fn histories(&self) -> Result<Vec<History>> {
+        Ok(self.saved().into_iter().filter_map(|(_, history)| history.ok()).collect())
     }
 
     /// All fits of this profile, a row each; T and alpha are those of the best epoch. It is read from disk, so it outlives the kernel.
     pub fn runs(&self) -> Result<Table> {
         let header = ["run", "loss", "T", "alpha", "epochs", "changes", "best epoch", "val acc %", "val CE", "seconds"];
         let maybe = |v: Option<f64>| v.map_or(String::new(), short);
-        Ok(self.histories()?.iter().filter_map(|h| Some((h, h.best()?))).fold(
-            Table::new(&header),
-            |table, (h, best)| {
-                table.row(&[
+        Ok(self.saved().into_iter().fold(Table::new(&header), |table, (name, found)| {
+            let damaged = |table: Table, name: String| {
+                let mut row = vec![String::new(); header.len()];
+                (row[0], row[1]) = (name, "damaged: its history.json can't be read; fit it again".into());
+                table.row(&row)
+            };
+            let Ok(h) = found else { return damaged(table, name) };
+            match h.best() {
+                None => table,
+                Some(best) => table.row(&[
                     h.name.clone(),
                     h.defect.map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
                     maybe(best.temperature),
@@ -313,9 +332,9 @@ impl Lab {
                     format!("{:.1}", 100.0 * best.validation.accuracy),
                     format!("{:.4}", best.validation.cross_entropy),
                     format!("{:.1}", h.seconds()),
-                ])
-            },
-        ))
+                ]),
+            }
+        }))
     }
 
     /// Writes the closing table, which `cargo lab run` prints too, and gives it back to look at.
@@ -336,6 +355,17 @@ impl Lab {
             ])
         }))
     }
+}
+
+/// A teacher that was stopped or killed before its last epoch.
+fn half_trained(history: &History) -> Error {
+    let why = history.stopped.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+    Error::Interrupted(format!(
+        "the teacher is half-trained: it ended after {} of {} epochs{why}; run notebook 02_teacher again, it goes on from \
+         there, or set `lab.profile.teacher_epochs` to what you have time for",
+        history.records.len(),
+        history.epochs
+    ))
 }
 
 impl fmt::Display for Lab {

@@ -259,3 +259,52 @@ fn reports_say_what_the_runs_came_to() {
     let unknown = json.replace("\"alphas\"", "\"alpha\"");
     assert!(serde_json::from_str::<SweepReport>(&unknown).is_err(), "a misspelt axis is not passed over");
 }
+
+#[test]
+fn repeated_values_are_refused_and_no_spread_gives_no_verdict() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let cases = [
+        (Sweep { seeds: vec![2, 2, 2], ..small() }, "seeds holds 2 twice"),
+        (Sweep { temperatures: vec![4.0, 4.0], ..small() }, "temperatures holds 4.0 twice"),
+        (Sweep { alphas: vec![0.9, 0.5, 0.9], ..small() }, "alphas holds 0.9 twice"),
+        (Sweep { labelled: vec![1.0, 1.0], ..small() }, "labelled holds 1.0 twice"),
+    ];
+    for (sweep, said) in cases {
+        let error = bench.run(&sweep, &folder.path().join("sweep")).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let verdict = Verdict::new(&[0.40, 0.40, 0.40], &[0.42, 0.42, 0.42], 1).unwrap();
+    assert_eq!(verdict.decision, Decision::Inconclusive);
+}
+
+#[test]
+fn a_damaged_report_is_set_aside_and_its_runs_are_collected_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sweep = folder.path().join("sweep");
+    let first = bench.run(&small(), &sweep).unwrap();
+    let path = sweep.join("sweep.json");
+    let text = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &text[..text.len() / 2]).unwrap();
+    let again = bench.run(&small(), &sweep).unwrap();
+    // The same seconds: no run was made anew.
+    assert_eq!(again, first);
+    assert_eq!(std::fs::read(sweep.join("sweep.json.damaged-1")).unwrap(), text[..text.len() / 2]);
+    assert_eq!(SweepReport::load(&path).unwrap(), first);
+}
+
+#[test]
+fn a_second_sweep_of_the_same_folder_says_who_holds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sweep = folder.path().join("sweep");
+    std::fs::create_dir(&sweep).unwrap();
+    let held = std::fs::File::create(sweep.join("sweep.lock")).unwrap();
+    held.lock().unwrap();
+    std::fs::write(sweep.join("sweep.lock"), "4711\n").unwrap();
+    let error = bench.run(&small(), &sweep).unwrap_err().to_string();
+    assert!(error.contains("already running, in process 4711"), "{error}");
+    drop(held);
+    bench.run(&small(), &sweep).unwrap();
+}

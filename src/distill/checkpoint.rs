@@ -16,11 +16,26 @@ pub(super) struct Checkpoint {
     folder: PathBuf,
     /// What the fit depends on; a checkpoint made under another one is not continued.
     fingerprint: String,
+    /// What its network and loss compute, for a fingerprint can't see the code of a function.
+    probe: Vec<f64>,
 }
 
 impl Checkpoint {
-    pub(super) fn new(folder: &Path, fingerprint: String) -> Self {
-        Self { folder: folder.to_owned(), fingerprint }
+    pub(super) fn new(folder: &Path, fingerprint: String, probe: Vec<f64>) -> Self {
+        Self { folder: folder.to_owned(), fingerprint, probe }
+    }
+
+    /// Whether a checkpoint with this metadata was made by the same fit. Probes differ in their last digits with the number
+    /// of threads.
+    fn is_ours(&self, metadata: &HashMap<String, String>) -> bool {
+        let near = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 1e-4 * (1.0 + a.abs());
+        let probe = metadata.get("probe").and_then(|text| serde_json::from_str::<Vec<Option<f64>>>(text).ok());
+        // JSON has no NaN and no infinity: both are written as null. Older checkpoints have no probe.
+        let same = probe.is_none_or(|found| {
+            found.len() == self.probe.len()
+                && found.iter().zip(&self.probe).all(|(a, b)| a.map_or(!b.is_finite(), |a| near(a, *b)))
+        });
+        same && metadata.get("fingerprint") == Some(&self.fingerprint)
     }
 
     fn file(&self) -> PathBuf {
@@ -30,7 +45,7 @@ impl Checkpoint {
     /// Renames the folder of an earlier run of other settings, so that none is lost; gives its new place.
     pub(super) fn set_aside_other(&self) -> Result<Option<PathBuf>> {
         let Ok((_, metadata)) = load_tensors(&self.file()) else { return Ok(None) };
-        if metadata.get("fingerprint") == Some(&self.fingerprint) {
+        if self.is_ours(&metadata) {
             return Ok(None);
         }
         let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -61,10 +76,23 @@ impl Checkpoint {
             ("history".to_owned(), json.clone()),
             ("steps".to_owned(), steps.to_string()),
             ("live".to_owned(), live),
+            ("probe".to_owned(), serde_json::to_string(&self.probe).map_err(|e| Error::Data(format!("probe: {e}")))?),
         ]);
+        // The history comes last: an epoch that it names has its weights on disk.
+        save_tensors(&self.folder.join("best.safetensors"), &best.0, HashMap::new())?;
         save_tensors(&self.file(), &tensors, metadata)?;
-        write_bytes(&self.folder.join("history.json"), json.as_bytes())?;
-        save_tensors(&self.folder.join("best.safetensors"), &best.0, HashMap::new())
+        write_bytes(&self.folder.join("history.json"), json.as_bytes())
+    }
+
+    /// Puts a stop on disk. The weights of the last finished epoch are there already; a run that was stopped before its
+    /// first epoch leaves the history of an earlier one alone.
+    pub(super) fn save_stop(&self, history: &History) -> Result<()> {
+        let path = self.folder.join("history.json");
+        if history.records.is_empty() && path.exists() {
+            return Ok(());
+        }
+        let json = serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))?;
+        write_bytes(&path, json.as_bytes())
     }
 
     /// Puts an unfinished run of the same fit back into place; none when there is nothing to go on with.
@@ -81,7 +109,7 @@ impl Checkpoint {
         let Some((history, steps)) = parsed else {
             return Ok(None);
         };
-        if text("fingerprint") != self.fingerprint || history.records.len() >= history.epochs {
+        if !self.is_ours(&metadata) || history.records.len() >= history.epochs {
             return Ok(None);
         }
         let snapshot = |prefix: &str| {

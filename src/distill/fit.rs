@@ -81,6 +81,16 @@ impl FitOptions {
             return Err(Error::Input("epochs must be at least 1, got 0".into()));
         }
         check_learning_rate(self.learning_rate)?;
+        // Its folder bears its name, or one that the caller chose.
+        if let Some(folder) = &self.folder {
+            check_name(&self.name)?;
+            if ["cache", "sweeps"].iter().any(|kept| self.name == *kept && folder.ends_with(kept)) {
+                return Err(Error::Input(format!(
+                    "{:?} is the name of a folder that the lab keeps for itself; give the fit another name",
+                    self.name
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -188,13 +198,19 @@ fn run(
                 .into(),
         ));
     }
+    if options.folder.is_some() && options.name == "teacher" && criterion.kd_loss().is_some() {
+        return Err(Error::Input(
+            "\"teacher\" is the name of the teacher's own fit; give the student another name".into(),
+        ));
+    }
     check_fit(model, train, validation, criterion)?;
     let resident = (train.resident(model.device())?, validation.resident(model.device())?);
     let (train, validation) = (resident.0.as_ref().unwrap_or(train), resident.1.as_ref().unwrap_or(validation));
     let mut adam = Adam::new(model.trainable())?;
     let checkpoint = match &options.folder {
         Some(folder) => {
-            Some(Checkpoint::new(folder, fingerprint(defect, model, train, validation, criterion, options)?))
+            let fingerprint = fingerprint(defect, model, train, validation, criterion, options)?;
+            Some(Checkpoint::new(folder, fingerprint, probe(model, train, criterion, options)?))
         }
         None => None,
     };
@@ -227,6 +243,10 @@ fn run(
             Ok(Some(done)) => done,
             Ok(None) => {
                 training.history.stopped = options.control.take_stop();
+                // Before anything else: whoever finds the folder must not take the run for a finished one.
+                if let Some(checkpoint) = &checkpoint {
+                    checkpoint.save_stop(&training.history)?;
+                }
                 break;
             }
             Err(e) => {
@@ -418,4 +438,35 @@ pub(super) fn fingerprint(
     );
     let weights = digest_tensors(&model.state())?;
     Ok(digest(&[settings.as_bytes(), weights.as_bytes(), train.key().as_bytes(), validation.key().as_bytes()]))
+}
+
+/// Whether a fit's name can be the name of its folder.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let wrong = if name.is_empty() {
+        "is empty"
+    } else if name.starts_with('.') {
+        "begins with a dot"
+    } else if name.contains(['/', '\\']) || name.chars().any(char::is_control) {
+        "holds a slash or a control character"
+    } else if name.len() > 200 {
+        "is longer than 200 bytes"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Input(format!("the name of a fit is the name of its folder, and {name:?} {wrong}; try \"student\"")))
+}
+
+/// What network and loss come to on a few images, before any step: a fingerprint that also sees an edited function, whose
+/// name and weights are the same as before.
+fn probe(model: &Model, train: &Examples, criterion: &Criterion, options: &FitOptions) -> Result<Vec<f64>> {
+    let indices: Vec<i64> = (0..train.len().min(8) as i64).collect();
+    tch::manual_seed(options.seed as i64);
+    no_grad(|| {
+        let batch = train.batch(&indices, model.device())?;
+        let logits = model.forward(&batch.inputs, false)?;
+        let loss = criterion.loss(&logits, &batch, criterion.kd_loss())?;
+        let mut found = Vec::<f64>::try_from(logits.f_select(0, 0)?.f_flatten(0, -1)?.f_to_kind(tch::Kind::Double)?)?;
+        found.push(loss.f_double_value(&[])?);
+        Ok(found)
+    })
 }

@@ -29,6 +29,7 @@ pub use control::{Control, Observer};
 pub use criterion::Criterion;
 pub use evaluate::{Calibration, CalibrationBin, Evaluation, evaluate, predict};
 pub use examples::{Examples, Minibatch};
+pub(crate) use fit::check_name;
 pub use fit::{FitOptions, Listener, fit};
 pub use loss::{KdLoss, UNLABELLED, cross_entropy, soft_targets};
 pub use method::{Method, decoupled, standardised};

@@ -82,6 +82,11 @@ impl History {
         self.records.iter().reduce(|best, r| if r.better_than(best) { r } else { best })
     }
 
+    /// Whether all planned epochs were run. A fit that was stopped or killed before that is half-trained.
+    pub fn is_complete(&self) -> bool {
+        self.stopped.is_none() && self.records.len() >= self.epochs
+    }
+
     /// Seconds spent in all epochs.
     pub fn seconds(&self) -> f64 {
         self.records.iter().map(|r| r.seconds).sum()

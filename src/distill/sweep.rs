@@ -8,7 +8,7 @@ use super::sweep_report::mean;
 use super::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener, Method, Progress, UNLABELLED};
 use super::{Corrected, SweepReport, SweepRun, ViewLogits, evaluate, fit, teacher_logits, view_logits};
 use crate::data::{Dataset, Split, Transform, Views};
-use crate::files::digest;
+use crate::files::{digest, try_lock};
 use crate::live::lock;
 use crate::models::{Backbone, Layers, Model, Precision, head};
 use crate::{Error, Result};
@@ -251,6 +251,21 @@ impl Sweep {
         if let Some((axis, _)) = counts.iter().find(|(_, n)| *n == 0) {
             return wrong(format!("{axis} is empty; give at least one value"));
         }
+        let repeated = [
+            ("seeds", repeated(&self.seeds)),
+            ("methods", repeated(&self.methods)),
+            ("temperatures", repeated(&self.temperatures)),
+            ("alphas", repeated(&self.alphas)),
+            ("labelled", repeated(&self.labelled)),
+            ("noise", repeated(&self.noise)),
+            ("augmentations", repeated(&self.augmentations)),
+            ("teachers", repeated(&self.teachers)),
+        ];
+        if let Some((axis, value)) = repeated.into_iter().find_map(|(axis, value)| Some((axis, value?))) {
+            return wrong(format!(
+                "{axis} holds {value} twice: the same run twice proves nothing; give each value once"
+            ));
+        }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
             return wrong("its name is that of a folder: letters, digits, - and _ only".into());
@@ -292,8 +307,9 @@ impl Sweep {
         let data = inputs.data;
         self.check(data.classes.len())?;
         let ground = Ground::new(self, inputs)?;
+        let _ours = lock_folder(&self.name, folder)?;
         let path = folder.join("sweep.json");
-        let before = SweepReport::load(&path).map(|report| report.runs).unwrap_or_default();
+        let before = SweepReport::runs_before(folder)?;
         let report = SweepReport {
             sweep: self.clone(),
             profile: inputs.profile.to_owned(),
@@ -332,10 +348,11 @@ impl Sweep {
                 }
             });
             let begun = Instant::now();
-            match teachers.run(setting, *seed, &name, &folder.join(&name), listener, &before)? {
+            match teachers.run(setting, *seed, &name, &folder.join(&name), listener, &before).or_else(interrupted)? {
                 Done::Before(run) => lock(&state).runs.push(run),
                 Done::Now(run) => {
                     spent.push(begun.elapsed().as_secs_f64());
+                    run.save(&folder.join(&name))?;
                     let mut report = lock(&state);
                     report.runs.push(*run);
                     report.save(&path, &before)?;
@@ -404,6 +421,32 @@ impl<'a> Ground<'a> {
 
     fn validation(&self, logits: &CachedTensor) -> Result<Examples> {
         Examples::images(&self.inputs.data.validation, &self.transform)?.with_teacher(logits)
+    }
+}
+
+/// The first value that stands in a list twice.
+fn repeated<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
+    let twice = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
+    twice.map(|(_, value)| format!("{value:?}"))
+}
+
+/// Two sweeps that write one folder would each drop the runs of the other.
+fn lock_folder(name: &str, folder: &Path) -> Result<std::fs::File> {
+    let path = folder.join("sweep.lock");
+    try_lock(&path)?.ok_or_else(|| {
+        let holder = std::fs::read_to_string(&path).unwrap_or_default();
+        Error::Input(format!(
+            "sweep {name} is already running, in process {}; wait for it, stop it, or give this one another name",
+            holder.trim()
+        ))
+    })
+}
+
+/// Interrupt during a pass that is no fit ends the sweep as it does during a fit.
+fn interrupted(error: Error) -> Result<Done> {
+    match error {
+        Error::Interrupted(why) => Ok(Done::Stopped(why)),
+        error => Err(error),
     }
 }
 
@@ -548,7 +591,10 @@ impl Teachers<'_> {
                 listener: listener.clone(),
                 ..inputs.head_options.clone()
             };
-            fit(&mut own, &part, &validation, &Criterion::cross_entropy(), &options)?;
+            let history = fit(&mut own, &part, &validation, &Criterion::cross_entropy(), &options)?;
+            if let Some(why) = history.stopped {
+                return Err(Error::Interrupted(why));
+            }
             let train = teacher_logits(&own, split, features, None)?;
             self.own.push((wanted, train, teacher_logits(&own, &data.validation, inputs.validation_features, None)?));
         }

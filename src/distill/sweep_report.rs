@@ -1,7 +1,7 @@
 //! What a sweep came to: its runs on file, and their comparison with the student alone.
 
 use super::{Setting, Sweep, Verdict};
-use crate::files::write_bytes;
+use crate::files::{set_aside, write_bytes};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -74,7 +74,16 @@ pub struct Comparison {
     pub verdict: Verdict,
 }
 
+/// A finished run in its own folder, from which it is collected again when `sweep.json` is damaged.
+const RUN: &str = "run.json";
+
 impl SweepRun {
+    /// Keeps it in the folder of its fit.
+    pub(super) fn save(&self, folder: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).map_err(|e| Error::Data(format!("run of a sweep: {e}")))?;
+        write_bytes(&folder.join(RUN), &json)
+    }
+
     /// None where it was not measured.
     pub fn value(&self, measure: Measure, omitted: Option<i64>) -> Option<f64> {
         let of = |recall: &[f64]| recall.get(usize::try_from(omitted?).ok()?).copied();
@@ -95,6 +104,35 @@ impl SweepReport {
         let text = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
         serde_json::from_slice(&text)
             .map_err(|e| Error::Data(format!("{} is not a sweep's report: {e}; run the sweep again", path.display())))
+    }
+
+    /// All finished runs that lie in a sweep's folder: those of `sweep.json`, and those that only their own folders hold.
+    /// A damaged `sweep.json` is renamed, and stderr says so.
+    pub(super) fn runs_before(folder: &Path) -> Result<Vec<SweepRun>> {
+        let path = folder.join("sweep.json");
+        let mut runs = match std::fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(Error::io("reading", &path, e)),
+            Ok(text) => match serde_json::from_slice::<Self>(&text) {
+                Ok(report) => report.runs,
+                Err(e) => {
+                    let aside = set_aside(&path)?;
+                    eprintln!(
+                        "{} is damaged ({e}): it is now {}; finished runs are collected again from their folders",
+                        path.display(),
+                        aside.display()
+                    );
+                    Vec::new()
+                }
+            },
+        };
+        for entry in std::fs::read_dir(folder).map_err(|e| Error::io("reading", folder, e))?.flatten() {
+            let found = std::fs::read(entry.path().join(RUN)).ok();
+            // One that was cut short is made again.
+            let found = found.and_then(|text| serde_json::from_slice::<SweepRun>(&text).ok());
+            runs.extend(found.filter(|run| runs.iter().all(|known| known.key != run.key)));
+        }
+        Ok(runs)
     }
 
     /// With the runs of earlier grids, so that none is lost.

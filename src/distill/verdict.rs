@@ -62,7 +62,10 @@ impl Verdict {
         let t = StudentsT::new(0.0, 1.0, n - 1.0).map_err(|e| Error::Input(format!("t distribution: {e}")))?;
         let half = t.inverse_cdf(0.5 + confidence / 2.0) * deviation / n.sqrt();
         let (low, high) = (mean - half, mean + half);
-        let decision = if low > 0.0 {
+        // Seeds that all come to the same difference are one seed given twice, or too few images to tell: no spread, no verdict.
+        let decision = if deviation < 1e-12 {
+            Decision::Inconclusive
+        } else if low > 0.0 {
             Decision::Beats
         } else if high < Self::MARGIN {
             Decision::DoesNotBeat

@@ -135,3 +135,60 @@ fn a_run_s_best_weights_are_loaded_for_its_own_data() {
     let e = lab.load_best("mine", &mut again, &validation).unwrap_err().to_string();
     assert!(e.contains("trained on other images"), "{e}");
 }
+
+#[test]
+fn a_stop_is_on_disk_and_an_edited_loss_does_not_go_on_with_anothers_curve() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let run = folder.path().join("run");
+    let loss = |factor: f64| {
+        Criterion::soft("my loss", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
+            KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap() * factor
+        })
+    };
+    let fit_with = |factor: f64, stop_after: usize| {
+        let control = Control::new();
+        let held = control.clone();
+        let listener = Listener::new(move |event| {
+            if let Event::Epoch { record, .. } = event
+                && record.epoch == stop_after
+            {
+                held.stop("enough");
+            }
+        });
+        let mut model = Model::new("student", Device::Cpu, 1, &|vs| student(vs, 10)).unwrap();
+        let options = FitOptions { folder: Some(run.clone()), control, listener, ..options(4) };
+        fit(&mut model, &train, &validation, &loss(factor), &options).unwrap()
+    };
+    fit_with(1.0, 2);
+    let stopped = History::load(run.join("history.json")).unwrap();
+    assert_eq!((stopped.records.len(), stopped.stopped.as_deref()), (2, Some("enough")));
+    assert!(!stopped.is_complete());
+    // Another loss of the same name: a run of its own, and the stopped one is kept.
+    let other = fit_with(300.0, 9);
+    assert_eq!(other.records.len(), 4);
+    assert!(other.records[0].train.loss > 50.0, "{:?}", other.records[0]);
+    assert_eq!(History::load(folder.path().join("run-1/history.json")).unwrap(), stopped);
+    // The same loss goes on where it was stopped.
+    std::fs::rename(&run, folder.path().join("finished")).unwrap();
+    std::fs::rename(folder.path().join("run-1"), &run).unwrap();
+    let resumed = fit_with(1.0, 9);
+    assert_eq!(curve(&resumed)[..2], curve(&stopped)[..]);
+    assert!(resumed.is_complete() && History::load(run.join("history.json")).unwrap().is_complete());
+}
+
+#[test]
+fn names_that_cannot_be_a_folder_of_the_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    for name in ["", "../x", "/tmp/x", ".hidden", "a/b", "cache", "sweeps"] {
+        let mut model = Model::new("student", Device::Cpu, 1, &|vs| student(vs, 10)).unwrap();
+        let run = folder.path().join("runs").join(name);
+        let options = FitOptions { name: name.into(), folder: Some(run), ..options(1) };
+        let error = fit(&mut model, &train, &validation, &Criterion::cross_entropy(), &options).unwrap_err();
+        assert!(error.to_string().contains(&format!("{name:?}")), "{name}: {error}");
+        assert!(!folder.path().join("runs").exists(), "{name} left something behind");
+    }
+}

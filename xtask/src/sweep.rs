@@ -1,5 +1,6 @@
 //! `cargo lab sweep`: a grid of fits without Jupyter. What is given here replaces the values of the profile.
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -100,16 +101,13 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     if !built.success() {
         bail!("the program for sweeps does not compile; the reason stands above");
     }
-    let status = Command::new(program)
+    // In place of this process: a signal to `cargo lab sweep` then ends the training itself, and nothing trains on behind it.
+    let error = Command::new(program)
         .arg(args.fields().to_string())
         .envs(paths.environment()?)
         .env("KDLAB_PROFILE", paths.profile(args.profile.as_deref())?)
-        .status()
-        .context("cannot start the program for sweeps")?;
-    if !status.success() {
-        bail!("the sweep {} is not done: the reason stands above; run it again and it goes on", args.name);
-    }
-    Ok(())
+        .exec();
+    Err(error).context("cannot start the program for sweeps")
 }
 
 #[cfg(test)]
