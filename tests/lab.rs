@@ -10,10 +10,18 @@ fn child() {
     let said = match (Lab::open(), step.as_str()) {
         (Err(e), _) => format!("error: {e}"),
         (Ok(lab), "open") => lab.to_string(),
+        (Ok(lab), "runs") => lab.runs().expect("a damaged run is a row").html(),
         (Ok(lab), _) => {
             let data = lab.dataset().expect("KDLAB_DATA holds a dataset");
             let values = tch::Tensor::zeros([data.train.len() as i64, 1280], tch::kind::FLOAT_CPU);
             let features = kdlab::distill::CachedTensor::new(&data.train, values, "test").expect("one row each");
+            if step == "half" {
+                let history = format!(
+                    r#"{{"name":"teacher","criterion":"ce","data_key":{:?},"epochs":2,"records":[],"stopped":"interrupted"}}"#,
+                    features.key
+                );
+                std::fs::write(lab.folder.join("teacher/history.json"), history).expect("the folder is there");
+            }
             lab.teacher_head(10, &features).err().map_or("no error".into(), |e| e.to_string())
         }
     };
@@ -71,6 +79,12 @@ fn a_missing_or_foreign_teacher_names_the_notebook_to_run() {
     std::fs::write(teacher.join("history.json"), history).unwrap();
     let said = child_says("teacher", &variables);
     assert!(said.contains("trained on other data") && said.contains("run notebook 02_teacher again"), "{said}");
+    // One of these data that was interrupted.
+    let said = child_says("half", &variables);
+    assert!(said.contains("half-trained: it ended after 0 of 2 epochs (interrupted)"), "{said}");
+    std::fs::write(teacher.join("history.json"), &history[..40]).unwrap();
+    let said = child_says("runs", &variables);
+    assert!(said.contains("teacher") && said.contains("damaged"), "{said}");
 }
 
 #[test]
