@@ -174,3 +174,16 @@ fn views_of_an_epoch_are_seeded_and_new_in_each() {
     // One view only: the images as they are, bit for bit.
     assert_eq!(curve(Some(&Views::new(false, &[]).unwrap()), 1), curve(None, 1));
 }
+
+#[test]
+fn views_that_the_teacher_did_not_judge_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let logits = logits_of(&data.train, &teacher(), folder.path(), &Listener::default()).unwrap();
+    let transform = Transform::imagenet(32);
+    let images = || Examples::images(&data.train, &transform).unwrap().with_teacher_of_views(&logits, false).unwrap();
+    let other = Views::cross(3).unwrap();
+    let error = images().with_views(&other).err().unwrap().to_string();
+    assert!(error.contains("judged other views"), "{error}");
+    images().with_views(logits.views()).unwrap();
+}

@@ -4,7 +4,7 @@ use super::pool::Pool;
 use super::split::{Purpose, reordered, stratified};
 use super::{DataOptions, Dataset, Rows, assemble, check, file_name, list};
 use crate::{Error, Result};
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage, imageops};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
@@ -14,7 +14,7 @@ const TEST: f64 = 0.1;
 /// Images in one folder per class, `class_name/*.png` (or jpg, jpeg), of any sizes: each is resized to
 /// `size` x `size` pixels on load. Grey images get three equal channels, transparent ones a white background.
 ///
-/// A picture that is not square is squeezed into one. A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `validation/`)
+/// A picture that is not square is squeezed into one. A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`, `validation/`)
 /// with the class folders in them, of which the last two may be missing. Files that cannot be read are skipped,
 /// counted and named in the notices.
 ///
@@ -31,7 +31,19 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
             path.display()
         )));
     };
-    let classes: Vec<String> = class_folders(root)?.iter().map(|p| file_name(p)).collect();
+    let mut notices = Vec::new();
+    let mut classes: Vec<String> = class_folders(root)?.iter().map(|p| file_name(p)).collect();
+    if classes.iter().all(|name| name.parse::<u64>().is_ok()) {
+        let by_name = classes.clone();
+        classes.sort_by_key(|name| name.parse::<u64>().unwrap_or_default());
+        if classes != by_name {
+            notices.push(format!(
+                "the names of the classes are numbers, so they are in that order: {}",
+                classes.join(", ")
+            ));
+        }
+    }
+    let mut unread = Vec::new();
     let mut files = Vec::new(); // (part, path, label)
     for (part, root) in &parts {
         for folder in class_folders(root)? {
@@ -41,6 +53,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
                     folder.display()
                 )));
             };
+            unread.extend(others(&folder)?);
             files.extend(images(&folder)?.into_iter().map(|file| (*part, file, label as i64)));
         }
     }
@@ -50,7 +63,14 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
             path.display()
         )));
     }
-    let mut notices = Vec::new();
+    if !unread.is_empty() {
+        let more = if unread.len() > 5 { format!(" and {} more", unread.len() - 5) } else { String::new() };
+        notices.push(format!(
+            "{} pictures are not read, only png, jpg and jpeg that lie directly in the folder of their class: {}{more}",
+            unread.len(),
+            unread[..unread.len().min(5)].iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+        ));
+    }
     let (pool, kept) = decode(&files, size, &mut notices)?;
     if kept.is_empty() {
         return Err(Error::Data(format!(
@@ -130,7 +150,9 @@ fn parts(path: &Path) -> Result<Vec<(Part, PathBuf)>> {
         return Ok(if class_folders(path)?.is_empty() { vec![] } else { vec![(Part::Train, path.into())] });
     }
     let mut parts = vec![(Part::Train, train)];
-    for (part, name) in [(Part::Validation, "val"), (Part::Validation, "validation"), (Part::Test, "test")] {
+    for (part, name) in
+        [(Part::Validation, "val"), (Part::Validation, "valid"), (Part::Validation, "validation"), (Part::Test, "test")]
+    {
         let folder = path.join(name);
         if folder.is_dir() && !parts.iter().any(|p| p.0 == part) {
             parts.push((part, folder));
@@ -140,7 +162,31 @@ fn parts(path: &Path) -> Result<Vec<(Part, PathBuf)>> {
 }
 
 fn class_folders(root: &Path) -> Result<Vec<PathBuf>> {
-    Ok(list(root)?.into_iter().filter(|p| p.is_dir()).collect())
+    // Archives made on a Mac hold a second tree of this name, of metadata.
+    let is_class = |p: &PathBuf| p.is_dir() && !file_name(p).starts_with('.') && file_name(p) != "__MACOSX";
+    Ok(list(root)?.into_iter().filter(is_class).collect())
+}
+
+/// Kinds of pictures that people have and this crate does not decode.
+const UNREAD: [&str; 11] = ["webp", "tif", "tiff", "bmp", "gif", "heic", "heif", "avif", "jfif", "jp2", "ppm"];
+
+/// Pictures in a class folder that are not read: those of other kinds, and all in folders below it.
+fn others(folder: &Path) -> Result<Vec<PathBuf>> {
+    let read = images(folder)?;
+    let mut found = Vec::new();
+    for path in list(folder)?.into_iter().filter(|path| !read.contains(path)) {
+        let name = file_name(&path);
+        if name.starts_with('.') || name == "__MACOSX" {
+            continue;
+        }
+        if path.is_dir() {
+            found.extend(others(&path)?);
+            found.extend(images(&path)?);
+        } else if path.extension().is_some_and(|e| UNREAD.contains(&e.to_string_lossy().to_lowercase().as_str())) {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 fn images(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -199,7 +245,11 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
 fn read(path: &Path, size: u32) -> std::result::Result<Vec<u8>, String> {
     let decode = || -> image::ImageResult<DynamicImage> {
         // By content, not by name: many a .jpg is a PNG.
-        let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
+        let reader = ImageReader::open(path)?.with_guessed_format()?;
+        if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&std::fs::read(path)?) {
+            return Err(std::io::Error::other("the file is cut off").into());
+        }
+        let mut decoder = reader.into_decoder()?;
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation); // cameras store turned photographs as they came off the sensor
@@ -212,6 +262,22 @@ fn read(path: &Path, size: u32) -> std::result::Result<Vec<u8>, String> {
     let image = imageops::resize(&on_white(image), size, size, imageops::FilterType::Triangle);
     let pixels = image.as_raw();
     Ok((0..3).flat_map(|c| pixels.iter().skip(c).step_by(3).copied()).collect())
+}
+
+/// Whether the end marker follows the pixels. Decoders fill up a file that was cut off with grey, which is no picture to
+/// learn from.
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    // Segments of 0xFF, kind, length before the pixels; a thumbnail within one of them has an end marker of its own.
+    let mut at = 2;
+    while let Some(&[0xFF, kind, high, low]) = bytes.get(at..at + 4) {
+        match kind {
+            // Fill bytes may stand before a marker.
+            0xFF => at += 1,
+            0xDA => return bytes[at..].windows(2).any(|pair| pair == [0xFF, 0xD9]),
+            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+        }
+    }
+    false
 }
 
 /// Eight-bit RGB, transparent parts on white.

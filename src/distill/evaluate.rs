@@ -43,9 +43,24 @@ pub struct CalibrationBin {
 }
 
 impl Evaluation {
-    /// From logits `[N, C]` and labels i64 `[N]`, on any device.
+    /// From logits `[N, C]` and labels i64 `[N]`, on any device. Images without a label ([`UNLABELLED`]) are left out.
+    ///
+    /// # Errors
+    /// When no image has a label, or the logits have fewer classes than the labels.
     pub fn new(logits: &Tensor, labels: &Tensor) -> Result<Self> {
-        let (logits, labels) = (logits.f_to_device(Device::Cpu)?, labels.f_to_device(Device::Cpu)?);
+        let (mut logits, mut labels) = (logits.f_to_device(Device::Cpu)?, labels.f_to_device(Device::Cpu)?);
+        let labelled = labels.f_ne(UNLABELLED)?;
+        let count = i64::try_from(labelled.f_sum(Kind::Int64)?)?;
+        if count == 0 {
+            return Err(Error::Input(format!(
+                "none of the {} images has a label, so there is nothing to measure; evaluate on examples with labels",
+                labels.numel()
+            )));
+        }
+        if count < labels.numel() as i64 && logits.size().first() == labels.size().first() {
+            let rows = labelled.f_nonzero()?.f_squeeze_dim(1)?;
+            (logits, labels) = (logits.f_index_select(0, &rows)?, labels.f_index_select(0, &rows)?);
+        }
         check_classes(&logits, &labels)?;
         let cross_entropy = f64::try_from(cross_entropy(&logits, &labels)?)?;
         let correct = i64::try_from(logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Int64)?)? as usize;

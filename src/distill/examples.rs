@@ -135,6 +135,15 @@ impl Examples {
         if matches!(self.inputs, Inputs::Features(_)) {
             return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
         }
+        if let Some(Teacher::Views { logits, .. }) = &self.teacher
+            && logits.views().key() != views.key()
+        {
+            return Err(Error::Input(
+                "the teacher of these examples judged other views; give with_teacher_of_views the logits of these views \
+                 instead"
+                    .into(),
+            ));
+        }
         self.key = crate::files::digest(&[self.key.as_bytes(), views.key().as_bytes()]);
         self.views = Some(views.clone());
         Ok(self)
@@ -143,8 +152,10 @@ impl Examples {
     /// [`Examples::with_views`], and a teacher that judges the very view that the student sees; with `apart`, another one,
     /// drawn for itself. Consistent and independent teaching in Beyer et al., "Knowledge distillation: A good teacher is
     /// patient and consistent" (2022).
-    pub fn with_teacher_of_views(self, logits: &ViewLogits, apart: bool) -> Result<Self> {
+    pub fn with_teacher_of_views(mut self, logits: &ViewLogits, apart: bool) -> Result<Self> {
         logits.check(&self.split_key)?;
+        // An earlier teacher makes room.
+        self.teacher = None;
         let mut made = self.with_views(logits.views())?;
         let pairing: &[u8] = if apart { b"apart" } else { b"same" };
         made.key = crate::files::digest(&[made.key.as_bytes(), logits.key.as_bytes(), pairing]);

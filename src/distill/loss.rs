@@ -9,9 +9,25 @@ use tch::{Kind, Reduction, Tensor};
 /// `F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")`. T^2 undoes the 1/T^2 by which the temperature
 /// shrinks the gradient of the soft targets, so that alpha means the same at every T.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct KdLoss {
     temperature: f64,
     alpha: f64,
+}
+
+/// As it stands in a file, which anybody may have edited.
+#[derive(serde::Deserialize)]
+struct Unchecked {
+    temperature: f64,
+    alpha: f64,
+}
+
+impl TryFrom<Unchecked> for KdLoss {
+    type Error = Error;
+
+    fn try_from(read: Unchecked) -> Result<Self> {
+        Self::new(read.temperature, read.alpha)
+    }
 }
 
 impl KdLoss {
@@ -47,12 +63,20 @@ impl KdLoss {
     }
 
     /// `KL(teacher_T || student_T)` alone: neither scaled by T^2 nor weighed by alpha. Zero for equal logits, never negative.
+    ///
+    /// No gradient reaches the teacher. A class that the teacher rules out, by a logit of -inf, adds nothing.
     pub fn divergence(&self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         check_pair(student, teacher)?;
         let log_student = student.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
-        let log_teacher = teacher.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+        let log_teacher = log_probabilities(&teacher.f_detach()?.f_div_scalar(self.temperature)?)?; // [B, C]
         batch_mean(&log_student.f_kl_div(&log_teacher, Reduction::Sum, true)?, student)
     }
+}
+
+/// The teacher's log-softmax over the last dimension, finite where a logit is -inf: `p * (log p - log q)` is 0 there, not NaN.
+/// The bound changes nothing else, for exp(-10,000) is 0 in every float kind.
+pub(super) fn log_probabilities(logits: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_log_softmax(-1, None::<Kind>)?.f_clamp_min(-1e4)?)
 }
 
 pub(super) fn check_pair(student: &Tensor, teacher: &Tensor) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What takes the place of plain KL in the distillation loss.
 
 use super::KdLoss;
-use super::loss::{batch_mean, check_pair};
+use super::loss::{batch_mean, check_pair, log_probabilities};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -59,7 +59,7 @@ pub fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperatur
     // Also what scatter would fail on, or worse, on a GPU.
     let of_target = Tensor::f_arange(classes, (Kind::Int64, labels.device()))?.f_eq_tensor(&labels.f_unsqueeze(1)?)?; // [B, C]
     let others = of_target.f_logical_not()?;
-    // Log-probabilities of (target, any other class) [B, 2], and among the others [B, C - 1].
+    // Logits of (target, any other class) [B, 2], and of the others [B, C - 1], at the temperature.
     let parts = |logits: &Tensor| -> Result<(Tensor, Tensor)> {
         let scaled = logits.f_div_scalar(temperature)?;
         let rest = scaled.f_masked_select(&others)?;
@@ -72,9 +72,12 @@ pub fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperatur
         let rest = rest.f_view([size[0], classes - 1])?;
         let target = scaled.f_masked_select(&of_target)?.f_view([size[0], 1])?;
         let binary = Tensor::f_cat(&[&target, &rest.f_logsumexp([1i64].as_slice(), true)?], 1)?;
-        Ok((binary.f_log_softmax(1, None::<Kind>)?, rest.f_log_softmax(1, None::<Kind>)?))
+        Ok((binary, rest))
     };
-    let ((s_target, s_rest), (t_target, t_rest)) = (parts(student)?, parts(teacher)?);
+    let (s_target, s_rest) = parts(student)?;
+    let (s_target, s_rest) = (s_target.f_log_softmax(1, None::<Kind>)?, s_rest.f_log_softmax(1, None::<Kind>)?);
+    let (t_target, t_rest) = parts(&teacher.f_detach()?)?;
+    let (t_target, t_rest) = (log_probabilities(&t_target)?, log_probabilities(&t_rest)?);
     let mean = |s: &Tensor, t: &Tensor| batch_mean(&s.f_kl_div(t, Reduction::Sum, true)?, student);
     Ok((mean(&s_target, &t_target)?, mean(&s_rest, &t_rest)?))
 }

@@ -114,6 +114,8 @@ unsafe extern "C" {
     fn is_autocast_enabled(device: DeviceType) -> bool;
     #[link_name = "_ZN2at8autocast20set_autocast_enabledEN3c1010DeviceTypeEb"]
     fn set_autocast_enabled(device: DeviceType, enabled: bool);
+    #[link_name = "_ZN2at8autocast18get_autocast_dtypeEN3c1010DeviceTypeE"]
+    fn get_autocast_dtype(device: DeviceType) -> i8;
     #[link_name = "_ZN2at8autocast18set_autocast_dtypeEN3c1010DeviceTypeENS1_10ScalarTypeE"]
     fn set_autocast_dtype(device: DeviceType, dtype: i8);
 }
@@ -122,17 +124,18 @@ unsafe extern "C" {
 struct Autocast {
     device: DeviceType,
     before: bool,
+    dtype: i8,
 }
 
 impl Autocast {
     fn begin(device: DeviceType) -> Self {
         // SAFETY: the declarations above are libtorch's, which torch-sys links.
         unsafe {
-            let before = is_autocast_enabled(device);
+            let (before, dtype) = (is_autocast_enabled(device), get_autocast_dtype(device));
             set_autocast_dtype(device, BFLOAT16);
             set_autocast_enabled(device, true);
             torch_sys::at_autocast_increment_nesting();
-            Self { device, before }
+            Self { device, before, dtype }
         }
     }
 }
@@ -144,6 +147,7 @@ impl Drop for Autocast {
             if torch_sys::at_autocast_decrement_nesting() == 0 {
                 torch_sys::at_autocast_clear_cache();
             }
+            set_autocast_dtype(self.device, self.dtype);
             set_autocast_enabled(self.device, self.before);
         }
     }

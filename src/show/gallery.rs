@@ -40,6 +40,15 @@ pub fn gallery(split: &Split, classes: &[String], indices: &[i64]) -> Result<Fig
 /// The first `count` images that `evaluation` got wrong, or, where it got none wrong, those it was least sure of: the true
 /// class, and the class it took them for with its confidence.
 pub fn mistakes(split: &Split, dataset: &Dataset, evaluation: &Evaluation, count: usize) -> Result<Figure> {
+    let labels = split.labels()?;
+    if evaluation.labels.size() != labels.size() || !evaluation.labels.f_equal(&labels)? {
+        return Err(Error::Input(format!(
+            "the evaluation is of {} labelled images and the {} split has {}: evaluate on that split, with all its labels",
+            evaluation.total,
+            split.name,
+            split.len()
+        )));
+    }
     let (confidence, predicted) = evaluation.logits.f_softmax(-1, None::<Kind>)?.f_max_dim(-1, false)?;
     let wrong = predicted.f_ne_tensor(&evaluation.labels)?.f_nonzero()?.f_reshape(-1)?;
     let chosen = if wrong.numel() > 0 { wrong } else { confidence.f_argsort(0, false)? };

@@ -119,3 +119,57 @@ fn classes_of_the_parts_have_to_agree() -> Done {
     assert_says(&load(), &["z is a class that train/ does not have"]);
     Ok(())
 }
+
+#[test]
+fn valid_is_the_validation_split_and_no_picture_is_left_out_without_a_word() -> Done {
+    let folder = tempfile::tempdir()?;
+    for (part, n) in [("train", 20), ("valid", 8), ("test", 6)] {
+        for class in ["cat", "dog"] {
+            pngs(&folder.path().join(part).join(class), n, [200, 10, 20])?;
+        }
+    }
+    pngs(&folder.path().join("train/cat/more"), 2, [200, 10, 20])?;
+    pngs(&folder.path().join("train/.ipynb_checkpoints"), 1, [200, 10, 20])?;
+    pngs(&folder.path().join("train/__MACOSX"), 1, [200, 10, 20])?;
+    fs::write(folder.path().join("train/cat/a.webp"), "RIFF")?;
+    fs::write(folder.path().join("train/cat/.DS_Store"), "x")?;
+    let data = data::open(&options(folder.path()))?;
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (40, 16, 12));
+    let said = data.notices.join("\n");
+    assert!(said.contains("3 pictures are not read") && said.contains("a.webp"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn classes_that_are_numbers_are_in_their_order() -> Done {
+    let folder = tempfile::tempdir()?;
+    for class in 1..=12 {
+        pngs(&folder.path().join(class.to_string()), 6, [10 * class, 10, 20])?;
+    }
+    let data = data::open(&options(folder.path()))?;
+    let wanted: Vec<String> = (1..=12).map(|n: u8| n.to_string()).collect();
+    assert_eq!(data.classes, wanted);
+    assert!(data.notices.iter().any(|n| n.contains("1, 2, 3, 4")), "{:?}", data.notices);
+    Ok(())
+}
+
+#[test]
+fn a_jpeg_that_was_cut_off_is_skipped_and_named() -> Done {
+    let folder = tempfile::tempdir()?;
+    for class in ["cat", "dog"] {
+        pngs(&folder.path().join(class), 20, [200, 10, 20])?;
+    }
+    let picture = RgbImage::from_fn(200, 200, |x, y| Rgb([x as u8, y as u8, (x * y) as u8]));
+    let whole = folder.path().join("cat/whole.jpg");
+    picture.save(&whole)?;
+    let bytes = fs::read(&whole)?;
+    fs::write(folder.path().join("cat/half.jpg"), &bytes[..bytes.len() / 2])?;
+    // Some cameras write more behind the end.
+    fs::write(folder.path().join("cat/more.jpg"), [&bytes[..], b"trailer"].concat())?;
+    let data = data::open(&options(folder.path()))?;
+    assert_eq!(data.train.len() + data.validation.len() + data.test.len(), 42);
+    let said = data.notices.join("\n");
+    assert!(said.contains("1 of 43 files skipped") && said.contains("half.jpg (the file is cut off)"), "{said}");
+    Ok(())
+}

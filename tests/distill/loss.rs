@@ -130,3 +130,52 @@ fn adam_is_its_formula() {
         }
     }
 }
+
+#[test]
+fn a_class_that_the_teacher_rules_out_adds_nothing() {
+    let (s, t) = (random([6, 10], 1).set_requires_grad(true), random([6, 10], 2));
+    let _ = t.select(1, 3).fill_(f64::NEG_INFINITY);
+    let kd = KdLoss::new(4.0, 1.0).unwrap();
+    let got = kd.divergence(&s, &t).unwrap();
+    // F.kl_div on probabilities: its definition of 0 * log 0 is 0.
+    let log_student = (&s / 4.0).log_softmax(-1, None::<Kind>);
+    let want = log_student.kl_div(&(&t / 4.0).softmax(-1, None::<Kind>), tch::Reduction::Sum, false) / 6.0;
+    assert!((got.double_value(&[]) - want.double_value(&[])).abs() < 1e-12);
+    let gradient = |loss: &Tensor| Tensor::run_backward(&[loss], &[&s], true, false).remove(0);
+    assert!(gradient(&got).allclose(&gradient(&want), 1e-12, 1e-12, false));
+    let labels = Tensor::from_slice(&[0i64, 1, 2, 4, 5, 6]);
+    let dkd = Method::Dkd { target: 1.0, non_target: 8.0 }.divergence(kd, &s, &labels, &t).unwrap();
+    assert!(dkd.double_value(&[]).is_finite());
+    assert!(bool::try_from(gradient(&dkd).isfinite().all()).unwrap());
+}
+
+#[test]
+fn no_gradient_reaches_the_teacher() {
+    let (s, t) = (random([6, 10], 1).set_requires_grad(true), random([6, 10], 2).set_requires_grad(true));
+    let labels = Tensor::from_slice(&[0i64, 1, 2, 4, 5, 6]);
+    let kd = KdLoss::new(4.0, 1.0).unwrap();
+    for method in [Method::Kd, Method::Dkd { target: 1.0, non_target: 8.0 }, Method::StandardisedKd] {
+        method.divergence(kd, &s, &labels, &t).unwrap().backward();
+        assert!(s.grad().defined() && !t.grad().defined(), "{method}");
+    }
+}
+
+#[test]
+fn a_loss_read_from_a_file_is_checked() {
+    let read = |text: &str| serde_json::from_str::<KdLoss>(text).map_err(|e| e.to_string());
+    assert_eq!(read(r#"{"temperature":4.0,"alpha":0.9}"#), Ok(KdLoss::new(4.0, 0.9).unwrap()));
+    assert!(read(r#"{"temperature":-2.0,"alpha":0.9}"#).unwrap_err().contains("temperature must be > 0, got -2"));
+    assert!(read(r#"{"temperature":4.0,"alpha":1.5}"#).unwrap_err().contains("alpha must be in [0, 1], got 1.5"));
+}
+
+#[test]
+fn images_without_a_label_are_not_measured() {
+    let logits = Tensor::from_slice(&[3.0, 0.0, 0.0, 3.0, 3.0, 0.0, 0.0, 3.0]).view([4, 2]);
+    let labels = Tensor::from_slice(&[0i64, UNLABELLED, 1, UNLABELLED]);
+    let measured = Evaluation::new(&logits, &labels).unwrap();
+    assert_eq!((measured.accuracy(), measured.total), (0.5, 2));
+    assert_eq!(measured.recall().unwrap(), [1.0, 0.0]);
+    assert_eq!(measured.confusion().unwrap(), [[1, 0], [1, 0]]);
+    let none = Evaluation::new(&logits, &Tensor::from_slice(&[UNLABELLED; 4])).err().unwrap();
+    assert!(none.to_string().contains("none of the 4 images has a label"), "{none}");
+}
