@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
 use std::iter::once;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -33,6 +35,11 @@ const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY EVCXR_EXECUTION_S
 /// kernel adds to these, `cargo lab` or another front end.
 const OF_THE_WAY: &str = "LD_LIBRARY_PATH PATH RUSTUP_";
 
+/// How variables begin that cargo, rustc, build scripts, compilers and linkers go by. All others, and so the secrets of whoever
+/// started the kernel, are neither looked at nor written down.
+const OF_COMPILERS: &str = "AR CARGO CC CFLAGS CPATH CPLUS CPP CXX C_INCLUDE DYLD_ HOME LDFLAGS LD_ LIBRARY_PATH LIBTORCH \
+    MACOSX_ OUT_DIR PATH PKG_CONFIG RUST SDKROOT";
+
 /// Nanoseconds by which the time of a change may be behind.
 const CLOCK: u128 = 20_000_000;
 
@@ -57,7 +64,10 @@ impl Kept {
         let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         let mut environment = environment();
         environment.retain(|name, _| !begins(name, OF_THE_WAY));
-        let settings = json!([manifest, config, args, environment]);
+        // Values may be secret: a sum of them tells whether they are the same.
+        let mut hasher = DefaultHasher::new();
+        Value::Object(environment).to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
+        let settings = json!([manifest, config, args, format!("{:016x}", hasher.finish())]);
         let mut hasher = DefaultHasher::new();
         settings.to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
         let file = folder.join(format!("target/kdlab-kept/{:016x}.json", hasher.finish()));
@@ -103,7 +113,7 @@ impl Kept {
         let times: Vec<_> = times.iter().map(|(path, time)| json!([path, time.to_string()])).collect();
         fs::create_dir_all(self.file.parent().unwrap_or(&self.file))?;
         let whole = json!({"settings": self.settings, "inputs": times, "answer": answer}).to_string();
-        fs::write(&self.file, whole.replace(&*self.folder.to_string_lossy(), CELLS))
+        write_private(&self.file, &whole.replace(&*self.folder.to_string_lossy(), CELLS))
             .with_context(|| format!("cannot write {}", self.file.display()))
     }
 }
@@ -114,7 +124,8 @@ pub fn note(path: &OsStr) -> Result<()> {
     let (rustc, rest) = args.split_first().context("cargo named no rustc")?;
     if rest.windows(2).any(|pair| pair == ["--crate-name", "ctx"]) {
         let call = json!({"args": args, "environment": environment()});
-        fs::write(path, call.to_string()).with_context(|| format!("cannot write {}", Path::new(path).display()))?;
+        write_private(Path::new(path), &call.to_string())
+            .with_context(|| format!("cannot write {}", Path::new(path).display()))?;
     }
     Err(Command::new(rustc).args(rest).exec()).with_context(|| format!("cannot start {rustc}"))
 }
@@ -135,7 +146,8 @@ pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result
     // Packages that lie in folders of the user's.
     let own = found["packages"].as_array().into_iter().flatten().filter(|package| package["source"].is_null());
     let manifests = own.filter_map(|package| package["manifest_path"].as_str().map(PathBuf::from));
-    kept.keep(text.clone().into(), manifests.filter(|path| !path.starts_with(folder)).collect())?;
+    // What can't be kept is asked for again.
+    let _ = kept.keep(text.clone().into(), manifests.filter(|path| !path.starts_with(folder)).collect());
     Ok(Ok(text))
 }
 
@@ -157,8 +169,10 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
         && let Some(inputs) = inputs(folder, &call)
         && let Some(made) = call["args"].as_array().and_then(|args| made(args))
     {
-        kept.keep(call, inputs)?;
-        kept.keep_library(&code(folder), &made);
+        // On a full disk the cell runs all the same, and the next one goes through cargo.
+        if kept.keep(call, inputs).is_ok() {
+            kept.keep_library(&code(folder), &made);
+        }
     }
     Ok(status.code().unwrap_or(1))
 }
@@ -183,7 +197,17 @@ fn read(path: &Path) -> Option<Value> {
 fn environment() -> Map<String, Value> {
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let found = std::env::vars_os().filter_map(text).filter(|(name, _)| !begins(name, OF_A_SESSION));
+    // A registry's token is of no use to a compilation.
+    let found = found.filter(|(name, _)| begins(name, OF_COMPILERS) && !name.contains("TOKEN"));
     found.map(|(name, value)| (name, value.into())).collect()
+}
+
+/// For the user's eyes alone.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    // The mode holds for new files only.
+    let _ = fs::remove_file(path);
+    let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 fn begins(name: &str, with: &str) -> bool {
@@ -200,6 +224,14 @@ fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     }
     let registry = call["environment"]["CARGO_HOME"].as_str().map(|home| Path::new(home).join("registry"));
     for listed in fs::read_dir(out_dir(args)?).ok()?.flatten().map(|entry| entry.path()) {
+        let name = listed.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let compiled = [".rlib", ".rmeta", ".so", ".dylib"].iter().any(|end| name.ends_with(end));
+        // rustc reads crates that no argument names, through the crates that use them. Without one of them, every cell would
+        // fail until somebody runs cargo.
+        if compiled && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell)) {
+            files.insert(listed);
+            continue;
+        }
         if listed.extension().is_none_or(|extension| extension != "d") {
             continue;
         }
@@ -254,7 +286,10 @@ fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
     }
     // A library that is used once: the linker need not make it small.
     command.arg("-Clink-arg=-Wl,-O0").args((!optimised).then_some("-Copt-level=0"));
-    command.env_clear().stdin(Stdio::null());
+    command.stdin(Stdio::null());
+    for name in OF_ITS_RUN {
+        command.env_remove(name);
+    }
     for (name, value) in call["environment"].as_object().into_iter().flatten() {
         if let Some(value) = value.as_str().filter(|_| !OF_ITS_RUN.contains(&name.as_str())) {
             command.env(name, value);
@@ -319,6 +354,34 @@ mod tests {
         {
             assert!(loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
         }
+    }
+
+    #[test]
+    fn a_compilation_depends_on_all_crates_beside_it_and_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let deps = folder.path().join("deps");
+        fs::create_dir(&deps).expect("it can be made");
+        for name in ["libpxfm-1.rlib", "libctx.so", "libcode_3.so", "libctx-1.rmeta"] {
+            fs::write(deps.join(name), name).expect("it can be written");
+        }
+        let call = json!({"args": ["rustc", "--out-dir", deps], "environment": {}});
+        let found = inputs(folder.path(), &call).expect("arguments name a folder");
+        assert!(found.contains(&deps.join("libpxfm-1.rlib")) && found.len() == 2, "{found:?}");
+        let kept = Kept::of(folder.path(), &[]);
+        kept.keep("answer".into(), [deps.join("libpxfm-1.rlib")].into()).expect("it can be kept");
+        assert_eq!(kept.find(), Some("answer".into()));
+        let mode = fs::metadata(&kept.file).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::remove_file(deps.join("libpxfm-1.rlib")).expect("it is there");
+        assert_eq!(kept.find(), None);
+    }
+
+    #[test]
+    fn only_what_compilers_go_by_is_noted() {
+        let noted = |name: &str| begins(name, OF_COMPILERS) && !begins(name, OF_A_SESSION);
+        assert!(["CARGO_HOME", "RUSTFLAGS", "LIBTORCH", "OUT_DIR", "CC"].into_iter().all(noted));
+        assert!(!["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "KDLAB_DATA", "DATABASE_URL"].into_iter().any(noted));
     }
 
     #[test]

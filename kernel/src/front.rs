@@ -94,13 +94,22 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let (events, mut inbox) = unbounded_channel();
     let (link_events, mut link_inbox) = unbounded_channel();
     let token = token()?;
-    let session = token.get(..16).unwrap_or_default();
+    // Every message shows the session: no part of the token may stand in it.
+    let session = self::token()?;
+    let session = session.get(..16).unwrap_or_default();
     let shell = connection::create_kernel_shell_connection(info, session).await?.split();
     let control = connection::create_kernel_control_connection(info, session).await?.split();
     let stdin = connection::create_kernel_stdin_connection(info, session).await?.split();
     let iopub = connection::create_kernel_iopub_xpub_connection(info, session).await?;
     let mut heartbeat = connection::create_kernel_heartbeat_connection(info).await?;
-    tokio::spawn(async move { while heartbeat.single_heartbeat().await.is_ok() {} });
+    tokio::spawn(async move {
+        loop {
+            // A malformed frame is passed over; without the pause, a closed socket would keep a core busy.
+            if heartbeat.single_heartbeat().await.is_err() {
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    });
     link::listen(folder, &token, link_events)?;
     let mut process = inner::start(folder, &token)?;
     let inner_pid = process.id().map_or(0, |id| id as i32);

@@ -53,7 +53,11 @@ pub fn listen(folder: &Path, token: &str, events: UnboundedSender<LinkEvent>) ->
     let token = token.to_owned();
     tokio::spawn(async move {
         for id in 0.. {
-            let Ok((stream, _)) = cells.accept().await else { return };
+            // One that fails, for want of file descriptors say, is no reason to leave later cells without displays.
+            let Ok((stream, _)) = cells.accept().await else {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            };
             tokio::spawn(follow_cell(id, stream, token.clone(), events.clone()));
         }
     });

@@ -73,9 +73,13 @@ fn tokens(code: &str) -> impl Iterator<Item = SyntaxToken> {
     parse.tree().syntax().clone().descendants_with_tokens().filter_map(|element| element.into_token())
 }
 
-/// Lines such as `:dep` are evcxr's.
+/// Lines such as `:dep` and `!ls` are evcxr's. A path may begin with `::`.
 fn without_commands(code: &str) -> String {
-    let lines = code.lines().map(|line| if line.trim_start().starts_with(':') { "" } else { line });
+    let command = |line: &str| {
+        let begun = line.trim_start();
+        line.starts_with('!') || begun.starts_with(':') && !begun.starts_with("::")
+    };
+    let lines = code.lines().map(|line| if command(line) { "" } else { line });
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -91,6 +95,14 @@ fn is_closed(string: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shell_commands_and_paths_from_the_root_are_no_mistakes() {
+        for code in ["!echo hello from the shell", "!ls -1 / | head -3", "::std::mem::drop(1);", "!pwd\n!echo it's"] {
+            assert_eq!(error(code), None, "{code}");
+        }
+        assert!(error("let a = ) 1;").is_some());
+    }
 
     #[test]
     fn return_runs_whole_cells_only() {
