@@ -489,3 +489,83 @@ fn the_published_lite0_tells_photographs_apart() {
     let logits = features.narrow(0, 0, 50).linear(get("_fc.weight"), Some(get("_fc.bias")));
     assert!(logits.allclose(&tch::no_grad(|| full.forward(&large(0), false)).unwrap(), 1e-3, 1e-3, false));
 }
+
+fn tiny_head() -> Model {
+    Model::new("m", Device::Cpu, 0, &|vs| {
+        let config = nn::LinearConfig { bias: false, ..Default::default() };
+        Layers::new().add("fc", nn::linear(vs / "fc", 6, 1, config))
+    })
+    .unwrap()
+}
+
+const ROW: Stored = Stored { size: &[1, 6], stride: &[6, 1], ..WHOLE };
+
+#[test]
+fn prefixes_and_wrappers_of_training_scripts_are_seen_through() {
+    for (wrapper, name) in [
+        ("net", "module.fc.weight"),
+        ("model_state", "fc.weight"),
+        ("state_dict", "model.fc.weight"),
+        ("weights", "_orig_mod.module.fc.weight"),
+        ("generator", "fc.weight"),
+    ] {
+        let main =
+            Pickle::new().op(b"}(").text(wrapper).state_dict(&[(name, ROW)]).text("epoch").int(3).op(b"u").stop();
+        let (_folder, path) = file(&stored(main, &[("0", six())]));
+        let mut model = tiny_head();
+        let report = model.load(&path).unwrap_or_else(|e| panic!("{wrapper} {name}: {e}"));
+        assert_eq!(list(&model.state()[0].1), [0., 1., 2., 3., 4., 5.], "{wrapper} {name}: {report}");
+    }
+    // Two networks whose names fit: the user has to choose.
+    let both = Pickle::new().state_dict(&[("student.fc.weight", ROW), ("teacher.fc.weight", ROW)]).stop();
+    let (_folder, path) = file(&stored(both, &[("0", six())]));
+    assert!(tiny_head().load(&path).unwrap_err().to_string().contains("missing"));
+}
+
+#[test]
+fn what_lies_beside_the_weights_is_passed_over_and_not_run() {
+    // {"model": ..., "args": Namespace(lr=...), "best": numpy.float64, "state_dict_ema": ...}
+    let main = Pickle::new()
+        .op(b"}(")
+        .text("model")
+        .state_dict(&[("fc.weight", ROW)])
+        .text("args")
+        .global("argparse", "Namespace")
+        .op(b")\x81}")
+        .text("lr")
+        .int(1)
+        .op(b"sb")
+        .text("best")
+        .global("numpy.core.multiarray", "scalar")
+        .op(b"(C\x02abK\x01tR")
+        .text("state_dict_ema")
+        .state_dict(&[("fc.weight", ROW)])
+        .op(b"u")
+        .stop();
+    let (_folder, path) = file(&stored(main, &[("0", six())]));
+    let mut model = tiny_head();
+    let report = model.load(&path).unwrap().to_string();
+    assert!(report.contains("not their moving average under \"state_dict_ema\""), "{report}");
+    assert_eq!(list(&model.state()[0].1), [0., 1., 2., 3., 4., 5.]);
+}
+
+#[test]
+fn files_that_are_no_state_dict_say_what_they_are() {
+    let whole = Pickle::new()
+        .global("torch.nn.modules.linear", "Linear")
+        .op(b")\x81}")
+        .text("weight")
+        .tensor(&ROW)
+        .op(b"sb")
+        .stop();
+    let text = read(&stored(whole, &[("0", six())])).unwrap_err().to_string();
+    assert!(text.contains("whole pickled model") && text.contains("model.state_dict()"), "{text}");
+    let pointer = read(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 19332096\n").unwrap_err();
+    assert!(pointer.to_string().contains("git lfs pull"), "{pointer}");
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for name in ["net/data.pkl", "net/constants.pkl", "net/code/__torch__.py"] {
+        archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+    }
+    let script = read(&archive.finish().unwrap().into_inner()).unwrap_err().to_string();
+    assert!(script.contains("TorchScript") && script.contains("torch.jit.load"), "{script}");
+}

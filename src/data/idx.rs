@@ -159,8 +159,15 @@ pub(super) fn find(folder: &Path) -> Result<Option<[PathBuf; 4]>> {
 /// Reads the four files. `fashion` says that they have to be Fashion-MNIST; else its labels tell.
 pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -> Result<Dataset> {
     let [train_images, train_labels, test_images, test_labels] = paths;
-    let (train, test) = (labels(train_labels)?, labels(test_labels)?);
+    let (mut train, mut test) = (labels(train_labels)?, labels(test_labels)?);
+    let mut notices = Vec::new();
     let fashion = fashion || files::sha256([test.as_slice()]) == FASHION_TEST_LABELS;
+    // EMNIST's letters are 1 to 26.
+    let first = u8::from(!fashion && train.iter().chain(&test).copied().min() == Some(1));
+    if first == 1 {
+        train.iter_mut().chain(&mut test).for_each(|label| *label -= 1);
+        notices.push("the labels begin with 1: label 1 is class 0, and each class is named by its label".to_owned());
+    }
     let count =
         if fashion { CLASSES.len() } else { 1 + usize::from(train.iter().chain(&test).copied().max().unwrap_or(0)) };
     for (path, labels) in [(train_labels, &train), (test_labels, &test)] {
@@ -192,9 +199,12 @@ pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -
         ("Fashion-MNIST".to_owned(), CLASSES.map(String::from).into())
     } else {
         let folder = train_images.parent().unwrap_or(Path::new("."));
-        (format!("IDX images in {}", folder.display()), (0..count).map(|k| k.to_string()).collect())
+        (
+            format!("IDX images in {}", folder.display()),
+            (0..count).map(|k| (k + usize::from(first)).to_string()).collect(),
+        )
     };
-    assemble(name, classes, pool, rows, Vec::new(), options)
+    assemble(name, classes, pool, rows, notices, options)
 }
 
 /// All labels of a file.

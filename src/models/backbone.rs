@@ -140,9 +140,9 @@ impl Backbone {
     /// Weights from a file of the same architecture, safetensors or `.pth`; its ImageNet classifier is left out.
     pub fn from_file(arch: Arch, device: Device, path: &Path) -> Result<(Self, LoadReport)> {
         let backbone = Self::untrained(arch, device, 0)?;
-        let mut tensors = weights::read_weights(path)?;
+        let (mut tensors, notes) = weights::read_weights_for(path, &backbone.model.state())?;
         tensors.retain(|(name, _)| !name.starts_with(arch.classifier()));
-        let report = weights::load(arch.name(), &backbone.model.state(), tensors, path)?;
+        let report = LoadReport { notes, ..weights::load(arch.name(), &backbone.model.state(), tensors, path)? };
         Ok((backbone, report))
     }
 
@@ -153,7 +153,7 @@ impl Backbone {
     /// When the file cannot be read or lacks the classifier's bias.
     pub fn head_from_file(&self, path: &Path, classes: i64) -> Result<Option<Model>> {
         let (fc, wanted) = (self.arch.classifier(), [classes, self.arch.features()]);
-        let mut tensors = weights::read_weights(path)?;
+        let (mut tensors, _) = weights::read_weights_for(path, &self.model.state())?;
         tensors.retain(|(name, _)| name.starts_with(fc));
         for (name, _) in &mut tensors {
             *name = name.replacen(fc, "fc.", 1);

@@ -177,8 +177,8 @@ impl Model {
     /// When the file lacks a variable or has one of another shape; the model is then left as it was.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let path = path.as_ref();
-        let tensors = weights::read_weights(path)?;
-        weights::load(&self.name, &self.state(), tensors, path)
+        let (tensors, notes) = weights::read_weights_for(path, &self.state())?;
+        Ok(LoadReport { notes, ..weights::load(&self.name, &self.state(), tensors, path)? })
     }
 
     /// Shapes, parameters and multiply-adds for one image of shape `[C, H, W]`.

@@ -26,6 +26,8 @@ pub(super) enum Value<'a> {
     Float,
     Str(&'a str),
     Global(&'a str, &'a str),
+    /// Something that only Python could build: passed over, with all that is put into it.
+    Opaque,
     Tuple(Vec<usize>),
     List(Vec<usize>),
     Dict(Vec<(usize, usize)>),
@@ -51,6 +53,10 @@ impl Storage<'_> {
     }
 }
 
+/// Under which names training scripts keep a model's weights.
+const WRAPPERS: [&str; 8] =
+    ["state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"];
+
 const STORAGES: [(&str, Kind); 10] = [
     ("FloatStorage", Kind::Float),
     ("HalfStorage", Kind::Half),
@@ -73,6 +79,8 @@ pub(super) struct Machine<'a> {
     memo: HashMap<u32, usize>,
     pub(super) storages: Vec<Storage<'a>>,
     pub(super) by_key: HashMap<&'a str, usize>,
+    /// The first name that it asked for and that is not run.
+    foreign: Option<String>,
 }
 
 impl<'a> Machine<'a> {
@@ -86,6 +94,7 @@ impl<'a> Machine<'a> {
             memo: HashMap::new(),
             storages: Vec::new(),
             by_key: HashMap::new(),
+            foreign: None,
         }
     }
 
@@ -137,6 +146,22 @@ impl<'a> Machine<'a> {
                 0x8c | b'U' => {
                     let n = self.byte()?; // SHORT_BINUNICODE, SHORT_BINSTRING
                     self.string(n as usize)?;
+                }
+                code @ (b'B' | b'C' | 0x8e) => {
+                    let length = match code {
+                        b'B' => u32::from_le_bytes(self.array()?).into(), // BINBYTES
+                        b'C' => self.byte()?.into(),                      // SHORT_BINBYTES
+                        _ => u64::from_le_bytes(self.array()?),           // BINBYTES8
+                    };
+                    self.take(usize::try_from(length).map_err(|_| broken())?)?;
+                    self.push(Value::Opaque);
+                }
+                0x8f => self.push(Value::Opaque),     // EMPTY_SET
+                0x90 => drop(self.popped_to_mark()?), // ADDITEMS
+                0x81 => {
+                    self.pop()?; // NEWOBJ: a class and the arguments of its constructor
+                    self.pop()?;
+                    self.push(Value::Opaque);
                 }
                 b'}' => self.push(Value::Dict(Vec::new())),
                 b']' => self.push(Value::List(Vec::new())),
@@ -278,6 +303,7 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.values[top] {
             Value::List(list) => list.extend(items),
+            Value::Opaque => {}
             _ => return Err(broken()),
         }
         Ok(())
@@ -289,6 +315,7 @@ impl<'a> Machine<'a> {
             Value::Dict(pairs) if items.len().is_multiple_of(2) => {
                 pairs.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
             }
+            Value::Opaque => {}
             _ => return Err(broken()),
         }
         Ok(())
@@ -312,15 +339,20 @@ impl<'a> Machine<'a> {
             ("torch", _) => STORAGES.iter().any(|(storage, _)| *storage == name),
             _ => false,
         };
-        if !known {
-            return Err(format!(
-                "it asks for `{}.{}`, which is not run; save the state_dict alone with torch.save(model.state_dict(), ...)",
-                printable(module),
-                printable(name)
-            ));
+        if known {
+            self.push(Value::Global(module, name));
+            return Ok(());
         }
-        self.push(Value::Global(module, name));
+        // Settings and counters that lie beside the weights.
+        self.foreign.get_or_insert_with(|| format!("{}.{}", printable(module), printable(name)));
+        self.push(Value::Opaque);
         Ok(())
+    }
+
+    fn refused(&self, name: &str) -> String {
+        format!(
+            "it asks for `{name}`, which is not run; save the state_dict alone with torch.save(model.state_dict(), ...)"
+        )
     }
 
     /// `("storage", torch.FloatStorage, key, device, count[, view])`
@@ -328,6 +360,11 @@ impl<'a> Machine<'a> {
         let Value::Tuple(items) = &self.values[id] else {
             return Err(broken());
         };
+        if let (Some(&class), Some(name)) = (items.get(1), &self.foreign)
+            && matches!(self.values[class], Value::Opaque)
+        {
+            return Err(self.refused(name));
+        }
         let view = items.get(5).is_none_or(|&i| matches!(self.values[i], Value::None));
         let fields: Vec<&Value> = items.iter().take(5).map(|&i| &self.values[i]).collect();
         let [Value::Str("storage"), Value::Global("torch", class), Value::Str(key), _, Value::Int(numel)] = fields[..]
@@ -358,6 +395,10 @@ impl<'a> Machine<'a> {
     /// Calls one of the known functions on the tuple of its arguments.
     fn reduce(&mut self) -> Outcome<()> {
         let (arguments, function) = (self.pop()?, self.pop()?);
+        if matches!(self.values[function], Value::Opaque) {
+            self.push(Value::Opaque);
+            return Ok(());
+        }
         let (Value::Tuple(arguments), &Value::Global(module, name)) = (&self.values[arguments], &self.values[function])
         else {
             return Err(broken());
@@ -394,7 +435,13 @@ impl<'a> Machine<'a> {
     }
 
     /// The named tensors of a state_dict, or of the state_dict that a checkpoint holds beside other things.
-    pub(super) fn state_dict(&self, root: usize, held: &HashMap<&str, &[u8]>) -> Outcome<Vec<(String, Tensor)>> {
+    /// What was left out on the way stands in `notes`.
+    pub(super) fn state_dict(
+        &self,
+        root: usize,
+        held: &HashMap<&str, &[u8]>,
+        notes: &mut Vec<String>,
+    ) -> Outcome<Vec<(String, Tensor)>> {
         let named = |dict: usize| -> Vec<(&'a str, usize)> {
             let Value::Dict(pairs) = &self.values[dict] else {
                 return Vec::new();
@@ -406,10 +453,25 @@ impl<'a> Machine<'a> {
             pairs.iter().filter_map(name).collect()
         };
         let is_tensor = |entry: &(&str, usize)| matches!(self.values[entry.1], Value::Tensor { .. });
-        let wrapped = ["state_dict", "model_state_dict", "model"].iter().find_map(|wrapper| {
-            named(root).into_iter().find(|(name, value)| name == wrapper && named(*value).iter().any(is_tensor))
-        });
-        let entries = named(wrapped.map_or(root, |(_, dict)| dict));
+        let sets: Vec<_> = named(root).into_iter().filter(|(_, value)| named(*value).iter().any(is_tensor)).collect();
+        let wrapped = WRAPPERS.iter().find_map(|wrapper| sets.iter().find(|(name, _)| name == wrapper));
+        // Under a name of their own, if they are the only ones.
+        let wrapped = match &sets[..] {
+            [only] if wrapped.is_none() && !named(root).iter().any(is_tensor) => Some(only),
+            _ => wrapped,
+        };
+        let averaged =
+            sets.iter().find(|(name, _)| name.to_lowercase().split(['_', '-', '.']).any(|part| part == "ema"));
+        if let (Some((taken, _)), Some((left, _))) = (wrapped, averaged)
+            && taken != left
+        {
+            notes.push(format!(
+                "the weights under {:?} were taken, not their moving average under {:?}",
+                printable(taken),
+                printable(left)
+            ));
+        }
+        let entries = named(wrapped.map_or(root, |(_, dict)| *dict));
         let mut loaded = HashMap::new();
         let mut tensors = Vec::new();
         for (name, value) in entries {
@@ -418,7 +480,18 @@ impl<'a> Machine<'a> {
                 tensors.push((name.to_owned(), tensor.map_err(|e| format!("tensor {}: {e}", printable(name)))?));
             }
         }
-        Ok(tensors)
+        match &self.foreign {
+            Some(name)
+                if tensors.is_empty() && !self.storages.is_empty() && matches!(self.values[root], Value::Opaque) =>
+            {
+                Err(format!(
+                    "it is a whole pickled model (it asks for `{name}`), which only Python can build; there, save \
+                     torch.save(model.state_dict(), ...)"
+                ))
+            }
+            Some(name) if tensors.is_empty() => Err(self.refused(name)),
+            _ => Ok(tensors),
+        }
     }
 
     /// A view of its storage, which is copied once however many tensors share it.

@@ -8,7 +8,7 @@ use tch::Tensor;
 const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
 /// Reads the tensors of a `.pth` file in the zip format (PyTorch 1.6 and later).
-pub(crate) fn read_zip(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
+pub(crate) fn read_zip(bytes: &[u8], notes: &mut Vec<String>) -> Outcome<Vec<(String, Tensor)>> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("zip: {e}"))?;
     let pickle = archive
         .file_names()
@@ -16,6 +16,11 @@ pub(crate) fn read_zip(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
         .find(|name| name == "data.pkl" || name.ends_with("/data.pkl"))
         .ok_or("the zip archive holds no data.pkl, so it was not written by torch.save")?;
     let folder = pickle.trim_end_matches("data.pkl");
+    if archive.by_name(&format!("{folder}constants.pkl")).is_ok() {
+        return Err("it is a TorchScript archive; in Python, save the weights of its module alone with \
+            torch.save(torch.jit.load(FILE).state_dict(), ...)"
+            .to_owned());
+    }
     if let Ok(mut order) = archive.by_name(&format!("{folder}byteorder")) {
         let mut text = String::new();
         order.by_ref().take(16).read_to_string(&mut text).map_err(|e| e.to_string())?;
@@ -37,7 +42,7 @@ pub(crate) fn read_zip(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
         storages.insert(storage.key, data);
     }
     let held: HashMap<&str, &[u8]> = storages.iter().map(|(key, data)| (*key, data.as_slice())).collect();
-    machine.state_dict(root, &held)
+    machine.state_dict(root, &held, notes)
 }
 
 /// One file of the archive, unless it is longer than `longest` bytes.
@@ -58,7 +63,7 @@ pub(crate) fn is_legacy(bytes: &[u8]) -> bool {
 
 /// Reads the tensors of a `.pth` file in the format before PyTorch 1.6: magic, version, machine, values, storage keys,
 /// then for every key its length and its numbers.
-pub(crate) fn read_legacy(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
+pub(crate) fn read_legacy(bytes: &[u8], notes: &mut Vec<String>) -> Outcome<Vec<(String, Tensor)>> {
     let mut rest = bytes;
     let mut next = || -> Outcome<(Machine, usize)> {
         let mut machine = Machine::new(rest);
@@ -104,5 +109,5 @@ pub(crate) fn read_legacy(bytes: &[u8]) -> Outcome<Vec<(String, Tensor)>> {
         rest = &rest[8 + storage.bytes()..];
         held.insert(key, data);
     }
-    machine.state_dict(root, &held)
+    machine.state_dict(root, &held, notes)
 }

@@ -24,6 +24,8 @@ pub struct LoadReport {
     /// In the file, not in the network.
     pub unexpected: Vec<String>,
     pub mis_shaped: Vec<MisShaped>,
+    /// Which of several sets of weights were taken, and what was cut from their names.
+    pub notes: Vec<String>,
 }
 
 impl fmt::Display for LoadReport {
@@ -32,7 +34,8 @@ impl fmt::Display for LoadReport {
         some(f, "missing", self.missing.len(), self.missing.iter().cloned())?;
         some(f, "unexpected", self.unexpected.len(), self.unexpected.iter().cloned())?;
         let shapes = self.mis_shaped.iter().map(|m| format!("{} {:?} instead of {:?}", m.name, m.found, m.wanted));
-        some(f, "mis-shaped", self.mis_shaped.len(), shapes)
+        some(f, "mis-shaped", self.mis_shaped.len(), shapes)?;
+        self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
     }
 }
 
@@ -88,11 +91,47 @@ pub(crate) fn load(
 const LARGEST_FILE: u64 = 4 << 30;
 
 /// Every tensor of a weight file with its name, on the CPU: safetensors, or PyTorch's `.pth` in its zip and its older
-/// format, told apart by content. A leading `module.` (of `DataParallel`) is dropped. Nothing in the file is executed.
+/// format, told apart by content. A leading `module.` (of `DataParallel`) is dropped. Counters, settings and optimisers
+/// beside the weights are passed over. Nothing in the file is executed.
 ///
 /// # Errors
 /// When the file is cut off, damaged, of another format, or asks for anything but tensors.
 pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    read(path, &mut Vec::new())
+}
+
+/// [`read_weights`] for a network whose variables bear these names: a prefix that stands before them in the file is dropped,
+/// such as `model.` (Lightning) or `_orig_mod.` (`torch.compile`). Also gives what the user should know.
+pub(crate) fn read_weights_for(
+    path: &Path,
+    wanted: &[(String, Tensor)],
+) -> Result<(Vec<(String, Tensor)>, Vec<String>)> {
+    let mut notes = Vec::new();
+    let mut tensors = read(path, &mut notes)?;
+    let fit = |prefix: &str| {
+        let named = |name: &str| tensors.iter().any(|(n, _)| n.strip_prefix(prefix) == Some(name));
+        wanted.iter().filter(|(name, _)| named(name)).count()
+    };
+    let Some((first, _)) = wanted.first().filter(|_| fit("") == 0) else { return Ok((tensors, notes)) };
+    let prefixes = tensors.iter().filter_map(|(name, _)| name.strip_suffix(first.as_str()));
+    let mut prefixes: Vec<&str> = prefixes.filter(|prefix| prefix.ends_with('.')).collect();
+    prefixes.sort_by_key(|prefix| std::cmp::Reverse(fit(prefix)));
+    // Of two networks in one file, the user has to say which.
+    if let [prefix, rest @ ..] = &prefixes[..]
+        && rest.first().is_none_or(|second| fit(second) < fit(prefix))
+    {
+        let prefix = prefix.to_string();
+        for (name, _) in &mut tensors {
+            if name.starts_with(&prefix) {
+                name.drain(..prefix.len());
+            }
+        }
+        notes.push(format!("`{prefix}` was dropped from the names in the file"));
+    }
+    Ok((tensors, notes))
+}
+
+fn read(path: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Tensor)>> {
     let io = |e| Error::io("reading", path, e);
     let bad = |why: String| Error::Data(format!("{} is not a readable weight file: {why}", path.display()));
     let about = std::fs::metadata(path).map_err(io)?;
@@ -104,8 +143,11 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
         [] => Err("it is empty".to_owned()),
         // First of all: the length of its header, before the brace, may begin like any of the others.
         [_, _, _, _, _, _, _, _, b'{', ..] => files::parse_tensors(&bytes),
-        [b'P', b'K', ..] => torch_file::read_zip(&bytes),
-        bytes if torch_file::is_legacy(bytes) => torch_file::read_legacy(bytes),
+        [b'P', b'K', ..] => torch_file::read_zip(&bytes, notes),
+        bytes if torch_file::is_legacy(bytes) => torch_file::read_legacy(bytes, notes),
+        bytes if bytes.starts_with(b"version https://git-lfs") => {
+            Err("it is a pointer of Git LFS, not the file itself; run `git lfs pull` in its repository".to_owned())
+        }
         [b'<', ..] => Err("it is a web page; download the file itself".to_owned()),
         [0x80, ..] => {
             Err("it is a pickle without torch's magic number; save it with torch.save(model.state_dict(), ...)"

@@ -82,3 +82,18 @@ fn bad_idx_files_are_named() -> Done {
     assert_says(&load(), &["lacks train-images-idx3-ubyte"]);
     Ok(())
 }
+
+#[test]
+fn labels_that_begin_with_1_are_named_as_they_are() -> Done {
+    let folder = tempfile::tempdir()?;
+    for (stem, n) in [("train", 60u32), ("t10k", 30)] {
+        let labels: Vec<u8> = (0..n).map(|i| 1 + (i % 3) as u8).collect();
+        fs::write(folder.path().join(format!("{stem}-images-idx3-ubyte")), idx(&[n, 2, 3], &vec![7; 6 * n as usize]))?;
+        fs::write(folder.path().join(format!("{stem}-labels-idx1-ubyte")), idx(&[n], &labels))?;
+    }
+    let data = data::open(&options(folder.path()))?;
+    assert_eq!(data.classes, ["1", "2", "3"]);
+    assert_eq!(data.test.class_counts(), [10, 10, 10]);
+    assert!(data.notices.iter().any(|notice| notice.contains("labels begin with 1")), "{:?}", data.notices);
+    Ok(())
+}
