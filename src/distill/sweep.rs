@@ -273,6 +273,12 @@ impl Sweep {
         self.temperatures.iter().try_for_each(|&t| check_temperature(t).map(drop))?;
         self.alphas.iter().try_for_each(|&a| check_alpha(a).map(drop))?;
         check_learning_rate(self.learning_rate)?;
+        if self.epochs == 0 || self.batch_size == 0 {
+            return wrong(format!(
+                "epochs must be at least 1, got {}, and a batch at least 1 image, got {}",
+                self.epochs, self.batch_size
+            ));
+        }
         if let Some(share) = self.labelled.iter().find(|l| !(**l > 0.0 && **l <= 1.0)) {
             return wrong(format!("a labelled share must be in (0, 1], got {share}; try 0.05"));
         }
