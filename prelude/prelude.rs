@@ -10,4 +10,5 @@ use kdlab::show::{class_balance, confusion_matrix, curves, disagreements, galler
 use kdlab::show::{mistakes, print_progress, reliability_diagram, soft_target_bars, temperature_explorer};
 use kdlab::show::{class_similarity, likely_confusions, soft_target_gallery, soft_targets_over_temperature};
 use kdlab::{Lab, Profile, ResultRow};
+use tch::nn::{Module, OptimizerConfig};
 use tch::{Device, Kind, Tensor, nn};

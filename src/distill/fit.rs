@@ -369,9 +369,23 @@ impl Training<'_> {
 
     fn diverged(&self, loss: f64, place: &str) -> Error {
         Error::Diverged(format!(
-            "{}: the loss became {loss} {place}; the best weights so far were put back; try a learning rate below {}",
-            self.options.name, self.in_force.learning_rate
+            "{}: the loss became {loss} {place}; the best weights so far were put back; {}",
+            self.options.name,
+            self.likely_cause()
         ))
+    }
+
+    /// Why a loss is no longer finite, as far as it can be seen from here.
+    fn likely_cause(&self) -> String {
+        let teacher = self.train.batch(&[0], self.model.device()).ok().and_then(|batch| {
+            let logits = batch.teacher.as_ref()?.f_max().ok()?;
+            logits.f_double_value(&[]).ok()
+        });
+        if teacher.is_some_and(|highest| !highest.is_finite()) {
+            "the teacher's logits are not finite: compute them again, and look at its weights".into()
+        } else {
+            format!("try a learning rate below {}", self.in_force.learning_rate)
+        }
     }
 }
 

@@ -352,6 +352,13 @@ fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, mode: Mode) -> Result<Tensor> {
         Mode::Training => !frozen,
         Mode::TrainingFrozenToo => true,
     };
+    // As `F.batch_norm` does. libtorch would divide by 0 and leave NaN in the statistics.
+    if train && size.iter().product::<i64>() == channels {
+        return Err(Error::Input(format!(
+            "BatchNorm expected more than 1 value per channel when training, got input size {size:?}; choose a batch size \
+             that leaves no single image for the last batch"
+        )));
+    }
     caught(|| layer.forward_t(x, train))
 }
 

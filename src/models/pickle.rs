@@ -57,6 +57,25 @@ impl Storage<'_> {
 const WRAPPERS: [&str; 8] =
     ["state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"];
 
+/// Python's modules that run programs or code.
+const RUNNERS: [&str; 15] = [
+    "os",
+    "posix",
+    "nt",
+    "subprocess",
+    "sys",
+    "builtins",
+    "__builtin__",
+    "importlib",
+    "runpy",
+    "pty",
+    "shutil",
+    "socket",
+    "webbrowser",
+    "ctypes",
+    "pickle",
+];
+
 const STORAGES: [(&str, Kind); 10] = [
     ("FloatStorage", Kind::Float),
     ("HalfStorage", Kind::Half),
@@ -342,6 +361,10 @@ impl<'a> Machine<'a> {
         if known {
             self.push(Value::Global(module, name));
             return Ok(());
+        }
+        // Nothing is run, but a file that wants a program run is not to be trusted with its numbers either.
+        if RUNNERS.contains(&module) || module == "torch" && name == "load" {
+            return Err(self.refused(&format!("{}.{}", printable(module), printable(name))));
         }
         // Settings and counters that lie beside the weights.
         self.foreign.get_or_insert_with(|| format!("{}.{}", printable(module), printable(name)));

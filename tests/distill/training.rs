@@ -251,3 +251,23 @@ fn what_cannot_be_fitted_is_refused_before_the_first_batch() {
     let e = images().with_teacher(&teacher(&dataset(other.path(), 1).train, 1.0)).err().unwrap().to_string();
     assert!(e.contains("computed for other data"), "{e}");
 }
+
+#[test]
+fn what_makes_a_loss_no_number_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (_, validation) = examples(&data);
+    let images = || Examples::images(&data.train, &Transform::cifar10(32)).unwrap();
+    let broken = Tensor::full([data.train.len() as i64, 10], f64::NAN, (Kind::Float, Device::Cpu));
+    let broken = CachedTensor::new(&data.train, broken, "broken").unwrap();
+    let train = images().with_teacher(&broken).unwrap();
+    let kd = Criterion::kd(KdLoss::new(4.0, 0.5).unwrap());
+    let e = fit(&mut tiny_model(1), &train, &validation, &kd, &options(1)).unwrap_err().to_string();
+    assert!(e.contains("the teacher's logits are not finite") && !e.contains("learning rate"), "{e}");
+    // 64 images in batches of 9 leave one.
+    let normalised = |vs: &nn::Path| tiny(vs).add("bn", nn::batch_norm1d(vs / "bn", 10, Default::default()));
+    let mut model = Model::new("normalised", Device::Cpu, 0, &normalised).unwrap();
+    let options = FitOptions { batch_size: 9, ..options(1) };
+    let e = fit(&mut model, &images(), &validation, &Criterion::cross_entropy(), &options).unwrap_err().to_string();
+    assert!(e.contains("more than 1 value per channel when training, got input size [1, 10]"), "{e}");
+}

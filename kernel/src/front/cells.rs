@@ -114,6 +114,10 @@ impl Front {
         let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
         match &failure {
             None => {
+                // evcxr ends the process and forgets all of them, before it runs what else is in the cell.
+                if cell.code.lines().any(|line| line.trim() == ":clear") {
+                    self.variables.clear();
+                }
                 let new = syntax::variables(&cell.code);
                 self.variables.retain(|name| !new.contains(name));
                 self.variables.extend(new);
@@ -162,6 +166,10 @@ impl Front {
                 _ if cell.killed => ("interrupted", "the cell could only be stopped by ending its process".to_owned()),
                 Some(status) if status.contains("SIGKILL") => {
                     ("died", format!("something ended the cell's process: {status}; out of memory?"))
+                }
+                // How Rust ends a process that gets no more memory, or whose calls are nested too deeply.
+                Some(status) if status.contains("SIGABRT") => {
+                    ("died", format!("the cell ended its process: {status}; out of memory, or of stack?"))
                 }
                 Some(status) => ("died", format!("the cell ended its process: {status}")),
                 None => ("died", "the cell ended its process".to_owned()),
