@@ -5,13 +5,16 @@ use super::split::{Purpose, reordered, stratified};
 use super::{DataOptions, Dataset, Rows, assemble, check, file_name, list};
 use crate::{Error, Result};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
+use std::collections::HashMap;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Share of each class set aside for the test split where there is no `test/` folder.
 const TEST: f64 = 0.1;
 
-/// Images in one folder per class, `class_name/*.png` (or jpg, jpeg), of any sizes: each is resized to
+/// Images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it, of any sizes: each is resized to
 /// `size` x `size` pixels on load. Grey images get three equal channels, transparent ones a white background.
 ///
 /// A picture that is not square is squeezed into one. A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`, `validation/`)
@@ -24,7 +27,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
     let path = path.as_ref();
     check(options)?;
     check_size(size)?;
-    let parts = parts(path)?;
+    let mut parts = parts(path)?;
     let Some((_, root)) = parts.first() else {
         return Err(Error::Data(format!(
             "{} is empty: put one folder of png or jpg images per class there",
@@ -43,9 +46,30 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
             ));
         }
     }
-    let mut unread = Vec::new();
-    let mut files = Vec::new(); // (part, path, label)
+    let (mut files, mut unread, mut nested) = (Vec::new(), Vec::new(), 0); // files: (part, path, label)
+    parts.retain(|(part, root)| {
+        let unlabelled = *part != Part::Train && is_unlabelled(root, &classes);
+        if unlabelled {
+            notices
+                .push(format!("{} has no folders of classes, so its images have no labels: not used", root.display()));
+        }
+        !unlabelled
+    });
     for (part, root) in &parts {
+        if let Some(labels) = annotations(root)? {
+            for file in pictures(&root.join("images"))?.read {
+                let class = labels.get(&file_name(&file));
+                let Some(label) = classes.iter().position(|c| Some(c) == class) else {
+                    return Err(Error::Data(format!(
+                        "{} gives {} the class {class:?}, which train/ does not have",
+                        root.join(ANNOTATIONS).display(),
+                        file_name(&file)
+                    )));
+                };
+                files.push((*part, file, label as i64));
+            }
+            continue;
+        }
         for folder in class_folders(root)? {
             let Some(label) = classes.iter().position(|c| *c == file_name(&folder)) else {
                 return Err(Error::Data(format!(
@@ -53,8 +77,10 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
                     folder.display()
                 )));
             };
-            unread.extend(others(&folder)?);
-            files.extend(images(&folder)?.into_iter().map(|file| (*part, file, label as i64)));
+            let found = pictures(&folder)?;
+            nested += found.read.iter().filter(|file| file.parent() != Some(&folder)).count();
+            unread.extend(found.unread);
+            files.extend(found.read.into_iter().map(|file| (*part, file, label as i64)));
         }
     }
     if files.is_empty() {
@@ -63,15 +89,14 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
             path.display()
         )));
     }
+    if nested > 0 {
+        notices.push(format!("{nested} images lie in folders below that of a class: they are taken for that class"));
+    }
     if !unread.is_empty() {
-        let more = if unread.len() > 5 { format!(" and {} more", unread.len() - 5) } else { String::new() };
-        notices.push(format!(
-            "{} pictures are not read, only png, jpg and jpeg that lie directly in the folder of their class: {}{more}",
-            unread.len(),
-            unread[..unread.len().min(5)].iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
-        ));
+        notices.push(format!("{} pictures are of a kind that is not read: {}", unread.len(), named(&unread)));
     }
     let (pool, kept) = decode(&files, size, &mut notices)?;
+    notices.extend(repeated(&files, &kept));
     if kept.is_empty() {
         return Err(Error::Data(format!(
             "none of the {} images in {} could be read; {}",
@@ -82,10 +107,10 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
     }
     // The files are sorted by class: mix them, so that the first n are of all classes.
     let rows = |part: Part| {
-        let rows = (0..kept.len()).filter(|&i| kept[i].0 == part).map(|i| i as i64).collect();
+        let rows = (0..kept.len()).filter(|&i| files[kept[i].0].0 == part).map(|i| i as i64).collect();
         reordered(rows, options.seed)
     };
-    let labels: Vec<i64> = kept.iter().map(|k| k.1).collect();
+    let labels: Vec<i64> = kept.iter().map(|k| files[k.0].2).collect();
     let has = |part: Part| parts.iter().any(|p| p.0 == part);
     let mut train = rows(Part::Train);
     let test = if has(Part::Test) {
@@ -111,7 +136,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
 pub fn read_image(path: impl AsRef<Path>, size: i64) -> Result<Tensor> {
     let path = path.as_ref();
     check_size(size)?;
-    let pixels = read(path, size as u32).map_err(|why| {
+    let (pixels, _) = read(path, size as u32).map_err(|why| {
         Error::Data(format!("the image {} cannot be used: {why}; give a PNG or JPEG", path.display()))
     })?;
     Ok(Tensor::f_from_slice(&pixels)?.f_view([3, size, size])?)
@@ -135,7 +160,7 @@ enum Part {
 pub(super) fn find(path: &Path) -> Result<bool> {
     for (_, root) in parts(path)? {
         for folder in class_folders(&root)? {
-            if !images(&folder)?.is_empty() {
+            if !pictures(&folder)?.read.is_empty() {
                 return Ok(true);
             }
         }
@@ -167,42 +192,106 @@ fn class_folders(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(list(root)?.into_iter().filter(is_class).collect())
 }
 
-/// Kinds of pictures that people have and this crate does not decode.
-const UNREAD: [&str; 11] = ["webp", "tif", "tiff", "bmp", "gif", "heic", "heif", "avif", "jfif", "jp2", "ppm"];
+/// Whether a split holds its images in one folder that is no class, as Tiny-ImageNet's test split.
+fn is_unlabelled(root: &Path, classes: &[String]) -> bool {
+    let folders: Vec<String> = class_folders(root).unwrap_or_default().iter().map(|f| file_name(f)).collect();
+    folders == ["images"] && !classes.contains(&folders[0]) && !root.join(ANNOTATIONS).is_file()
+}
 
-/// Pictures in a class folder that are not read: those of other kinds, and all in folders below it.
-fn others(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = images(folder)?;
-    let mut found = Vec::new();
-    for path in list(folder)?.into_iter().filter(|path| !read.contains(path)) {
-        let name = file_name(&path);
-        if name.starts_with('.') || name == "__MACOSX" {
-            continue;
-        }
-        if path.is_dir() {
-            found.extend(others(&path)?);
-            found.extend(images(&path)?);
-        } else if path.extension().is_some_and(|e| UNREAD.contains(&e.to_string_lossy().to_lowercase().as_str())) {
-            found.push(path);
+/// Tiny-ImageNet's classes of the images in `images/`: lines of file, class and box.
+const ANNOTATIONS: &str = "val_annotations.txt";
+
+fn annotations(root: &Path) -> Result<Option<HashMap<String, String>>> {
+    let path = root.join(ANNOTATIONS);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, e))?;
+    fn pair(line: &str) -> Option<(String, String)> {
+        let (file, rest) = line.split_once('\t')?;
+        Some((file.to_owned(), rest.split('\t').next()?.trim().to_owned()))
+    }
+    Ok(Some(text.lines().filter_map(pair).collect()))
+}
+
+/// What lies in the folder of a class.
+#[derive(Default)]
+struct Pictures {
+    read: Vec<PathBuf>,
+    unread: Vec<PathBuf>,
+}
+
+const READ: [&str; 9] = ["png", "jpg", "jpeg", "jfif", "webp", "tif", "tiff", "bmp", "gif"];
+/// Kinds of pictures that people have and this crate does not decode.
+const UNREAD: [&str; 5] = ["heic", "heif", "avif", "jp2", "ppm"];
+/// Below this, links lead in a circle.
+const DEEPEST: usize = 8;
+
+fn pictures(folder: &Path) -> Result<Pictures> {
+    let mut found = Pictures::default();
+    let mut left = vec![(folder.to_owned(), 0)];
+    while let Some((folder, depth)) = left.pop() {
+        for path in list(&folder)? {
+            let kind = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+            if path.is_dir() {
+                if depth < DEEPEST && !file_name(&path).starts_with('.') && file_name(&path) != "__MACOSX" {
+                    left.push((path, depth + 1));
+                }
+            } else if READ.contains(&kind.as_str()) {
+                found.read.push(path);
+            } else if UNREAD.contains(&kind.as_str()) {
+                found.unread.push(path);
+            }
         }
     }
+    found.read.sort();
     Ok(found)
 }
 
-fn images(folder: &Path) -> Result<Vec<PathBuf>> {
-    let is_image = |p: &PathBuf| {
-        let extension = p.extension().map(|e| e.to_string_lossy().to_lowercase());
-        p.is_file() && matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
-    };
-    Ok(list(folder)?.into_iter().filter(is_image).collect())
+/// The first five, and how many more.
+fn named(paths: &[PathBuf]) -> String {
+    let more = if paths.len() > 5 { format!(" and {} more", paths.len() - 5) } else { String::new() };
+    let first: Vec<String> = paths.iter().take(5).map(|path| path.display().to_string()).collect();
+    first.join(", ") + &more
+}
+
+/// Says which pictures are there twice: in two splits they flatter the test, in two classes one label is wrong.
+fn repeated(files: &[File], kept: &[Kept]) -> Vec<String> {
+    let mut first: HashMap<u128, usize> = HashMap::new();
+    let (mut splits, mut classes, mut copies) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, digest) in kept {
+        let earlier = *first.entry(*digest).or_insert(*index);
+        let ((part, path, label), (other_part, _, other_label)) = (&files[*index], &files[earlier]);
+        if label != other_label {
+            classes.push(path.clone());
+        } else if part != other_part {
+            splits.push(path.clone());
+        } else if earlier != *index {
+            copies.push(path.clone());
+        }
+    }
+    let whole = files.iter().all(|file| file.0 == Part::Train);
+    let told = [
+        (splits, "are in another split as well, which flatters what is measured there; remove one of each"),
+        (classes, "are in another class as well, so one of the two labels is wrong; remove one of each"),
+        // They may be divided among the splits, and are then in two of them.
+        (
+            if whole { copies } else { Vec::new() },
+            "are copies of another one of their class, and may come into another split",
+        ),
+    ];
+    let some = told.into_iter().filter(|(paths, _)| !paths.is_empty());
+    some.map(|(paths, what)| format!("{} pictures {what}: {}", paths.len(), named(&paths))).collect()
 }
 
 type File = (Part, PathBuf, i64);
+/// The index of a file that could be read, and a digest of its bytes.
+type Kept = (usize, u128);
 
-/// Reads all images, on all cores, into a pool; gives part and label of each one kept, in order.
-fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool, Vec<(Part, i64)>)> {
+/// Reads all images, on all cores, into a pool; gives those kept, in order.
+fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool, Vec<Kept>)> {
     let mut pool = Pool::new(files.len(), [3, size, size])?;
-    let (mut kept, mut bad) = (Vec::new(), Vec::new());
+    let (mut kept, mut bad, mut seen) = (Vec::new(), Vec::new(), 0);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     // Only so many are decoded at a time as keep the cores busy: photographs are large.
     for piece in files.chunks(threads * 8) {
@@ -219,14 +308,15 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
                 })
                 .collect()
         });
-        for ((part, path, label), image) in piece.iter().zip(decoded) {
+        for ((_, path, label), image) in piece.iter().zip(decoded) {
             match image {
-                Ok(pixels) => {
+                Ok((pixels, digest)) => {
                     pool.push(&pixels, &[*label])?;
-                    kept.push((*part, *label));
+                    kept.push((seen, digest));
                 }
                 Err(why) => bad.push(format!("{} ({why})", path.display())),
             }
+            seen += 1;
         }
     }
     if !bad.is_empty() {
@@ -241,12 +331,13 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
     Ok((pool, kept))
 }
 
-/// One file as u8 `[3, size, size]`.
-fn read(path: &Path, size: u32) -> std::result::Result<Vec<u8>, String> {
+/// One file as u8 `[3, size, size]`, and a digest of its bytes.
+fn read(path: &Path, size: u32) -> std::result::Result<(Vec<u8>, u128), String> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     let decode = || -> image::ImageResult<DynamicImage> {
         // By content, not by name: many a .jpg is a PNG.
-        let reader = ImageReader::open(path)?.with_guessed_format()?;
-        if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&std::fs::read(path)?) {
+        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+        if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&bytes) {
             return Err(std::io::Error::other("the file is cut off").into());
         }
         let mut decoder = reader.into_decoder()?;
@@ -261,7 +352,8 @@ fn read(path: &Path, size: u32) -> std::result::Result<Vec<u8>, String> {
     })?;
     let image = imageops::resize(&on_white(image), size, size, imageops::FilterType::Triangle);
     let pixels = image.as_raw();
-    Ok((0..3).flat_map(|c| pixels.iter().skip(c).step_by(3).copied()).collect())
+    let planes = (0..3).flat_map(|c| pixels.iter().skip(c).step_by(3).copied()).collect();
+    Ok((planes, xxh3_128(&bytes)))
 }
 
 /// Whether the end marker follows the pixels. Decoders fill up a file that was cut off with grey, which is no picture to

@@ -58,14 +58,12 @@ const WRAPPERS: [&str; 8] =
     ["state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"];
 
 /// Python's modules that run programs or code.
-const RUNNERS: [&str; 15] = [
+const RUNNERS: [&str; 13] = [
     "os",
     "posix",
     "nt",
     "subprocess",
     "sys",
-    "builtins",
-    "__builtin__",
     "importlib",
     "runpy",
     "pty",
@@ -74,6 +72,22 @@ const RUNNERS: [&str; 15] = [
     "webbrowser",
     "ctypes",
     "pickle",
+];
+/// What Python itself brings along that only holds values.
+const VALUES: [&str; 13] = [
+    "set",
+    "frozenset",
+    "list",
+    "dict",
+    "tuple",
+    "object",
+    "complex",
+    "slice",
+    "range",
+    "bytearray",
+    "bytes",
+    "int",
+    "float",
 ];
 
 const STORAGES: [(&str, Kind); 10] = [
@@ -363,7 +377,8 @@ impl<'a> Machine<'a> {
             return Ok(());
         }
         // Nothing is run, but a file that wants a program run is not to be trusted with its numbers either.
-        if RUNNERS.contains(&module) || module == "torch" && name == "load" {
+        let builtin = ["builtins", "__builtin__"].contains(&module) && !VALUES.contains(&name);
+        if builtin || RUNNERS.contains(&module) || (module, name) == ("torch", "load") {
             return Err(self.refused(&format!("{}.{}", printable(module), printable(name))));
         }
         // Settings and counters that lie beside the weights.

@@ -131,13 +131,19 @@ fn valid_is_the_validation_split_and_no_picture_is_left_out_without_a_word() -> 
     pngs(&folder.path().join("train/cat/more"), 2, [200, 10, 20])?;
     pngs(&folder.path().join("train/.ipynb_checkpoints"), 1, [200, 10, 20])?;
     pngs(&folder.path().join("train/__MACOSX"), 1, [200, 10, 20])?;
-    fs::write(folder.path().join("train/cat/a.webp"), "RIFF")?;
+    fs::write(folder.path().join("train/cat/a.heic"), "x")?;
     fs::write(folder.path().join("train/cat/.DS_Store"), "x")?;
+    let colours = RgbImage::from_fn(40, 30, |x, y| Rgb([x as u8, y as u8, 7]));
+    for name in ["a.webp", "b.tif", "c.bmp", "d.gif"] {
+        colours.save(folder.path().join("train/dog").join(name))?;
+    }
     let data = data::open(&options(folder.path()))?;
     assert_eq!(data.classes, ["cat", "dog"]);
-    assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (40, 16, 12));
+    assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (46, 16, 12));
+    assert_eq!(data.train.class_counts(), [22, 24]);
     let said = data.notices.join("\n");
-    assert!(said.contains("3 pictures are not read") && said.contains("a.webp"), "{said}");
+    assert!(said.contains("1 pictures are of a kind that is not read") && said.contains("a.heic"), "{said}");
+    assert!(said.contains("2 images lie in folders below that of a class"), "{said}");
     Ok(())
 }
 
@@ -171,5 +177,44 @@ fn a_jpeg_that_was_cut_off_is_skipped_and_named() -> Done {
     assert_eq!(data.train.len() + data.validation.len() + data.test.len(), 42);
     let said = data.notices.join("\n");
     assert!(said.contains("1 of 43 files skipped") && said.contains("half.jpg (the file is cut off)"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn tiny_imagenet_s_layout_is_read_by_its_annotations() -> Done {
+    let folder = tempfile::tempdir()?;
+    let classes = ["n01443537", "n01629819"];
+    for (class, colour) in classes.iter().zip([[200, 10, 20], [10, 200, 20]]) {
+        pngs(&folder.path().join("train").join(class).join("images"), 12, colour)?;
+    }
+    pngs(&folder.path().join("val/images"), 6, [10, 10, 200])?;
+    let lines: String = (0..6).map(|i| format!("{i:03}.png\t{}\t0\t0\t1\t1\n", classes[i % 2])).collect();
+    fs::write(folder.path().join("val/val_annotations.txt"), lines)?;
+    pngs(&folder.path().join("test/images"), 6, [100, 10, 200])?;
+    let data = data::open(&options(folder.path()))?;
+    assert_eq!(data.classes, classes);
+    assert_eq!(data.validation.class_counts(), [3, 3]);
+    assert_eq!(data.train.len() + data.test.len(), 24);
+    assert!(data.notices.iter().any(|n| n.contains("test has no folders of classes")), "{:?}", data.notices);
+    Ok(())
+}
+
+#[test]
+fn a_picture_in_two_splits_or_two_classes_is_named() -> Done {
+    let folder = tempfile::tempdir()?;
+    for (i, part) in (0u8..).zip(["train", "val", "test"]) {
+        for (j, class) in (0u8..).zip(["a", "b"]) {
+            pngs(&folder.path().join(part).join(class), 8, [40 * i, 40 * j, 90])?;
+        }
+    }
+    let notices = || -> Result<String, Box<dyn std::error::Error>> {
+        Ok(data::open(&options(folder.path()))?.notices.join("\n"))
+    };
+    assert_eq!(notices()?, "");
+    fs::copy(folder.path().join("train/a/001.png"), folder.path().join("test/a/x.png"))?;
+    fs::copy(folder.path().join("train/a/005.png"), folder.path().join("train/b/zzz.png"))?;
+    let said = notices()?;
+    assert!(said.contains("1 pictures are in another split as well") && said.contains("x.png"), "{said}");
+    assert!(said.contains("1 pictures are in another class as well") && said.contains("zzz.png"), "{said}");
     Ok(())
 }
