@@ -93,7 +93,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
         notices.push(format!("{nested} images lie in folders below that of a class: they are taken for that class"));
     }
     if !unread.is_empty() {
-        notices.push(format!("{} pictures are of a kind that is not read: {}", unread.len(), named(&unread)));
+        notices.push(format!("{} of a kind that is not read: {}", pictures_are(unread.len()), named(&unread)));
     }
     let (pool, kept) = decode(&files, size, &mut notices)?;
     notices.extend(repeated(&files, &kept));
@@ -126,7 +126,10 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
         test
     };
     let validation = has(Part::Validation).then(|| rows(Part::Validation));
-    assemble(file_name(path), classes, pool, Rows { train, validation, test }, notices, options)
+    let said = notices.join("; ");
+    let made = assemble(file_name(path), classes, pool, Rows { train, validation, test }, notices, options);
+    // A class without images is easier to understand with what was left out.
+    made.map_err(|error| if said.is_empty() { error } else { Error::Data(format!("{error} ({said})")) })
 }
 
 /// One image file exactly as [`image_folder`] holds it: u8 `[3, size, size]`, red, green, blue, 0..255, on the CPU.
@@ -248,6 +251,10 @@ fn pictures(folder: &Path) -> Result<Pictures> {
     Ok(found)
 }
 
+fn pictures_are(count: usize) -> String {
+    if count == 1 { "1 picture is".to_owned() } else { format!("{count} pictures are") }
+}
+
 /// The first five, and how many more.
 fn named(paths: &[PathBuf]) -> String {
     let more = if paths.len() > 5 { format!(" and {} more", paths.len() - 5) } else { String::new() };
@@ -272,16 +279,16 @@ fn repeated(files: &[File], kept: &[Kept]) -> Vec<String> {
     }
     let whole = files.iter().all(|file| file.0 == Part::Train);
     let told = [
-        (splits, "are in another split as well, which flatters what is measured there; remove one of each"),
-        (classes, "are in another class as well, so one of the two labels is wrong; remove one of each"),
+        (splits, "in another split as well, which flatters what is measured there; remove one of each"),
+        (classes, "in another class as well, so one of the two labels is wrong; remove one of each"),
         // They may be divided among the splits, and are then in two of them.
         (
             if whole { copies } else { Vec::new() },
-            "are copies of another one of their class, and may come into another split",
+            "copies of others of their class, and may come into another split than those",
         ),
     ];
     let some = told.into_iter().filter(|(paths, _)| !paths.is_empty());
-    some.map(|(paths, what)| format!("{} pictures {what}: {}", paths.len(), named(&paths))).collect()
+    some.map(|(paths, what)| format!("{} {what}: {}", pictures_are(paths.len()), named(&paths))).collect()
 }
 
 type File = (Part, PathBuf, i64);

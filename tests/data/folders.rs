@@ -142,7 +142,7 @@ fn valid_is_the_validation_split_and_no_picture_is_left_out_without_a_word() -> 
     assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (46, 16, 12));
     assert_eq!(data.train.class_counts(), [22, 24]);
     let said = data.notices.join("\n");
-    assert!(said.contains("1 pictures are of a kind that is not read") && said.contains("a.heic"), "{said}");
+    assert!(said.contains("1 picture is of a kind that is not read") && said.contains("a.heic"), "{said}");
     assert!(said.contains("2 images lie in folders below that of a class"), "{said}");
     Ok(())
 }
@@ -214,7 +214,7 @@ fn a_picture_in_two_splits_or_two_classes_is_named() -> Done {
     fs::copy(folder.path().join("train/a/001.png"), folder.path().join("test/a/x.png"))?;
     fs::copy(folder.path().join("train/a/005.png"), folder.path().join("train/b/zzz.png"))?;
     let said = notices()?;
-    assert!(said.contains("1 pictures are in another split as well") && said.contains("x.png"), "{said}");
-    assert!(said.contains("1 pictures are in another class as well") && said.contains("zzz.png"), "{said}");
+    assert!(said.contains("1 picture is in another split as well") && said.contains("x.png"), "{said}");
+    assert!(said.contains("1 picture is in another class as well") && said.contains("zzz.png"), "{said}");
     Ok(())
 }
