@@ -55,6 +55,16 @@ impl Checkpoint {
         Ok(Some(aside))
     }
 
+    fn history(&self) -> PathBuf {
+        self.folder.join("history.json")
+    }
+
+    /// Whether the folder holds a finished run of this fit, which is being trained once more. It stays until the new one is
+    /// finished, too.
+    fn is_finished(&self) -> bool {
+        History::load(self.history()).is_ok_and(|history| history.is_complete())
+    }
+
     /// Weights, best weights and optimizer state in one atomic file; the history also as `history.json`, and the best
     /// weights alone as `best.safetensors`.
     pub(super) fn save(
@@ -78,17 +88,20 @@ impl Checkpoint {
             ("live".to_owned(), live),
             ("probe".to_owned(), serde_json::to_string(&self.probe).map_err(|e| Error::Data(format!("probe: {e}")))?),
         ]);
+        if history.records.len() < history.epochs && self.is_finished() {
+            return save_tensors(&self.file(), &tensors, metadata);
+        }
         // The history comes last: an epoch that it names has its weights on disk.
         save_tensors(&self.folder.join("best.safetensors"), &best.0, HashMap::new())?;
         save_tensors(&self.file(), &tensors, metadata)?;
-        write_bytes(&self.folder.join("history.json"), json.as_bytes())
+        write_bytes(&self.history(), json.as_bytes())
     }
 
     /// Puts a stop on disk. The weights of the last finished epoch are there already; a run that was stopped before its
     /// first epoch leaves the history of an earlier one alone.
     pub(super) fn save_stop(&self, history: &History) -> Result<()> {
-        let path = self.folder.join("history.json");
-        if history.records.is_empty() && path.exists() {
+        let path = self.history();
+        if history.records.is_empty() && path.exists() || self.is_finished() {
             return Ok(());
         }
         let json = serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))?;

@@ -123,7 +123,7 @@ impl FitOptions {
 ///
 /// One Adam lives through all epochs. With a folder, each epoch is checkpointed, and calling `fit` again with the same
 /// model, data and options goes on where a killed or stopped run ended, with the history of an unbroken one. A finished
-/// run is not continued: it is trained anew. A run of other settings in that folder is renamed, not overwritten.
+/// run is not continued: it is trained anew, and kept until the new one is finished. A run of other settings in that folder is renamed, not overwritten.
 ///
 /// The variables move in memory: a transpose or a view of one that was taken before keeps the old numbers. Take it inside the
 /// layer that uses it.
@@ -377,12 +377,17 @@ impl Training<'_> {
 
     /// Why a loss is no longer finite, as far as it can be seen from here.
     fn likely_cause(&self) -> String {
-        let teacher = self.train.batch(&[0], self.model.device()).ok().and_then(|batch| {
-            let logits = batch.teacher.as_ref()?.f_max().ok()?;
-            logits.f_double_value(&[]).ok()
+        let extremes = self.train.batch(&[0], self.model.device()).ok().and_then(|batch| {
+            let logits = batch.teacher.as_ref()?;
+            let value = |t: tch::Tensor| t.f_double_value(&[]).ok();
+            Some((value(logits.f_min().ok()?)?, value(logits.f_max().ok()?)?))
         });
-        if teacher.is_some_and(|highest| !highest.is_finite()) {
+        if extremes.is_some_and(|(_, highest)| !highest.is_finite()) {
             "the teacher's logits are not finite: compute them again, and look at its weights".into()
+        } else if extremes.is_some_and(|(lowest, _)| !lowest.is_finite()) {
+            "the teacher rules classes out by logits of -inf, of which mean and deviation are not finite; take the method \
+             kd instead of standardised-kd"
+                .into()
         } else {
             format!("try a learning rate below {}", self.in_force.learning_rate)
         }

@@ -176,6 +176,12 @@ fn a_stop_is_on_disk_and_an_edited_loss_does_not_go_on_with_anothers_curve() {
     let resumed = fit_with(1.0, 9);
     assert_eq!(curve(&resumed)[..2], curve(&stopped)[..]);
     assert!(resumed.is_complete() && History::load(run.join("history.json")).unwrap().is_complete());
+    // Once more, and stopped: the finished one is still there, with its weights.
+    let best = std::fs::read(run.join("best.safetensors")).unwrap();
+    assert_eq!(fit_with(1.0, 1).stopped.as_deref(), Some("enough"));
+    assert_eq!(History::load(run.join("history.json")).unwrap(), resumed);
+    assert_eq!(std::fs::read(run.join("best.safetensors")).unwrap(), best);
+    assert_eq!(curve(&fit_with(1.0, 9)), curve(&resumed));
 }
 
 #[test]

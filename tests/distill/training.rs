@@ -264,6 +264,13 @@ fn what_makes_a_loss_no_number_is_named() {
     let kd = Criterion::kd(KdLoss::new(4.0, 0.5).unwrap());
     let e = fit(&mut tiny_model(1), &train, &validation, &kd, &options(1)).unwrap_err().to_string();
     assert!(e.contains("the teacher's logits are not finite") && !e.contains("learning rate"), "{e}");
+    let masked = teacher(&data.train, 1.0).tensor.shallow_clone();
+    let _ = masked.select(1, 3).fill_(f64::NEG_INFINITY);
+    let masked = images().with_teacher(&CachedTensor::new(&data.train, masked, "masked").unwrap()).unwrap();
+    let standardised = Criterion::distil(Method::StandardisedKd, KdLoss::new(4.0, 0.5).unwrap());
+    let e = fit(&mut tiny_model(1), &masked, &validation, &standardised, &options(1)).unwrap_err().to_string();
+    assert!(e.contains("rules classes out by logits of -inf"), "{e}");
+    fit(&mut tiny_model(1), &masked, &validation, &kd, &options(1)).unwrap();
     // 64 images in batches of 9 leave one.
     let normalised = |vs: &nn::Path| tiny(vs).add("bn", nn::batch_norm1d(vs / "bn", 10, Default::default()));
     let mut model = Model::new("normalised", Device::Cpu, 0, &normalised).unwrap();
