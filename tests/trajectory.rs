@@ -232,7 +232,8 @@ fn in_f32_the_same_100_steps_up_to_rounding() {
         let accuracies = Vec::<f64>::try_from(torch.get("accuracies")).unwrap();
         for (record, there) in here.history.records.iter().zip(accuracies).take(epochs) {
             let (epoch, here) = (record.epoch, record.validation.accuracy);
-            assert!((here - there).abs() <= 0.01, "{kd:?} epoch {epoch}: accuracy {here}, {there} in PyTorch");
+            let images = (100.0 * (here - there)).round();
+            assert!(images.abs() <= 1.0, "{kd:?} epoch {epoch}: accuracy {here}, {there} in PyTorch");
         }
     }
 }

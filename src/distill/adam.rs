@@ -74,6 +74,7 @@ impl Adam {
         };
         no_grad(|| {
             for group in &mut self.groups {
+                group.take_back()?;
                 let gradients: Vec<_> = gradients.by_ref().take(group.parameters.len()).collect();
                 if gradients.iter().all(Tensor::defined) {
                     let pairs = group.parameters.iter().zip(&gradients);
@@ -137,6 +138,21 @@ impl Group {
             parameter.shallow_clone().f_set_data(&group.view(&group.numbers, i)?)?;
         }
         Ok(group)
+    }
+
+    /// Moves the parameters back into this group's memory where another optimiser has moved them out of it: a step would
+    /// otherwise change numbers that no network reads any more.
+    fn take_back(&self) -> Result<()> {
+        let mut place = self.numbers.data_ptr() as usize;
+        for (i, (_, parameter)) in self.parameters.iter().enumerate() {
+            if parameter.data_ptr() as usize != place {
+                let mut own = self.view(&self.numbers, i)?;
+                own.f_copy_(&parameter.f_detach()?)?;
+                parameter.shallow_clone().f_set_data(&own)?;
+            }
+            place += parameter.numel() * parameter.f_kind()?.elt_size_in_bytes();
+        }
+        Ok(())
     }
 
     /// Where the parameter with number `i` begins.

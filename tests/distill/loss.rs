@@ -179,3 +179,19 @@ fn images_without_a_label_are_not_measured() {
     let none = Evaluation::new(&logits, &Tensor::from_slice(&[UNLABELLED; 4])).err().unwrap();
     assert!(none.to_string().contains("none of the 4 images has a label"), "{none}");
 }
+
+#[test]
+fn two_optimisers_of_one_model_both_act() {
+    let start = || Tensor::from_slice(&[1.0f64, 2.0]).set_requires_grad(true);
+    let parameter = start();
+    let own = || vec![("p".to_owned(), parameter.shallow_clone())];
+    let mut first = Adam::new(own()).unwrap();
+    let mut second = Adam::new(own()).unwrap();
+    // Adam's first step is as long as the learning rate, whatever the gradient.
+    for (adam, wanted) in [(&mut first, [0.9, 1.9]), (&mut second, [0.8, 1.8])] {
+        let loss = parameter.square().sum(Kind::Double);
+        adam.backward_step(&loss, 0.1).unwrap();
+        let got = Vec::<f64>::try_from(parameter.shallow_clone()).unwrap();
+        assert!(got.iter().zip(wanted).all(|(got, wanted)| (got - wanted).abs() < 1e-6), "{got:?} {wanted:?}");
+    }
+}
