@@ -7,7 +7,7 @@ use kdlab::distill::{Augmentation, Measure, Method, Sweep, SweepReport, TeacherL
 use kdlab::models::{Arch, Backbone, Layers, Model, Summary, head, student};
 use kdlab::show::{Figure, ShowDebug, Table};
 use kdlab::show::{class_balance, confusion_matrix, curves, disagreements, gallery, knobs, live_progress};
-use kdlab::show::{mistakes, print_progress, reliability_diagram, soft_target_bars, temperature_explorer};
+use kdlab::show::{mistakes, plot, print_progress, reliability_diagram, soft_target_bars, temperature_explorer};
 use kdlab::show::{class_similarity, likely_confusions, soft_target_gallery, soft_targets_over_temperature};
 use kdlab::{Lab, Profile, ResultRow};
 use tch::nn::{Module, OptimizerConfig};

@@ -452,3 +452,81 @@ fn a_gallery_tells_what_the_teacher_sees() {
     refused(soft_target_gallery(&data.test, &data, &logits, &[20], 2.0), "20");
     refused(soft_target_gallery(&data.test, &data, &logits, &[0], -1.0), "temperature must be > 0");
 }
+
+#[test]
+fn plot_draws_a_line_of_ones_own_with_axes_and_gaps() {
+    let epochs: Vec<usize> = (1..=5).collect();
+    let figure = plot(&epochs, &[2.5, 1.5, f64::NAN, 0.5, 0.25]).unwrap();
+    nothing_is_clipped(&figure);
+    keep(&figure, "plot.png");
+    let svg = figure.svg().unwrap();
+    let said = texts(&svg);
+    for text in ["x", "y", "1.0", "5.0", "2.5"] {
+        assert!(said.contains(&text), "{text} is missing in {said:?}");
+    }
+    assert_eq!(
+        svg.matches("<polyline").count()
+            - plot(&[1, 5], &[0.25, 2.5]).unwrap().svg().unwrap().matches("<polyline").count(),
+        1,
+        "a NaN parts the line in two"
+    );
+    assert_eq!(svg.matches("<circle").count(), 4, "a dot for each finite point");
+    assert_eq!(figure.alt(), "line through 4 points, x from 1 to 5, y from 0.25 to 2.5");
+    // Equal, huge, tiny and close values have axes too.
+    for (x, y) in [([3.0, 3.0], [0.0, 0.0]), ([0.0, 1e7], [-1e280, 1e280]), ([1e16, 1e16 + 2.0], [1e-12, 3e-12])] {
+        let figure = plot(&x, &y).unwrap();
+        nothing_is_clipped(&figure);
+        keep(&figure, &format!("plot-{:e}.png", y[1]));
+    }
+    refused(plot(&[1, 2, 3], &[0.5f32, 0.25]), "x has 3 values and y has 2; give one y for each x");
+    refused(plot::<f64, f64>(&[], &[]), "x and y are empty; give at least one point");
+    refused(plot(&[1.0, f64::NAN], &[f64::INFINITY, 2.0]), "none of the 2 points has a finite x and a finite y");
+    refused(plot(&[f64::MIN, f64::MAX], &[0, 1]), "scale it first");
+}
+
+#[test]
+fn galleries_and_heat_maps_stay_within_a_screen() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    refused(gallery(&data.train, &data.classes, &[0; 25_000]), "a gallery of 25000 images; at most 400");
+    assert!(gallery(&data.train, &data.classes, &[0; 400]).is_ok());
+    for (rows, columns) in [(40, 40), (100, 12), (3, 200), (700, 700)] {
+        let values = vec![vec![Some(1.0); columns]; rows];
+        let map = parameter_map("gain", ("T", &names(rows)), ("alpha", &names(columns)), &values, "points").unwrap();
+        let (width, height, _) = decoded(&map);
+        assert!(width <= 2 * 1440 && height <= 2 * 900, "{rows} by {columns}: {width} by {height}");
+        nothing_is_clipped(&map);
+        keep(&map, &format!("map-{rows}-{columns}.png"));
+    }
+    let values = vec![vec![Some(1.0)]; 800];
+    refused(parameter_map("gain", ("T", &names(800)), ("alpha", &names(1)), &values, ""), "at most 740");
+}
+
+#[test]
+fn what_is_shown_is_rounded_and_stays_in_its_line() {
+    let logits = Tensor::arange(10, (Kind::Float, tch::Device::Cpu));
+    let svg = soft_target_bars(&logits, &names(10), None, &[9.799999999999999]).unwrap().svg().unwrap();
+    assert!(texts(&svg).contains(&"T = 9.8"), "{:?}", texts(&svg));
+    let html = Table::new(&["mean interval"]).row(&["+1.0 to +2.0".into()]).html();
+    assert!(html.contains("white-space:nowrap\">+1.0 to +2.0</td>"), "{html}");
+    assert!(html.contains("overflow-x:auto"), "a wide table scrolls: {html}");
+}
+
+#[test]
+fn figures_and_tables_say_in_words_what_they_show() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let figure = curves(&[&history("alone", 6)]).unwrap();
+    let alt = "cross-entropy and accuracy over epochs: alone, best 40.0 % in epoch 6 of 6";
+    assert_eq!(figure.alt(), alt);
+    assert!(format!("{figure:?}").starts_with(&format!("figure: {alt};")), "{figure:?}");
+    let label = &data.classes[data.train.label(0).unwrap() as usize];
+    assert_eq!(gallery(&data.train, &data.classes, &[0]).unwrap().alt(), format!("1 image: {label}"));
+    let logits = Tensor::from_slice(&[0.0, 100.0]);
+    let bars = soft_target_bars(&logits, &names(2), None, &[1.0]).unwrap();
+    assert_eq!(bars.alt(), "probability of each class: T = 1, highest (dog 1)");
+    // What a cell shows that knows only `{:?}`.
+    let table = Table::new(&["run", "acc %"]).row(&["a".into(), "9.5".into()]);
+    assert_eq!(format!("{table:?}"), "\nrun  acc %\na      9.5\n");
+    assert_eq!(format!("{data:?}"), data.to_string());
+}

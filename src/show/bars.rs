@@ -1,6 +1,7 @@
 //! Bars over classes: class balance, soft targets at several temperatures.
 
 use super::figure::{Area, Drawing, Figure, Pen, color, styled};
+use super::short;
 use crate::data::Dataset;
 use crate::distill::soft_targets;
 use crate::{Error, Result};
@@ -45,7 +46,7 @@ pub fn soft_target_bars(
     }
     let panel = |&t: &f64| -> Result<(String, Vec<f64>)> {
         let probabilities = soft_targets(&logits.f_reshape(-1)?.f_to_kind(Kind::Double)?, t)?;
-        Ok((format!("T = {t}"), Vec::try_from(probabilities)?))
+        Ok((format!("T = {}", short(t)), Vec::try_from(probabilities)?))
     };
     let panels = temperatures.iter().map(panel).collect::<Result<_>>()?;
     let mark = label.and_then(|l| usize::try_from(l).ok());
@@ -58,6 +59,15 @@ fn figure(bars: Bars) -> Result<Figure> {
 }
 
 impl Bars {
+    pub(super) fn alt(&self) -> String {
+        let panel = |(title, values): &(String, Vec<f64>)| {
+            let top = (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]));
+            let class = top.and_then(|i| Some(format!(" ({} {})", self.classes.get(i)?, short(values[i]))));
+            format!("{title}, highest{}", class.unwrap_or_default())
+        };
+        format!("{} of each class: {}", self.y, self.panels.iter().map(panel).collect::<Vec<_>>().join("; "))
+    }
+
     pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
         for ((title, values), panel) in self.panels.iter().zip(area.split_evenly((1, self.panels.len()))) {
             self.panel(area, &panel, pen, title, values).map_err(|e| e.to_string())?;

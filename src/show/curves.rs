@@ -1,6 +1,6 @@
 //! Loss and accuracy over epochs, any number of fits in one figure.
 
-use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled};
+use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled, text_color};
 use crate::distill::{Change, EpochRecord, History, Metrics};
 use crate::{Error, Result};
 use plotters::prelude::*;
@@ -63,6 +63,18 @@ struct Mark {
 }
 
 impl Curves {
+    pub(super) fn alt(&self) -> String {
+        let run = |h: &History| match h.best() {
+            Some(best) => {
+                let (accuracy, epoch) = (100.0 * best.validation.accuracy, best.epoch);
+                format!("{}, best {accuracy:.1} % in epoch {epoch} of {}", h.name, h.epochs)
+            }
+            None => format!("{}, no finished epoch of {}", h.name, h.epochs),
+        };
+        let runs: Vec<_> = self.histories.iter().map(run).collect();
+        format!("cross-entropy and accuracy over epochs: {}", runs.join("; "))
+    }
+
     pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
         let (plots, legend) = area.split_vertically(pen.px(322));
         let (left, right) = plots.split_horizontally(pen.px(PANEL));
@@ -194,7 +206,7 @@ impl Curves {
         for mark in labels() {
             let x = x0 - px + (mark.x * f64::from(pen.px(1))) as i32;
             let y = y0 - py + pen.px(2 + LINE * mark.line as u32) as i32;
-            let ink = if self.histories.len() > 1 { color(mark.run) } else { INK };
+            let ink = if self.histories.len() > 1 { text_color(mark.run) } else { INK };
             let style = pen.text(11).color(&ink).pos(Pos::new(HPos::Left, VPos::Top));
             let (right, below) = (x + (f64::from(pen.px(1)) * width(&mark.text)) as i32, y + pen.px(LINE - 2) as i32);
             area.draw(&Rectangle::new([(x, y), (right, below)], WHITE.filled()))?;

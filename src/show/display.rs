@@ -29,7 +29,9 @@ fn emit(forms: &[(&str, &str)]) {
 }
 
 /// What stands in the place of a figure where only text is shown.
-const NO_IMAGES: &str = "figure (this front end shows no images)";
+fn in_words(figure: &Figure) -> String {
+    format!("figure: {}", figure.alt())
+}
 
 pub(super) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
@@ -39,8 +41,8 @@ pub(super) fn base64(bytes: &[u8]) -> String {
 /// while it is drawn anew.
 pub(super) fn bundle(figure: &Figure) -> Result<(Value, Value)> {
     let (width, height) = figure.size();
-    let data = json!({"image/png": base64(&figure.png()?), "text/plain": NO_IMAGES});
-    Ok((data, json!({"image/png": {"width": width, "height": height}})))
+    let data = json!({"image/png": base64(&figure.png()?), "text/plain": in_words(figure)});
+    Ok((data, json!({"image/png": {"width": width, "height": height, "alt": figure.alt()}})))
 }
 
 pub(super) fn emit_text(value: &dyn Display) {
@@ -59,13 +61,24 @@ pub trait ShowDebug: std::fmt::Debug {
 
 impl<T: std::fmt::Debug + ?Sized> ShowDebug for T {}
 
+/// `{:?}` in the words of the display: evcxr asks for it when a notebook's first cell ends with `?`.
+macro_rules! debug_as_display {
+    ($($shown:ty)*) => { $(impl std::fmt::Debug for $shown {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "{self}")
+        }
+    })* };
+}
+
+debug_as_display!(Dataset Batch Lab Evaluation ViewLogits Run CachedTensor);
+
 impl Figure {
     /// Shows the figure below the cell, as PNG: the one form that JupyterLab fits to its column and shows in a notebook
     /// that somebody else ran, and that GitHub renders.
     pub fn evcxr_display(&self) {
         match self.png() {
             Ok(png) => {
-                emit(&[("text/plain", NO_IMAGES), ("image/png", &base64(&png))]);
+                emit(&[("text/plain", &in_words(self)), ("image/png", &base64(&png))]);
             }
             Err(e) => eprintln!("{e}"),
         }

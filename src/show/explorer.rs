@@ -3,6 +3,7 @@
 use super::Figure;
 use super::bars::soft_target_bars;
 use super::display::base64;
+use super::table::escape;
 use super::widgets::{self, VIEW, Widget, new_id};
 use crate::Result;
 use crate::live::{Link, Push, lock};
@@ -36,7 +37,8 @@ impl Scores {
     fn html(&self, temperature: f64) -> Result<String> {
         let figure = self.figure(&[temperature])?;
         let ((width, height), png) = (figure.size(), base64(&figure.png()?));
-        Ok(format!("<img width=\"{width}\" height=\"{height}\" src=\"data:image/png;base64,{png}\">"))
+        let alt = escape(&figure.alt());
+        Ok(format!("<img width=\"{width}\" height=\"{height}\" alt=\"{alt}\" src=\"data:image/png;base64,{png}\">"))
     }
 
     /// The figure of four temperatures, in a mime bundle and its metadata.
@@ -45,7 +47,7 @@ impl Scores {
         let (width, height) = figure.size();
         let text = "soft targets at T = 1, 2, 4 and 10 (this front end shows no images)";
         let data = json!({"image/png": base64(&figure.png()?), "text/plain": text});
-        Ok((data, json!({"image/png": {"width": width, "height": height}})))
+        Ok((data, json!({"image/png": {"width": width, "height": height, "alt": figure.alt()}})))
     }
 }
 
@@ -71,7 +73,8 @@ struct Open {
 impl Open {
     fn new(scores: &Arc<Scores>) -> Option<Self> {
         let state = json!({"value": BEGIN, "min": 0.5, "max": 20.0, "step": 0.1, "readout_format": ".1f"});
-        let (slider, picture) = (Widget::slider("FloatSlider", "T", state), Widget::html(&scores.html(BEGIN).ok()?));
+        let (slider, picture) =
+            (Widget::slider("FloatSlider", "T", "temperature T", state), Widget::html(&scores.html(BEGIN).ok()?));
         let (slider_id, picture_id) = (slider.id.clone(), picture.id.clone());
         let both = Widget::boxed("VBox", vec![slider, picture]);
         let root = both.id.clone();

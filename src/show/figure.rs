@@ -1,7 +1,7 @@
 //! A figure holds what it shows and draws it when asked, as PNG or SVG.
 
 use super::softening::Softening;
-use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap, reliability::Reliability};
+use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap, line::Line, reliability::Reliability};
 use crate::{Error, Result, files};
 use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
@@ -29,6 +29,14 @@ pub(super) enum Drawing {
     Gallery(Gallery),
     Reliability(Reliability),
     Softening(Softening),
+    Line(Line),
+}
+
+/// What [`Figure::alt`] says, for a cell that shows a value only by `{:?}`.
+impl std::fmt::Debug for Figure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "figure: {}; end the cell with the variable, without `?`, to see it", self.alt())
+    }
 }
 
 impl Figure {
@@ -39,6 +47,19 @@ impl Figure {
     /// Nominal width and height in pixels.
     pub(super) fn size(&self) -> (u32, u32) {
         (self.width, self.height)
+    }
+
+    /// What the figure shows, in a line of words, for readers who do not see it.
+    pub fn alt(&self) -> String {
+        match &self.drawing {
+            Drawing::Curves(d) => d.alt(),
+            Drawing::Bars(d) => d.alt(),
+            Drawing::Heatmap(d) => d.alt(),
+            Drawing::Gallery(d) => d.alt(),
+            Drawing::Reliability(_) => "reliability diagram: accuracy over confidence".into(),
+            Drawing::Softening(_) => "probability of each class over the temperature".into(),
+            Drawing::Line(d) => d.alt(),
+        }
     }
 
     /// The figure as an SVG document, for print. A gallery becomes large: each of its pixels is a rectangle.
@@ -78,6 +99,7 @@ impl Figure {
             Drawing::Gallery(d) => d.draw(&area, pen),
             Drawing::Reliability(d) => d.draw(&area, pen),
             Drawing::Softening(d) => d.draw(&area, pen),
+            Drawing::Line(d) => d.draw(&area, pen),
         });
         drawn
             .and_then(|()| area.present().map_err(|e| e.to_string()))
@@ -121,16 +143,52 @@ pub(super) fn styled<'a, 'm, 'b, X: Ranged, Y: Ranged, DB: DrawingBackend>(
 pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 pub(super) const GRID: RGBColor = RGBColor(225, 225, 225);
 
-/// Okabe and Ito's palette: told apart with any colour vision, dark enough on white.
+/// Okabe and Ito's palette, told apart with any colour vision. Amber and sky blue are darkened: a line needs a contrast of 3:1
+/// on white.
 pub(super) fn color(i: usize) -> RGBColor {
     const COLORS: [RGBColor; 7] = [
         RGBColor(0, 114, 178),
         RGBColor(213, 94, 0),
         RGBColor(0, 158, 115),
         RGBColor(204, 121, 167),
-        RGBColor(230, 159, 0),
-        RGBColor(86, 180, 233),
+        RGBColor(196, 133, 0),
+        RGBColor(52, 148, 208),
         RGBColor(90, 90, 90),
     ];
     COLORS[i % COLORS.len()]
+}
+
+/// The palette for text, darkened where needed to a contrast of 4.5:1 on white.
+pub(super) fn text_color(i: usize) -> RGBColor {
+    let mut text = color(i);
+    while contrast(text, WHITE) < 4.5 {
+        let darker = |v: u8| (f64::from(v) * 0.95) as u8;
+        text = RGBColor(darker(text.0), darker(text.1), darker(text.2));
+    }
+    text
+}
+
+/// WCAG's contrast ratio of two colours, from 1 to 21.
+pub(super) fn contrast(a: RGBColor, b: RGBColor) -> f64 {
+    let linear = |v: u8| match f64::from(v) / 255.0 {
+        v if v <= 0.04045 => v / 12.92,
+        v => ((v + 0.055) / 1.055).powf(2.4),
+    };
+    let luminance = |c: RGBColor| 0.2126 * linear(c.0) + 0.7152 * linear(c.1) + 0.0722 * linear(c.2);
+    let (a, b) = (luminance(a), luminance(b));
+    (a.max(b) + 0.05) / (a.min(b) + 0.05)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_have_the_contrast_that_lines_and_text_need() {
+        assert!((contrast(RGBColor(230, 159, 0), WHITE) - 2.25).abs() < 0.02, "the ratio is WCAG's");
+        for i in 0..7 {
+            assert!(contrast(color(i), WHITE) >= 3.0, "line {i}: {}", contrast(color(i), WHITE));
+            assert!(contrast(text_color(i), WHITE) >= 4.5, "text {i}: {}", contrast(text_color(i), WHITE));
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Labelled images in a grid.
 
-use super::figure::{Area, Drawing, Figure, Pen, color};
+use super::figure::{Area, Drawing, Figure, Pen, text_color};
 use crate::data::{Dataset, Split};
 use crate::distill::{Evaluation, soft_targets};
 use crate::{Error, Result};
@@ -10,6 +10,8 @@ use tch::{Kind, Tensor};
 
 const TILE: u32 = 96;
 const LINE: u32 = 15;
+/// More would be a picture of many screens, and of gigabytes.
+const MOST: usize = 400;
 
 /// What stands below an image.
 pub struct Caption {
@@ -143,6 +145,12 @@ fn captioned(split: &Split, indices: &[i64], caption: impl Fn(i64) -> Result<Cap
     if indices.is_empty() {
         return Err(Error::Input("a gallery of no images; give at least one index".into()));
     }
+    if indices.len() > MOST {
+        return Err(Error::Input(format!(
+            "a gallery of {} images; at most {MOST} fit into one figure, so give fewer, such as the first {MOST}",
+            indices.len()
+        )));
+    }
     let tile = |&i: &i64| Ok((Tile::of(&split.image(i)?)?, caption(i)?));
     let tiles = indices.iter().map(tile).collect::<Result<Vec<_>>>()?;
     let columns = tiles.len().min(8) as u32;
@@ -162,6 +170,21 @@ impl Tile {
 }
 
 impl Gallery {
+    pub(super) fn alt(&self) -> String {
+        const NAMED: usize = 8;
+        let words = |(_, c): &(Tile, Caption)| {
+            std::iter::once(c.text.as_str()).chain(c.notes.iter().map(String::as_str)).collect::<Vec<_>>().join(", ")
+        };
+        let named: Vec<_> = self.tiles.iter().take(NAMED).map(words).collect();
+        let more = if self.tiles.len() > NAMED { "; ..." } else { "" };
+        format!(
+            "{} {}: {}{more}",
+            self.tiles.len(),
+            if self.tiles.len() == 1 { "image" } else { "images" },
+            named.join("; ")
+        )
+    }
+
     pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
         for (i, (tile, caption)) in self.tiles.iter().enumerate() {
             let (column, row) = (i as u32 % self.columns, i as u32 / self.columns);
@@ -198,7 +221,7 @@ impl Gallery {
         area.draw(&Text::new(caption.text.clone(), (middle, below), style.clone()))?;
         for (i, note) in caption.notes.iter().enumerate() {
             let below = below + pen.px(LINE * (i as u32 + 1)) as i32;
-            area.draw(&Text::new(note.clone(), (middle, below), style.clone().color(&color([1, 0][i % 2]))))?;
+            area.draw(&Text::new(note.clone(), (middle, below), style.clone().color(&text_color([1, 0][i % 2]))))?;
         }
         Ok(())
     }

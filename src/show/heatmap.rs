@@ -1,6 +1,6 @@
 //! Heat maps: a shaded cell for each row and column, such as the confusion matrix.
 
-use super::figure::{Area, Drawing, Figure, GRID, INK, Pen};
+use super::figure::{Area, Drawing, Figure, GRID, INK, Pen, contrast};
 use crate::distill::Evaluation;
 use crate::{Error, Result};
 use plotters::prelude::*;
@@ -47,6 +47,7 @@ pub fn confusion_matrix(evaluation: &Evaluation, classes: &[String]) -> Result<F
     if counts.len() != classes.len() {
         return Err(Error::Input(format!("{} classes were evaluated but {} names given", counts.len(), classes.len())));
     }
+    fits(counts.len(), counts.len())?;
     let row = |row: &Vec<usize>| {
         let total = row.iter().sum::<usize>().max(1) as f64;
         let cell = |&n: &usize| Some(Cell { text: n.to_string(), shade: Some(n as f64 / total) });
@@ -78,6 +79,7 @@ pub fn parameter_map(
              one row and one column, and None where there is no value"
         )));
     }
+    fits(height, width)?;
     let finite = values.iter().flatten().flatten().filter(|v| v.is_finite());
     let highest = finite.map(|v| v.abs()).fold(0.0, f64::max);
     // Nothing but zeros is all white.
@@ -89,7 +91,7 @@ pub fn parameter_map(
         rows: Axis::new(rows.0, rows.1),
         columns: Axis::new(columns.0, columns.1),
         cells: values.iter().map(|row| row.iter().map(|v| v.map(cell)).collect()).collect(),
-        cell: (62, 34),
+        cell: (side(1100, width, 62), side(740, height, 34)),
         key: key.into(),
     }
     .figure())
@@ -112,8 +114,26 @@ pub(super) fn short_name(name: &str) -> String {
 
 /// A cell's sides where rows and columns are `classes`: large enough for a number, smaller where they are too many for that.
 pub(super) fn square(classes: usize) -> (u32, u32) {
-    let side = (840 / classes.max(1) as u32).clamp(8, 42);
+    let side = side(740, classes, 42);
     (side, side)
+}
+
+/// The side that lets `count` cells fit into `room`, up to `most`.
+fn side(room: u32, count: usize, most: u32) -> u32 {
+    (room / u32::try_from(count).unwrap_or(room).max(1)).clamp(1, most)
+}
+
+/// So many rows or columns have a pixel each.
+const MOST: usize = 740;
+
+/// Refuses what no screen can show.
+pub(super) fn fits(rows: usize, columns: usize) -> Result<()> {
+    if rows.max(columns) > MOST {
+        return Err(Error::Input(format!(
+            "a heat map of {rows} rows and {columns} columns; at most {MOST} of each fit on a screen, so show a part"
+        )));
+    }
+    Ok(())
 }
 
 fn fill(shade: f64) -> RGBColor {
@@ -124,8 +144,8 @@ fn fill(shade: f64) -> RGBColor {
 
 /// What can be read on it.
 fn ink(fill: RGBColor) -> RGBColor {
-    let RGBColor(r, g, b) = fill;
-    if 0.21 * f64::from(r) + 0.72 * f64::from(g) + 0.07 * f64::from(b) < 130.0 { WHITE } else { INK }
+    // On a middle shade neither white nor the softer ink reaches 4.5:1; black does.
+    [INK, WHITE].into_iter().find(|&ink| contrast(ink, fill) >= 4.5).unwrap_or(BLACK)
 }
 
 /// Nominal pixels.
@@ -151,6 +171,11 @@ const KEY: u32 = 16;
 const TITLES: [u32; 2] = [15, 12];
 
 impl Heatmap {
+    pub(super) fn alt(&self) -> String {
+        let title = self.title.lines().collect::<Vec<_>>().join("; ");
+        format!("heat map, {} by {}: {title}", self.rows.labels.len(), self.columns.labels.len())
+    }
+
     pub(super) fn figure(self) -> Figure {
         let Layout { width, height, .. } = self.layout();
         Figure::new(width, height, Drawing::Heatmap(self))
@@ -169,7 +194,7 @@ impl Heatmap {
         let line = |(i, line): (usize, &str)| 24 + (TITLES[i.min(1)] * line.chars().count() as u32) * 11 / 20;
         let titles = self.title.lines().enumerate().map(line).max().unwrap_or(0);
         let (width, height) = ((right + key + 16).max(titles), bottom + labels + axis(&self.columns) + 16);
-        Layout { left, top, right, bottom, upright, text: self.cell.1.min(12), width, height }
+        Layout { left, top, right, bottom, upright, text: self.cell.0.min(self.cell.1).clamp(9, 12), width, height }
     }
 
     pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
@@ -193,14 +218,16 @@ impl Heatmap {
             put(line, (12, 10 + 20 * i as u32), pen.text(TITLES[i.min(1)]))?;
         }
         let right = pen.text(at.text).pos(Pos::new(HPos::Right, VPos::Center));
-        for (r, label) in self.rows.labels.iter().enumerate() {
+        // Where cells are lower than a line of text, only every few of them have their name.
+        let every = |side: u32| 9u32.div_ceil(side.max(1)) as usize;
+        for (r, label) in self.rows.labels.iter().enumerate().step_by(every(self.cell.1)) {
             put(label, (at.left - 6, at.top + self.cell.1 * r as u32 + self.cell.1 / 2), right.clone())?;
         }
         let below = match at.upright {
             true => right.transform(FontTransform::Rotate270),
             false => pen.text(at.text).pos(Pos::new(HPos::Center, VPos::Top)),
         };
-        for (c, label) in self.columns.labels.iter().enumerate() {
+        for (c, label) in self.columns.labels.iter().enumerate().step_by(every(self.cell.0)) {
             put(label, (at.left + self.cell.0 * c as u32 + self.cell.0 / 2, at.bottom + 6), below.clone())?;
         }
         let middle = pen.text(13).pos(Pos::new(HPos::Center, VPos::Bottom));
@@ -229,7 +256,7 @@ impl Heatmap {
                 };
                 let (back, ink) = match cell.shade {
                     Some(shade) => (fill(shade), ink(fill(shade))),
-                    None => (RGBColor(240, 240, 240), RGBColor(130, 130, 130)),
+                    None => (RGBColor(240, 240, 240), RGBColor(100, 100, 100)),
                 };
                 area.draw(&Rectangle::new(corners, back.filled()))?;
                 if legible {

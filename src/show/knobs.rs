@@ -41,19 +41,25 @@ impl Panel {
         if let Some(t) = now.temperature {
             let state =
                 json!({"value": t, "min": t.min(0.5), "max": t.max(20.0), "step": 0.1, "readout_format": ".1f"});
-            rows.push(add(Knob::Temperature, Widget::slider("FloatSlider", "T", state)));
+            rows.push(add(Knob::Temperature, Widget::slider("FloatSlider", "T", "temperature T", state)));
         }
         if let Some(a) = now.alpha {
             let state = json!({"value": a, "min": 0.0, "max": 1.0, "step": 0.01, "readout_format": ".2f"});
-            rows.push(add(Knob::Alpha, Widget::slider("FloatSlider", "alpha", state)));
+            rows.push(add(
+                Knob::Alpha,
+                Widget::slider("FloatSlider", "alpha", "alpha, the weight of the teacher", state),
+            ));
         }
         // Powers of ten.
         let power = now.learning_rate.log10();
         let (min, max) = (power.floor().min(-5.0), power.ceil().max(-1.0));
         let state = json!({"value": now.learning_rate, "base": 10.0, "min": min, "max": max, "step": 0.05,
             "readout_format": ".1e"});
-        rows.push(add(Knob::LearningRate, Widget::slider("FloatLogSlider", "learning rate", state)));
-        let pause = add(Knob::Pause, Widget::toggle("Pause", "pause", control.is_paused()));
+        rows.push(add(Knob::LearningRate, Widget::slider("FloatLogSlider", "learning rate", "learning rate", state)));
+        let pause = add(Knob::Pause, {
+            let (word, icon) = pause_face(control.is_paused());
+            Widget::toggle(word, icon, control.is_paused())
+        });
         let stop = add(Knob::Stop, Widget::button("Stop", "stop"));
         rows.push(Widget::boxed("HBox", vec![pause, stop]));
         let panel = Self { control: control.clone(), begun: Mutex::new(begun), knobs, shown: Mutex::default() };
@@ -94,7 +100,10 @@ impl Panel {
             }
             let state = match self.knobs[&id] {
                 Knob::Temperature | Knob::Alpha | Knob::LearningRate => json!({ "value": value }),
-                Knob::Pause => json!({ "value": value != 0.0 }),
+                Knob::Pause => {
+                    let (word, icon) = pause_face(value != 0.0);
+                    json!({ "value": value != 0.0, "description": word, "icon": icon })
+                }
                 Knob::Stop => json!({ "disabled": value != 0.0 }),
             };
             widgets::update(link, &id, state);
@@ -118,7 +127,10 @@ impl Panel {
                 None => return,
             },
         };
-        lock(&self.shown).insert(comm_id, value);
+        // The button changes its word too, which goes back with its value.
+        if knob != Knob::Pause {
+            lock(&self.shown).insert(comm_id, value);
+        }
         // The sliders' ends keep to what is allowed.
         let _ = match knob {
             Knob::Temperature => self.control.set_temperature(value),
@@ -134,6 +146,11 @@ impl Panel {
             }
         };
     }
+}
+
+/// Word and icon of the Pause button: what a click will do.
+fn pause_face(paused: bool) -> (&'static str, &'static str) {
+    if paused { ("Resume", "play") } else { ("Pause", "pause") }
 }
 
 /// A panel that is open, on a connection of its own; closed when it is dropped.

@@ -1,5 +1,6 @@
 //! Progress as lines of text, which a notebook cell and a terminal both show while they run.
 
+use super::short;
 use crate::distill::{Event, History, Listener};
 use crate::live::lock;
 use std::collections::HashSet;
@@ -54,7 +55,7 @@ pub(super) fn line(event: &Event) -> Option<String> {
         }
         Event::Epoch { name, record: r, epochs } => {
             let kd = match (r.temperature, r.alpha, r.validation.divergence) {
-                (Some(t), Some(a), Some(d)) => format!("  KL {d:.3} (T {t}, alpha {a})"),
+                (Some(t), Some(a), Some(d)) => format!("  KL {d:.3} (T {}, alpha {})", short(t), short(a)),
                 _ => String::new(),
             };
             format!(

@@ -1,8 +1,8 @@
 //! Which classes a teacher finds alike: the mean of its soft targets over the images of each class.
 
-use super::Table;
 use super::figure::Figure;
-use super::heatmap::{Axis, Cell, Heatmap, square};
+use super::heatmap::{Axis, Cell, Heatmap, fits, square};
+use super::{Table, short};
 use crate::distill::soft_targets;
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
@@ -61,6 +61,7 @@ pub(super) fn finite(logits: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes, labels and classes do not fit each other, a logit is not finite, or the temperature is not above 0.
 pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], temperature: f64) -> Result<Figure> {
+    fits(classes.len(), classes.len())?;
     let means = class_means(logits, labels, classes, temperature)?;
     let others = means.iter().enumerate().filter(|(_, mean)| mean.images > 0).flat_map(|(own, mean)| {
         mean.soft.iter().enumerate().filter_map(move |(class, &p)| (class != own).then_some(p))
@@ -81,7 +82,8 @@ pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], te
     };
     Ok(Heatmap {
         title: format!(
-            "Class similarity: mean soft target at T = {temperature}, in %\neach row: all images of a class; the class itself in grey"
+            "Class similarity: mean soft target at T = {}, in %\neach row: all images of a class; the class itself in grey",
+            short(temperature)
         ),
         rows: Axis::new("true class", classes),
         columns: Axis::new("class in the teacher's answer", classes),

@@ -5,7 +5,7 @@ use super::heatmap::parameter_map;
 use super::progress::duration;
 use super::table::escape;
 use super::widgets::new_id;
-use super::{Figure, Table};
+use super::{Figure, Table, short};
 use crate::Result;
 use crate::distill::{Measure, SweepListener, SweepNow, SweepReport};
 use crate::live::{Link, lock};
@@ -63,7 +63,7 @@ impl SweepReport {
     /// The mean gain over the student alone in points, temperature (rows) by alpha (columns), for the first value of every
     /// other axis.
     pub fn map(&self, measure: Measure) -> Result<Figure> {
-        let names = |values: &[f64]| values.iter().map(f64::to_string).collect::<Vec<_>>();
+        let names = |values: &[f64]| values.iter().map(|&v| short(v)).collect::<Vec<_>>();
         let title = format!("{}: gain over the student alone, {}", self.sweep.name, measure.title());
         let (temperatures, alphas) = (names(&self.sweep.temperatures), names(&self.sweep.alphas));
         parameter_map(&title, ("T", &temperatures), ("alpha", &alphas), &self.grid(measure), "points")

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Rows under a header. A column whose cells all look like numbers is set to the right.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Table {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -25,19 +25,34 @@ impl Table {
     pub fn html(&self) -> String {
         let numeric = self.numeric();
         let line = |cells: &[String], tag: &str| {
+            // A value stays in its line: `+1.0 to +2.0` in two looks like two. Headings may break.
+            let wrap = if tag == "td" { "nowrap" } else { "normal" };
             let cell = |(cell, &right): (&String, &bool)| {
                 let align = if right { "right" } else { "left" };
-                format!("<{tag} style=\"text-align:{align};padding:2px 10px\">{}</{tag}>", escape(cell))
+                format!(
+                    "<{tag} style=\"text-align:{align};padding:2px 10px;white-space:{wrap}\">{}</{tag}>",
+                    escape(cell)
+                )
             };
             format!("<tr>{}</tr>", cells.iter().zip(&numeric).map(cell).collect::<String>())
         };
         let body: String = self.rows.iter().map(|r| line(r, "td")).collect();
-        format!("<table><thead>{}</thead><tbody>{body}</tbody></table>", line(&self.header, "th"))
+        format!(
+            "<div style=\"overflow-x:auto\"><table><thead>{}</thead><tbody>{body}</tbody></table></div>",
+            line(&self.header, "th")
+        )
     }
 
     fn numeric(&self) -> Vec<bool> {
         let number = |cell: &str| cell.chars().next().is_none_or(|c| c.is_ascii_digit() || c == '-' || c == '+');
         (0..self.header.len()).map(|c| !self.rows.is_empty() && self.rows.iter().all(|r| number(&r[c]))).collect()
+    }
+}
+
+/// As [`fmt::Display`], for a cell that shows a value only by `{:?}`.
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{self}")
     }
 }
 

@@ -31,8 +31,10 @@ impl Widget {
     }
 
     /// A slider; `state` holds at least `value`, `min` and `max`.
-    pub fn slider(kind: &'static str, description: &str, mut state: Value) -> Self {
+    pub fn slider(kind: &'static str, description: &str, tooltip: &str, mut state: Value) -> Self {
         state["description"] = json!(description);
+        // ipywidgets sets it as the title of the whole control, which screen readers speak: its handle has no name.
+        state["tooltip"] = json!(tooltip);
         // A drag acts while it lasts.
         state["continuous_update"] = json!(true);
         let style = ("SliderStyle", json!({"description_width": "90px"}));

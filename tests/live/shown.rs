@@ -36,7 +36,12 @@ fn a_fit_is_shown_while_it_runs_and_what_stays_is_the_last_of_it() {
         // The figure: of one size all along, redrawn each epoch, and at the end all of the curve.
         let figures = data(&displays[2], "image/png");
         assert!(figures.len() > 4, "{}", figures.len());
-        assert!(displays[2].iter().all(|f| f["metadata"] == json!({"image/png": {"width": 880, "height": 348}})));
+        assert!(displays[2].iter().all(|f| {
+            let image = &f["metadata"]["image/png"];
+            let alt = image["alt"].as_str().unwrap_or_default();
+            let words = alt.starts_with("cross-entropy and accuracy over epochs: ");
+            words && (&image["width"], &image["height"]) == (&json!(880), &json!(348))
+        }));
         assert!(figures.iter().all(|png| png.starts_with("iVBORw0KGgo")));
         let again = figures.iter().filter(|png| *png == figures.last().unwrap()).count();
         assert!((1..=2).contains(&again), "the last figure is another than those before");
@@ -53,6 +58,7 @@ fn a_fit_is_shown_while_it_runs_and_what_stays_is_the_last_of_it() {
             ("_model_module", json!("@jupyter-widgets/controls")),
             ("value", json!(4.0)),
             ("continuous_update", json!(true)),
+            ("tooltip", json!("temperature T")),
         ] {
             assert_eq!(state[key], value, "{key}");
         }
@@ -121,6 +127,9 @@ fn buttons_pause_and_stop_a_fit() {
                 let pause = front.widget("description", "Pause");
                 front.slide(&pause, json!(true));
                 until("the pause", || control.is_paused());
+                until("the button's new word", || {
+                    front.updates(&pause).iter().any(|state| state["description"] == "Resume")
+                });
                 std::thread::spawn(move || {
                     std::thread::sleep(Duration::from_millis(1500));
                     front.slide(&pause, json!(false));
@@ -139,6 +148,9 @@ fn buttons_pause_and_stop_a_fit() {
         assert!(begun.elapsed() > Duration::from_millis(1500));
         assert!(history.seconds() < begun.elapsed().as_secs_f64() - 1.4, "the pause was counted");
         assert_eq!((history.records.len(), history.stopped.as_deref()), (2, Some("by the Stop button")));
+        let words: Vec<_> =
+            kernel.updates(&kernel.widget("description", "Pause")).iter().map(|s| s["description"].clone()).collect();
+        assert_eq!(words, [json!("Resume"), json!("Pause")]);
         let bars = kernel.displays()[0].iter().map(|b| b["data"]["text/plain"].to_string()).collect::<Vec<_>>();
         assert!(
             bars.iter().any(|b| b.contains("  paused")) && bars.last().unwrap().contains("stopped: by the Stop button"),
@@ -236,7 +248,11 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
         assert_eq!(second.state(), RunState::Queued);
         let bar = |name: &str| {
             let displays = kernel.displays();
-            let bars = displays.iter().filter(|d| d[0]["data"]["text/plain"].to_string().contains(name));
+            let bars = displays.iter().filter(|d| {
+                // A figure names its run too, in its alternative text.
+                let data = &d[0]["data"];
+                data["image/png"].is_null() && data["text/plain"].to_string().contains(name)
+            });
             bars.flat_map(|d| d.iter().map(|state| state["data"]["text/plain"].to_string())).collect::<Vec<_>>()
         };
         assert!(bar("second")[0].contains("waiting for the runs before it"));
