@@ -26,6 +26,7 @@ mod inner;
 mod link;
 mod outline;
 mod output;
+mod slow;
 mod streams;
 mod syntax;
 mod wire;

@@ -93,7 +93,8 @@ pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
         && libtorch_step(paths, flavour).is_done(&paths.libtorch_cpu())
         && kernel_step(paths)?.is_done(&paths.kernel())
         && weights_step(paths).is_done(&weights_file(paths)?)
-        && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
+        && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM))
+        && slots::damaged(&paths.template()).is_empty())
 }
 
 /// What a bundle made here holds, by the names of the steps that take it.
