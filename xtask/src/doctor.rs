@@ -45,6 +45,11 @@ impl Report {
 /// Prints the findings. An error when something that is needed is missing.
 pub fn examine(paths: &Paths) -> Result<()> {
     let mut report = Report { problems: 0 };
+    if let Err(error) = paths::check_root(paths) {
+        let text = error.to_string();
+        let (found, fix) = text.split_once("; ").unwrap_or((&text, "see above"));
+        report.bad("path", found, fix);
+    }
     machine(&mut report);
     installed(paths, &mut report);
     data(paths, &mut report)?;

@@ -153,6 +153,7 @@ fn no_command() -> Option<clap::Error> {
 }
 
 fn real_main() -> Result<()> {
+    paths::find_tools();
     let cli = Cli::try_parse().unwrap_or_else(|error| no_command().unwrap_or(error).exit());
     let paths = Paths::find()?;
     match cli.command {

@@ -47,6 +47,7 @@ const UNPACK: &str = include_str!("unpack.py");
 
 /// Installs what is missing. `flavour`: None keeps what is installed, or goes by the NVIDIA driver.
 pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
+    paths::check(paths)?;
     let clock = Clock::start();
     steps::create_dir(Some(&paths.kdlab))?;
     let lock_path = paths.kdlab.join("setup.lock");
@@ -82,6 +83,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
 
 /// The same, and what `cargo lab test` needs beyond: what the kernel was compiled from is kept, for tests are linked with it.
 pub fn set_up_for_tests(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
+    paths::check(paths)?;
     steps::create_dir(Some(&paths.root.join("target/debug")))?;
     set_up(paths, flavour)?;
     oracle(paths)
