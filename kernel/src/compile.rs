@@ -213,7 +213,11 @@ fn remove_damaged(folder: &Path, said: &str) -> usize {
         return 0;
     }
     let mut files = BTreeSet::new();
-    for message in &unread {
+    // A linker's words hold all libraries.
+    for message in unread.iter().filter(|message| !message.starts_with(LINKING)) {
+        if let Some(name) = message.split('`').nth(1).filter(|_| message.contains(UNAVAILABLE)) {
+            files.extend(beside_cells(folder).filter(|path| is_library_of(path, name)));
+        }
         // rustc names the file in quotes or at the end of a line.
         let words = message.split(['\n', ' ', '\'', '`', '"', ',', '(', ')']).map(Path::new);
         let library =
@@ -233,11 +237,30 @@ fn remove_damaged(folder: &Path, said: &str) -> usize {
     files.iter().filter(|file| fs::remove_file(file).is_ok()).count()
 }
 
-/// Whether rustc says that it could not find or read a crate: E0460 to E0464, a library of another compiler, damaged metadata.
+/// All files in the folders of libraries.
+fn beside_cells(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let targets = fs::read_dir(folder.join("target")).into_iter().flatten().flatten();
+    let folders = targets.map(|target| target.path().join("debug/deps")).chain([folder.join("target/debug/deps")]);
+    folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten()).map(|file| file.path())
+}
+
+fn is_library_of(path: &Path, name: &str) -> bool {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    file.starts_with(&format!("lib{name}-")) && (file.ends_with(".rlib") || file.ends_with(".rmeta"))
+}
+
+/// Whether rustc says that it could not find or read a crate: E0460 to E0464, a library of another compiler, damaged metadata,
+/// and, without a code, a file cut short, which linkers tell, too.
 fn names_unread_crate(message: &Value) -> bool {
     let code = message["code"]["code"].as_str().unwrap_or_default();
+    let text = message["message"].as_str().unwrap_or_default();
     ["E0460", "E0461", "E0462", "E0463", "E0464", "E0514", "E0786"].contains(&code)
+        || code.is_empty() && message["level"] == "error" && (text.contains(UNAVAILABLE) || text.starts_with(LINKING))
 }
+
+/// Of rustc's messages about libraries that are cut short, and of linkers.
+const UNAVAILABLE: &str = "required to be available in";
+const LINKING: &str = "linking with";
 
 /// A message of rustc with all its notes.
 fn text(message: Value) -> String {
@@ -594,6 +617,13 @@ mod tests {
         };
         assert_eq!(remove_damaged(folder.path(), &said("E0308")), 0);
         assert_eq!(remove_damaged(folder.path(), &said("E0786")), 2);
+        // As rustc says it, of a library that is cut short.
+        let text = "crate `half` required to be available in rlib format, but was not found in this form";
+        let half = folder.path().join("target/x/debug/deps/libhalf-1.rlib");
+        fs::create_dir_all(half.parent().expect("a folder")).expect("it can be made");
+        fs::write(&half, "123").expect("it can be written");
+        let message = json!({"message": {"message": text, "level": "error", "code": null, "children": []}});
+        assert_eq!((remove_damaged(folder.path(), &message.to_string()), half.exists()), (1, false));
         assert!(deps.join("libtch-1.rlib").exists() && !deps.join("libpxfm-1.rlib").exists());
         assert_eq!(remove_damaged(folder.path(), &said("E0786")), 0, "what is gone is cargo's");
     }
