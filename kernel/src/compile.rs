@@ -12,12 +12,14 @@ use std::iter::once;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, ast};
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast, ast::HasArgList};
 use serde_json::{Map, Value, json};
+
+use crate::slow;
 
 /// Set where this program is cargo's wrapper around rustc: where it notes what it was told.
 pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
@@ -43,6 +45,12 @@ const OF_COMPILERS: &str = "AR CARGO CC CFLAGS CPATH CPLUS CPP CXX C_INCLUDE DYL
 /// Nanoseconds by which the time of a change may be behind.
 const CLOCK: u128 = 20_000_000;
 
+/// Stands in the manifest before the optimisation level of cells, where that is the user's.
+const FOR_CELLS: &str = " # for cells ";
+
+/// How names of libraries end that rustc reads.
+const LIBRARIES: [&str; 4] = ["rlib", "rmeta", "so", "dylib"];
+
 /// In kept files for the folder of the cells: set-up's files serve in copies of its folder.
 const CELLS: &str = "{cells}";
 
@@ -60,7 +68,8 @@ impl Kept {
         let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
         // evcxr writes dependencies in any order.
         let (manifest, config) = (text("Cargo.toml"), text(".cargo/config.toml"));
-        let manifest: BTreeSet<&str> = manifest.lines().collect();
+        let without_level = |line: &'_ str| line.split(FOR_CELLS).next().unwrap_or_default().to_owned();
+        let manifest: BTreeSet<String> = manifest.lines().map(without_level).collect();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         let mut environment = environment();
         environment.retain(|name, _| !begins(name, OF_THE_WAY));
@@ -156,14 +165,14 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
     if std::env::var_os("RUSTC_WRAPPER").is_some() {
         return Ok(cargo.status().context("cannot start cargo")?.code().unwrap_or(1));
     }
+    let level = level_of_cells(folder);
     let kept = Kept::of(folder, args);
-    if let Some(status) = kept.find().map(|call| again(&kept, &call)).transpose()?.flatten() {
+    if let Some(status) = kept.find().map(|call| again(&kept, &call, level.as_deref())).transpose()?.flatten() {
         return Ok(status);
     }
     let note = folder.join("target/kdlab-note");
     let _ = fs::remove_file(&note);
-    let status = cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?).status();
-    let status = status.context("cannot start cargo")?;
+    let status = through_cargo(folder, cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?))?;
     if status.success()
         && let Some(call) = read(&note)
         && let Some(inputs) = inputs(folder, &call)
@@ -177,12 +186,110 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
     Ok(status.code().unwrap_or(1))
 }
 
+/// `cargo build`. It takes damaged libraries for good ones, so they are taken away where rustc stumbles over them, and it
+/// makes them again.
+fn through_cargo(folder: &Path, cargo: &mut Command) -> Result<ExitStatus> {
+    for _ in 0..4 {
+        let (status, said) = slow::run(cargo)?;
+        let removed = if status.success() { 0 } else { remove_damaged(folder, &said) };
+        if removed == 0 {
+            print!("{said}");
+            return Ok(status);
+        }
+        eprintln!("kernel: {removed} compiled files in {} were damaged; cargo makes them again", folder.display());
+    }
+    let (status, said) = slow::run(cargo)?;
+    print!("{said}");
+    Ok(status)
+}
+
+/// Takes away the libraries below `folder` that rustc could not read, and those that set-up noted with another length. Gives
+/// their number, 0 where libraries are no part of what is wrong.
+fn remove_damaged(folder: &Path, said: &str) -> usize {
+    let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let unread: Vec<String> =
+        messages.map(|line| line["message"].clone()).filter(names_unread_crate).map(text).collect();
+    if unread.is_empty() {
+        return 0;
+    }
+    let mut files = BTreeSet::new();
+    // A linker's words hold all libraries.
+    for message in unread.iter().filter(|message| !message.starts_with(LINKING)) {
+        if let Some(name) = message.split('`').nth(1).filter(|_| message.contains(UNAVAILABLE)) {
+            files.extend(beside_cells(folder).filter(|path| is_library_of(path, name)));
+        }
+        // rustc names the file in quotes or at the end of a line.
+        let words = message.split(['\n', ' ', '\'', '`', '"', ',', '(', ')']).map(Path::new);
+        let library =
+            |path: &&Path| path.extension().is_some_and(|end| LIBRARIES.iter().any(|library| end == *library));
+        files.extend(words.filter(library).filter(|path| path.starts_with(folder)).map(Path::to_path_buf));
+    }
+    let noted = fs::read_to_string(folder.join("libraries")).unwrap_or_default();
+    for line in noted.lines() {
+        let mut words = line.splitn(3, ' ');
+        let (length, name) = (words.next().and_then(|length| length.parse::<u64>().ok()), words.nth(1));
+        let file = folder.join(name.unwrap_or_default());
+        let found = fs::metadata(&file).ok().filter(|found| found.is_file()).map(|found| found.len());
+        if found.is_some() && found != length && !line.contains("/libkdlab-") {
+            files.insert(file);
+        }
+    }
+    files.iter().filter(|file| fs::remove_file(file).is_ok()).count()
+}
+
+/// All files in the folders of libraries.
+fn beside_cells(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let targets = fs::read_dir(folder.join("target")).into_iter().flatten().flatten();
+    let folders = targets.map(|target| target.path().join("debug/deps")).chain([folder.join("target/debug/deps")]);
+    folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten()).map(|file| file.path())
+}
+
+fn is_library_of(path: &Path, name: &str) -> bool {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    file.starts_with(&format!("lib{name}-")) && (file.ends_with(".rlib") || file.ends_with(".rmeta"))
+}
+
+/// Whether rustc says that it could not find or read a crate: E0460 to E0464, a library of another compiler, damaged metadata,
+/// and, without a code, a file cut short, which linkers tell, too.
+fn names_unread_crate(message: &Value) -> bool {
+    let code = message["code"]["code"].as_str().unwrap_or_default();
+    let text = message["message"].as_str().unwrap_or_default();
+    ["E0460", "E0461", "E0462", "E0463", "E0464", "E0514", "E0786"].contains(&code)
+        || code.is_empty() && message["level"] == "error" && (text.contains(UNAVAILABLE) || text.starts_with(LINKING))
+}
+
+/// Of rustc's messages about libraries that are cut short, and of linkers.
+const UNAVAILABLE: &str = "required to be available in";
+const LINKING: &str = "linking with";
+
+/// A message of rustc with all its notes.
+fn text(message: Value) -> String {
+    let notes = message["children"].as_array().into_iter().flatten().filter_map(|note| note["message"].as_str());
+    once(message["message"].as_str().unwrap_or_default()).chain(notes).collect::<Vec<_>>().join("\n")
+}
+
+/// The level that the user gave by `:opt`, for cells alone: evcxr writes it into the profile of all crates, and at another level
+/// than set-up's, cargo would compile all of them again. None for evcxr's own, 2.
+fn level_of_cells(folder: &Path) -> Option<String> {
+    let manifest = folder.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).ok()?;
+    let line = text.lines().find(|line| line.starts_with("opt-level = "))?;
+    if let Some((_, level)) = line.split_once(FOR_CELLS) {
+        return Some(level.to_owned());
+    }
+    let level = line.strip_prefix("opt-level = ").filter(|level| *level != "2")?.to_owned();
+    let changed = text.replacen(line, &format!("opt-level = 2{FOR_CELLS}{level}"), 1);
+    let beside = manifest.with_extension("new");
+    fs::write(&beside, changed).and_then(|()| fs::rename(&beside, &manifest)).ok()?;
+    Some(level)
+}
+
 /// Says what is wrong with the cell in `folder`, for which evcxr runs `cargo check` where a variable's type cannot be named: a
 /// closure's, say. cargo would first check all that cells depend on, which takes a minute. None where no compilation was kept.
 pub fn check(folder: &Path, args: &[OsString]) -> Result<Option<i32>> {
     let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
     let kept = Kept::of(folder, &args);
-    Ok(kept.find().map(|call| again(&kept, &call)).transpose()?.flatten())
+    Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
 }
 
 /// The cell as evcxr wrote it.
@@ -225,7 +332,7 @@ fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     let registry = call["environment"]["CARGO_HOME"].as_str().map(|home| Path::new(home).join("registry"));
     for listed in fs::read_dir(out_dir(args)?).ok()?.flatten().map(|entry| entry.path()) {
         let name = listed.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let compiled = [".rlib", ".rmeta", ".so", ".dylib"].iter().any(|end| name.ends_with(end));
+        let compiled = LIBRARIES.iter().any(|end| listed.extension().is_some_and(|found| found == *end));
         // rustc reads crates that no argument names, through the crates that use them. Without one of them, every cell would
         // fail until somebody runs cargo.
         if compiled && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell)) {
@@ -265,9 +372,9 @@ fn changed(path: &Path) -> u128 {
     time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_nanos())
 }
 
-/// The compilation that was kept, of the cell as it is now. None where rustc failed for no reason that it gave: cargo will
-/// know.
-fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
+/// The compilation that was kept, of the cell as it is now, at an optimisation level of the user's. None where rustc failed for
+/// no reason that it gave, or could not read a crate: cargo will know.
+fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
     let Some(made) = made(args) else { return Ok(None) };
     let code = code(&kept.folder);
@@ -276,16 +383,16 @@ fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
         return Ok(Some(0));
     }
     let mut command = Command::new(rustc.as_str().unwrap_or_default());
-    let optimised = loops(&code);
+    let level = level.or((!loops(&code)).then_some("0"));
     for arg in args.iter().filter_map(Value::as_str) {
-        match arg.strip_prefix("incremental=").filter(|_| !optimised) {
+        match arg.strip_prefix("incremental=").zip(level) {
             // What was compiled with other options is of no use to rustc.
-            Some(folder) => command.arg(format!("incremental={folder}-unoptimised")),
+            Some((folder, level)) => command.arg(format!("incremental={folder}-at-{}", level.trim_matches('"'))),
             None => command.arg(arg),
         };
     }
     // A library that is used once: the linker need not make it small.
-    command.arg("-Clink-arg=-Wl,-O0").args((!optimised).then_some("-Copt-level=0"));
+    command.arg("-Clink-arg=-Wl,-O0").args(level.map(|level| format!("-Copt-level={}", level.trim_matches('"'))));
     command.stdin(Stdio::null());
     for name in OF_ITS_RUN {
         command.env_remove(name);
@@ -297,7 +404,14 @@ fn again(kept: &Kept, call: &Value) -> Result<Option<i32>> {
     }
     let Output { status, stderr, .. } = command.output().context("cannot start rustc")?;
     let mut errors = 0;
-    for line in String::from_utf8_lossy(&stderr).lines() {
+    let said = String::from_utf8_lossy(&stderr);
+    if !status.success()
+        && said.lines().filter_map(|line| serde_json::from_str(line).ok()).any(|m| names_unread_crate(&m))
+    {
+        let _ = fs::remove_file(&kept.file);
+        return Ok(None);
+    }
+    for line in said.lines() {
         match serde_json::from_str::<Value>(line) {
             Ok(message) if message["$message_type"] == "diagnostic" => {
                 errors += usize::from(message["level"] == "error");
@@ -331,15 +445,97 @@ fn items(code: &str) -> BTreeSet<String> {
     file.syntax().children().map(|item| item.to_string()).collect()
 }
 
-/// Whether code may run long by itself. What a cell without a loop takes time for is done in crates, which are optimised.
+/// Whether code may run long by itself: by a loop, by a chain of iterators or by recursion. What another cell takes time for
+/// is done in crates, which are optimised.
 fn loops(code: &str) -> bool {
-    let repeats = |kind| matches!(kind, SyntaxKind::FOR_EXPR | SyntaxKind::WHILE_EXPR | SyntaxKind::LOOP_EXPR);
-    let evcxr_s_own = |node: &ra_ap_syntax::SyntaxNode| {
-        let module = ast::Module::cast(node.clone()).and_then(|module| ast::HasName::name(&module));
-        module.is_some_and(|name| name.text() == "evcxr_internal_runtime")
-    };
-    let file = SourceFile::parse(code, Edition::CURRENT).tree();
-    file.syntax().descendants().any(|node| repeats(node.kind()) && !node.ancestors().any(|node| evcxr_s_own(&node)))
+    repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), 4)
+}
+
+/// Methods of iterators alone, and of collections, that call what they are given once for each element.
+const REPEATING: &str = " all any chunk_by cmp_by dedup_by dedup_by_key filter_map find_map flat_map fold for_each is_sorted_by \
+    map_while max_by max_by_key min_by min_by_key partition position reduce retain rposition scan skip_while sort_by \
+    sort_by_cached_key sort_by_key sort_unstable_by sort_unstable_by_key take_while try_fold try_for_each ";
+
+/// Methods that go through an iterator, which other types have too: `Option`'s `map`, a tensor's `sum`.
+const OF_MANY: &str = " collect count cycle filter find inspect last map max min nth product step_by sum unzip ";
+
+/// Methods that make an iterator.
+const SOURCES: &str =
+    " bytes chars chunks chunks_exact drain into_iter iter iter_mut lines split split_whitespace windows zip ";
+
+/// Functions that make one by calling what they are given.
+const MAKERS: &str = " from_fn repeat_with successors ";
+
+/// Looks into arguments of macros down to a depth: they are tokens, of which expressions are made here.
+fn repeats(node: &SyntaxNode, depth: u8) -> bool {
+    let is_in = |name: &str, list: &str| list.contains(&format!(" {name} "));
+    node.descendants().any(|node| {
+        let found = match node.kind() {
+            SyntaxKind::FOR_EXPR | SyntaxKind::WHILE_EXPR | SyntaxKind::LOOP_EXPR => true,
+            SyntaxKind::METHOD_CALL_EXPR => ast::MethodCallExpr::cast(node.clone()).is_some_and(|call| {
+                let name = call.name_ref().map(|name| name.text().to_string()).unwrap_or_default();
+                let closure = call.arg_list().is_some_and(|list| list.syntax().children().any(|arg| is_function(&arg)));
+                closure && is_in(&name, REPEATING) || is_in(&name, OF_MANY) && call.receiver().is_some_and(iterates)
+            }),
+            SyntaxKind::CALL_EXPR => called(&node).is_some_and(|name| is_in(&name, MAKERS)),
+            SyntaxKind::FN => ast::Fn::cast(node.clone()).is_some_and(|function| calls_itself(&function)),
+            SyntaxKind::MACRO_CALL if depth > 0 => ast::MacroCall::cast(node.clone())
+                .and_then(|call| call.token_tree())
+                .map(|tokens| tokens.to_string())
+                .and_then(|text| Some(text.get(1..text.len().checked_sub(1)?)?.to_owned()))
+                .is_some_and(|inner| {
+                    // As arguments, or as the body of a function.
+                    [format!("fn f() {{ g({inner}); }}"), format!("fn f() {{ {inner} }}")]
+                        .iter()
+                        .any(|code| repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), depth - 1))
+                }),
+            _ => false,
+        };
+        found && !node.ancestors().any(|node| is_evcxr_s_own(&node))
+    })
+}
+
+fn is_evcxr_s_own(node: &SyntaxNode) -> bool {
+    let module = ast::Module::cast(node.clone()).and_then(|module| ast::HasName::name(&module));
+    module.is_some_and(|name| name.text() == "evcxr_internal_runtime")
+}
+
+fn is_function(argument: &SyntaxNode) -> bool {
+    argument.kind() == SyntaxKind::CLOSURE_EXPR || argument.kind() == SyntaxKind::PATH_EXPR
+}
+
+/// Whether a chain of methods begins with a range or has one that makes an iterator.
+fn iterates(chain: ast::Expr) -> bool {
+    match chain {
+        ast::Expr::RangeExpr(_) => true,
+        ast::Expr::ParenExpr(inner) => inner.expr().is_some_and(iterates),
+        ast::Expr::CallExpr(call) => called(call.syntax()).is_some_and(|name| MAKERS.contains(&format!(" {name} "))),
+        ast::Expr::MethodCallExpr(call) => {
+            let name = call.name_ref().map(|name| name.text().to_string()).unwrap_or_default();
+            SOURCES.contains(&format!(" {name} ")) || call.receiver().is_some_and(iterates)
+        }
+        _ => false,
+    }
+}
+
+/// The last name in the path of a function that is called.
+fn called(call: &SyntaxNode) -> Option<String> {
+    let ast::Expr::PathExpr(path) = ast::CallExpr::cast(call.clone())?.expr()? else { return None };
+    Some(path.path()?.segment()?.name_ref()?.text().to_string())
+}
+
+fn calls_itself(function: &ast::Fn) -> bool {
+    let Some(own) = ast::HasName::name(function).map(|name| name.text().to_string()) else { return false };
+    let body = function.body().map(|body| body.syntax().clone());
+    body.into_iter().flat_map(|body| body.descendants()).any(|node| {
+        let method = || ast::MethodCallExpr::cast(node.clone()).filter(|call| is_self(call.receiver()))?.name_ref();
+        called(&node).or_else(|| method().map(|name| name.text().to_string())).is_some_and(|name| name == own)
+    })
+}
+
+/// A method may well call another type's of its name: `forward` those of its layers.
+fn is_self(receiver: Option<ast::Expr>) -> bool {
+    receiver.is_some_and(|receiver| receiver.syntax().text() == "self")
 }
 
 #[cfg(test)]
@@ -349,9 +545,35 @@ mod tests {
     #[test]
     fn loops_are_found_in_what_people_wrote() {
         let generated = "mod evcxr_internal_runtime { fn f() { loop {} } }\nimpl<T> From<T> for E { }\n";
-        assert!(!loops(&format!("{generated}fn run() {{ let x = y.map(|z| z + 1); }}")));
-        for body in ["for i in 0..3 {}", "while true {}", "let n = loop { break 1 };", "let f = || { for x in y {} };"]
-        {
+        let once = [
+            "let x = y.map(|z| z + 1);",
+            "let s = t.sum(Kind::Float).max().min();",
+            "let s = t.size().first().map(|n| n + 1);",
+            "let y = net.forward(&x).relu().view([-1, 10]);",
+            "let y = tch::no_grad(|| net.forward(&x)); println!(\"{y} {:?}\", y.size());",
+            "fn forward(&self, x: &Tensor) -> Tensor { self.fc.forward(&forward_of(x)) }",
+        ];
+        for body in once {
+            assert!(!loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
+        }
+        let again = [
+            "for i in 0..3 {}",
+            "while true {}",
+            "let n = loop { break 1 };",
+            "let f = || { for x in y {} };",
+            "let s = (0..n).map(|x| x * x).sum::<u64>();",
+            "let s: f64 = (1..=n).map(f64::from).sum();",
+            "let n = v.iter().filter(|x| **x > 0).count();",
+            "let s = y.fold(0, |a, b| a + b);",
+            "v.sort_by(|a, b| a.total_cmp(b));",
+            "let n = std::iter::successors(Some(1u64), |x| x.checked_mul(3)).last();",
+            "println!(\"{}\", (0..n).map(|x| x ^ 1).max().unwrap_or(0));",
+            "assert!(v.iter().all(|x| x.is_finite()));",
+            "let s = vec![xs.iter().sum::<f64>(); 3];",
+            "fn fib(n: u64) -> u64 { if n < 2 { n } else { fib(n - 1) + fib(n - 2) } }",
+            "impl T { fn depth(&self) -> u64 { Self::depth(&self.0) } }",
+        ];
+        for body in again {
             assert!(loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
         }
     }
@@ -375,6 +597,53 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         fs::remove_file(deps.join("libpxfm-1.rlib")).expect("it is there");
         assert_eq!(kept.find(), None);
+    }
+
+    #[test]
+    fn libraries_that_rustc_cannot_read_are_taken_away() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let deps = folder.path().join("target/deps");
+        fs::create_dir_all(&deps).expect("it can be made");
+        for name in ["libmine-1.rlib", "libpxfm-1.rlib", "libtch-1.rlib"] {
+            fs::write(deps.join(name), "12345678").expect("it can be written");
+        }
+        let noted = "9 0 target/deps/libpxfm-1.rlib\n8 0 target/deps/libtch-1.rlib\n9 0 target/deps/libgone-1.rlib\n";
+        fs::write(folder.path().join("libraries"), noted).expect("it can be written");
+        let said = |code: &str| {
+            let note = format!("failed to mmap file '{}'", deps.join("libmine-1.rlib").display());
+            let message =
+                json!({"message": "found invalid metadata", "code": {"code": code}, "children": [{"message": note}]});
+            json!({"reason": "compiler-message", "message": message}).to_string()
+        };
+        assert_eq!(remove_damaged(folder.path(), &said("E0308")), 0);
+        assert_eq!(remove_damaged(folder.path(), &said("E0786")), 2);
+        // As rustc says it, of a library that is cut short.
+        let text = "crate `half` required to be available in rlib format, but was not found in this form";
+        let half = folder.path().join("target/x/debug/deps/libhalf-1.rlib");
+        fs::create_dir_all(half.parent().expect("a folder")).expect("it can be made");
+        fs::write(&half, "123").expect("it can be written");
+        let message = json!({"message": {"message": text, "level": "error", "code": null, "children": []}});
+        assert_eq!((remove_damaged(folder.path(), &message.to_string()), half.exists()), (1, false));
+        assert!(deps.join("libtch-1.rlib").exists() && !deps.join("libpxfm-1.rlib").exists());
+        assert_eq!(remove_damaged(folder.path(), &said("E0786")), 0, "what is gone is cargo's");
+    }
+
+    #[test]
+    fn opt_concerns_cells_alone() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let manifest = folder.path().join("Cargo.toml");
+        let write = |level: &str| fs::write(&manifest, format!("[profile.dev]\nopt-level = {level}\ndebug = false\n"));
+        let file = || Kept::of(folder.path(), &[]).file;
+        write("2").expect("it can be written");
+        assert_eq!(level_of_cells(folder.path()), None);
+        let before = file();
+        write("3").expect("it can be written");
+        for _ in 0..2 {
+            assert_eq!(level_of_cells(folder.path()).as_deref(), Some("3"));
+            let text = fs::read_to_string(&manifest).expect("it is there");
+            assert!(text.contains("\nopt-level = 2 #") && text.ends_with("\ndebug = false\n"), "{text}");
+            assert_eq!(file(), before, "what was kept serves at each level");
+        }
     }
 
     #[test]

@@ -29,6 +29,20 @@ use cells::Cell;
 
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long the path of the sockets' folder may be: that of a socket has at most 103 bytes on macOS, 107 on Linux.
+const LONGEST: usize = 85;
+
+/// In the user's folder for temporary files, or in `/tmp` where that one's path is too long for a socket.
+fn sockets_folder() -> Result<tempfile::TempDir> {
+    let temporary = std::env::temp_dir();
+    let fits = temporary.as_os_str().len() + "/kdlab-123456".len() <= LONGEST;
+    let place = if fits { temporary } else { PathBuf::from("/tmp") };
+    let made = tempfile::Builder::new().prefix("kdlab-").tempdir_in(&place);
+    made.with_context(|| {
+        format!("cannot make a folder for sockets in {}; set TMPDIR to a folder of yours", place.display())
+    })
+}
+
 /// What the front's task learns.
 pub enum Event {
     Shell(JupyterMessage),
@@ -83,7 +97,7 @@ pub fn run(connection_file: &Path) -> Result<()> {
     let text = std::fs::read(connection_file).with_context(|| format!("cannot read {}", connection_file.display()))?;
     let info: ConnectionInfo = serde_json::from_slice(&text)
         .with_context(|| format!("{} is no connection file", connection_file.display()))?;
-    let folder = tempfile::Builder::new().prefix("kdlab-").tempdir().context("cannot make a folder for sockets")?;
+    let folder = sockets_folder()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let served = runtime.block_on(serve(&info, folder.path()));
     runtime.shutdown_background();

@@ -1,6 +1,7 @@
 //! evcxr_jupyter as a process of its own, and the front's connections to it.
 
 use std::io::Read;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -25,6 +26,22 @@ const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 /// Where children that run cells report.
 pub fn child_socket(folder: &Path) -> PathBuf {
     folder.join("child")
+}
+
+/// Names the file descriptor by which the lock of the build directory was handed on.
+const LOCK: &str = "KDLAB_KERNEL_LOCK";
+
+/// In the inner process: holds the lock of the build directory, and keeps it from compilers and from what cells start. That may
+/// outlive the kernel, and the build directory would stay taken.
+pub fn keep_lock() {
+    if let Some(fd) = std::env::var(LOCK).ok().and_then(|fd| fd.parse().ok()).filter(|fd| *fd > 2) {
+        // SAFETY: nothing else in this process knows this descriptor, or closes it.
+        let lock = unsafe { BorrowedFd::borrow_raw(fd) };
+        // Without one of this number there is nothing to keep.
+        let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::CLOEXEC);
+    }
+    // SAFETY: called before there are other threads.
+    unsafe { std::env::remove_var(LOCK) };
 }
 
 /// In the inner process: ends with the front, and takes the cells' process and compilers along.

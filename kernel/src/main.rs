@@ -26,6 +26,7 @@ mod inner;
 mod link;
 mod outline;
 mod output;
+mod slow;
 mod streams;
 mod syntax;
 mod wire;
@@ -52,11 +53,12 @@ fn main() -> Result<()> {
     } else if set("EVCXR_RUSTC_WRAPPER") {
         // evcxr's wrapper around rustc: nothing of ours.
     } else if set(inner::FOLDER) {
+        inner::keep_lock();
         inner::end_with_parent();
     } else {
         let mut arguments = std::env::args_os().skip(1);
         match arguments.next() {
-            Some(name) if name == "--control_file" => {}
+            Some(name) if name == "--control_file" => inner::keep_lock(),
             Some(name) if name == "--outline" => {
                 let (Some(from), Some(to)) = (arguments.next(), arguments.next()) else {
                     bail!("--outline takes two folders");

@@ -73,6 +73,11 @@ fn life() {
 }
 
 #[test]
+fn slots() {
+    passes("test_slots");
+}
+
+#[test]
 fn browser() {
     passes("test_browser");
 }

@@ -111,7 +111,7 @@ struct Side {
 
 impl Side {
     fn start(name: &'static str, command: &mut Command, task: &Value) -> Result<Self> {
-        let mut child = command
+        let mut child = crate::steps::ends_with_us(command)
             .arg(task.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -191,7 +191,8 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     println!("\n{}, {threads} threads; {}", machine(), file.display());
     for kernel in [What::Cells, What::Tweak].into_iter().filter(|kernel| what.contains(kernel)) {
         let script = paths.root.join("benches").join(kernel.name()).with_extension("py");
-        let status = Command::new(paths.python()).arg(script).current_dir(&paths.root).status();
+        let status =
+            crate::steps::ends_with_us(Command::new(paths.python()).arg(script).current_dir(&paths.root)).status();
         if !status.context("cannot start Python")?.success() {
             bail!("the bench {} failed; its reason stands above", kernel.name());
         }

@@ -131,7 +131,7 @@ fn script(paths: &Paths) -> PathBuf {
 
 /// Its output is seen as it comes.
 fn run(command: &mut Command) -> Result<()> {
-    match command.status().context("cannot start Python")? {
+    match crate::steps::ends_with_us(command).status().context("cannot start Python")? {
         status if status.success() => Ok(()),
         status => bail!("bundle.py ended with {status}; its message is above"),
     }

@@ -45,6 +45,11 @@ impl Report {
 /// Prints the findings. An error when something that is needed is missing.
 pub fn examine(paths: &Paths) -> Result<()> {
     let mut report = Report { problems: 0 };
+    if let Err(error) = paths::check_root(paths) {
+        let text = error.to_string();
+        let (found, fix) = text.split_once("; ").unwrap_or((&text, "see above"));
+        report.bad("path", found, fix);
+    }
     machine(&mut report);
     installed(paths, &mut report);
     data(paths, &mut report)?;
@@ -91,6 +96,17 @@ fn installed(paths: &Paths, report: &mut Report) {
     let (all, taken) = slots::count(paths);
     let warm = (all > 0).then(|| format!("{all} warm build directories, {taken} in use"));
     report.either("slots", warm, "no warm build directory", setup_fix);
+    if let Some(first) = slots::damaged(&paths.template()).first() {
+        report.bad(
+            "template",
+            &format!("{first} is missing or damaged"),
+            "run `cargo lab setup`: it compiles it again",
+        );
+    }
+    for (number, first, taken) in slots::broken(paths) {
+        let fix = if taken { "restart the kernel that uses it" } else { "run `cargo lab setup`, or start a kernel" };
+        report.bad("slots", &format!("build directory {number}: {first} is missing or damaged"), fix);
+    }
     let current = flavour.is_some_and(|flavour| setup::is_set_up(paths, flavour).unwrap_or(false));
     if all > 0 && !current {
         report.note("up to date", "no: sources or versions have changed; `cargo lab setup` or the next run catches up");

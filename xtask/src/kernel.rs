@@ -1,5 +1,6 @@
 //! The kernel as Jupyter starts it: in a warm build directory, with libtorch and the prelude at hand.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,8 +24,19 @@ const LIVE_PRELUDE: &str = include_str!("live_prelude.rs");
 /// The same for people and `notebooks.py`, where evcxr_jupyter stands alone.
 const STOP_MARKER: &str = include_str!("stop_marker.rs");
 
+/// Names the file descriptor of the lock of the build directory, for the kernel.
+const LOCK: &str = "KDLAB_KERNEL_LOCK";
+
 /// Variables that would make cargo or torch-sys build otherwise than the warm build directory was.
-const FOREIGN: [&str; 8] = [
+const FOREIGN: [&str; 16] = [
+    "RUSTFLAGS",
+    "CARGO_BUILD_RUSTFLAGS",
+    "CARGO_INCREMENTAL",
+    "CARGO_PROFILE_DEV_OPT_LEVEL",
+    "CARGO_PROFILE_DEV_DEBUG",
+    "CARGO_PROFILE_DEV_LTO",
+    "RUSTC_WRAPPER",
+    "RUSTC_WORKSPACE_WRAPPER",
     "CARGO_ENCODED_RUSTFLAGS",
     "CARGO_BUILD_TARGET",
     "CARGO_TARGET_DIR",
@@ -41,22 +53,30 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
         bail!("the kernel is not set up: run `cargo lab setup`");
     }
     let stock = paths::set(KIND).is_some_and(|kind| kind == "stock");
-    let config = configure(paths, stock)?;
+    paths::check(paths)?;
+    let mut command = Command::new(paths.kernel());
+    command.env_remove(LOCK);
     let dir = match paths::set(BUILD_DIRECTORY) {
-        Some(dir) => dir.into(),
+        Some(dir) => {
+            let dir = PathBuf::from(dir);
+            let home = view::own_cargo_home();
+            steps::write(&dir.join(view::CARGO_HOME_OF), &home.to_string_lossy())?;
+            dir
+        }
         None => {
             let slot = slots::take(paths)?;
-            // The lock lives on in the kernel and its children, and ends with the last of them, however they end.
+            // The lock lives on in the kernel, which keeps it from what cells start, and ends with it, however it ends.
+            command.env(LOCK, slot.lock.as_raw_fd().to_string());
             fcntl_setfd(&slot.lock, FdFlags::empty()).context("cannot hand the lock of the build directory on")?;
             std::mem::forget(slot.lock);
             slot.dir
         }
     };
-    let mut command = Command::new(paths.kernel());
     paths::as_without_cargo(&mut command).env_remove("CARGO");
     if stock {
         command.arg("--control_file");
     }
+    let config = configure(paths, stock)?;
     command.arg(connection_file).envs(paths.environment()?).envs(view::environment(paths, stock)?);
     for name in FOREIGN {
         command.env_remove(name);
@@ -78,7 +98,7 @@ fn configure(paths: &Paths, stock: bool) -> Result<PathBuf> {
     let prelude = paths.root.join("prelude/prelude.rs");
     let prelude = std::fs::read_to_string(&prelude).with_context(|| format!("cannot read {}", prelude.display()))?;
     // As one piece, the dependencies among it: evcxr compiles and analyses each piece on its own.
-    let home = view::cargo_home();
+    let home = view::cargo_home(paths);
     let text = format!(":build_env CARGO_HOME={}\n{}{macros}\n{prelude}", home.display(), dependencies(paths));
     steps::write(&config.join("prelude.rs"), &text)?;
     steps::remove(&config.join("init.evcxr"))?;

@@ -153,6 +153,7 @@ fn no_command() -> Option<clap::Error> {
 }
 
 fn real_main() -> Result<()> {
+    paths::find_tools();
     let cli = Cli::try_parse().unwrap_or_else(|error| no_command().unwrap_or(error).exit());
     let paths = Paths::find()?;
     match cli.command {
@@ -183,7 +184,7 @@ fn real_main() -> Result<()> {
 }
 
 fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
-    let status = Command::new(paths.python())
+    let status = steps::ends_with_us(&mut Command::new(paths.python()))
         .args(["-m", "jupyterlab"])
         .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
         // The venv's own Python kernel is a dependency of JupyterLab and of no use here.
@@ -205,7 +206,7 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
 fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
     setup::set_up_for_tests(paths, None)?;
     let clock = progress::Clock::start();
-    let status = paths::as_without_cargo(&mut Command::new(paths::cargo()))
+    let status = steps::ends_with_us(paths::as_without_cargo(&mut Command::new(paths::cargo())))
         .args(["test", "--workspace"])
         .args(&args.args)
         .current_dir(&paths.root)

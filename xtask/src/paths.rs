@@ -224,6 +224,42 @@ pub fn cargo() -> OsString {
     set("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
+/// Puts rustup's folder into `PATH` where no cargo is in it: shells read it from a profile, desktops and services do not.
+pub fn find_tools() {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if finds(&path, "cargo") && finds(&path, "rustc") {
+        return;
+    }
+    let home = set("CARGO_HOME").map(PathBuf::from).or_else(|| set("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let Some(tools) = home.map(|home| home.join("bin")).filter(|tools| tools.join("cargo").is_file()) else { return };
+    if let Ok(path) = env::join_paths(env::split_paths(&path).chain([tools])) {
+        // SAFETY: called before there are other threads.
+        unsafe { env::set_var("PATH", path) };
+    }
+}
+
+fn finds(path: &std::ffi::OsStr, program: &str) -> bool {
+    env::split_paths(path).any(|folder| folder.join(program).is_file())
+}
+
+/// What would stop cargo or the kernel later, with what to do.
+pub fn check(paths: &Paths) -> Result<()> {
+    check_root(paths)?;
+    if !finds(&env::var_os("PATH").unwrap_or_default(), "rustc") {
+        bail!("no rustc in PATH and no ~/.cargo/bin; install Rust from https://rustup.rs");
+    }
+    Ok(())
+}
+
+/// Whether linkers and search paths can take the repository's path.
+pub fn check_root(paths: &Paths) -> Result<()> {
+    let root = paths.root.display().to_string();
+    if let Some(bad) = root.chars().find(|c| c.is_whitespace() || ":;,\"'`$\\".contains(*c)) {
+        bail!("the repository's path holds {bad:?}, which linkers cannot take: {root}; move it to a path without");
+    }
+    Ok(())
+}
+
 /// An environment variable, with empty counted as unset.
 pub fn set(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())

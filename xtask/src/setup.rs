@@ -47,6 +47,7 @@ const UNPACK: &str = include_str!("unpack.py");
 
 /// Installs what is missing. `flavour`: None keeps what is installed, or goes by the NVIDIA driver.
 pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
+    paths::check(paths)?;
     let clock = Clock::start();
     steps::create_dir(Some(&paths.kdlab))?;
     let lock_path = paths.kdlab.join("setup.lock");
@@ -82,6 +83,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
 
 /// The same, and what `cargo lab test` needs beyond: what the kernel was compiled from is kept, for tests are linked with it.
 pub fn set_up_for_tests(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
+    paths::check(paths)?;
     steps::create_dir(Some(&paths.root.join("target/debug")))?;
     set_up(paths, flavour)?;
     oracle(paths)
@@ -93,7 +95,8 @@ pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
         && libtorch_step(paths, flavour).is_done(&paths.libtorch_cpu())
         && kernel_step(paths)?.is_done(&paths.kernel())
         && weights_step(paths).is_done(&weights_file(paths)?)
-        && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM)))
+        && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM))
+        && slots::damaged(&paths.template()).is_empty())
 }
 
 /// What a bundle made here holds, by the names of the steps that take it.

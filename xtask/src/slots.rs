@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result};
 
@@ -16,6 +17,10 @@ pub const READY: usize = 3;
 
 /// In a template and in its copies: what they were built from.
 pub const BUILT_FROM: &str = "built-from";
+
+/// In a template and in its copies: a line for each compiled file, with its length, the time of its last change and its name.
+/// The kernel reads it, too.
+const LIBRARIES: &str = "libraries";
 
 /// A build directory and the lock that makes it ours for as long as the file is open in any process.
 pub struct Slot {
@@ -91,12 +96,99 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
     let wanted =
         fs::read_to_string(template.join(BUILT_FROM)).context("the kernel is not set up: run `cargo lab setup`")?;
     if there && fs::read_to_string(dir.join(BUILT_FROM)).is_ok_and(|found| found == wanted) {
-        return Ok(());
+        let Some(first) = changed(dir).into_iter().next() else {
+            return Ok(());
+        };
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        if !damaged(&template).is_empty() {
+            // Files are shared, so its copy may lack the same: without them, cargo makes them again.
+            remove_all(dir, &damaged(dir))?;
+            eprintln!(
+                "kernel: crates in its build directory are damaged ({first}); cargo compiles them again, which takes \
+                 minutes: `cargo lab setup` mends this for all kernels"
+            );
+            return Ok(());
+        }
+        eprintln!("kernel: {first} in build directory {name} is missing or was compiled otherwise; it is copied anew");
     }
     let beside = dir.with_extension("new");
     steps::remove(&beside)?;
     copy(&template, &beside).with_context(|| format!("cannot copy {} to {}", template.display(), beside.display()))?;
     steps::replace(&beside, dir)
+}
+
+/// Notes the compiled files of a template that was just built, so that what happens to them later is seen.
+pub fn note_libraries(dir: &Path) -> Result<()> {
+    let mut lines: Vec<String> = vec![];
+    for folder in library_folders(dir) {
+        for file in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?.flatten() {
+            let path = file.path();
+            let name = file.file_name().to_string_lossy().into_owned();
+            let compiled =
+                path.extension().is_some_and(|end| ["rlib", "rmeta", "so", "dylib"].iter().any(|e| end == *e));
+            if compiled
+                && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell))
+                && let Some((length, time)) = length_and_time(&path)
+                && let Ok(within) = path.strip_prefix(dir)
+            {
+                lines.push(format!("{length} {time} {}\n", within.display()));
+            }
+        }
+    }
+    lines.sort();
+    steps::write(&dir.join(LIBRARIES), &lines.concat())
+}
+
+/// Compiled files that are not there or not as long as they were: nothing can be compiled with these.
+pub fn damaged(dir: &Path) -> Vec<String> {
+    differing(dir, |noted, found| noted.0 != found.0)
+}
+
+/// The same and those that were compiled again, in another environment.
+fn changed(dir: &Path) -> Vec<String> {
+    differing(dir, |noted, found| noted != found)
+}
+
+/// Of the crate itself, which is compiled anew when it is edited, only what is missing.
+fn differing(dir: &Path, differ: impl Fn((u64, u128), (u64, u128)) -> bool) -> Vec<String> {
+    let text = fs::read_to_string(dir.join(LIBRARIES)).unwrap_or_default();
+    let wrong = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let (length, time) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let name = words.next()?;
+        let fine = length_and_time(&dir.join(name))
+            .is_some_and(|found| name.contains("/libkdlab-") || !differ((length, time), found));
+        (!fine).then(|| name.to_owned())
+    };
+    text.lines().filter_map(wrong).collect()
+}
+
+fn length_and_time(path: &Path) -> Option<(u64, u128)> {
+    let found = fs::metadata(path).ok()?;
+    Some((found.len(), found.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos()))
+}
+
+/// Takes files of `dir` away. Other copies keep theirs.
+pub fn remove_all(dir: &Path, names: &[String]) -> Result<()> {
+    names.iter().try_for_each(|name| steps::remove(&dir.join(name)))
+}
+
+/// Each build directory that is damaged, by its number, with a file that is; and whether a kernel uses it.
+pub fn broken(paths: &Paths) -> Vec<(usize, String, bool)> {
+    let there = (1..).take_while(|n| paths.slots().join(n.to_string()).is_dir());
+    let broken = |n: usize| {
+        let first = damaged(&paths.slots().join(n.to_string())).into_iter().next()?;
+        let free = open_lock(paths, &n.to_string()).is_ok_and(|lock| lock.try_lock().is_ok());
+        Some((n, first, !free))
+    };
+    there.filter_map(broken).collect()
+}
+
+/// `target/debug/deps`, and the same below each target's own folder.
+fn library_folders(dir: &Path) -> Vec<PathBuf> {
+    let target = dir.join("target");
+    let below = fs::read_dir(&target).into_iter().flatten().flatten().map(|entry| entry.path().join("debug/deps"));
+    below.chain([target.join("debug/deps")]).filter(|folder| folder.is_dir()).collect()
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -174,5 +266,41 @@ mod tests {
         assert_eq!(fs::read_to_string(slot.join(foreign)).unwrap(), "as new");
         fs::write(slot.join(own), "its own").unwrap();
         assert_eq!(fs::read_to_string(template.join(own)).unwrap(), own);
+    }
+
+    #[test]
+    fn a_damaged_slot_is_seen_and_copied_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths { root: folder.path().into(), kdlab: folder.path().join(".kdlab") };
+        let (foreign, other, own) = (
+            "target/debug/deps/libtch-1.rlib",
+            "target/x/debug/deps/libpxfm-1.rlib",
+            "target/x/debug/deps/libkdlab-1.rlib",
+        );
+        let template = paths.template();
+        for file in [foreign, other, own, "target/x/debug/deps/libcode_7.so"] {
+            steps::write(&template.join(file), "compiled").unwrap();
+        }
+        note_libraries(&template).unwrap();
+        steps::write(&template.join(BUILT_FROM), "one").unwrap();
+        let slot = take(&paths).unwrap().dir;
+        assert_eq!((damaged(&slot), changed(&slot)), (vec![], vec![]));
+        // Another environment: cargo compiles in place.
+        fs::remove_file(slot.join(other)).unwrap();
+        fs::write(slot.join(other), "compiled").unwrap();
+        fs::write(slot.join(own), "compiled after an edit").unwrap();
+        assert_eq!((damaged(&slot), changed(&slot)), (vec![], vec![other.to_owned()]));
+        fs::remove_file(slot.join(foreign)).unwrap();
+        assert_eq!(broken(&paths), [(1, foreign.to_owned(), false)]);
+        let slot = take(&paths).unwrap().dir;
+        assert_eq!(changed(&slot), Vec::<String>::new());
+        // Cut short where it is shared with the template: cargo has to make it again, and only it.
+        fs::write(slot.join(foreign), "comp").unwrap();
+        assert_eq!(damaged(&template), [foreign]);
+        let slot = take(&paths).unwrap().dir;
+        assert!(!slot.join(foreign).exists() && slot.join(other).exists());
+        fs::write(slot.join(foreign), "compiled").unwrap();
+        let slot = take(&paths).unwrap().dir;
+        assert!(slot.join(foreign).exists(), "what cargo mended is mended");
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::paths::{self, Paths};
-use crate::{progress, setup};
+use crate::{progress, setup, steps};
 
 #[derive(Args)]
 pub struct SweepArgs {
@@ -90,7 +90,7 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     if !program.exists() {
         progress::line("compiling the program for sweeps, once: three to six minutes on two cores, 0.7 GB");
     }
-    let built = paths::as_without_cargo(&mut Command::new(paths::cargo()))
+    let built = steps::ends_with_us(paths::as_without_cargo(&mut Command::new(paths::cargo())))
         // With the features of all members together, as set-up and the tests compile: nothing is compiled twice.
         .args(["build", "--workspace", "--bin", "sweep"])
         .current_dir(&paths.root)

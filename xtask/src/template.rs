@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use crate::paths::{Flavour, Paths};
 use crate::setup::TORCH;
 use crate::steps::{self, Step};
-use crate::{kernel, notebooks, slots};
+use crate::{kernel, notebooks, progress, slots};
 
 /// The step, with what the template would be built from now as its version.
 pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
-    let version = format!("{:016x} {TORCH} {flavour}", fingerprint_of_template(paths)?);
+    let version = format!("{:016x} {TORCH} {flavour} noted", fingerprint_of_template(paths)?);
     let what = "compiling the crate for the kernel, so that the first cell need not".into();
     Ok(Step { name: "prebuild", what, version, paths })
 }
@@ -24,6 +24,12 @@ pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
 pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
     let step = step(paths, flavour)?;
     let template = paths.template();
+    let damaged = slots::damaged(&template);
+    if let Some(first) = damaged.first() {
+        progress::line(&format!("{first} in the kernel's build template is damaged: cargo compiles it again"));
+        slots::remove_all(&template, &damaged)?;
+        steps::remove(&paths.stamp(step.name))?;
+    }
     step.run(&template.join(slots::BUILT_FROM), || {
         let lock = slots::template_lock(paths)?;
         lock.lock().context("cannot lock the kernel's build template")?;
@@ -38,6 +44,7 @@ pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
         command.arg(&notebook).arg(&notebook).env(kernel::BUILD_DIRECTORY, &template);
         step.command(&mut command)?;
         steps::remove(&notebook)?;
+        slots::note_libraries(&template)?;
         steps::write(&template.join(slots::BUILT_FROM), &step.version)
     })
 }

@@ -36,7 +36,7 @@ pub fn environment(paths: &Paths, stock: bool) -> Result<Vec<(&'static str, OsSt
         let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)));
         variables.push(("PATH", path.context("PATH")?));
     }
-    variables.push(("KDLAB_CARGO_HOME", cargo_home().into()));
+    variables.push(("KDLAB_CARGO_HOME", cargo_home(paths).into()));
     variables.push(("CARGO_HOME", home.into()));
     Ok(variables)
 }
@@ -72,7 +72,17 @@ fn outline(paths: &Paths, found: &Path) -> Result<PathBuf> {
 }
 
 /// Where cargo keeps crates. Cells are built with it, whatever rust-analyzer is shown.
-pub fn cargo_home() -> PathBuf {
+pub fn cargo_home(paths: &Paths) -> PathBuf {
+    // cargo compiles all crates again where it finds them in another folder, so kernels keep to the one of set-up.
+    let of_set_up = fs::read_to_string(paths.template().join(CARGO_HOME_OF)).ok().map(PathBuf::from);
+    of_set_up.filter(|home| home.is_dir()).unwrap_or_else(own_cargo_home)
+}
+
+/// In the template: the folder where cargo kept the crates that it was built of.
+pub const CARGO_HOME_OF: &str = "cargo-home";
+
+/// Where cargo keeps crates for whoever calls this program.
+pub fn own_cargo_home() -> PathBuf {
     let default = || PathBuf::from(paths::set("HOME").unwrap_or_default()).join(".cargo");
     paths::set("CARGO_HOME").map_or_else(default, PathBuf::from)
 }
@@ -92,4 +102,21 @@ fn link(target: &Path, link: &Path) -> Result<()> {
     symlink(target, &beside)
         .and_then(|()| fs::rename(&beside, link))
         .with_context(|| format!("cannot link {} to {}", link.display(), target.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_keep_to_the_crates_of_set_up_while_they_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths { root: folder.path().into(), kdlab: folder.path().join(".kdlab") };
+        assert_eq!(cargo_home(&paths), own_cargo_home());
+        let home = folder.path().join("home of set-up");
+        steps::write(&paths.template().join(CARGO_HOME_OF), home.to_str().unwrap()).unwrap();
+        assert_eq!(cargo_home(&paths), own_cargo_home(), "it is gone");
+        fs::create_dir(&home).unwrap();
+        assert_eq!(cargo_home(&paths), home);
+    }
 }

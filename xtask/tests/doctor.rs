@@ -44,3 +44,43 @@ fn a_wrong_command_is_told_the_right_ones() {
     let (fine, text) = said(&["run", "--fast"]);
     assert!(!fine && text.contains("--fast") && !text.contains("no command"), "{text}");
 }
+
+/// Eight minutes of set-up ended in a backtrace that never named the space.
+#[test]
+fn a_path_that_linkers_cannot_take_is_refused_before_anything_is_compiled() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("my course");
+    fs::create_dir_all(root.join("xtask")).unwrap();
+    fs::write(root.join("xtask/Cargo.toml"), "").unwrap();
+    for task in ["setup", "doctor"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
+        let output = command.arg(task).env("KDLAB_ROOT", &root).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!output.status.success() && said.contains("path holds ' '") && said.contains("move it"), "{said}");
+    }
+    assert!(!root.join(".kdlab").exists());
+}
+
+/// Shells find rustup's folder by a profile; desktops and services start programs without.
+#[test]
+fn cargo_beside_path_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let tools = folder.path().join(".cargo/bin");
+    fs::create_dir_all(&tools).unwrap();
+    fs::create_dir_all(folder.path().join("xtask")).unwrap();
+    fs::write(folder.path().join("xtask/Cargo.toml"), "").unwrap();
+    for tool in ["cargo", "rustc"] {
+        fs::write(tools.join(tool), "#!/bin/sh\necho rustc 1.95.0 of the user\n").unwrap();
+        fs::set_permissions(tools.join(tool), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let said = |home: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
+        command.arg("doctor").env("KDLAB_ROOT", folder.path()).env("HOME", home).env("PATH", "/usr/bin:/bin");
+        let output = command.env_remove("CARGO_HOME").env_remove("CARGO").output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let found = said(folder.path());
+    assert!(found.contains("rustc 1.95.0 of the user"), "{found}");
+    let missing = said(&folder.path().join("nobody"));
+    assert!(missing.contains("NO  Rust") && missing.contains("rustup.rs"), "{missing}");
+}

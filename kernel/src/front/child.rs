@@ -54,6 +54,9 @@ impl Front {
         let asked = request.as_object().and_then(|request| request.iter().next());
         let mut answer = json!({"ok": true});
         match asked.map(|(kind, content)| (kind.as_str(), content)) {
+            Some(("display", _)) if parent.is_none() && self.parent().is_none() => {
+                answer = json!({"error": "no cell has run yet, so a display has no place"})
+            }
             Some(("display", content)) if content["data"].is_object() => {
                 // What was printed before stands before it.
                 self.drain();
@@ -105,7 +108,8 @@ impl Front {
     }
 
     pub(super) fn parent(&self) -> Option<JupyterMessage> {
-        self.cell.as_ref().map(|cell| cell.request.clone()).or_else(|| self.last.clone())
+        let waiting = || self.queue.front().filter(|_| !self.ready).cloned();
+        self.cell.as_ref().map(|cell| cell.request.clone()).or_else(|| self.last.clone()).or_else(waiting)
     }
 
     pub(super) fn stream(&self, name: &str, text: &str) {
