@@ -76,3 +76,8 @@ fn life() {
 fn browser() {
     passes("test_browser");
 }
+
+#[test]
+fn cells() {
+    passes("test_cells");
+}
