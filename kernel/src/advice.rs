@@ -21,13 +21,13 @@ pub fn notes(code: &str) -> Vec<String> {
                      Keep a value that has to last in a variable (`let`), and pass it to functions."
                 ));
             }
-            ast::Item::Fn(item) if item.name().is_some_and(|name| name.text() == "main") => {
-                if !calls(body.syntax(), "main") {
-                    notes.push(
-                        "note: `main` was defined and not called. A cell's statements run without it; `main()` calls it."
-                            .to_owned(),
-                    );
-                }
+            ast::Item::Fn(item)
+                if item.name().is_some_and(|name| name.text() == "main") && !calls(body.syntax(), "main") =>
+            {
+                notes.push(
+                    "note: `main` was defined and not called. A cell's statements run without it; `main()` calls it."
+                        .to_owned(),
+                );
             }
             _ => {}
         }

@@ -76,7 +76,8 @@ fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<Str
         line == own || before.is_some_and(|c| !c.is_alphanumeric() && c != '_' && c != '.')
     };
     let part = |line: &str, own: &str| line.len() > 3 && own.contains(line);
-    let alike: [&dyn Fn(&str, &str) -> bool; 2] = [&ends_with, &part];
+    type Alike<'a> = &'a dyn Fn(&str, &str) -> bool;
+    let alike: [Alike; 2] = [&ends_with, &part];
     let found = alike.iter().find_map(|alike| {
         let same = |own: &str| !own.trim().is_empty() && alike(line, own.trim());
         let all: Vec<_> = cell.lines().enumerate().filter(|(_, own)| same(own)).collect();

@@ -80,7 +80,7 @@ fn place(lines: &[String]) -> Option<(usize, usize)> {
             Some((column, _)) if marks.get(column).is_some_and(is_mark) => {
                 Some(column - marks[..column].iter().rev().take_while(|c| is_mark(c)).count())
             }
-            _ => marks.iter().position(|c| is_mark(c)),
+            _ => marks.iter().position(is_mark),
         };
         if let Some(column) = column {
             return Some((row, column + 1));
