@@ -49,11 +49,35 @@ pub fn hand_over() -> Result<()> {
     rustix::stdio::dup2_stdout(&new_stdout)?;
     rustix::stdio::dup2_stderr(&new_stderr)?;
     std::thread::spawn(move || {
-        // The front never writes: this returns when it is gone, and nobody is left to run cells for.
-        let _ = front.read(&mut [0]);
+        // Each byte asks for a new stdin. Without one the front is gone, and nobody is left to run cells for.
+        while front.read(&mut [0]).is_ok_and(|length| length == 1) && renew_stdin(&front).is_ok() {}
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     });
     Ok(())
+}
+
+/// Puts a new pipe in place of stdin and gives the front its other end. A read of the old one meets the end of the file as soon
+/// as the front closes that, and later ones, evcxr's own among them, use the new pipe.
+fn renew_stdin(front: &UnixStream) -> Result<()> {
+    let (new_stdin, to_stdin) = pipe()?;
+    rustix::stdio::dup2_stdin(&new_stdin)?;
+    send(front, b"stdin\n", &[to_stdin.as_fd()])
+}
+
+/// In the front: asks for a new stdin of the child, which [`next_stdin`] gets.
+pub fn ask_for_stdin(child: &UnixStream) {
+    let _ = (&mut &*child).write_all(&[1]);
+}
+
+/// In the front: the new stdin, once it was asked for; None when the child is gone.
+pub fn next_stdin(child: &UnixStream) -> Option<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(child, &mut [IoSliceMut::new(&mut [0; 16])], &mut ancillary, RecvFlags::empty()).ok()?;
+    ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    })
 }
 
 fn send(front: &UnixStream, text: &[u8], fds: &[BorrowedFd]) -> Result<()> {

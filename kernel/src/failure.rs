@@ -19,7 +19,8 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(name: &str, value: &str, notes: &[String]) -> Self {
-        let mut traceback = vec![format!("\u{1b}[31m{name}\u{1b}[0m: {value}")];
+        // Bold in the theme's own colour: no red has enough contrast on the light and the dark background of errors.
+        let mut traceback = vec![format!("\u{1b}[1m{name}\u{1b}[0m: {value}")];
         traceback.extend(notes.iter().cloned());
         Self { name: name.into(), value: value.into(), traceback }
     }
@@ -70,8 +71,22 @@ fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<Str
     let source = std::fs::read_to_string(generated).ok()?;
     let line = source.lines().nth(number.checked_sub(1)?)?.trim();
     // evcxr puts statements on lines of their own, and its own code before some.
-    let same = |own: &str| !own.is_empty() && (line.ends_with(own) || line.len() > 3 && own.contains(line));
-    let (index, own) = cell.lines().enumerate().find(|(_, own)| same(own.trim()))?;
+    let ends_with = |line: &str, own: &str| {
+        let before = line.strip_suffix(own).and_then(|before| before.chars().next_back());
+        line == own || before.is_some_and(|c| !c.is_alphanumeric() && c != '_' && c != '.')
+    };
+    let part = |line: &str, own: &str| line.len() > 3 && own.contains(line);
+    type Alike<'a> = &'a dyn Fn(&str, &str) -> bool;
+    let alike: [Alike; 2] = [&ends_with, &part];
+    let found = alike.iter().find_map(|alike| {
+        let same = |own: &str| !own.trim().is_empty() && alike(line, own.trim());
+        let all: Vec<_> = cell.lines().enumerate().filter(|(_, own)| same(own)).collect();
+        let (_, own) = all.last()?;
+        // Of equal lines it is the one that as many follow: what other cells left in the source stands before.
+        let after = source.lines().skip(number).filter(|other| alike(other.trim(), own.trim())).count();
+        all.get(all.len().saturating_sub(1 + after)).copied()
+    });
+    let (index, own) = found?;
     Some(format!("  in line {} of this cell: {}", index + 1, own.trim()))
 }
 
@@ -257,6 +272,17 @@ mod tests {
         assert_eq!(failure.traceback[1], "  in line 2 of this cell: let y = x.matmul(&x);");
         assert_eq!(failure.traceback[2], "  at tch-0.26.0/src/tensor.rs:9:5");
         assert!(failure.traceback[3].starts_with("hint: `x.size()`"), "{failure:?}");
+    }
+
+    #[test]
+    fn of_equal_lines_the_one_that_panicked_is_named() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let generated = folder.path().join("lib.rs");
+        std::fs::write(&generated, "check(a);\nfn run() {\ncheck(a);\nlet a = 2;\n{ check(a);\n}\n").expect("written");
+        let line = |number| line_of_cell(&format!("src/lib.rs:{number}:3"), CELL, Some(&generated));
+        const CELL: &str = "check(a);\nlet a = 2;\ncheck(a);\nlet b = recheck(a);";
+        assert_eq!(line(3).as_deref(), Some("  in line 1 of this cell: check(a);"));
+        assert_eq!(line(5).as_deref(), Some("  in line 3 of this cell: check(a);"));
     }
 
     #[test]

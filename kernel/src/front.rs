@@ -84,6 +84,8 @@ struct Front {
     count: u64,
     history: History,
     variables: Vec<String>,
+    /// Variables that evcxr dropped since they were last made.
+    gone: Vec<String>,
     /// Requests that evcxr has to answer.
     asked: HashMap<String, JupyterMessage>,
     child: Option<Child>,
@@ -163,6 +165,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         count: 0,
         history: History::default(),
         variables: vec![],
+        gone: vec![],
         asked: HashMap::new(),
         child: None,
         clients: BTreeMap::new(),

@@ -11,6 +11,7 @@
 //! end did with a widget.
 
 use std::fs::Permissions;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::Path;
@@ -30,7 +31,9 @@ pub const TOKEN: &str = "KDLAB_LIVE_TOKEN";
 /// What happens on the sockets in the private folder.
 pub enum LinkEvent {
     /// A process is ready to run cells; its stream ends when it does.
-    Child(Streams, i32),
+    Child(Streams, i32, StdStream),
+    /// What it reads its commands from by now, in place of what it had.
+    Stdin(i32, OwnedFd),
     ChildEnded(i32),
     Opened(u64, UnboundedSender<Value>),
     Request(u64, Value),
@@ -67,8 +70,13 @@ pub fn listen(folder: &Path, token: &str, events: UnboundedSender<LinkEvent>) ->
 fn follow_child(stream: StdStream, token: &str, events: &UnboundedSender<LinkEvent>) {
     match child::receive(&stream, token) {
         Ok((streams, pid)) => {
-            let _ = events.send(LinkEvent::Child(streams, pid));
-            let _ = std::io::Read::read(&mut &stream, &mut [0]);
+            match stream.try_clone() {
+                Ok(own) => drop(events.send(LinkEvent::Child(streams, pid, own))),
+                Err(error) => return eprintln!("kernel: cannot keep the line to the cells' process: {error}"),
+            }
+            while let Some(stdin) = child::next_stdin(&stream) {
+                let _ = events.send(LinkEvent::Stdin(pid, stdin));
+            }
             let _ = events.send(LinkEvent::ChildEnded(pid));
         }
         Err(error) => eprintln!("kernel: {error:#}"),

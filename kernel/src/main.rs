@@ -14,6 +14,7 @@
 //! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter;
 //! `kdlab-kernel --outline FROM TO` writes what its rust-analyzer is to see of Rust's library.
 
+mod advice;
 mod cargo;
 mod channels;
 mod child;
@@ -22,10 +23,12 @@ mod compile;
 mod failure;
 mod front;
 mod history;
+mod idle;
 mod inner;
 mod link;
 mod outline;
 mod output;
+mod report;
 mod slow;
 mod streams;
 mod syntax;

@@ -10,7 +10,9 @@ const PANIC: &str = "EVCXR_PANIC_NOTIFICATION";
 const BEGIN_CONTENT: &str = "EVCXR_BEGIN_CONTENT ";
 const END_CONTENT: &str = "EVCXR_END_CONTENT";
 /// Other lines that evcxr wants: it ignores what it does not know of them.
-const FOR_EVCXR: [&str; 2] = ["EVCXR_VARIABLE_CHANGED_TYPE:", "EVCXR_INPUT_REQUEST"];
+const FOR_EVCXR: [&str; 2] = [CHANGED_TYPE, ASKS_INPUT];
+pub const CHANGED_TYPE: &str = "EVCXR_VARIABLE_CHANGED_TYPE:";
+pub const ASKS_INPUT: &str = "EVCXR_INPUT_REQUEST";
 /// What a line begins with that may turn out to be one of the above.
 const OURS: &str = "EVCXR_";
 

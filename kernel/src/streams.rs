@@ -1,11 +1,15 @@
 //! The streams of the process that runs cells, in the hands of the front.
 
 use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Sender, channel};
 
 use tokio::net::unix::pipe;
 
-use crate::child::Streams;
+use crate::child::{Streams, ask_for_stdin};
 use crate::failure::Stderr;
+use crate::idle;
 use crate::output::Stdout;
 
 /// The process that runs cells, as the front sees it.
@@ -14,13 +18,18 @@ pub struct Child {
     pub commands: Option<pipe::Receiver>,
     pub answers: std::fs::File,
     /// None when evcxr has nothing more to say: the child ends then, and evcxr waits for that.
-    pub stdin: Option<std::fs::File>,
+    pub stdin: Option<Sender<Vec<u8>>>,
     pub stdout: Option<pipe::Receiver>,
     pub stderr: Option<pipe::Receiver>,
     pub out: Stdout,
     pub err: Stderr,
     /// It runs a cell's code, and evcxr waits for it.
     pub running: bool,
+    /// Whom to ask for a new stdin, and whether it was asked.
+    pub line: UnixStream,
+    pub renews_stdin: bool,
+    /// The cell asked evcxr for input, which has not come yet.
+    pub asked_input: bool,
 }
 
 /// Waits until the child, or evcxr on its way to the child, has something to say.
@@ -59,19 +68,53 @@ pub fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> Option<usiz
     None
 }
 
+/// Writes in a thread of its own: a cell that takes its input slowly, or never, keeps nobody else waiting.
+fn writer(pipe: OwnedFd) -> Sender<Vec<u8>> {
+    let (sender, receiver) = channel::<Vec<u8>>();
+    std::thread::spawn(move || {
+        let mut pipe = std::fs::File::from(pipe);
+        while let Ok(bytes) = receiver.recv() {
+            if pipe.write_all(&bytes).is_err() {
+                return;
+            }
+        }
+    });
+    sender
+}
+
 impl Child {
-    pub fn new(streams: Streams, pid: i32) -> std::io::Result<Self> {
+    pub fn new(streams: Streams, pid: i32, line: UnixStream) -> std::io::Result<Self> {
         Ok(Self {
             pid,
             commands: Some(pipe::Receiver::from_owned_fd(streams.commands)?),
             answers: streams.answers.into(),
-            stdin: Some(streams.stdin.into()),
+            stdin: Some(writer(streams.stdin)),
             stdout: Some(pipe::Receiver::from_owned_fd(streams.stdout)?),
             stderr: Some(pipe::Receiver::from_owned_fd(streams.stderr)?),
             out: Stdout::default(),
             err: Stderr::default(),
             running: false,
+            line,
+            renews_stdin: false,
+            asked_input: false,
         })
+    }
+
+    /// Whether the cell's code itself waits for somebody to type, which nobody can.
+    pub fn waits_in_vain(&self) -> bool {
+        self.running && !self.asked_input && !self.renews_stdin && idle::reads_stdin(self.pid)
+    }
+
+    /// Lets that read meet the end of the file.
+    pub fn end_stdin(&mut self) {
+        self.renews_stdin = true;
+        ask_for_stdin(&self.line);
+    }
+
+    pub fn renew_stdin(&mut self, stdin: OwnedFd) {
+        self.renews_stdin = false;
+        // The writer of the old one ends and closes it.
+        self.stdin = Some(writer(stdin));
     }
 
     /// Lets evcxr read a line. It listens only while it waits for a cell's code.

@@ -51,15 +51,18 @@ pub fn error(code: &str) -> Option<String> {
 
 /// The names that a cell binds for later cells, in order.
 pub fn variables(code: &str) -> Vec<String> {
-    let parse = in_function(&without_commands(code));
-    let body = parse.tree().syntax().descendants().find_map(ast::StmtList::cast);
-    let statements = body.into_iter().flat_map(|body| body.syntax().children()).filter_map(ast::LetStmt::cast);
+    let statements = body(code).into_iter().flat_map(|body| body.syntax().children()).filter_map(ast::LetStmt::cast);
     let patterns = statements.filter_map(|statement| statement.syntax().children().find_map(ast::Pat::cast));
     patterns
         .flat_map(|pattern| pattern.syntax().descendants().filter_map(ast::IdentPat::cast))
         .filter_map(|pattern| pattern.syntax().children().find_map(ast::Name::cast))
         .map(|name| name.syntax().text().to_string())
         .collect()
+}
+
+/// The statements and items of a cell.
+pub fn body(code: &str) -> Option<ast::StmtList> {
+    in_function(&without_commands(code)).tree().syntax().descendants().find_map(ast::StmtList::cast)
 }
 
 const BEFORE: &str = "fn cell() {";

@@ -81,3 +81,8 @@ fn slots() {
 fn browser() {
     passes("test_browser");
 }
+
+#[test]
+fn cells() {
+    passes("test_cells");
+}

@@ -157,6 +157,8 @@ class Errors(KernelCase):
                 self.assertEqual(first.status, "error")
                 self.assertEqual([cell.status for cell in rest], ["aborted"] * 3)
                 self.assertEqual([cell.all("stream", "execute_input", "error") for cell in rest], [[]] * 3)
+                # A front end shows the count that it is given, and these cells have none.
+                self.assertNotIn("execution_count", rest[0].reply["content"])
         # Only what was queued: the next request is a new one.
         self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")
 

@@ -7,8 +7,10 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 use super::Front;
+use crate::advice;
 use crate::failure::Failure;
 use crate::inner;
+use crate::report;
 use crate::syntax;
 use crate::wire::{content, message};
 
@@ -35,6 +37,10 @@ pub struct Cell {
     pub skip: bool,
     pub killed: bool,
     pub awaits_input: bool,
+    /// It was told that its stdin has ended.
+    pub met_end: bool,
+    /// Variables that evcxr dropped, for their types were defined anew.
+    pub dropped: Vec<String>,
 }
 
 impl Front {
@@ -90,6 +96,8 @@ impl Front {
             skip: false,
             killed: false,
             awaits_input: false,
+            met_end: false,
+            dropped: vec![],
         });
     }
 
@@ -110,6 +118,7 @@ impl Front {
     }
 
     pub(super) fn end(&mut self, failure: Option<Failure>) {
+        self.note(failure.is_none());
         let Some(cell) = self.cell.take() else { return };
         let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
         match &failure {
@@ -120,6 +129,7 @@ impl Front {
                 }
                 let new = syntax::variables(&cell.code);
                 self.variables.retain(|name| !new.contains(name));
+                self.gone.retain(|name| !new.contains(name));
                 self.variables.extend(new);
             }
             Some(failure) => {
@@ -138,10 +148,25 @@ impl Front {
         }
     }
 
+    /// Says under the cell what it did beside what it was asked for.
+    fn note(&mut self, ran: bool) {
+        let Some(cell) = &self.cell else { return };
+        let mut notes = if ran { advice::notes(&cell.code) } else { vec![] };
+        if !cell.dropped.is_empty() {
+            notes.push(advice::dropped(&cell.dropped));
+            self.variables.retain(|name| !cell.dropped.contains(name));
+            self.gone.extend(cell.dropped.iter().cloned());
+        }
+        if content(&cell.request)["silent"] != true && !notes.is_empty() {
+            self.stream("stderr", &(notes.join("\n") + "\n"));
+        }
+    }
+
     pub(super) fn abort_queue(&mut self) {
         for request in std::mem::take(&mut self.queue) {
             self.status("busy", &request);
-            self.reply(&self.shell, json!({"status": "aborted", "execution_count": self.count}), &request);
+            // A front end shows a count that it is given, though the cell never ran.
+            self.reply(&self.shell, json!({"status": "aborted"}), &request);
             self.status("idle", &request);
         }
     }
@@ -182,10 +207,13 @@ impl Front {
         let lines = |error: &Value| -> Vec<String> {
             let lines = error["traceback"].as_array().into_iter().flatten().filter_map(|line| line.as_str());
             let (theirs, ours) = (format!("command_{}", cell.inner_count), format!("cell {}", cell.count));
-            lines.map(|line| line.replace(&theirs, &ours)).collect()
+            report::readable(&lines.map(|line| line.replace(&theirs, &ours)).collect::<Vec<_>>())
         };
-        let traceback: Vec<String> = cell.errors.iter().flat_map(lines).collect();
-        let value = match cell.errors.len() {
+        let errors = report::without_consequences(&cell.errors);
+        let mut traceback: Vec<String> = errors.iter().flat_map(|error| lines(error)).collect();
+        let said = format!("{first}\n{}", traceback.join("\n"));
+        traceback.extend(advice::on_errors(&cell.code, &said, &self.gone));
+        let value = match errors.len() {
             0 => "evcxr gave no reason".to_owned(),
             1 => first,
             n => format!("{first} (the first of {n} errors)"),

@@ -1,6 +1,5 @@
 //! What the process that runs cells says: on its streams, and through the connections of the helper crate.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use jupyter_protocol::JupyterMessage;
@@ -8,9 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::cells::RAN_NOTHING;
 use super::{Client, Front};
+use crate::advice;
 use crate::failure::Failure;
 use crate::link::LinkEvent;
-use crate::output::Piece;
+use crate::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
 use crate::streams::{Child, read};
 use crate::wire::{content, message};
 
@@ -19,10 +19,19 @@ const HOLD: Duration = Duration::from_millis(300);
 /// How much of a flood is read before something else gets its turn.
 const READS: usize = 32;
 
+/// Said once a cell.
+const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it ends at once. The crate evcxr_input asks in an \
+    input box: `:dep evcxr_input = \"1\"`, then `evcxr_input::get_string(\"name?\")`.\n";
+
 impl Front {
     pub(super) fn handle_link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Child(streams, pid) => match Child::new(streams, pid) {
+            LinkEvent::Stdin(pid, stdin) => {
+                if let Some(child) = self.child.as_mut().filter(|child| child.pid == pid) {
+                    child.renew_stdin(stdin);
+                }
+            }
+            LinkEvent::Child(streams, pid, line) => match Child::new(streams, pid, line) {
                 Ok(child) => self.child = Some(child),
                 Err(error) => eprintln!("kernel: cannot read from the cells' process: {error}"),
             },
@@ -157,7 +166,7 @@ impl Front {
     pub(super) fn read_stderr(&self, child: &mut Child, buffer: &mut [u8]) -> bool {
         match read(&mut child.stderr, buffer) {
             Some(length) => {
-                let text = child.err.feed(&buffer[..length]);
+                let text = advice::without_redefined(&child.err.feed(&buffer[..length]));
                 self.stream("stderr", &text);
                 true
             }
@@ -178,8 +187,9 @@ impl Front {
                 return;
             }
         }
-        if let Some(stdin) = &mut child.stdin {
-            let _ = stdin.write_all(line);
+        child.asked_input = false;
+        if let Some(stdin) = &child.stdin {
+            let _ = stdin.send(line.to_vec());
         }
     }
 
@@ -197,7 +207,13 @@ impl Front {
                 None if !self.ready => {}
                 None => self.show_display(data),
             },
-            Piece::Control(line) => child.answer(&line),
+            Piece::Control(line) => {
+                if let (Some(name), Some(cell)) = (line.strip_prefix(CHANGED_TYPE), &mut self.cell) {
+                    cell.dropped.push(name.to_owned());
+                }
+                child.asked_input |= line.starts_with(ASKS_INPUT);
+                child.answer(&line);
+            }
             Piece::Failed { panic, line } => {
                 while self.read_stderr(child, &mut [0; 16 * 1024]) {}
                 let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
@@ -231,6 +247,18 @@ impl Front {
                 child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
             }
             self.child = Some(child);
+        }
+        if self.child.as_ref().is_some_and(Child::waits_in_vain) {
+            // It waited before this, so what told of the cell's end is read by now if the wait is evcxr's own.
+            self.drain();
+            if let (Some(child), Some(cell)) =
+                (self.child.as_mut().filter(|child| child.waits_in_vain()), &mut self.cell)
+            {
+                child.end_stdin();
+                if !std::mem::replace(&mut cell.met_end, true) {
+                    self.stream("stderr", NO_STDIN);
+                }
+            }
         }
         if self.cell.as_ref().is_some_and(|cell| cell.skip) && self.child.as_ref().is_none_or(|child| !child.running) {
             self.stop_compilers();
