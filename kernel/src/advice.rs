@@ -55,6 +55,17 @@ pub fn dropped(names: &[String]) -> String {
     )
 }
 
+/// The note on variables that a failed cell used, and would have replaced.
+pub fn lost(names: &[String]) -> String {
+    let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    let (is, it) = if names.len() == 1 { ("is", "it") } else { ("are", "them") };
+    format!(
+        "note: {} {is} lost, because the cell used {it} before it replaced {it}, and then failed. Run the cell that makes {it} \
+         again, and use a new name here.",
+        quoted.join(", ")
+    )
+}
+
 /// `text` without evcxr's own line about variables that it dropped.
 pub fn without_redefined(text: &str) -> String {
     let own = |line: &str| line.starts_with(REDEFINED.0) && line.trim_end().ends_with(REDEFINED.1);
@@ -87,6 +98,18 @@ pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
         }
     }
     advice
+}
+
+/// How a loop of the user's own can listen to Interrupt.
+pub fn on_kill(code: &str) -> Option<String> {
+    let kinds = [SyntaxKind::LOOP_EXPR, SyntaxKind::WHILE_EXPR, SyntaxKind::FOR_EXPR];
+    body(code)?.syntax().descendants().find(|node| kinds.contains(&node.kind()))?;
+    Some(
+        "help: a loop that watches for Interrupt stops without loss: `let control = Control::new(); let stop = \
+         control.clone(); let _watch = kdlab::live::watch(\"my loop\", move |why| stop.stop(why));` before it, and in it \
+         `if control.stopping().is_some() { break; }`."
+            .to_owned(),
+    )
 }
 
 /// A line to paste for a closure that a variable can't hold.
@@ -188,6 +211,8 @@ mod tests {
         assert!(advice.contains("`thread_local!`"), "{advice}");
         let advice = on_errors("p.x", "cannot find value `p` in this scope", &["p".to_owned()]).join("\n");
         assert!(advice.contains("`p` was dropped"), "{advice}");
+        assert!(on_kill("let a = 1;\nwhile a > 0 {}").is_some_and(|help| help.contains("kdlab::live::watch")));
+        assert_eq!(on_kill("std::thread::sleep(LONG);"), None);
         assert_eq!(on_errors("q", "cannot find value `q` in this scope", &["p".to_owned()]), [""; 0]);
     }
 

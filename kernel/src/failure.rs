@@ -171,6 +171,11 @@ impl Stderr {
         self.release()
     }
 
+    /// Whether the text of a `?` is held back.
+    pub fn holds_error(&self) -> bool {
+        self.held.contains(ERROR_BEGIN)
+    }
+
     /// The byte behind the line that tells of a signal.
     fn end_of_signal(&self) -> Option<usize> {
         SIGNALS.iter().find_map(|signal| {

@@ -15,9 +15,11 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use crate::channels::{Outbox, follow, follow_inner, follow_signals, outbox, publisher, token};
 use crate::comms::Comms;
 use crate::failure::Failure;
+use crate::flood::Flood;
 use crate::history::History;
 use crate::inner;
 use crate::link;
+use crate::readers;
 use crate::streams::{Child, readable};
 use crate::syntax;
 use crate::wire::{content, kernel_info, message, parent_id};
@@ -28,6 +30,8 @@ mod child;
 use cells::Cell;
 
 const TICK: Duration = Duration::from_millis(100);
+/// When to look again whether a cell has come to rest.
+const SOON: Duration = Duration::from_millis(1);
 
 /// How long the path of the sockets' folder may be: that of a socket has at most 103 bytes on macOS, 107 on Linux.
 const LONGEST: usize = 85;
@@ -81,6 +85,8 @@ struct Front {
     cell: Option<Cell>,
     /// What ran last: the parent of what is printed between cells.
     last: Option<JupyterMessage>,
+    /// How much may still be printed on stdout and stderr until the next cell.
+    floods: [Flood; 2],
     count: u64,
     history: History,
     variables: Vec<String>,
@@ -88,6 +94,10 @@ struct Front {
     gone: Vec<String>,
     /// Requests that evcxr has to answer.
     asked: HashMap<String, JupyterMessage>,
+    /// evcxr knows that cells may end by `?`. Before, it takes a last line with `?` for one that can't be shown.
+    asks: bool,
+    /// For what the front and the inner process tell each other.
+    folder: PathBuf,
     child: Option<Child>,
     clients: BTreeMap<u64, Client>,
     comms: Comms,
@@ -116,7 +126,8 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let shell = connection::create_kernel_shell_connection(info, session).await?.split();
     let control = connection::create_kernel_control_connection(info, session).await?.split();
     let stdin = connection::create_kernel_stdin_connection(info, session).await?.split();
-    let iopub = connection::create_kernel_iopub_xpub_connection(info, session).await?;
+    let iopub = readers::relay(info, folder).await?;
+    let iopub = connection::create_kernel_iopub_xpub_connection(&iopub, session).await?;
     let mut heartbeat = connection::create_kernel_heartbeat_connection(info).await?;
     tokio::spawn(async move {
         loop {
@@ -162,11 +173,14 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         queue: VecDeque::new(),
         cell: None,
         last: None,
+        floods: Default::default(),
         count: 0,
         history: History::default(),
         variables: vec![],
         gone: vec![],
         asked: HashMap::new(),
+        asks: false,
+        folder: folder.to_owned(),
         child: None,
         clients: BTreeMap::new(),
         comms: Comms::default(),
@@ -181,7 +195,10 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         tokio::select! {
             Some(event) = inbox.recv() => front.handle(event),
             Some(event) = link_inbox.recv() => front.handle_link(event),
-            () = readable(&front.child) => front.pump(),
+            () = readable(&front.child) => front.drain(),
+            () = tokio::time::sleep(SOON), if front.child.as_ref().is_some_and(|child| !child.waiting.is_empty()) => {
+                front.look_again();
+            }
             _ = tick.tick() => {
                 front.tick();
                 // Jupyter's server died without a word.
@@ -224,7 +241,7 @@ impl Front {
     fn status(&self, state: &str, parent: &JupyterMessage) {
         self.publish("status", json!({"execution_state": state}), Some(parent));
         // Front ends show the last state they heard of, whatever it was about.
-        if let Some(cell) = self.cell.as_ref().filter(|_| state == "idle") {
+        if let Some(cell) = self.cell.as_ref().filter(|cell| state == "idle" && !cell.own) {
             self.publish("status", json!({"execution_state": "busy"}), Some(&cell.request));
         }
     }
@@ -365,6 +382,7 @@ impl Front {
             return;
         };
         let mut content = content(output);
+        let own = cell.own;
         match output.header.msg_type.as_str() {
             "status" if content["execution_state"] == "idle" => {
                 cell.idle = true;
@@ -372,7 +390,7 @@ impl Front {
             }
             "execute_input" => cell.inner_count = content["execution_count"].as_u64().unwrap_or_default(),
             "error" => cell.errors.push(content),
-            kind @ ("execute_result" | "stream" | "display_data") => {
+            kind @ ("execute_result" | "stream" | "display_data") if !own => {
                 if kind == "execute_result" {
                     content["execution_count"] = json!(cell.count);
                 }

@@ -1,10 +1,9 @@
 //! Whether the process that runs cells waits for somebody to type. Its stdin carries evcxr's commands and nothing else, so a
 //! cell that reads from it would wait for ever.
 
-/// Whether the main thread of `pid` waits in a read of its stdin. Only Linux tells; elsewhere the answer is no.
-pub fn reads_stdin(pid: i32) -> bool {
-    let call = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/syscall")).unwrap_or_default();
-    is_read_of_stdin(&call)
+/// Whether the main thread of `pid` waits in a read of its stdin. Only Linux tells, and may be set not to.
+pub fn reads_stdin(pid: i32) -> Option<bool> {
+    std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/syscall")).ok().map(|call| is_read_of_stdin(&call))
 }
 
 /// `/proc/PID/syscall`: the number of the call, then its arguments.

@@ -1,16 +1,18 @@
 //! The streams of the process that runs cells, in the hands of the front.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Instant;
 
 use tokio::net::unix::pipe;
 
 use crate::child::{Streams, ask_for_stdin};
 use crate::failure::Stderr;
 use crate::idle;
-use crate::output::Stdout;
+use crate::output::{Piece, Stdout};
 
 /// The process that runs cells, as the front sees it.
 pub struct Child {
@@ -25,6 +27,11 @@ pub struct Child {
     pub err: Stderr,
     /// It runs a cell's code, and evcxr waits for it.
     pub running: bool,
+    /// What it printed, from the line on that says that the cell has ended, until that is sure.
+    pub waiting: VecDeque<Piece>,
+    pub waits_since: Option<Instant>,
+    /// That line turned out to be one that the cell printed, unless the child comes to rest all the same.
+    pub doubtful: Option<String>,
     /// Whom to ask for a new stdin, and whether it was asked.
     pub line: UnixStream,
     pub renews_stdin: bool,
@@ -94,15 +101,23 @@ impl Child {
             out: Stdout::default(),
             err: Stderr::default(),
             running: false,
+            waiting: VecDeque::new(),
+            waits_since: None,
+            doubtful: None,
             line,
             renews_stdin: false,
             asked_input: false,
         })
     }
 
+    /// Whether it waits for evcxr's next command, as it does when a cell has ended. True where nobody can tell.
+    pub fn is_at_rest(&self) -> bool {
+        !self.running || idle::reads_stdin(self.pid) != Some(false)
+    }
+
     /// Whether the cell's code itself waits for somebody to type, which nobody can.
     pub fn waits_in_vain(&self) -> bool {
-        self.running && !self.asked_input && !self.renews_stdin && idle::reads_stdin(self.pid)
+        self.running && !self.asked_input && !self.renews_stdin && idle::reads_stdin(self.pid) == Some(true)
     }
 
     /// Lets that read meet the end of the file.

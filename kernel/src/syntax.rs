@@ -65,6 +65,12 @@ pub fn body(code: &str) -> Option<ast::StmtList> {
     in_function(&without_commands(code)).tree().syntax().descendants().find_map(ast::StmtList::cast)
 }
 
+/// Whether the value of the cell comes out of a `?`.
+pub fn ends_by_question_mark(code: &str) -> bool {
+    let tail = body(code).and_then(|body| body.tail_expr());
+    tail.is_some_and(|tail| tail.syntax().descendants().any(|node| node.kind() == SyntaxKind::TRY_EXPR))
+}
+
 const BEFORE: &str = "fn cell() {";
 
 fn in_function(code: &str) -> ra_ap_syntax::Parse<SourceFile> {
@@ -76,14 +82,29 @@ fn tokens(code: &str) -> impl Iterator<Item = SyntaxToken> {
     parse.tree().syntax().clone().descendants_with_tokens().filter_map(|element| element.into_token())
 }
 
-/// Lines such as `:dep` and `!ls` are evcxr's. A path may begin with `::`.
+/// Lines such as `:dep` and `!ls` are evcxr's, above the first line of Rust, which may begin with a path from the root, `::`.
 fn without_commands(code: &str) -> String {
-    let command = |line: &str| {
-        let begun = line.trim_start();
-        line.starts_with('!') || begun.starts_with(':') && !begun.starts_with("::")
-    };
-    let lines = code.lines().map(|line| if command(line) { "" } else { line });
+    let rust = first_of_rust(code);
+    let lines =
+        code.lines().enumerate().map(|(index, line)| if rust.is_none_or(|rust| index < rust) { "" } else { line });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The index of the first line that is neither a command, nor a comment, nor empty.
+fn first_of_rust(code: &str) -> Option<usize> {
+    code.lines().position(|line| {
+        let begun = line.trim_start();
+        let command = line.starts_with('!') || begun.starts_with(':') && !begun.starts_with("::");
+        !command && !begun.is_empty() && !line.starts_with("//")
+    })
+}
+
+/// `code` as evcxr takes it for what it is: a first line that begins with `::` looks like a command to it.
+pub fn for_evcxr(code: &str) -> String {
+    let path = first_of_rust(code)
+        .filter(|&rust| code.lines().nth(rust).is_some_and(|line| line.trim_start().starts_with(':')));
+    let lines = code.split_inclusive('\n').enumerate();
+    lines.map(|(index, line)| if path == Some(index) { format!("\t{line}") } else { line.to_owned() }).collect()
 }
 
 fn is_closed(string: &str) -> bool {
@@ -105,6 +126,15 @@ mod tests {
             assert_eq!(error(code), None, "{code}");
         }
         assert!(error("let a = ) 1;").is_some());
+        // Below the first line of Rust nothing is a command.
+        for code in ["let css = r\"\n:root { color: red }\n!x\";", "let a = true &&\n!false;\na"] {
+            assert_eq!((completeness(code), error(code)), ("complete", None), "{code}");
+        }
+        assert_eq!(completeness("a &&\n:b"), "invalid");
+        assert_eq!(for_evcxr(":vars\n// a\n\n ::a();\n::b();"), ":vars\n// a\n\n\t ::a();\n::b();");
+        for code in ["a();\n::b();", ":dep a", "!ls", "", "a\r\nb\n"] {
+            assert_eq!(for_evcxr(code), code);
+        }
     }
 
     #[test]
@@ -138,6 +168,15 @@ mod tests {
             ["let a = vec![1, 2];", ":dep x = \"1\"\nx::y()", "let a =", "#![allow(unused)]\nlet a = 1;", "let a = 1"]
         {
             assert_eq!(error(code), None, "{code}");
+        }
+    }
+
+    #[test]
+    fn the_value_of_a_cell_may_come_out_of_a_question_mark() {
+        assert!(ends_by_question_mark("let a = 1;\ngallery(&a)?"));
+        assert!(ends_by_question_mark("lab.runs()?.len()"));
+        for code in ["gallery(&a)?;", "let a = b()?;\na", "", "let a ="] {
+            assert!(!ends_by_question_mark(code), "{code}");
         }
     }
 

@@ -250,7 +250,7 @@ class Browser(unittest.TestCase):
         pause.click()
         expect(below.locator(".jp-OutputArea")).to_contain_text("paused")
         held = bar.get_attribute("value")
-        pause.click()
+        below.get_by_role("button", name="Resume").click()
         wait_until(lambda: bar.get_attribute("value") != held, "the bar after the pause", 20)
 
         # The other theme, while it runs.

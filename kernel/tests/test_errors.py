@@ -1,7 +1,7 @@
 """How a cell fails: once, in words that help, and as an error of the protocol."""
 import unittest
 
-from support import KernelCase, rust
+from support import Kernel, KernelCase, rust
 
 # Words of the machinery below a cell.
 MACHINERY = ["stack backtrace", "evcxr", "EVCXR", "run_user_code", "/rustc/", "catch_unwind", "frame #", "Exception raised from", "RUST_BACKTRACE", "/.cargo/"]
@@ -108,6 +108,24 @@ class Errors(KernelCase):
         self.assertIn("(2x3 and 2x3)", cell.errors[0]["content"]["evalue"])
         self.kept()
 
+    def test_what_a_failed_cell_would_have_replaced_stays(self):
+        self.client.ok("let mut rows = vec![1, 2];\nlet name = String::from(\"first\");\nlet size = 3usize;")
+        both = 'println!("{rows:?} {name} {size}");'
+        for failure in ['"x".parse::<i32>()?', 'panic!("on purpose")', 'Err::<i32, _>("no".to_string())?']:
+            code = f'// the rows of it\nlet rows = vec![9.5];\nlet (name, other) = (7, 8);\nlet size: i32 = {failure};'
+            self.assertEqual(self.client.run(code).status, "error")
+            self.assertEqual(self.client.ok(both).stdout, "[1, 2] first 3\n")
+        # As changeable as it was.
+        self.assertEqual(self.client.ok(f"rows.push(3);\n{both}").stdout, "[1, 2, 3] first 3\n")
+        # A value that is moved away before the failure is gone, and that is said.
+        cell = self.client.run('let name = format!("{} again", name);\nlet size: i32 = "x".parse()?;')
+        self.assertIn("`name` is lost, because the cell used it before it replaced it", cell.stderr)
+        self.fails("name.len()", "cannot find value `name`")
+        self.assertEqual(self.client.ok('println!("{rows:?} {size}");').stdout, "[1, 2, 3] 3\n")
+        # A cell that succeeds replaces them.
+        self.assertEqual(self.client.ok("let rows = 1.5;\nlet name = 2;").status, "ok")
+        self.assertEqual(self.client.ok(both).stdout, "1.5 2 3\n")
+
     def test_text_on_stderr_is_no_error(self):
         cell = self.client.ok("eprintln!(\"error: thread 'main' panicked at nothing\");")
         self.assertEqual(cell.stderr, "error: thread 'main' panicked at nothing\n")
@@ -167,6 +185,19 @@ class Errors(KernelCase):
         self.assertEqual(first.status, "error")
         self.assertEqual([cell.status for cell in rest], ["ok"] * 3)
         self.assertEqual([cell.stdout for cell in rest], ["0\n", "1\n", "2\n"])
+
+
+class First(unittest.TestCase):
+    def test_the_first_cell_may_end_by_a_question_mark(self):
+        kernel = Kernel()
+        self.addCleanup(lambda: self.assertEqual(kernel.stop(), []))
+        table = 'Ok::<_, String>(Table::new(&["a"]))?'
+        cell = kernel.client.ok(table)
+        result = cell.all("execute_result")[0]["content"]
+        self.assertIn("<table", result["data"]["text/html"])
+        self.assertEqual((cell.stdout, cell.stderr), ("", ""))
+        self.assertEqual(result["execution_count"], cell.reply["content"]["execution_count"])
+        self.assertEqual(kernel.client.ok("::std::println!(\"from the root\");\n  ::std::mem::drop(1);").stdout, "from the root\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,53 @@
 """What cells print and show, what they read, and how they are counted."""
 import base64
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
 import unittest
 
-from support import KernelCase, rust, wait_until
+from support import Kernel, KernelCase, rust, wait_until
 
 TABLE = 'let t = Table::new(&["a", "b"]).row(&["1".to_string(), "2".to_string()]);'
+
+
+class Flood(unittest.TestCase):
+    def test_a_flood_is_cut_and_nobody_waits_for_a_reader_that_stopped(self):
+        kernel = Kernel()
+        self.addCleanup(lambda: self.assertEqual(kernel.stop(), []))
+        self.client = kernel.client
+        info = kernel.manager.get_connection_info()
+        code = f"""import time, zmq
+socket = zmq.Context().socket(zmq.SUB)
+socket.connect("tcp://{info['ip']}:{info['iopub_port']}")
+socket.subscribe(b"")
+socket.recv()
+print("subscribed", flush=True)
+time.sleep(999)"""
+        reader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        self.addCleanup(reader.stdout.close)
+        self.addCleanup(reader.wait)
+        self.addCleanup(reader.kill)
+        self.assertEqual(reader.stdout.readline(), "subscribed\n")
+        reader.send_signal(signal.SIGSTOP)
+        cell = self.client.begin('let mut i = 0u64; loop { println!("line {i}"); i += 1; }')
+        cell.wait(lambda: "[cut: " in cell.stdout, "a note that output is cut", 60)
+        time.sleep(5)
+        begun = time.monotonic()
+        self.client.interrupt()
+        self.client.wait(lambda: not cell.running, "the end of the cell", 10)
+        self.assertLess(time.monotonic() - begun, 5)
+        # What was shown is whole up to the note, and its end follows.
+        shown, _, end = cell.stdout.partition("\n[cut: ")
+        self.assertTrue(shown == "".join(f"line {i}\n" for i in range(shown.count("\n"))), shown[-1000:])
+        self.assertRegex(end, r"\[cut: [\d.]+ MB of output are left out here; this is their end:\]\nline \d+\n")
+        memory = pathlib.Path(f"/proc/{kernel.pid}/status").read_text()
+        self.assertLess(int(re.search(r"VmHWM:\s+(\d+) kB", memory)[1]), 500_000)
+        # More than the pipes to the stopped reader hold.
+        for _ in range(5):
+            self.assertEqual(len(self.client.ok('println!("{}", "x".repeat(3_000_000));').stdout), 3_000_001)
 
 
 class Streams(KernelCase):
@@ -37,6 +80,18 @@ class Streams(KernelCase):
     def test_one_long_line_arrives_whole(self):
         cell = self.client.ok('println!("{}", "x".repeat(3_000_000));')
         self.assertEqual(len(cell.stdout), 3_000_001)
+
+    def test_the_lines_by_which_evcxr_talks_are_text_when_a_cell_prints_them(self):
+        for marker in ["EVCXR_EXECUTION_COMPLETE", "EVCXR_ERROR_OCCURRED"]:
+            code = f'''
+                println!("{marker}");
+                std::thread::sleep(std::time::Duration::from_millis(500));
+                let value = 7; println!("after");'''
+            self.assertEqual(self.client.ok(code).stdout, f"{marker}\nafter\n")
+            # As the last that a cell does, and in a thread.
+            self.client.ok(f'println!("{marker}");')
+            self.client.ok(f'std::thread::spawn(|| println!("{marker}")).join().unwrap(); std::thread::sleep(std::time::Duration::from_secs(1));')
+            self.assertEqual(self.client.ok('println!("{value}");').stdout, "7\n")
 
     def test_both_streams_keep_what_is_theirs(self):
         cell = self.client.ok('for i in 0..500 { println!("out {i}"); eprintln!("err {i}"); }')

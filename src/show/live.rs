@@ -252,14 +252,14 @@ impl Drawer {
             _ if self.started => format!("epoch {}/{epochs}", (records.len() + 1).min(*epochs)),
             _ => format!("{epochs} epochs, waiting for the runs before it"),
         };
-        let state = if self.control.stopping().is_some() {
-            "  stopping"
+        let text = if self.control.stopping().is_some() {
+            // What matters now stands first, where nothing is cut off.
+            format!("stopping: variables stay (a second Interrupt within 3 s would lose them)  {numbers}")
         } else if self.control.is_paused() {
-            "  paused"
+            format!("{numbers}  paused")
         } else {
-            ""
+            numbers
         };
-        let text = format!("{numbers}{state}");
         let html = format!(
             "<progress value=\"{done}\" max=\"{total}\" style=\"display:block;width:min(100%,880px)\"></progress>\
              <div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px);\

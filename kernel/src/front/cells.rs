@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use jupyter_protocol::JupyterMessage;
+use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
@@ -10,6 +10,7 @@ use super::Front;
 use crate::advice;
 use crate::failure::Failure;
 use crate::inner;
+use crate::replaced;
 use crate::report;
 use crate::syntax;
 use crate::wire::{content, message};
@@ -21,6 +22,8 @@ pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, a
 /// A cell from the moment it is handed to evcxr.
 pub struct Cell {
     pub request: JupyterMessage,
+    /// It is the front's, and nobody else is told of it.
+    pub own: bool,
     pub code: String,
     pub count: u64,
     /// evcxr's own count, which its messages name.
@@ -39,8 +42,30 @@ pub struct Cell {
     pub awaits_input: bool,
     /// It was told that its stdin has ended.
     pub met_end: bool,
-    /// Variables that evcxr dropped, for their types were defined anew.
+    /// Variables that evcxr dropped, for their types were defined again.
     pub dropped: Vec<String>,
+}
+
+impl Cell {
+    fn new(request: JupyterMessage, code: String, count: u64) -> Self {
+        Self {
+            request,
+            own: false,
+            code,
+            count,
+            inner_count: 0,
+            failure: None,
+            errors: vec![],
+            reply: None,
+            idle: false,
+            told: None,
+            skip: false,
+            killed: false,
+            awaits_input: false,
+            met_end: false,
+            dropped: vec![],
+        }
+    }
 }
 
 impl Front {
@@ -58,22 +83,41 @@ impl Front {
         if let (true, Some((shell, _))) = (self.ready, self.inner.clone())
             && let Some(request) = self.queue.pop_front()
         {
+            let code = content(&request)["code"].as_str().unwrap_or_default().to_owned();
+            if !self.asks && syntax::ends_by_question_mark(&code) {
+                self.queue.push_front(request);
+                self.asks = true;
+                return self.run_own("Ok::<(), std::fmt::Error>(())?;");
+            }
+            replaced::announce(&self.folder, &replaced::of(&code, &self.variables));
             self.begin(request.clone());
-            let code = self.cell.as_ref().map_or("", |cell| cell.code.as_str());
-            if let Some(error) = syntax::error(code) {
+            if let Some(error) = syntax::error(&code) {
                 // evcxr leaves out what it cannot parse, and reports ok.
                 self.end(Some(Failure::new("error", &error, &[])));
                 return self.start_next();
             }
             let mut request = request;
             request.zmq_identities.clear();
+            if let JupyterMessageContent::UnknownMessage(asked) = &mut request.content {
+                asked.content["code"] = json!(syntax::for_evcxr(&code));
+            }
             let _ = shell.send(request);
         }
+    }
+
+    /// Runs a cell of the front's own. What comes of it shows in what evcxr knows afterwards.
+    fn run_own(&mut self, code: &str) {
+        let Some((shell, _)) = &self.inner else { return };
+        replaced::announce(&self.folder, &Default::default());
+        let request = message("execute_request", json!({"code": code, "silent": true, "allow_stdin": false}), None);
+        let _ = shell.send(request.clone());
+        self.cell = Some(Cell { own: true, ..Cell::new(request, code.to_owned(), 0) });
     }
 
     pub(super) fn begin(&mut self, request: JupyterMessage) {
         let asked = content(&request);
         let code = asked["code"].as_str().unwrap_or_default().to_owned();
+        self.end_floods();
         self.status("busy", &request);
         if asked["silent"] != true {
             if asked["store_history"] != false {
@@ -83,22 +127,7 @@ impl Front {
             self.publish("execute_input", json!({"code": code, "execution_count": self.count}), Some(&request));
         }
         self.last = Some(request.clone());
-        self.cell = Some(Cell {
-            request,
-            code,
-            count: self.count,
-            inner_count: 0,
-            failure: None,
-            errors: vec![],
-            reply: None,
-            idle: false,
-            told: None,
-            skip: false,
-            killed: false,
-            awaits_input: false,
-            met_end: false,
-            dropped: vec![],
-        });
+        self.cell = Some(Cell::new(request, code, self.count));
     }
 
     /// Ends the cell once evcxr has answered and has nothing more to say.
@@ -107,17 +136,42 @@ impl Front {
             return;
         }
         // A process that ended may have left something to read.
-        self.pump();
-        let failure = self.cell.take().and_then(|mut cell| {
-            let failure = cell.failure.take().or_else(|| self.explain(&cell));
+        self.drain();
+        let Some(mut cell) = self.cell.take() else { return };
+        let (ran, skipped, own) = (cell.failure.is_some(), cell.skip, cell.own);
+        let failure = cell.failure.take().or_else(|| self.explain(&cell));
+        let restore = match &failure {
+            Some(_) if ran && !own && !cell.killed => self.restore(skipped),
+            _ => String::new(),
+        };
+        if own {
+            if failure.is_some() {
+                let lost = syntax::variables(&cell.code);
+                self.variables.retain(|name| !lost.contains(name));
+            }
+        } else {
             self.cell = Some(cell);
-            failure
-        });
-        self.end(failure);
-        self.start_next();
+            self.end(failure);
+        }
+        if restore.is_empty() {
+            self.start_next();
+        } else {
+            self.run_own(&restore);
+        }
+    }
+
+    /// The code that gives evcxr back what a cell that failed would have replaced. Says what is lost.
+    fn restore(&mut self, skipped: bool) -> String {
+        let (code, lost) = replaced::restore(&self.folder, skipped);
+        if !lost.is_empty() {
+            self.variables.retain(|name| !lost.contains(name));
+            self.stream("stderr", &(advice::lost(&lost) + "\n"));
+        }
+        code
     }
 
     pub(super) fn end(&mut self, failure: Option<Failure>) {
+        self.end_floods();
         self.note(failure.is_none());
         let Some(cell) = self.cell.take() else { return };
         let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
@@ -126,6 +180,7 @@ impl Front {
                 // evcxr ends the process and forgets all of them, before it runs what else is in the cell.
                 if cell.code.lines().any(|line| line.trim() == ":clear") {
                     self.variables.clear();
+                    self.asks = false;
                 }
                 let new = syntax::variables(&cell.code);
                 self.variables.retain(|name| !new.contains(name));
@@ -199,7 +254,9 @@ impl Front {
                 Some(status) => ("died", format!("the cell ended its process: {status}")),
                 None => ("died", "the cell ended its process".to_owned()),
             };
-            return Some(Failure::new(name, &format!("{why}; {lost}"), &[kept.to_owned()]));
+            let mut notes = vec![kept.to_owned()];
+            notes.extend(advice::on_kill(&cell.code).filter(|_| cell.killed));
+            return Some(Failure::new(name, &format!("{why}; {lost}"), &notes));
         }
         if cell.skip {
             return Some(Failure::new("interrupted", RAN_NOTHING, &[]));
@@ -223,7 +280,7 @@ impl Front {
 
     pub(super) fn interrupt(&mut self) {
         self.abort_queue();
-        let Some(cell) = &mut self.cell else { return };
+        let Some(cell) = self.cell.as_mut().filter(|cell| !cell.own) else { return };
         if !self.child.as_ref().is_some_and(|child| child.running) {
             cell.skip = true;
             return self.stop_compilers();

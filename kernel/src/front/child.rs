@@ -9,6 +9,7 @@ use super::cells::RAN_NOTHING;
 use super::{Client, Front};
 use crate::advice;
 use crate::failure::Failure;
+use crate::flood::Flood;
 use crate::link::LinkEvent;
 use crate::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
 use crate::streams::{Child, read};
@@ -16,8 +17,14 @@ use crate::wire::{content, message};
 
 /// What may be why a cell fails, or its value, is held back no longer than this.
 const HOLD: Duration = Duration::from_millis(300);
-/// How much of a flood is read before something else gets its turn.
+/// How much of a flood is read before something else gets its turn: twice what a pipe holds at most.
 const READS: usize = 32;
+
+/// How long a cell that seems to have ended may take to come to rest.
+const UNSURE: Duration = Duration::from_millis(200);
+
+const STDOUT: &str = "stdout";
+const STDERR: &str = "stderr";
 
 /// Said once a cell.
 const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it ends at once. The crate evcxr_input asks in an \
@@ -39,7 +46,11 @@ impl Front {
                 self.drain();
                 // evcxr notices when its pipes are closed, which dropping them does.
                 if let Some(mut child) = self.child.take_if(|child| child.pid == pid) {
-                    self.stream("stderr", &child.err.release_of_ended());
+                    for piece in std::mem::take(&mut child.waiting) {
+                        self.show(&mut child, piece);
+                    }
+                    let text = child.err.release_of_ended();
+                    self.print(STDERR, text);
                     child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
                 }
             }
@@ -118,7 +129,28 @@ impl Front {
 
     pub(super) fn parent(&self) -> Option<JupyterMessage> {
         let waiting = || self.queue.front().filter(|_| !self.ready).cloned();
-        self.cell.as_ref().map(|cell| cell.request.clone()).or_else(|| self.last.clone()).or_else(waiting)
+        self.cell
+            .as_ref()
+            .filter(|cell| !cell.own)
+            .map(|cell| cell.request.clone())
+            .or_else(|| self.last.clone())
+            .or_else(waiting)
+    }
+
+    /// Shows what the cell printed, as far as a notebook holds it.
+    pub(super) fn print(&mut self, name: &str, text: String) {
+        let flood = &mut self.floods[usize::from(name == STDERR)];
+        let shown = flood.pass(text, Instant::now());
+        self.stream(name, &shown);
+    }
+
+    /// Shows the end of what was left out.
+    pub(super) fn end_floods(&mut self) {
+        for (index, name) in [STDOUT, STDERR].into_iter().enumerate() {
+            let end = self.floods[index].finish();
+            self.stream(name, &end);
+            self.floods[index] = Flood::default();
+        }
     }
 
     pub(super) fn stream(&self, name: &str, text: &str) {
@@ -127,13 +159,8 @@ impl Front {
         }
     }
 
-    /// Everything the child printed so far.
+    /// Everything the child printed so far. A pipe holds no more than this reads, however fast the child fills it again.
     pub(super) fn drain(&mut self) {
-        while self.pump_once() {}
-    }
-
-    /// A good part of it, so that a flood leaves time for other events.
-    pub(super) fn pump(&mut self) {
         for _ in 0..READS {
             if !self.pump_once() {
                 return;
@@ -154,20 +181,62 @@ impl Front {
         }
         if let Some(length) = read(&mut child.stdout, &mut buffer) {
             any = true;
-            for piece in child.out.feed(&buffer[..length]) {
-                self.show(&mut child, piece);
-            }
+            let pieces = child.out.feed(&buffer[..length]);
+            child.waiting.extend(pieces);
+            self.show_waiting(&mut child);
         }
         any |= self.read_stderr(&mut child, &mut buffer);
         self.child = Some(child);
         any
     }
 
-    pub(super) fn read_stderr(&self, child: &mut Child, buffer: &mut [u8]) -> bool {
+    /// Looks again at what waits.
+    pub(super) fn look_again(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            self.show_waiting(&mut child);
+            self.child = Some(child);
+        }
+    }
+
+    /// Shows what the child printed. A cell may print the line by which evcxr's runtime says that it has ended, a program about
+    /// evcxr, say: it counts when the child has come to rest.
+    fn show_waiting(&mut self, child: &mut Child) {
+        while let Some(piece) = child.waiting.pop_front() {
+            match piece {
+                Piece::Complete { line } if !child.is_at_rest() => {
+                    if child.waits_since.get_or_insert_with(Instant::now).elapsed() < UNSURE {
+                        child.waiting.push_front(Piece::Complete { line });
+                        return;
+                    }
+                    self.print(STDOUT, format!("{line}\n"));
+                    child.doubtful = Some(line);
+                }
+                piece => self.show(child, piece),
+            }
+            child.waits_since = None;
+        }
+        // The child was slow to come to rest, or the cell printed that line and its true end went by in the meantime.
+        if child.doubtful.is_some()
+            && child.running
+            && !child.asked_input
+            && child.is_at_rest()
+            && let Some(line) = child.doubtful.take()
+        {
+            self.show(child, Piece::Complete { line });
+        }
+    }
+
+    /// All of stderr that was there when this began.
+    fn drain_stderr(&mut self, child: &mut Child) {
+        let mut buffer = [0; 64 * 1024];
+        let _ = (0..READS).all(|_| self.read_stderr(child, &mut buffer));
+    }
+
+    pub(super) fn read_stderr(&mut self, child: &mut Child, buffer: &mut [u8]) -> bool {
         match read(&mut child.stderr, buffer) {
             Some(length) => {
                 let text = advice::without_redefined(&child.err.feed(&buffer[..length]));
-                self.stream("stderr", &text);
+                self.print(STDERR, text);
                 true
             }
             None => false,
@@ -178,6 +247,7 @@ impl Front {
     pub(super) fn command(&mut self, child: &mut Child, line: &[u8]) {
         if line.starts_with(b"LOAD_AND_RUN ") {
             child.running = true;
+            child.doubtful = None;
             if let Some(cell) = self.cell.as_mut().filter(|cell| cell.skip) {
                 // As if the cell had returned an error at once: evcxr forgets the variables it would have made.
                 cell.failure = Some(Failure::new("interrupted", RAN_NOTHING, &[]));
@@ -195,7 +265,7 @@ impl Front {
 
     pub(super) fn show(&mut self, child: &mut Child, piece: Piece) {
         match piece {
-            Piece::Text(text) => self.stream("stdout", &text),
+            Piece::Text(text) => self.print(STDOUT, text),
             Piece::Display(data) => self.show_display(data),
             Piece::Result(data) => match &self.cell {
                 Some(cell) if content(&cell.request)["silent"] == true => {}
@@ -215,18 +285,23 @@ impl Front {
                 child.answer(&line);
             }
             Piece::Failed { panic, line } => {
-                while self.read_stderr(child, &mut [0; 16 * 1024]) {}
+                self.drain_stderr(child);
+                if !panic && !child.err.holds_error() {
+                    // No `?` printed this line.
+                    return self.print(STDOUT, format!("{line}\n"));
+                }
                 let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
                 let (before, failure) = child.err.failure(panic, &code, self.generated.as_deref());
-                self.stream("stderr", &before);
+                self.print(STDERR, before);
                 if let Some(cell) = &mut self.cell {
                     cell.failure.get_or_insert(failure);
                 }
                 child.answer(&line);
             }
             Piece::Complete { line } => {
-                while self.read_stderr(child, &mut [0; 16 * 1024]) {}
-                self.stream("stderr", &child.err.release());
+                self.drain_stderr(child);
+                let text = child.err.release();
+                self.print(STDERR, text);
                 child.answer(&line);
                 child.running = false;
             }
@@ -238,10 +313,12 @@ impl Front {
     }
 
     pub(super) fn tick(&mut self) {
+        self.look_again();
         if let Some(mut child) = self.child.take() {
             let overdue = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() > HOLD);
             if overdue(child.err.since()) {
-                self.stream("stderr", &child.err.release());
+                let text = child.err.release();
+                self.print(STDERR, text);
             }
             if overdue(child.out.since()) {
                 child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
@@ -256,7 +333,7 @@ impl Front {
             {
                 child.end_stdin();
                 if !std::mem::replace(&mut cell.met_end, true) {
-                    self.stream("stderr", NO_STDIN);
+                    self.stream(STDERR, NO_STDIN);
                 }
             }
         }

@@ -1,0 +1,165 @@
+//! Values that a cell replaces, as in `let history = fit(..)?` where there is a `history`. evcxr takes all variables out of its
+//! store before a cell runs, and a cell that fails drops those that it would have replaced. So the source that evcxr makes of
+//! the cell is changed, by the cargo of the inner process: what no statement can see stays in the store. evcxr forgets it
+//! nevertheless, and gets it back by a cell of the front's own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use ra_ap_syntax::{AstNode, NodeOrToken, SyntaxKind, SyntaxNode, ast, ast::HasName};
+use serde::{Deserialize, Serialize};
+
+use crate::syntax::body;
+
+/// In the private folder: what the front says to the inner process, and its answer.
+const FILE: &str = "replaced.json";
+
+/// The variables that a cell replaces, by name.
+pub type Replaced = BTreeMap<String, Variable>;
+
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Variable {
+    /// Whether the cell looks at the earlier value before it replaces it.
+    pub used: bool,
+    /// A statement by which evcxr would take the earlier value out of its store.
+    load: Option<String>,
+}
+
+/// The variables among `known` that `code` replaces.
+pub fn of(code: &str, known: &[String]) -> Replaced {
+    let mut replaced = Replaced::new();
+    let Some(body) = body(code) else { return replaced };
+    let mut before: Vec<SyntaxNode> = vec![];
+    for statement in body.syntax().children() {
+        let pattern = ast::LetStmt::cast(statement.clone()).and_then(|bound| bound.pat());
+        let names = pattern.iter().flat_map(|pattern| pattern.syntax().descendants().filter_map(ast::IdentPat::cast));
+        let names = names.filter_map(|pattern| Some(pattern.name()?.text().to_string()));
+        for name in names.filter(|name| known.contains(name)) {
+            let own = pattern.as_ref().map(AstNode::syntax);
+            let used = before.iter().any(|node| mentions(node, &name, None)) || mentions(&statement, &name, own);
+            replaced.entry(name).or_insert(Variable { used, load: None });
+        }
+        // Functions see no variables of the cell.
+        if !matches!(statement.kind(), SyntaxKind::FN | SyntaxKind::STRUCT | SyntaxKind::IMPL | SyntaxKind::USE) {
+            before.push(statement);
+        }
+    }
+    replaced
+}
+
+/// Whether `name` stands in `node`, outside `except`: as a name, or in a string, which may be a format.
+fn mentions(node: &SyntaxNode, name: &str, except: Option<&SyntaxNode>) -> bool {
+    let word = |text: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+    node.children_with_tokens().any(|child| match child {
+        NodeOrToken::Node(child) => Some(&child) != except && mentions(&child, name, except),
+        NodeOrToken::Token(token) => token.kind() != SyntaxKind::COMMENT && word(token.text()),
+    })
+}
+
+/// In the front: tells the inner process what the next cell replaces.
+pub fn announce(folder: &Path, replaced: &Replaced) {
+    let _ = match replaced.is_empty() {
+        true => fs::remove_file(folder.join(FILE)),
+        // Without it the cell runs as evcxr made it.
+        false => serde_json::to_vec(replaced).map_err(Into::into).and_then(|text| fs::write(folder.join(FILE), text)),
+    };
+}
+
+fn read(folder: &Path) -> Option<Replaced> {
+    serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
+}
+
+/// In the inner process: leaves in the store what `source`, the cell as evcxr wrote it, takes out to no purpose.
+pub fn leave_in_store(folder: &Path, source: &Path) -> std::io::Result<()> {
+    let Some(mut replaced) = read(folder) else { return Ok(()) };
+    let text = fs::read_to_string(source)?;
+    let lines: Vec<&str> = text.lines().map(|line| left(line, &mut replaced)).collect();
+    fs::write(source, lines.join("\n") + "\n")?;
+    fs::write(folder.join(FILE), serde_json::to_vec(&replaced)?)
+}
+
+/// `line`, or an empty one in its place: those behind it keep their numbers.
+fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
+    let loaded = line.strip_prefix("let ").and_then(|line| line.split_once(" = evcxr_variable_store.take_variable::<"));
+    let name = loaded.map(|(name, _)| name.trim_start_matches("mut "));
+    match name.and_then(|name| replaced.get_mut(name)) {
+        Some(variable) => {
+            variable.load = Some(line.to_owned());
+            if variable.used { line } else { "" }
+        }
+        None => line,
+    }
+}
+
+/// Of the variables that the last cell would have replaced: the code that gives evcxr those back that are in the store, and the
+/// names of those that are not. With `all`, the cell did not run, and all are there.
+pub fn restore(folder: &Path, all: bool) -> (String, Vec<String>) {
+    let (lost, kept): (Vec<_>, Vec<_>) =
+        read(folder).unwrap_or_default().into_iter().partition(|(_, variable)| variable.used && !all);
+    let load = |(_, variable): (String, Variable)| Some(with_type(&variable.load?) + "\n");
+    (kept.into_iter().filter_map(load).collect(), lost.into_iter().map(|(name, _)| name).collect())
+}
+
+/// `let a = store.take_variable::<T>(..)` as `let a: T = ..`: evcxr need not find out the type.
+fn with_type(load: &str) -> String {
+    let parts = load.split_once(" = ").and_then(|(start, value)| {
+        let (_, ty) = value.split_once("take_variable::<")?;
+        let (ty, _) = ty.rsplit_once(">(stringify!")?;
+        Some(format!("{start}: {ty} = {value}"))
+    });
+    parts.unwrap_or_else(|| load.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(code: &str) -> Vec<(String, bool)> {
+        let known = ["history", "pupil", "x"].map(str::to_owned);
+        of(code, &known).into_iter().map(|(name, variable)| (name, variable.used)).collect()
+    }
+
+    #[test]
+    fn what_a_cell_replaces_and_whether_it_looks_at_it_first() {
+        let history = |used| vec![("history".to_owned(), used)];
+        let code =
+            "// the history of it\nlet mut pupil = student(0)?;\nlet history = fit(&mut pupil)?;\nhistory.last();";
+        assert_eq!(used(code), [("history".into(), false), ("pupil".into(), false)]);
+        for code in [
+            "let history = improve(history)?;",
+            "println!(\"{history:?}\"); let history = fit()?;",
+            "show(&history);\nlet history = fit()?;",
+            "let a = { let history = history; 1 };\nlet history = fit()?;",
+            "let (history, b): (_, f64) = improve(&history);",
+        ] {
+            assert_eq!(used(code), history(true), "{code}");
+        }
+        for code in ["fn f(history: u8) {}\nlet history = fit()?;", "let (history, b) = fit()?;\nhistory.len();"] {
+            assert_eq!(used(code), history(false), "{code}");
+        }
+        assert_eq!(used("let other = history.len(); if a { let history = 1; }"), []);
+        assert_eq!(used("let ="), []);
+    }
+
+    #[test]
+    fn what_stays_in_the_store_is_given_back() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let source = folder.path().join("lib.rs");
+        let load =
+            |name: &str| format!("let {name} = evcxr_variable_store.take_variable::<Vec<u8>>(stringify!(NAME));");
+        let text = format!("fn run() {{\n{}\n{}\n{}\n}}\n", load("mut history"), load("x"), load("other"));
+        fs::write(&source, &text).expect("it can be written");
+        announce(folder.path(), &of("x.len();\nlet (history, x) = (1, 2);", &["history".into(), "x".into()]));
+        leave_in_store(folder.path(), &source).expect("both can be read");
+        let changed = fs::read_to_string(&source).expect("it can be read");
+        assert_eq!(changed, format!("fn run() {{\n\n{}\n{}\n}}\n", load("x"), load("other")));
+        let typed = |name: &str| load(name).replacen(" =", ": Vec<u8> =", 1) + "\n";
+        assert_eq!(restore(folder.path(), false), (typed("mut history"), vec!["x".to_owned()]));
+        assert_eq!(restore(folder.path(), true), (typed("mut history") + &typed("x"), vec![]));
+        // A cell that replaces nothing is left as it is.
+        announce(folder.path(), &Replaced::new());
+        leave_in_store(folder.path(), &source).expect("there is nothing to do");
+        assert_eq!(restore(folder.path(), false), (String::new(), vec![]));
+    }
+}
