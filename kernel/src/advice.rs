@@ -32,6 +32,7 @@ pub fn notes(code: &str) -> Vec<String> {
             _ => {}
         }
     }
+    notes.extend(tasks(&body).map(|name| format!("note: `{name}` can't be awaited in another cell: {TASK}.")));
     if macro_calls(code).any(|call| macro_name(&call) == "thread_local") {
         notes.push(
             "note: what `thread_local!` declares starts over in every cell, and only the statements of this cell see \
@@ -102,6 +103,9 @@ pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
 
 /// How a loop of the user's own can listen to Interrupt.
 pub fn on_kill(code: &str) -> Option<String> {
+    if body(code)?.syntax().descendants().any(|node| node.kind() == SyntaxKind::AWAIT_EXPR) {
+        return Some(format!("help: if this cell awaited what another cell started: {TASK}."));
+    }
     let kinds = [SyntaxKind::LOOP_EXPR, SyntaxKind::WHILE_EXPR, SyntaxKind::FOR_EXPR];
     body(code)?.syntax().descendants().find(|node| kinds.contains(&node.kind()))?;
     Some(
@@ -172,16 +176,33 @@ fn macro_calls(code: &str) -> impl Iterator<Item = ast::MacroCall> {
     children.filter(|node| node.kind() != SyntaxKind::FN).filter_map(within)
 }
 
+/// Of a task that runs on beside its cell.
+const TASK: &str = "a task is not woken by other cells, for each cell has a copy of tokio of its own. Await it in the cell that \
+    starts it; what `std::thread::spawn` starts can be joined in any cell";
+
+/// The names of variables that are tasks and not what comes of them.
+fn tasks(body: &ast::StmtList) -> impl Iterator<Item = String> {
+    let bound = body.syntax().children().filter_map(ast::LetStmt::cast);
+    bound.filter_map(|bound| {
+        let Some(ast::Expr::CallExpr(call)) = bound.initializer() else { return None };
+        let called = call.expr()?.syntax().text().to_string();
+        let starts = ["tokio::spawn", "task::spawn", "tokio::task::spawn"].contains(&called.as_str());
+        starts.then(|| bound.pat().map(|name| name.syntax().text().to_string()))?
+    })
+}
+
 fn macro_name(call: &ast::MacroCall) -> String {
     call.path().map(|path| path.syntax().text().to_string()).unwrap_or_default()
 }
 
-/// Whether `name` stands in what the macro is given.
+/// Whether `name` stands in what the macro is given as that of an item.
 fn declares(call: &ast::MacroCall, name: &str) -> bool {
     let given = call.token_tree().into_iter().flat_map(|tree| {
         tree.syntax().descendants_with_tokens().filter_map(|element| element.into_token()).collect::<Vec<_>>()
     });
-    given.into_iter().any(|token| token.kind() == SyntaxKind::IDENT && token.text() == name)
+    let words: Vec<_> = given.into_iter().filter(|token| token.kind() != SyntaxKind::WHITESPACE).collect();
+    let begins = ["static", "ref", "const", "fn", "struct", "enum", "union", "trait", "type", "mod"];
+    words.windows(2).any(|pair| begins.contains(&pair[0].text()) && pair[1].text() == name)
 }
 
 #[cfg(test)]
@@ -211,6 +232,13 @@ mod tests {
         assert!(advice.contains("`thread_local!`"), "{advice}");
         let advice = on_errors("p.x", "cannot find value `p` in this scope", &["p".to_owned()]).join("\n");
         assert!(advice.contains("`p` was dropped"), "{advice}");
+        let used = "println!(\"{}\", later);\nvec![&mut later];";
+        assert_eq!(on_errors(used, "cannot find value `later` in this scope", &[]), [""; 0]);
+        assert!(
+            notes("let later = tokio::spawn(async { 7 });").join("").contains("`later` can't be awaited in another")
+        );
+        assert_eq!(notes("let sum = tokio::spawn(async { 7 }).await?;\nlet t = std::thread::spawn(f);"), [""; 0]);
+        assert!(on_kill("later.await?").is_some_and(|help| help.contains("a copy of tokio of its own")));
         assert!(on_kill("let a = 1;\nwhile a > 0 {}").is_some_and(|help| help.contains("kdlab::live::watch")));
         assert_eq!(on_kill("std::thread::sleep(LONG);"), None);
         assert_eq!(on_errors("q", "cannot find value `q` in this scope", &["p".to_owned()]), [""; 0]);

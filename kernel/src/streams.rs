@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
@@ -20,7 +22,7 @@ pub struct Child {
     pub commands: Option<pipe::Receiver>,
     pub answers: std::fs::File,
     /// None when evcxr has nothing more to say: the child ends then, and evcxr waits for that.
-    pub stdin: Option<Sender<Vec<u8>>>,
+    pub stdin: Option<Stdin>,
     pub stdout: Option<pipe::Receiver>,
     pub stderr: Option<pipe::Receiver>,
     pub out: Stdout,
@@ -75,18 +77,42 @@ pub fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> Option<usiz
     None
 }
 
-/// Writes in a thread of its own: a cell that takes its input slowly, or never, keeps nobody else waiting.
-fn writer(pipe: OwnedFd) -> Sender<Vec<u8>> {
-    let (sender, receiver) = channel::<Vec<u8>>();
-    std::thread::spawn(move || {
-        let mut pipe = std::fs::File::from(pipe);
-        while let Ok(bytes) = receiver.recv() {
-            if pipe.write_all(&bytes).is_err() {
-                return;
+/// The end of the child's stdin that is written to, by a thread of its own: a cell that takes its input slowly, or never, keeps
+/// nobody else waiting.
+pub struct Stdin {
+    sender: Sender<Vec<u8>>,
+    /// What was sent and is not in the pipe yet.
+    unwritten: Arc<AtomicUsize>,
+    /// The same pipe, to ask what is left in it.
+    pipe: std::fs::File,
+}
+
+impl Stdin {
+    fn new(pipe: OwnedFd) -> std::io::Result<Self> {
+        let (sender, receiver) = channel::<Vec<u8>>();
+        let pipe = std::fs::File::from(pipe);
+        let (mut end, unwritten) = (pipe.try_clone()?, Arc::new(AtomicUsize::new(0)));
+        let written = unwritten.clone();
+        std::thread::spawn(move || {
+            while let Ok(bytes) = receiver.recv() {
+                if end.write_all(&bytes).is_err() {
+                    return;
+                }
+                written.fetch_sub(1, Ordering::SeqCst);
             }
-        }
-    });
-    sender
+        });
+        Ok(Self { sender, unwritten, pipe })
+    }
+
+    pub fn send(&self, bytes: &[u8]) {
+        self.unwritten.fetch_add(1, Ordering::SeqCst);
+        let _ = self.sender.send(bytes.to_vec());
+    }
+
+    /// Whether the child has read all that was sent.
+    fn is_read(&self) -> bool {
+        self.unwritten.load(Ordering::SeqCst) == 0 && rustix::io::ioctl_fionread(&self.pipe) == Ok(0)
+    }
 }
 
 impl Child {
@@ -95,7 +121,7 @@ impl Child {
             pid,
             commands: Some(pipe::Receiver::from_owned_fd(streams.commands)?),
             answers: streams.answers.into(),
-            stdin: Some(writer(streams.stdin)),
+            stdin: Some(Stdin::new(streams.stdin)?),
             stdout: Some(pipe::Receiver::from_owned_fd(streams.stdout)?),
             stderr: Some(pipe::Receiver::from_owned_fd(streams.stderr)?),
             out: Stdout::default(),
@@ -117,7 +143,14 @@ impl Child {
 
     /// Whether the cell's code itself waits for somebody to type, which nobody can.
     pub fn waits_in_vain(&self) -> bool {
-        self.running && !self.asked_input && !self.renews_stdin && idle::reads_stdin(self.pid) == Some(true)
+        // While a command is on its way, it is that for which the child waits. This is asked first: a read that waits after
+        // all was taken is another one.
+        let nothing_comes = || self.stdin.as_ref().is_some_and(Stdin::is_read);
+        self.running
+            && !self.asked_input
+            && !self.renews_stdin
+            && nothing_comes()
+            && idle::reads_stdin(self.pid) == Some(true)
     }
 
     /// Lets that read meet the end of the file.
@@ -129,7 +162,7 @@ impl Child {
     pub fn renew_stdin(&mut self, stdin: OwnedFd) {
         self.renews_stdin = false;
         // The writer of the old one ends and closes it.
-        self.stdin = Some(writer(stdin));
+        self.stdin = Stdin::new(stdin).ok();
     }
 
     /// Lets evcxr read a line. It listens only while it waits for a cell's code.

@@ -259,7 +259,7 @@ impl Front {
         }
         child.asked_input = false;
         if let Some(stdin) = &child.stdin {
-            let _ = stdin.send(line.to_vec());
+            stdin.send(line);
         }
     }
 
