@@ -1,5 +1,6 @@
 """What cells print and show, what they read, and how they are counted."""
 import base64
+import struct
 import unittest
 
 from support import KernelCase, rust, wait_until
@@ -107,6 +108,11 @@ class Shown(KernelCase):
         for kind in ["display_data", "execute_result"]:
             data = cell.all(kind)[0]["content"]["data"]
             self.assertEqual(sorted(data), ["image/png", "text/plain"])
+            # Half of the pixels: else JupyterLab shows a figure at twice its size.
+            metadata = cell.all(kind)[0]["content"]["metadata"]["image/png"]
+            pixels = struct.unpack(">II", base64.b64decode(data["image/png"])[16:24])
+            self.assertEqual((2 * metadata["width"], 2 * metadata["height"]), pixels)
+            self.assertTrue(metadata["alt"])
             self.assertTrue(base64.b64decode(data["image/png"], validate=True).startswith(b"\x89PNG"))
         self.assertEqual(cell.stdout, "on\n")
 

@@ -194,6 +194,11 @@ impl Settings {
     }
 }
 
+/// A slider counts its steps in floats: 9.799999999999999 is 9.8.
+pub(crate) fn six_digits(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}
+
 pub(super) fn check_learning_rate(learning_rate: f64) -> Result<f64> {
     if learning_rate.is_finite() && learning_rate > 0.0 {
         Ok(learning_rate)

@@ -1,7 +1,7 @@
 //! Sliders and buttons on a [`Control`]: what is set by hand and what is set by program stay in step.
 
 use super::widgets::{self, VIEW, Widget, new_id};
-use crate::distill::{Control, Observer, Settings};
+use crate::distill::{Control, Observer, Settings, six_digits};
 use crate::live::{Link, Push, lock};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -123,7 +123,7 @@ impl Panel {
         let value = match &data["state"]["value"] {
             Value::Bool(on) => f64::from(u8::from(*on)),
             value => match value.as_f64() {
-                Some(value) => value,
+                Some(value) => six_digits(value),
                 None => return,
             },
         };
