@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,13 +19,16 @@ use crate::failure::Failure;
 use crate::history::History;
 use crate::inner;
 use crate::link;
+use crate::names::Names;
 use crate::streams::{Child, readable};
 use crate::syntax;
 use crate::wire::{content, kernel_info, message, parent_id};
 
+mod ask;
 mod cells;
 mod child;
 
+use ask::{Asked, Completion};
 use cells::Cell;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -87,7 +91,12 @@ struct Front {
     /// Variables that evcxr dropped since they were last made.
     gone: Vec<String>,
     /// Requests that evcxr has to answer.
-    asked: HashMap<String, JupyterMessage>,
+    asked: HashMap<String, Asked>,
+    completions: HashMap<u64, Completion>,
+    /// Completions that evcxr was asked about once more.
+    completed: u64,
+    /// Of the `Cargo.toml` that stands before them.
+    known: Option<(String, Arc<Names>)>,
     child: Option<Child>,
     clients: BTreeMap<u64, Client>,
     comms: Comms,
@@ -167,6 +176,9 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         variables: vec![],
         gone: vec![],
         asked: HashMap::new(),
+        completions: HashMap::new(),
+        completed: 0,
+        known: None,
         child: None,
         clients: BTreeMap::new(),
         comms: Comms::default(),
@@ -293,30 +305,6 @@ impl Front {
         self.ended = true;
     }
 
-    /// Completion and inspection are evcxr's, but it answers only between cells.
-    fn ask_evcxr(&mut self, request: JupyterMessage, kind: &str, asked: &Value) {
-        self.status("busy", &request);
-        match &self.inner {
-            Some((shell, _)) if self.ready && self.cell.is_none() && self.queue.is_empty() => {
-                self.asked.insert(request.header.msg_id.clone(), request.clone());
-                let mut request = request;
-                request.zmq_identities.clear();
-                let _ = shell.send(request);
-            }
-            _ => {
-                let at = &asked["cursor_pos"];
-                let nothing = match kind {
-                    "complete_request" => {
-                        json!({"status": "ok", "matches": [], "cursor_start": at, "cursor_end": at, "metadata": {}})
-                    }
-                    _ => json!({"status": "ok", "found": false, "data": {}, "metadata": {}}),
-                };
-                self.reply(&self.shell, nothing, &request);
-                self.status("idle", &request);
-            }
-        }
-    }
-
     fn ask_for_input(&mut self, request: &JupyterMessage) {
         if let Some(cell) = &mut self.cell {
             cell.awaits_input = true;
@@ -351,9 +339,8 @@ impl Front {
         if reply.header.msg_type == "kernel_info_reply" {
             self.ready = true;
             self.start_next();
-        } else if let Some(request) = self.asked.remove(&id) {
-            self.reply(&self.shell, content(reply), &request);
-            self.status("idle", &request);
+        } else if let Some(asked) = self.asked.remove(&id) {
+            self.evcxr_answered(asked, content(reply));
         } else if let Some(cell) = self.cell.as_mut().filter(|cell| cell.request.header.msg_id == id) {
             cell.reply = Some(content(reply));
             self.finish();
