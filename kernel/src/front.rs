@@ -27,9 +27,11 @@ use crate::wire::{content, kernel_info, message, parent_id};
 mod ask;
 mod cells;
 mod child;
+mod pages;
 
 use ask::{Asked, Completion};
 use cells::Cell;
+use pages::Unseen;
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -87,6 +89,8 @@ struct Front {
     last: Option<JupyterMessage>,
     count: u64,
     history: History,
+    /// A cell that ended before a page that does not show it.
+    unseen: Option<Unseen>,
     variables: Vec<String>,
     /// Variables that evcxr dropped since they were last made.
     gone: Vec<String>,
@@ -173,6 +177,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         last: None,
         count: 0,
         history: History::default(),
+        unseen: None,
         variables: vec![],
         gone: vec![],
         asked: HashMap::new(),
@@ -259,7 +264,10 @@ impl Front {
         }
         self.status("busy", &request);
         match kind.as_str() {
-            "kernel_info_request" => self.reply(&self.shell, kernel_info(), &request),
+            "kernel_info_request" => {
+                self.somebody_came(&request);
+                self.reply(&self.shell, kernel_info(), &request);
+            }
             "is_complete_request" => {
                 self.reply(&self.shell, json!({"status": syntax::completeness(code), "indent": ""}), &request);
             }
@@ -274,6 +282,9 @@ impl Front {
                 let effect = self.comms.receive(&kind, &asked);
                 for (kind, content) in effect.publish {
                     self.publish(kind, content, Some(&request));
+                }
+                if effect.opened {
+                    self.page_opened(&request);
                 }
                 if let Some((owner, push)) = effect.push
                     && let Some(client) = self.clients.get(&owner)
@@ -294,7 +305,10 @@ impl Front {
                 self.interrupt();
                 self.reply(&control, json!({"status": "ok"}), request);
             }
-            "kernel_info_request" => self.reply(&control, kernel_info(), request),
+            "kernel_info_request" => {
+                self.somebody_came(request);
+                self.reply(&control, kernel_info(), request);
+            }
             "shutdown_request" => self.shut_down(&control, request, &content(request)),
             _ => {}
         }

@@ -9,7 +9,7 @@ use crate::files::{digest, digest_tensors};
 use crate::models::{Mode, Model, Precision};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::no_grad;
@@ -151,8 +151,22 @@ pub(super) fn in_foreground(options: &FitOptions, fit: impl FnOnce() -> Result<H
     // A stop that was asked for before this fit began is not meant for it.
     options.control.take_stop();
     let control = options.control.clone();
-    let _watch = crate::live::watch(&options.name, move |reason| control.stop(reason));
+    let watch = crate::live::watch(&options.name, move |reason| control.stop(reason));
+    if let (Some(watch), Some(code)) = (&watch, kept_as(options)) {
+        watch.afterwards(&code);
+    }
     fit()
+}
+
+/// Code that shows what a fit left on disk.
+fn kept_as(options: &FitOptions) -> Option<String> {
+    let folder = options.folder.as_ref()?;
+    let parent = folder.parent()?;
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    match parent.parent().and_then(name) {
+        Some(kept) if kept == "sweeps" => Some(format!("lab.sweep_report({:?})?", name(parent)?)),
+        _ => Some(format!("curves(&[&lab.history({:?})?])?", name(folder)?)),
+    }
 }
 
 /// [`fit`], or with the one mistake that [`super::teaching::fit_with_defect`] asks for.

@@ -39,6 +39,10 @@ pub struct Cell {
     pub awaits_input: bool,
     /// It was told that its stdin has ended.
     pub met_end: bool,
+    /// Another page came while it ran.
+    pub joined: bool,
+    /// Code that shows afterwards what it made.
+    pub afterwards: Vec<String>,
     /// Variables that evcxr dropped, for their types were defined anew.
     pub dropped: Vec<String>,
 }
@@ -97,8 +101,13 @@ impl Front {
             killed: false,
             awaits_input: false,
             met_end: false,
+            joined: false,
+            afterwards: vec![],
             dropped: vec![],
         });
+        if let Some(request) = self.last.clone().filter(|_| asked["silent"] != true) {
+            self.tell_unseen(&request);
+        }
     }
 
     /// Ends the cell once evcxr has answered and has nothing more to say.
@@ -120,6 +129,7 @@ impl Front {
     pub(super) fn end(&mut self, failure: Option<Failure>) {
         self.note(failure.is_none());
         let Some(cell) = self.cell.take() else { return };
+        self.remember_unseen(&cell);
         let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
         match &failure {
             None => {

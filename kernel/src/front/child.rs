@@ -101,6 +101,14 @@ impl Front {
                 self.comms.close(content);
                 self.publish("comm_close", json!({"comm_id": content["comm_id"], "data": {}}), parent);
             }
+            Some(("comms_keep", _)) => self.comms.keep_all_of(id),
+            Some(("afterwards", code)) => {
+                if let (Some(cell), Some(code)) = (&mut self.cell, code.as_str())
+                    && !cell.afterwards.iter().any(|known| known == code)
+                {
+                    cell.afterwards.push(code.to_owned());
+                }
+            }
             Some(("watch", _)) => {
                 if let Some(client) = self.clients.get_mut(&id) {
                     client.watches = true;
