@@ -24,6 +24,8 @@ pub enum Push {
     Stop(String),
     /// What the front end sent to a comm that was opened here.
     Comm { comm_id: String, data: Value },
+    /// A page that was opened later shows the widgets of this connection, and none of its displays.
+    Opened,
 }
 
 /// One connection. It owns the displays and widgets that are opened through it, and its end is theirs.
@@ -161,6 +163,8 @@ fn listen(stream: UnixStream, shared: &Shared, on_push: &dyn Fn(Push)) {
             }
         } else if let Some(reason) = message.get("stop") {
             on_push(Push::Stop(text(reason)));
+        } else if message["opened"] == true {
+            on_push(Push::Opened);
         } else if let Some(comm) = message.get("comm_msg") {
             on_push(Push::Comm { comm_id: text(&comm["comm_id"]), data: comm["data"].clone() });
         }
@@ -177,7 +181,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// While it lives, Interrupt asks this piece of work to stop instead of killing the process with all variables.
-pub struct Watch(#[allow(dead_code)] Link);
+pub struct Watch(Link);
+
+impl Watch {
+    /// Names code that shows afterwards what the work made, for a page that was opened while it ran.
+    pub(crate) fn afterwards(&self, code: &str) {
+        // It is a hint: the kernel may be an older one.
+        let _ = self.0.request(&json!({ "afterwards": code }));
+    }
+}
 
 /// Watches for the user's Interrupt while some work runs; none without the live kernel.
 pub fn watch(label: &str, on_stop: impl Fn(&str) + Send + 'static) -> Option<Watch> {

@@ -29,7 +29,12 @@ pub struct Effect {
     /// Types and contents, for iopub.
     pub publish: Vec<(&'static str, Value)>,
     pub push: Option<(u64, Value)>,
+    /// A page asked for the states of all widgets.
+    pub opened: bool,
 }
+
+/// The owner of widgets that outlive the connection that made them.
+const NOBODY: u64 = u64::MAX;
 
 impl Comms {
     /// `comm_open` from a cell.
@@ -57,6 +62,11 @@ impl Comms {
         self.open.remove(&id(content));
     }
 
+    /// Has the widgets of a connection stay when it ends, as they are then.
+    pub fn keep_all_of(&mut self, owner: u64) {
+        self.open.values_mut().filter(|comm| comm.owner == owner).for_each(|comm| comm.owner = NOBODY);
+    }
+
     /// Closes what a connection that ended left open; gives the contents of the messages to publish.
     pub fn close_all_of(&mut self, owner: u64) -> Vec<Value> {
         let (gone, kept) = std::mem::take(&mut self.open).into_iter().partition(|(_, comm)| comm.owner == owner);
@@ -81,7 +91,7 @@ impl Comms {
                 self.controls.insert(comm_id);
                 Effect::default()
             }
-            "comm_open" => Effect { publish: vec![closed], push: None },
+            "comm_open" => Effect { publish: vec![closed], ..Effect::default() },
             "comm_close" => {
                 self.controls.remove(&comm_id);
                 self.open.remove(&comm_id);
@@ -89,11 +99,12 @@ impl Comms {
             }
             _ if self.controls.contains(&comm_id) => {
                 let data = json!({"method": "update_states", "states": self.states(), "buffer_paths": []});
-                Effect { publish: vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))], push: None }
+                let publish = vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))];
+                Effect { publish, opened: true, ..Effect::default() }
             }
             _ => match self.open.get_mut(&comm_id) {
                 Some(comm) => comm.receive(&comm_id, &content["data"]),
-                None => Effect { publish: vec![closed], push: None },
+                None => Effect { publish: vec![closed], ..Effect::default() },
             },
         }
     }
@@ -125,7 +136,7 @@ impl Comm {
                     publish: message(json!({
                         "method": "update", "state": self.state, "buffer_paths": self.buffer_paths,
                     })),
-                    push: None,
+                    ..Effect::default()
                 };
             }
             // Other front ends of the same notebook hear of it, and the one that sent it that it arrived.
@@ -135,7 +146,8 @@ impl Comm {
             }
             _ => vec![],
         };
-        Effect { publish, push: Some((self.owner, json!({"comm_msg": {"comm_id": comm_id, "data": data}}))) }
+        let push = Some((self.owner, json!({"comm_msg": {"comm_id": comm_id, "data": data}})));
+        Effect { publish, push, ..Effect::default() }
     }
 }
 
@@ -168,6 +180,7 @@ mod tests {
         let asked = json!({"comm_id": "c", "data": {"method": "request_states"}});
         let answer = &comms.receive("comm_msg", &asked).publish[0].1["data"];
         assert_eq!(answer["method"], "update_states");
+        assert!(comms.receive("comm_msg", &asked).opened);
         assert_eq!(answer["states"]["a"]["model_name"], "FloatSliderModel");
         assert_eq!(answer["states"]["a"]["state"]["value"], 2.0);
         assert_eq!(answer["states"]["a"]["state"]["min"], 1.0);
@@ -175,6 +188,17 @@ mod tests {
         assert_eq!(comms.receive("comm_msg", &asked).publish[0].1["data"]["state"]["value"], 2.0);
         assert_eq!(comms.info(&json!("jupyter.widget")), json!({"a": {"target_name": "jupyter.widget"}}));
         assert_eq!(comms.info(&json!("other")), json!({}));
+    }
+
+    #[test]
+    fn widgets_that_are_kept_outlive_their_connection() {
+        let mut comms = Comms::default();
+        slider(&mut comms);
+        comms.keep_all_of(8);
+        comms.keep_all_of(7);
+        assert!(comms.close_all_of(7).is_empty());
+        let asked = json!({"comm_id": "a", "data": {"method": "request_state"}});
+        assert_eq!(comms.receive("comm_msg", &asked).publish[0].1["data"]["state"]["value"], 4.0);
     }
 
     #[test]

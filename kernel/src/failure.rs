@@ -31,6 +31,13 @@ impl Failure {
         Self::new("error", &text, &hint(&text).into_iter().collect::<Vec<_>>())
     }
 
+    /// Code that is still to be written is no crash: what to write, in a sentence.
+    fn of_todo(task: &str, cell: &str) -> Self {
+        let task = if task.is_empty() { "this code is still to be written" } else { task };
+        let then = if cell.contains("todo!") { "run this cell again" } else { "run its cell, then this one" };
+        Self::new("to do", task, &[format!("Write your code in the place of `todo!`, and {then}.")])
+    }
+
     /// A panic as Rust prints it. `cell` is what the user wrote, `generated` the source that evcxr made of it.
     fn of_panic(text: &str, cell: &str, generated: Option<&Path>) -> Self {
         let (header, rest) = text.split_once('\n').unwrap_or((text, ""));
@@ -38,6 +45,9 @@ impl Failure {
         let (message, frames) = rest.split_once("\nstack backtrace:\n").unwrap_or((rest, ""));
         let message = message.split("\nnote: run with `RUST_BACKTRACE").next().unwrap_or(message);
         let message = without_frames(message.trim());
+        if let Some(task) = message.strip_prefix(TODO) {
+            return Self::of_todo(task.trim_start_matches(':').trim(), cell);
+        }
         let frames = frames.lines().filter_map(|line| line.trim_start().strip_prefix("at "));
         let places: Vec<&str> = std::iter::once(place).chain(frames).collect();
         let mut notes: Vec<String> = vec![];
@@ -53,6 +63,9 @@ impl Failure {
         Self::new("panic", &message, &notes)
     }
 }
+
+/// What `todo!` panics with, and ": " before its text.
+const TODO: &str = "not yet implemented";
 
 /// `src/lib.rs` of the package that evcxr makes of a cell.
 fn is_generated(place: &str) -> bool {
@@ -306,6 +319,20 @@ mod tests {
         // A cell that goes on has written these words itself.
         assert_eq!(stderr.feed(b"Segmentation fault.\nof somebody else\n"), "");
         assert_eq!(stderr.release(), "Segmentation fault.\nof somebody else\n");
+    }
+
+    #[test]
+    fn a_todo_is_told_in_a_sentence_and_is_no_panic() {
+        let text =
+            |said: &str| format!("\nthread 'x' panicked at src/lib.rs:2:5:\n{said}\nstack backtrace:\n   0: f\n");
+        let of = |said: &str, cell: &str| Failure::of_panic(text(said).trim_start(), cell, None);
+        let failure = of("not yet implemented: half_width: return half the width", "check(half_width(1.0));");
+        assert_eq!((failure.name.as_str(), failure.value.as_str()), ("to do", "half_width: return half the width"));
+        assert_eq!(failure.traceback.len(), 2);
+        assert!(failure.traceback[1].contains("in the place of `todo!`, and run its cell, then this one."));
+        let failure = of("not yet implemented", "todo!()");
+        assert_eq!(failure.value, "this code is still to be written");
+        assert!(failure.traceback[1].contains("run this cell again"));
     }
 
     #[test]

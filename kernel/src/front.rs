@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -19,15 +20,20 @@ use crate::flood::Flood;
 use crate::history::History;
 use crate::inner;
 use crate::link;
+use crate::names::Names;
 use crate::readers;
 use crate::streams::{Child, readable};
 use crate::syntax;
 use crate::wire::{content, kernel_info, message, parent_id};
 
+mod ask;
 mod cells;
 mod child;
+mod pages;
 
+use ask::{Asked, Completion};
 use cells::Cell;
+use pages::Unseen;
 
 const TICK: Duration = Duration::from_millis(100);
 /// When to look again whether a cell has come to rest.
@@ -89,15 +95,22 @@ struct Front {
     floods: [Flood; 2],
     count: u64,
     history: History,
+    /// A cell that ended before a page that does not show it.
+    unseen: Option<Unseen>,
     variables: Vec<String>,
     /// Variables that evcxr dropped since they were last made.
     gone: Vec<String>,
     /// Requests that evcxr has to answer.
-    asked: HashMap<String, JupyterMessage>,
+    asked: HashMap<String, Asked>,
     /// evcxr knows that cells may end by `?`. Before, it takes a last line with `?` for one that can't be shown.
     asks: bool,
     /// For what the front and the inner process tell each other.
     folder: PathBuf,
+    completions: HashMap<u64, Completion>,
+    /// Completions that evcxr was asked about once more.
+    completed: u64,
+    /// Of the `Cargo.toml` that stands before them.
+    known: Option<(String, Arc<Names>)>,
     child: Option<Child>,
     clients: BTreeMap<u64, Client>,
     comms: Comms,
@@ -176,11 +189,15 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         floods: Default::default(),
         count: 0,
         history: History::default(),
+        unseen: None,
         variables: vec![],
         gone: vec![],
         asked: HashMap::new(),
         asks: false,
         folder: folder.to_owned(),
+        completions: HashMap::new(),
+        completed: 0,
+        known: None,
         child: None,
         clients: BTreeMap::new(),
         comms: Comms::default(),
@@ -264,7 +281,10 @@ impl Front {
         }
         self.status("busy", &request);
         match kind.as_str() {
-            "kernel_info_request" => self.reply(&self.shell, kernel_info(), &request),
+            "kernel_info_request" => {
+                self.somebody_came(&request);
+                self.reply(&self.shell, kernel_info(), &request);
+            }
             "is_complete_request" => {
                 self.reply(&self.shell, json!({"status": syntax::completeness(code), "indent": ""}), &request);
             }
@@ -279,6 +299,9 @@ impl Front {
                 let effect = self.comms.receive(&kind, &asked);
                 for (kind, content) in effect.publish {
                     self.publish(kind, content, Some(&request));
+                }
+                if effect.opened {
+                    self.page_opened(&request);
                 }
                 if let Some((owner, push)) = effect.push
                     && let Some(client) = self.clients.get(&owner)
@@ -299,7 +322,10 @@ impl Front {
                 self.interrupt();
                 self.reply(&control, json!({"status": "ok"}), request);
             }
-            "kernel_info_request" => self.reply(&control, kernel_info(), request),
+            "kernel_info_request" => {
+                self.somebody_came(request);
+                self.reply(&control, kernel_info(), request);
+            }
             "shutdown_request" => self.shut_down(&control, request, &content(request)),
             _ => {}
         }
@@ -308,30 +334,6 @@ impl Front {
     fn shut_down(&mut self, outbox: &Outbox, request: &JupyterMessage, asked: &Value) {
         self.reply(outbox, json!({"status": "ok", "restart": asked["restart"]}), request);
         self.ended = true;
-    }
-
-    /// Completion and inspection are evcxr's, but it answers only between cells.
-    fn ask_evcxr(&mut self, request: JupyterMessage, kind: &str, asked: &Value) {
-        self.status("busy", &request);
-        match &self.inner {
-            Some((shell, _)) if self.ready && self.cell.is_none() && self.queue.is_empty() => {
-                self.asked.insert(request.header.msg_id.clone(), request.clone());
-                let mut request = request;
-                request.zmq_identities.clear();
-                let _ = shell.send(request);
-            }
-            _ => {
-                let at = &asked["cursor_pos"];
-                let nothing = match kind {
-                    "complete_request" => {
-                        json!({"status": "ok", "matches": [], "cursor_start": at, "cursor_end": at, "metadata": {}})
-                    }
-                    _ => json!({"status": "ok", "found": false, "data": {}, "metadata": {}}),
-                };
-                self.reply(&self.shell, nothing, &request);
-                self.status("idle", &request);
-            }
-        }
     }
 
     fn ask_for_input(&mut self, request: &JupyterMessage) {
@@ -368,9 +370,8 @@ impl Front {
         if reply.header.msg_type == "kernel_info_reply" {
             self.ready = true;
             self.start_next();
-        } else if let Some(request) = self.asked.remove(&id) {
-            self.reply(&self.shell, content(reply), &request);
-            self.status("idle", &request);
+        } else if let Some(asked) = self.asked.remove(&id) {
+            self.evcxr_answered(asked, content(reply));
         } else if let Some(cell) = self.cell.as_mut().filter(|cell| cell.request.header.msg_id == id) {
             cell.reply = Some(content(reply));
             self.finish();

@@ -27,6 +27,7 @@ mod history;
 mod idle;
 mod inner;
 mod link;
+mod names;
 mod outline;
 mod output;
 mod readers;

@@ -71,6 +71,72 @@ pub fn ends_by_question_mark(code: &str) -> bool {
     tail.is_some_and(|tail| tail.syntax().descendants().any(|node| node.kind() == SyntaxKind::TRY_EXPR))
 }
 
+/// The code that evcxr is to inspect for the word at `cursor`, counted in characters: it looks at the last word alone, and
+/// understands no bracket that is still open. Behind no word it is the function whose call is open.
+pub fn inspected(code: &str, cursor: usize) -> String {
+    let at = code.char_indices().nth(cursor).map_or(code.len(), |(at, _)| at);
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut end = code[at..].find(|c| !in_word(c)).map_or(code.len(), |length| at + length);
+    if !code[..end].ends_with(in_word) {
+        let open = Brackets::of(&code[..end]).open;
+        let call =
+            open.iter().rev().find(|open| open.kind == SyntaxKind::L_PAREN && code[..open.at].ends_with(in_word));
+        match call {
+            Some(call) => end = call.at,
+            None => return code[..end].to_owned(),
+        }
+    }
+    // The name of a method means something only before its bracket.
+    let call = if code[end..].starts_with('(') { "(" } else { "" };
+    let brackets = Brackets::of(&code[..end]);
+    let first = brackets.open.iter().find(|open| open.kind != SyntaxKind::L_CURLY);
+    match first {
+        Some(first) => format!("{}{}{call}", &code[..first.statement], code[brackets.argument..end].trim_start()),
+        None => format!("{}{call}", &code[..end]),
+    }
+}
+
+struct Open {
+    kind: SyntaxKind,
+    at: usize,
+    /// Where the statement that it stands in begins, and the argument.
+    statement: usize,
+    argument: usize,
+}
+
+/// The brackets that are open at the end of some code, and where its last argument begins.
+struct Brackets {
+    open: Vec<Open>,
+    argument: usize,
+}
+
+impl Brackets {
+    fn of(code: &str) -> Self {
+        let (mut open, mut statement, mut argument) = (Vec::<Open>::new(), 0, 0);
+        for token in tokens(code) {
+            let (at, end) = (usize::from(token.text_range().start()), usize::from(token.text_range().end()));
+            match token.kind() {
+                kind @ (SyntaxKind::L_PAREN | SyntaxKind::L_BRACK | SyntaxKind::L_CURLY) => {
+                    open.push(Open { kind, at, statement, argument });
+                    argument = end;
+                    if kind == SyntaxKind::L_CURLY {
+                        statement = end;
+                    }
+                }
+                SyntaxKind::R_PAREN | SyntaxKind::R_BRACK | SyntaxKind::R_CURLY => {
+                    if let Some(closed) = open.pop() {
+                        (statement, argument) = (closed.statement, closed.argument);
+                    }
+                }
+                SyntaxKind::SEMICOLON => (statement, argument) = (end, end),
+                SyntaxKind::COMMA => argument = end,
+                _ => {}
+            }
+        }
+        Self { open, argument }
+    }
+}
+
 const BEFORE: &str = "fn cell() {";
 
 fn in_function(code: &str) -> ra_ap_syntax::Parse<SourceFile> {
@@ -134,6 +200,29 @@ mod tests {
         assert_eq!(for_evcxr(":vars\n// a\n\n ::a();\n::b();"), ":vars\n// a\n\n\t ::a();\n::b();");
         for code in ["a();\n::b();", ":dep a", "!ls", "", "a\r\nb\n"] {
             assert_eq!(for_evcxr(code), code);
+        }
+    }
+
+    #[test]
+    fn the_word_under_the_cursor_is_inspected() {
+        // The cursor is at the bar.
+        for (code, asked) in [
+            ("lab.ru|ns()?", "lab.runs("),
+            ("lab.|runs()?", "lab.runs("),
+            ("l|ab.runs()?", "lab"),
+            ("let x = 1;\nla|b", "let x = 1;\nlab"),
+            ("println!(\"{}\", lab.ru|ns()?);", "lab.runs("),
+            ("let x = 1;\nfit(&mut pupil, &tr|ain, x)", "let x = 1;&train"),
+            ("fit(&mut pu|pil, &train, x)", "&mut pupil"),
+            ("fit(|)", "fit("),
+            ("let h = fit(&mut pupil, |", "let h = fit("),
+            ("for i in 0..3 {\n    let x = lab.qu|eue;\n}", "for i in 0..3 {\n    let x = lab.queue"),
+            ("let a = [1, nu|mber];", "number"),
+            ("let \u{e9} = 1; nu|mber", "let \u{e9} = 1; number"),
+            ("", ""),
+        ] {
+            let cursor = code.chars().position(|c| c == '|').unwrap_or_default();
+            assert_eq!(inspected(&code.replacen('|', "", 1), cursor), asked, "{code}");
         }
     }
 

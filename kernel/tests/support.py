@@ -13,7 +13,7 @@ import time
 import unittest
 from queue import Empty
 
-from jupyter_client import KernelManager
+from jupyter_client import BlockingKernelClient, KernelManager
 
 # A cell may have to wait for the compiler, and that for other work on a small machine.
 CELL = 180
@@ -148,6 +148,18 @@ class Cell:
 
     def describe(self):
         return f"stdout {self.stdout[-2000:]!r}, stderr {self.stderr[-2000:]!r}, errors {self.error_text!r}"
+
+
+class OtherPage:
+    """Makes a client with a session of its own, as a page that is loaded anew has one."""
+
+    def __init__(self, manager):
+        self.file = manager.connection_file
+
+    def client(self):
+        client = BlockingKernelClient()
+        client.load_connection_file(self.file)
+        return client
 
 
 class Client:

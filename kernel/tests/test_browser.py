@@ -276,6 +276,61 @@ class Browser(unittest.TestCase):
         self.assertIn(f"T Some({after:g}", text)
         self.assertIn("alive: 264618 parameters, 300 images", text)
 
+    def test_a_page_that_is_reloaded_in_mid_fit_goes_on(self):
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=self.program, args=FLAGS)
+            page = self.open(browser)
+            try:
+                self.reload(page)
+            except BaseException:
+                self.take_picture(page, "failed-reload")
+                raise
+            finally:
+                browser.close()
+
+    def reload(self, page):
+        last = len(self.cells) - 1
+        fit = last - 1
+        for index in range(fit):
+            self.run_cell(page, index)
+            self.finish(page, index)
+        self.run_cell(page, fit)
+        below = self.cell(page, fit)
+        below.locator(".widget-hslider").first.wait_for()
+        below.locator(".jp-RenderedImage img").first.wait_for()
+        self.assertEqual(below.locator(".widget-html img").count(), 0)
+        page.keyboard.press("Control+s")
+        view = "application/vnd.jupyter.widget-view+json"
+        wait_until(lambda: any(view in output.get("data", {}) for output in self.saved()[fit]["outputs"]), "the saved sliders", 20)
+        page.reload()
+        below = self.cell(page, fit)
+
+        # The curve goes on below the sliders.
+        curve = below.locator(".widget-html img")
+        curve.wait_for(timeout=60_000)
+        seen = set()
+
+        def changes():
+            seen.add(curve.get_attribute("src"))
+            return len(seen) >= 3
+
+        wait_until(changes, "the second change of the curve", 60)
+        self.assertIn("img/s", below.locator(".jp-OutputArea").inner_text())
+        self.assertIn("accuracy", curve.get_attribute("alt"))
+        self.take_picture(page, "reloaded")
+        below.get_by_role("button", name="Stop").click()
+        expect(below.locator(".widget-html").first).to_contain_text("Stop button", timeout=20_000)
+        expect(below.locator(".widget-hslider")).to_have_count(0)
+        expect(curve).to_have_count(1)
+
+        # A page whose outputs were lost is told where the results are.
+        self.run_cell(page, last)
+        wait_until(lambda: "alive" in self.cell(page, last).locator(".jp-OutputArea").inner_text(), "the next cell", CELL)
+        text = self.cell(page, last).locator(".jp-OutputArea").inner_text()
+        self.assertRegex(text, r"note: this page was opened while cell \[\d+\] ran")
+        self.assertIn('lab.history("T4-alpha0.9-seed0")?', text)
+        self.take_picture(page, "reloaded-stopped")
+
     def look_again(self, page):
         fit = self.cell(page, len(self.cells) - 2)
         expect(page.locator("body[data-jp-theme-light=false]")).to_be_attached()

@@ -2,7 +2,7 @@
 import time
 import unittest
 
-from support import KernelCase, display, rust, wait_until
+from support import Client, KernelCase, OtherPage, display, rust, wait_until
 
 
 class Displays(KernelCase):
@@ -130,8 +130,8 @@ class Displays(KernelCase):
             self.assertEqual([m["content"]["data"]["text/plain"] for m in own], [str(i) for i in range(50)])
 
 
-class Comms(KernelCase):
-    """Widgets as ipywidgets' front end speaks of them."""
+class Widgets(KernelCase):
+    """What tests of comms do."""
 
     def open(self, id, **state):
         """A cell that opens a slider; gives the cell, and the file where pushes are noted."""
@@ -179,6 +179,10 @@ class Comms(KernelCase):
 
     def comm_info(self, **content):
         return self.client.ask("comm_info_request", content, timeout=5)["comms"]
+
+
+class Comms(Widgets):
+    """Widgets as ipywidgets' front end speaks of them."""
 
     def test_a_widget_reaches_the_front_end(self):
         cell, _, content = self.open("a1")
@@ -281,6 +285,97 @@ class Comms(KernelCase):
         parent = self.client.send("comm_open", {"comm_id": "nobody", "target_name": "no.such.target", "data": {}})
         self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "nobody")
         self.states(parent)
+
+
+class Pages(Widgets):
+    """A page is closed or reloaded while a cell runs, and opened again."""
+
+    def another_page(self):
+        page = Client(OtherPage(self.kernel.manager))
+        self.addCleanup(page.close)
+        return page
+
+    def test_a_page_that_came_later_is_told_where_the_results_are(self):
+        gate = self.gate()
+        code = 'curves(&[&lab.history("late")?])?'
+        cell = self.client.begin(f'''
+            let mut late = Live::open();
+            for _ in 0..2 {{ late.ask({rust({"afterwards": code})}); }}
+            println!("begun");
+            gate({rust(gate)});''')
+        cell.wait_text("begun")
+        page = self.another_page()
+        gate.touch()
+        count = cell.finish().reply["content"]["execution_count"]
+        told = page.ok("let after_late = 1;")
+        self.assertEqual(told.stderr.count("note: "), 1)
+        self.assertIn(f"was opened while cell [{count}] ran", told.stderr)
+        self.assertEqual(told.stderr.count(f"`{code}`"), 1)
+        self.assertEqual(page.ok("after_late").stderr, "")
+
+    def test_a_page_that_saw_all_is_told_nothing(self):
+        gate = self.gate()
+        cell = self.client.begin(f'println!("begun"); gate({rust(gate)});')
+        cell.wait_text("begun")
+        # The same page connects again after the machine slept.
+        self.client.ask("kernel_info_request", {})
+        self.another_page()
+        gate.touch()
+        cell.finish()
+        self.assertEqual(self.client.ok("1").stderr, "")
+
+    def test_widgets_are_told_of_another_page_and_may_outlive_their_cell(self):
+        _, log, _ = self.open("k1")
+        ask = {"method": "request_states"}
+        opened = {"comm_id": "control-2", "target_name": "jupyter.widget.control", "data": {}}
+        self.client.send("comm_open", opened)
+        self.states(self.message("control-2", **ask))
+        page = self.another_page()
+        page.send("comm_open", {**opened, "comm_id": "control-3"})
+        sent = time.time()
+        page.send("comm_msg", {"comm_id": "control-3", "data": ask})
+        self.assertEqual(len(self.pushed(log, '"opened"', sent, 2)), 1)
+        self.client.ok(f'k1.send({rust({"comms_keep": {}})}); std::thread::sleep(std::time::Duration::from_millis(300)); k1.close();')
+        self.assertEqual(self.full_state("k1")["value"], 1.0)
+        self.client.send("comm_close", {"comm_id": "k1", "data": {}})
+
+
+class Names(KernelCase):
+    """Completion and inspection of what the crate and the user's cells declare."""
+
+    def completions(self, code):
+        return self.client.ask("complete_request", {"code": code, "cursor_pos": len(code)})["matches"]
+
+    def inspect(self, code):
+        """The cursor is at the bar."""
+        content = {"code": code.replace("|", "", 1), "cursor_pos": code.index("|"), "detail_level": 0}
+        return self.client.ask("inspect_request", content)["data"].get("text/plain", "")
+
+    def test_private_names_of_the_crate_are_not_offered(self):
+        self.client.ok("let lab = Lab::open()?;")
+        self.client.ok("pub struct Mine { own: i32 }\nlet mine = Mine { own: 1 };")
+        for code, offered, hidden in [
+            ("kdlab::", ["data::", "Lab"], ["files::", "error::"]),
+            ("kdlab::data::", ["Dataset", "image_folder(path, size, options)"], ["pool::", "stratified(rows, labels, n, purpose, seed)"]),
+            ("lab.", ["profile", "runs()", "history(name)"], ["saved()", "sweep_folder(name)"]),
+            ("let table = lab.", ["runs()"], ["saved()"]),
+            ("Figure::", ["alt(&self)", "png(&self)"], ["new(width, height, drawing)", "draw(&self, area, scale)"]),
+            ("mine.", ["own"], []),
+        ]:
+            with self.subTest(code=code):
+                matches = self.completions(code)
+                self.assertEqual([name for name in offered if name not in matches], [], matches)
+                self.assertEqual([name for name in hidden if name in matches], [], matches)
+                self.assertEqual(len(matches), len(set(matches)), "something is offered twice")
+
+    def test_the_word_under_the_cursor_is_inspected(self):
+        self.client.ok("let lab = Lab::open()?;")
+        for code in ["lab.ru|ns()?", "lab.|runs()?", "lab.runs|()?", 'println!("{}", lab.r|uns()?);', "lab.runs(|)?"]:
+            with self.subTest(code=code):
+                self.assertIn("pub fn runs(&self) -> Result<Table>", self.inspect(code))
+        self.assertIn("lab: Lab", self.inspect("l|ab.runs()?"))
+        self.assertIn("pub fn gallery(", self.inspect("gal|lery(&data.train, &data.classes, &[0])?"))
+        self.assertIn("lab: Lab", self.inspect("gallery(&l|ab, 1)"))
 
 
 class Answers(KernelCase):

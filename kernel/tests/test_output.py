@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import struct
 import unittest
 
 from support import Kernel, KernelCase, rust, wait_until
@@ -162,6 +163,11 @@ class Shown(KernelCase):
         for kind in ["display_data", "execute_result"]:
             data = cell.all(kind)[0]["content"]["data"]
             self.assertEqual(sorted(data), ["image/png", "text/plain"])
+            # Half of the pixels: else JupyterLab shows a figure at twice its size.
+            metadata = cell.all(kind)[0]["content"]["metadata"]["image/png"]
+            pixels = struct.unpack(">II", base64.b64decode(data["image/png"])[16:24])
+            self.assertEqual((2 * metadata["width"], 2 * metadata["height"]), pixels)
+            self.assertTrue(metadata["alt"])
             self.assertTrue(base64.b64decode(data["image/png"], validate=True).startswith(b"\x89PNG"))
         self.assertEqual(cell.stdout, "on\n")
 

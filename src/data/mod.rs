@@ -274,7 +274,7 @@ impl fmt::Display for Dataset {
         let (height, width) = self.train.size();
         let Dataset { name, classes, train, validation, test, notices, .. } = self;
         write!(f, "{name}: {} classes ({}), {height}x{width} pixels, ", classes.len(), classes.join(", "))?;
-        write!(f, "{} train / {} validation / {} test images", train.len(), validation.len(), test.len())?;
+        write!(f, "{} train, {} validation, {} test images", train.len(), validation.len(), test.len())?;
         notices.iter().try_for_each(|notice| write!(f, "\nNote: {notice}"))
     }
 }

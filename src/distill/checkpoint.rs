@@ -1,6 +1,7 @@
 //! One file per fit that holds all a resumed run needs. It is written whole after every epoch, so a kill costs at
 //! most the epoch that was running.
 
+use super::fit::Trained;
 use super::{Adam, History};
 use crate::files::{load_tensors, save_tensors, write_bytes};
 use crate::models::Model;
@@ -11,6 +12,14 @@ use tch::{Tensor, no_grad};
 
 /// Temperature, alpha and learning rate that were set by hand while the fit ran.
 pub(super) type ByHand = [Option<f64>; 3];
+
+/// What a checkpoint holds beside the weights and the optimizer's state.
+pub(super) struct Resumed {
+    pub history: History,
+    pub best: Snapshot,
+    pub unmeasured: Option<Trained>,
+    pub by_hand: ByHand,
+}
 
 pub(super) struct Checkpoint {
     folder: PathBuf,
@@ -66,13 +75,15 @@ impl Checkpoint {
     }
 
     /// Weights, best weights and optimizer state in one atomic file; the history also as `history.json`, and the best
-    /// weights alone as `best.safetensors`.
+    /// weights alone as `best.safetensors`. `unmeasured` is the epoch behind the last one of the history, if the weights have
+    /// been through it and validation was stopped.
     pub(super) fn save(
         &self,
         model: &Model,
         best: &Snapshot,
         adam: &Adam,
         history: &History,
+        unmeasured: Option<&Trained>,
         by_hand: ByHand,
     ) -> Result<()> {
         let json = serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))?;
@@ -80,15 +91,19 @@ impl Checkpoint {
         let mut tensors = moments;
         tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
         tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));
+        let unmeasured =
+            serde_json::to_string(&unmeasured).map_err(|e| Error::Data(format!("unmeasured epoch: {e}")))?;
         let live = serde_json::to_string(&by_hand).map_err(|e| Error::Data(format!("live values: {e}")))?;
         let metadata = HashMap::from([
             ("fingerprint".to_owned(), self.fingerprint.clone()),
             ("history".to_owned(), json.clone()),
             ("steps".to_owned(), steps.to_string()),
             ("live".to_owned(), live),
+            ("unmeasured".to_owned(), unmeasured),
             ("probe".to_owned(), serde_json::to_string(&self.probe).map_err(|e| Error::Data(format!("probe: {e}")))?),
         ]);
-        if history.records.len() < history.epochs && self.is_finished() {
+        // Before the first epoch is measured there are no best weights.
+        if history.records.is_empty() || history.records.len() < history.epochs && self.is_finished() {
             return save_tensors(&self.file(), &tensors, metadata);
         }
         // The history comes last: an epoch that it names has its weights on disk.
@@ -109,7 +124,7 @@ impl Checkpoint {
     }
 
     /// Puts an unfinished run of the same fit back into place; none when there is nothing to go on with.
-    pub(super) fn resume(&self, model: &Model, adam: &mut Adam) -> Result<Option<(History, Snapshot, ByHand)>> {
+    pub(super) fn resume(&self, model: &Model, adam: &mut Adam) -> Result<Option<Resumed>> {
         if !self.file().exists() {
             return Ok(None);
         }
@@ -141,7 +156,8 @@ impl Checkpoint {
         // A checkpoint from before the learning rate could be set holds two values.
         let found: Vec<Option<f64>> = serde_json::from_str(text("live")).unwrap_or_default();
         let by_hand = std::array::from_fn(|i| found.get(i).copied().flatten());
-        Ok(Some((history, best, by_hand)))
+        let unmeasured = serde_json::from_str(text("unmeasured")).unwrap_or_default();
+        Ok(Some(Resumed { history, best, unmeasured, by_hand }))
     }
 }
 

@@ -107,7 +107,7 @@ impl Control {
         lock(&self.0.state).paused
     }
 
-    /// Ends the running fit after its current batch, a paused one too; `reason` stands in the history.
+    /// Ends the running fit after its current batch, of training or of validation, a paused one too; `reason` stands in the history.
     pub fn stop(&self, reason: &str) {
         self.change(|state| {
             state.stop = Some(reason.to_owned());
@@ -192,6 +192,11 @@ impl Settings {
     pub(super) fn kd_loss(&self) -> Result<Option<KdLoss>> {
         self.temperature.zip(self.alpha).map(|(t, a)| KdLoss::new(t, a)).transpose()
     }
+}
+
+/// A slider counts its steps in floats: 9.799999999999999 is 9.8.
+pub(crate) fn six_digits(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 pub(super) fn check_learning_rate(learning_rate: f64) -> Result<f64> {

@@ -300,23 +300,26 @@ impl Sums {
     }
 }
 
-/// One pass in evaluation mode with the criterion that is trained.
+/// One pass in evaluation mode with the criterion that is trained; none when a stop was asked for before its last batch.
 pub(super) fn validate(
     model: &Model,
     examples: &Examples,
     criterion: &Criterion,
     kd: Option<KdLoss>,
     options: &FitOptions,
-) -> Result<Metrics> {
+) -> Result<Option<Metrics>> {
     let mut sums = Sums::new(model.device(), kd.is_some())?;
     let order: Vec<i64> = (0..examples.len() as i64).collect();
     no_grad(|| {
         for indices in crate::data::batches(&order, options.batch_size)? {
+            if options.control.stopping().is_some() {
+                return Ok(None);
+            }
             let batch = examples.batch(&indices, model.device())?;
             let logits = model.forward_in(&batch.inputs, Mode::Evaluation, options.precision)?;
             sums.add(&criterion.loss(&logits, &batch, kd)?, &logits, &batch, kd)?;
         }
-        sums.metrics()
+        sums.metrics().map(Some)
     })
 }
 

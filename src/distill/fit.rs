@@ -1,6 +1,6 @@
 //! The one training loop: teacher head, student alone and student distilled differ only in examples and criterion.
 
-use super::checkpoint::{Checkpoint, Snapshot};
+use super::checkpoint::{Checkpoint, Resumed, Snapshot};
 use super::control::check_learning_rate;
 use super::evaluate::{Sums, Ticker, check_classes, validate};
 use super::teaching::Defect;
@@ -8,7 +8,8 @@ use super::{Adam, Change, Control, Criterion, EpochRecord, Event, Examples, Hist
 use crate::files::{digest, digest_tensors};
 use crate::models::{Mode, Model, Precision};
 use crate::{Error, Result};
-use std::path::PathBuf;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::no_grad;
@@ -150,8 +151,22 @@ pub(super) fn in_foreground(options: &FitOptions, fit: impl FnOnce() -> Result<H
     // A stop that was asked for before this fit began is not meant for it.
     options.control.take_stop();
     let control = options.control.clone();
-    let _watch = crate::live::watch(&options.name, move |reason| control.stop(reason));
+    let watch = crate::live::watch(&options.name, move |reason| control.stop(reason));
+    if let (Some(watch), Some(code)) = (&watch, kept_as(options)) {
+        watch.afterwards(&code);
+    }
     fit()
+}
+
+/// Code that shows what a fit left on disk.
+fn kept_as(options: &FitOptions) -> Option<String> {
+    let folder = options.folder.as_ref()?;
+    let parent = folder.parent()?;
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    match parent.parent().and_then(name) {
+        Some(kept) if kept == "sweeps" => Some(format!("lab.sweep_report({:?})?", name(parent)?)),
+        _ => Some(format!("curves(&[&lab.history({:?})?])?", name(folder)?)),
+    }
 }
 
 /// [`fit`], or with the one mistake that [`super::teaching::fit_with_defect`] asks for.
@@ -216,10 +231,12 @@ fn run(
     };
     let mut history = History { defect, ..options.history(criterion, train) };
     let mut best = Snapshot::of(model)?;
-    if let Some((resumed, snapshot, [temperature, alpha, learning_rate])) =
+    let mut unmeasured = None;
+    if let Some(Resumed { history: resumed, best: snapshot, unmeasured: trained, by_hand }) =
         checkpoint.as_ref().map(|c| c.resume(model, &mut adam)).transpose()?.flatten()
     {
-        (history, best) = (resumed, snapshot);
+        let [temperature, alpha, learning_rate] = by_hand;
+        (history, best, unmeasured) = (resumed, snapshot, trained);
         history.stopped = None;
         temperature.map_or(Ok(()), |t| options.control.set_temperature(t))?;
         alpha.map_or(Ok(()), |a| options.control.set_alpha(a))?;
@@ -230,16 +247,18 @@ fn run(
     }
     let begun = options.settings(criterion);
     let now = options.control.over(begun);
-    let in_force = history.records.last().map_or(now, EpochRecord::settings);
+    let done = history.records.len() as f64;
+    let changed = history.changes.last().filter(|change| change.epoch > done).map(|change| change.after);
+    let in_force = changed.or(history.records.last().map(EpochRecord::settings)).unwrap_or(now);
     options.listener.tell(Event::Started { history: history.clone(), settings: now });
 
     let mut training = Training { defect, model, train, criterion, options, adam, history, begun, in_force };
     for epoch in training.history.records.len() + 1..=options.epochs {
-        let start = Instant::now();
         if defect == Some(Defect::AdamRebuilt) {
             training.adam = Adam::new(model.trainable())?;
         }
-        let trained = match training.epoch(epoch) {
+        // An epoch that was stopped while it was measured is not trained twice.
+        let trained = match unmeasured.take().map_or_else(|| training.epoch(epoch), |trained| Ok(Some(trained))) {
             Ok(Some(done)) => done,
             Ok(None) => {
                 training.history.stopped = options.control.take_stop();
@@ -254,8 +273,16 @@ fn run(
                 return Err(e);
             }
         };
-        let now = training.settings_at(epoch as f64);
-        let measured = validate(model, validation, criterion, now.kd_loss()?, options)?;
+        let (now, measuring) = (training.settings_at(epoch as f64), Instant::now());
+        let Some(measured) = validate(model, validation, criterion, now.kd_loss()?, options)? else {
+            training.history.stopped = options.control.take_stop();
+            if let Some(checkpoint) = &checkpoint {
+                checkpoint.save_stop(&training.history)?;
+                let by_hand = options.control.by_hand();
+                checkpoint.save(model, &best, &training.adam, &training.history, Some(&trained), by_hand)?;
+            }
+            break;
+        };
         if !measured.loss.is_finite() {
             best.restore(model)?;
             return Err(training.diverged(measured.loss, &format!("on the validation split after epoch {epoch}")));
@@ -267,7 +294,7 @@ fn run(
             learning_rate: now.learning_rate,
             temperature: now.temperature,
             alpha: now.alpha,
-            seconds: start.elapsed().saturating_sub(trained.paused).as_secs_f64(),
+            seconds: trained.seconds + measuring.elapsed().as_secs_f64(),
             images_per_second: trained.images_per_second,
         };
         if training.history.best().is_none_or(|b| record.better_than(b)) {
@@ -275,7 +302,7 @@ fn run(
         }
         training.history.records.push(record);
         if let Some(checkpoint) = &checkpoint {
-            checkpoint.save(model, &best, &training.adam, &training.history, options.control.by_hand())?;
+            checkpoint.save(model, &best, &training.adam, &training.history, None, options.control.by_hand())?;
         }
         options.listener.tell(Event::Epoch { name: options.name.clone(), record, epochs: options.epochs });
     }
@@ -299,10 +326,12 @@ struct Training<'a> {
 }
 
 /// What an epoch of training came to.
-struct Trained {
+#[derive(Serialize, Deserialize)]
+pub(super) struct Trained {
     metrics: Metrics,
     images_per_second: f64,
-    paused: Duration,
+    /// Without pauses.
+    seconds: f64,
 }
 
 impl Training<'_> {
@@ -321,6 +350,7 @@ impl Training<'_> {
     /// None when a stop was asked for.
     fn epoch(&mut self, epoch: usize) -> Result<Option<Trained>> {
         let Training { model, train, criterion, options, .. } = *self;
+        let start = Instant::now();
         // Order and dropout depend on seed and epoch alone: a resumed epoch draws what the unbroken one drew.
         tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
         let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
@@ -364,7 +394,8 @@ impl Training<'_> {
                 options.listener.tell(Event::Progress(progress));
             }
         }
-        Ok(Some(Trained { metrics: sums.metrics()?, images_per_second: ticker.images_per_second(), paused }))
+        let (metrics, images_per_second) = (sums.metrics()?, ticker.images_per_second());
+        Ok(Some(Trained { metrics, images_per_second, seconds: start.elapsed().saturating_sub(paused).as_secs_f64() }))
     }
 
     fn diverged(&self, loss: f64, place: &str) -> Error {

@@ -25,6 +25,7 @@ mod view_logits;
 pub use adam::Adam;
 pub use background::{Queue, Run, RunState};
 pub use cache::{CachedTensor, backbone_features, teacher_logits};
+pub(crate) use control::six_digits;
 pub use control::{Control, Observer};
 pub use criterion::Criterion;
 pub use evaluate::{Calibration, CalibrationBin, Evaluation, evaluate, predict};

@@ -1,6 +1,7 @@
 //! Many fits that differ in one thing at a time, each with several seeds: what distillation gains over the student alone.
 
 use super::control::check_learning_rate;
+use super::control::six_digits;
 use super::evaluate::Pass;
 use super::fit::fingerprint;
 use super::loss::{check_alpha, check_temperature};
@@ -142,17 +143,18 @@ impl fmt::Display for Setting {
         match &self.teaching {
             None => f.write_str("alone")?,
             Some(t) => {
-                write!(f, "{}-T{}-alpha{}", t.method, t.temperature, t.alpha)?;
+                let (temperature, alpha) = (six_digits(t.temperature), six_digits(t.alpha));
+                write!(f, "{}-T{temperature}-alpha{alpha}", t.method)?;
                 if t.teacher == TeacherLabels::Student {
                     f.write_str("-teacher-of-the-same-labels")?;
                 }
             }
         }
         if self.labelled < 1.0 {
-            write!(f, "-labelled{}", self.labelled)?;
+            write!(f, "-labelled{}", six_digits(self.labelled))?;
         }
         if self.noise > 0.0 {
-            write!(f, "-noise{}", self.noise)?;
+            write!(f, "-noise{}", six_digits(self.noise))?;
         }
         match (self.augmentation, &self.teaching) {
             (Augmentation::None, _) => Ok(()),

@@ -28,6 +28,21 @@ fn emit(forms: &[(&str, &str)]) {
     }
 }
 
+/// Form of a result that holds the metadata of the others; the live kernel puts it where Jupyter has it.
+const METADATA: &str = "application/vnd.kdlab.metadata+json";
+
+/// Hands a figure and its words to the kernel. The size, of which the PNG has twice, is for the live kernel alone.
+fn emit_figure(figure: &Figure, text: &str) -> Result<()> {
+    let (data, metadata) = bundle(figure)?;
+    let (png, metadata) = (data["image/png"].as_str().unwrap_or_default(), metadata.to_string());
+    let mut forms = vec![("text/plain", text), ("image/png", png)];
+    if std::env::var_os("KDLAB_LIVE").is_some() {
+        forms.push((METADATA, &metadata));
+    }
+    emit(&forms);
+    Ok(())
+}
+
 /// What stands in the place of a figure where only text is shown.
 fn in_words(figure: &Figure) -> String {
     format!("figure: {}", figure.alt())
@@ -76,11 +91,8 @@ impl Figure {
     /// Shows the figure below the cell, as PNG: the one form that JupyterLab fits to its column and shows in a notebook
     /// that somebody else ran, and that GitHub renders.
     pub fn evcxr_display(&self) {
-        match self.png() {
-            Ok(png) => {
-                emit(&[("text/plain", &in_words(self)), ("image/png", &base64(&png))]);
-            }
-            Err(e) => eprintln!("{e}"),
+        if let Err(e) = emit_figure(self, &in_words(self)) {
+            eprintln!("{e}");
         }
     }
 }
@@ -273,9 +285,8 @@ impl Run {
     /// Its state, and the curve so far.
     pub fn evcxr_display(&self) {
         let text = self.to_string();
-        match curves(&[&self.history()]).and_then(|figure| figure.png()) {
-            Ok(png) => emit(&[("text/plain", &text), ("image/png", &base64(&png))]),
-            Err(_) => emit_text(self),
+        if curves(&[&self.history()]).and_then(|figure| emit_figure(&figure, &text)).is_err() {
+            emit_text(self);
         }
     }
 }

@@ -6,6 +6,7 @@ use super::display::base64;
 use super::table::escape;
 use super::widgets::{self, VIEW, Widget, new_id};
 use crate::Result;
+use crate::distill::six_digits;
 use crate::live::{Link, Push, lock};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, mpsc};
@@ -84,7 +85,7 @@ impl Open {
                 && comm_id == slider_id
                 && let Some(temperature) = data["state"]["value"].as_f64()
             {
-                let _ = moved.send(temperature);
+                let _ = moved.send(six_digits(temperature));
             }
         })?;
         let link = Arc::new(link);

@@ -1,10 +1,11 @@
 //! Sliders and buttons on a [`Control`]: what is set by hand and what is set by program stay in step.
 
 use super::widgets::{self, VIEW, Widget, new_id};
-use crate::distill::{Control, Observer, Settings};
+use crate::distill::{Control, Observer, Settings, six_digits};
 use crate::live::{Link, Push, lock};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What a slider or button of the panel does.
@@ -24,13 +25,16 @@ pub(super) struct Panel {
     begun: Mutex<Settings>,
     /// By comm.
     knobs: HashMap<String, Knob>,
+    /// A page that was opened later shows the widgets.
+    opened: AtomicBool,
     /// What the front end shows, so that a value is not sent back to the slider it came from.
     shown: Mutex<HashMap<String, f64>>,
 }
 
 impl Panel {
-    /// The panel, and the widget to open for it. Temperature and alpha are there where the fit has them.
-    fn new(control: &Control, begun: Settings) -> (Arc<Self>, Widget) {
+    /// The panel, and the widget to open for it: `mirror` comes below the knobs. Temperature and alpha are there where the
+    /// fit has them.
+    fn new(control: &Control, begun: Settings, mirror: Vec<Widget>) -> (Arc<Self>, Widget) {
         let now = control.over(begun);
         let mut knobs = HashMap::new();
         let mut add = |knob: Knob, widget: Widget| {
@@ -62,7 +66,14 @@ impl Panel {
         });
         let stop = add(Knob::Stop, Widget::button("Stop", "stop"));
         rows.push(Widget::boxed("HBox", vec![pause, stop]));
-        let panel = Self { control: control.clone(), begun: Mutex::new(begun), knobs, shown: Mutex::default() };
+        rows.extend(mirror);
+        let panel = Self {
+            control: control.clone(),
+            begun: Mutex::new(begun),
+            knobs,
+            opened: AtomicBool::new(false),
+            shown: Mutex::default(),
+        };
         *lock(&panel.shown) = panel.values();
         (Arc::new(panel), Widget::boxed("VBox", rows))
     }
@@ -112,6 +123,9 @@ impl Panel {
 
     /// Does what the user did in the front end.
     fn hear(&self, push: Push) {
+        if push == Push::Opened {
+            self.opened.store(true, Ordering::Relaxed);
+        }
         let Push::Comm { comm_id, data } = push else { return };
         let Some(&knob) = self.knobs.get(&comm_id) else { return };
         if knob == Knob::Stop {
@@ -123,7 +137,7 @@ impl Panel {
         let value = match &data["state"]["value"] {
             Value::Bool(on) => f64::from(u8::from(*on)),
             value => match value.as_f64() {
-                Some(value) => value,
+                Some(value) => six_digits(value),
                 None => return,
             },
         };
@@ -159,6 +173,8 @@ pub(super) struct OpenPanel {
     pub panel: Arc<Panel>,
     display: String,
     widget: String,
+    /// Two places below the knobs, empty but on a page that was opened later.
+    mirror: [String; 2],
     ids: Vec<String>,
     observer: Option<Observer>,
 }
@@ -166,7 +182,9 @@ pub(super) struct OpenPanel {
 impl OpenPanel {
     /// Connects to the kernel; what else the connection's owner shows comes before [`OpenPanel::show`].
     pub fn connect(control: &Control, begun: Settings) -> Option<Self> {
-        let (panel, widget) = Panel::new(control, begun);
+        let mirror = [Widget::html(""), Widget::html("")];
+        let places = mirror.each_ref().map(|place| place.id.clone());
+        let (panel, widget) = Panel::new(control, begun, mirror.into());
         let hears = Arc::clone(&panel);
         let link = Arc::new(Link::connect(move |push| hears.hear(push))?);
         let id = widget.id.clone();
@@ -174,7 +192,19 @@ impl OpenPanel {
         let (moves, to) = (Arc::clone(&panel), Arc::clone(&link));
         let observer = control.on_change(move || moves.sync(&to));
         panel.sync(&link);
-        Some(Self { link, panel, display: new_id(), widget: id, ids, observer: Some(observer) })
+        Some(Self { link, panel, display: new_id(), widget: id, mirror: places, ids, observer: Some(observer) })
+    }
+
+    /// Whether a page shows these widgets and cannot show the displays beside them.
+    pub fn is_mirrored(&self) -> bool {
+        self.panel.opened.load(Ordering::Relaxed)
+    }
+
+    /// Shows below the knobs what that page cannot show otherwise.
+    pub fn mirror(&self, place: usize, html: &str) {
+        if self.is_mirrored() {
+            widgets::update(&self.link, &self.mirror[place], json!({ "value": html }));
+        }
     }
 
     pub fn show(&self) -> Option<()> {
@@ -189,7 +219,15 @@ impl OpenPanel {
         let html = format!("<pre style=\"margin:0\">{}</pre>", super::table::escape(text));
         let data = json!({"text/plain": text, "text/html": html});
         let _ = self.link.display(&self.display, true, data, json!({}));
-        widgets::close(&self.link, &std::mem::take(&mut self.ids));
+        let ids = std::mem::take(&mut self.ids);
+        if self.is_mirrored() {
+            // That page does not hear of the display: what it mirrors stays, without the knobs.
+            let left: Vec<_> = self.mirror.iter().map(|id| widgets::reference(id)).collect();
+            widgets::update(&self.link, &self.widget, json!({ "children": left }));
+            let _ = self.link.request(&json!({"comms_keep": {}}));
+        } else {
+            widgets::close(&self.link, &ids);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::widgets::new_id;
 use crate::distill::{Control, Event, History, Listener, Observer, Progress, Settings};
 use crate::live::{Link, lock};
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -77,6 +78,7 @@ impl View {
             history: history.clone(),
             progress: None,
             started,
+            mirrored: Cell::new(false),
             aside: None,
             error: None,
         };
@@ -118,6 +120,8 @@ struct Drawer {
     /// Of the epoch that is running.
     progress: Option<Progress>,
     started: bool,
+    /// A page that was opened later has the figure.
+    mirrored: Cell<bool>,
     /// Where an earlier run was put.
     aside: Option<String>,
     error: Option<String>,
@@ -198,7 +202,7 @@ impl Drawer {
         }
         self.show_figure(true);
         let html = format!("<pre style=\"margin:0\">{}</pre>", escape(&text));
-        self.display(&self.bar, true, json!({"text/plain": text, "text/html": html}), json!({}));
+        self.display(&self.bar, true, json!({"text/plain": text, "text/html": html.clone()}), json!({}));
         let now = self.panel.panel.now();
         let changes: Vec<_> = self.history.changes.iter().map(|c| format!("{c} at epoch {:.2}", c.epoch)).collect();
         let text = match changes.len() {
@@ -206,6 +210,7 @@ impl Drawer {
             1..=4 => format!("{now} at the end; {}", changes.join("; ")),
             n => format!("{now} at the end; {n} changes: {}; ... {}", changes[..2].join("; "), changes[n - 1]),
         };
+        self.panel.mirror(0, &format!("{html}<pre style=\"margin:0\">{}</pre>", escape(&text)));
         self.panel.replace(&text);
     }
 
@@ -229,6 +234,17 @@ impl Drawer {
         let at = |p: &Progress| ((p.epoch - 1) as f64 + p.done as f64 / p.total.max(1) as f64, p.metrics);
         let running = self.running().map(at).and_then(|(epoch, metrics)| Some((epoch, metrics?)));
         let (data, metadata) = bundle(&running_curve(&self.history, running)).ok()?;
+        if self.panel.is_mirrored() {
+            self.mirrored.set(true);
+            let (png, image) = (data["image/png"].as_str().unwrap_or_default(), &metadata["image/png"]);
+            let (width, alt) = (&image["width"], escape(image["alt"].as_str().unwrap_or_default()));
+            self.panel.mirror(
+                1,
+                &format!(
+                    "<img src=\"data:image/png;base64,{png}\" width=\"{width}\" alt=\"{alt}\" style=\"max-width:100%\">"
+                ),
+            );
+        }
         self.display(&self.figure, update, data, metadata)
     }
 
@@ -266,6 +282,12 @@ impl Drawer {
              white-space:nowrap;overflow:hidden;text-overflow:ellipsis\">{}</div>",
             escape(&text).replace("  ", " &nbsp;")
         );
+        if self.panel.is_mirrored() {
+            self.panel.mirror(0, &format!("<p>This page was opened while the fit ran; it goes on here:</p>{html}"));
+            if !self.mirrored.get() {
+                self.show_figure(true);
+            }
+        }
         self.display(&self.bar, update, json!({"text/plain": format!("{name}  {text}"), "text/html": html}), json!({}))
     }
 

@@ -30,6 +30,10 @@ impl Measure {
     }
 }
 
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 fn percent(values: &[f64]) -> String {
     let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
     format!("{:.1}", 100.0 * mean)
@@ -92,11 +96,11 @@ impl SweepReport {
         let Self { sweep, images, data, runs, .. } = self;
         let stopped = self.stopped.as_ref().map_or(String::new(), |why| format!("; stopped: {why}"));
         format!(
-            "{}: {data}, {images} images at {} px, {} epochs, {} runs in {}{stopped}",
+            "{}: {data}, {images} images at {} px, {}, {} in {}{stopped}",
             sweep.name,
             sweep.size,
-            sweep.epochs,
-            runs.len(),
+            counted(sweep.epochs, "epoch"),
+            counted(runs.len(), "run"),
             duration(self.seconds())
         )
     }
@@ -148,7 +152,15 @@ impl View {
                 let (setting, seconds) = (&run.setting, duration(run.seconds));
                 println!("{setting}, seed {}: test {} %, {seconds}", run.seed, percent(&[run.test]));
             }
-            println!("{line}");
+            // On the stock kernel the cell's own output is all there is.
+            if over && std::env::var_os("EVCXR_IS_RUNTIME").is_some() {
+                report.evcxr_display();
+                if let Some(map) = live_map(report) {
+                    map.evcxr_display();
+                }
+            } else {
+                println!("{line}");
+            }
             self.runs = report.runs.len();
             return;
         };
@@ -166,8 +178,7 @@ impl View {
         let _ = link.display(&self.displays[0], self.shown, json!({"text/plain": line, "text/html": html}), json!({}));
         if new || over || !self.shown {
             let verdicts = report.table(Measure::Test).unwrap_or_default();
-            if report.sweep.temperatures.len() + report.sweep.alphas.len() > 2
-                && let Ok(figure) = report.map(Measure::Validation)
+            if let Some(figure) = live_map(report)
                 && let Ok((data, metadata)) = bundle(&figure)
             {
                 let _ = link.display(&self.displays[3], self.shown, data, metadata);
@@ -179,6 +190,12 @@ impl View {
         }
         (self.shown, self.runs) = (true, report.runs.len());
     }
+}
+
+/// The map on the validation split, where there is more than one place on it.
+fn live_map(report: &SweepReport) -> Option<Figure> {
+    let several = report.sweep.temperatures.len() + report.sweep.alphas.len() > 2;
+    several.then(|| report.map(Measure::Validation).ok()).flatten()
 }
 
 fn line(report: &SweepReport, now: &SweepNow) -> String {

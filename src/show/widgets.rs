@@ -115,7 +115,7 @@ pub(super) fn new_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-fn reference(id: &str) -> Value {
+pub(super) fn reference(id: &str) -> Value {
     json!(format!("IPY_MODEL_{id}"))
 }
 

@@ -111,6 +111,51 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
 }
 
 #[test]
+fn a_stop_in_validation_ends_it_at_once_and_trains_no_epoch_twice() {
+    let (broken, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let data = dataset(broken.path(), 0);
+    let (train, validation) = examples(&data);
+    // Passes over batches: in training, and in validation after the stop.
+    let run = |folder: &Path, stop_in: Option<usize>| {
+        let (trained, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (steps, after) = (Arc::clone(&trained), Arc::clone(&late));
+        let control = Control::new();
+        let hand = control.clone();
+        // 8 training and 2 validation batches an epoch.
+        let criterion = Criterion::soft("mine", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
+            if s.requires_grad() {
+                steps.fetch_add(1, Ordering::Relaxed);
+            } else if stop_in.is_some_and(|epoch| steps.load(Ordering::Relaxed) == 8 * epoch) {
+                after.fetch_add(1, Ordering::Relaxed);
+                hand.stop("enough");
+            }
+            KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap()
+        });
+        let mut model = tiny_model(1);
+        let options = FitOptions { folder: Some(folder.join("run")), control, ..options(3) };
+        let history = fit(&mut model, &train, &validation, &criterion, &options).unwrap();
+        (history, values(&model), trained.load(Ordering::Relaxed), late.load(Ordering::Relaxed))
+    };
+    let unbroken = run(whole.path(), None);
+    assert_eq!((unbroken.0.records.len(), unbroken.2), (3, 24));
+    for (epoch, first) in [(2, 16), (1, 8)] {
+        let folder = broken.path().join(epoch.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let (stopped, kept, trained, late) = run(&folder, Some(epoch));
+        assert_eq!((stopped.records.len(), stopped.stopped.as_deref()), (epoch - 1, Some("enough")));
+        assert_eq!((trained, late), (first, 1), "no batch comes after the stop");
+        assert_eq!(History::load(folder.join("run/history.json")).unwrap(), stopped);
+        // The model has the best weights so far: without a measured epoch, those it began with.
+        assert_eq!(folder.join("run/best.safetensors").exists(), epoch > 1);
+        assert!(epoch > 1 || kept == values(&tiny_model(1)));
+        let (history, weights, trained, _) = run(&folder, None);
+        assert_eq!(trained, 24 - first, "what was trained is not trained again");
+        assert_eq!(curve(&history), curve(&unbroken.0));
+        assert_eq!((history.stopped, weights), (None, unbroken.1.clone()));
+    }
+}
+
+#[test]
 fn a_run_s_best_weights_are_loaded_for_its_own_data() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);

@@ -311,10 +311,13 @@ fn explorer_and_knobs_work_as_long_as_they_live() {
         panel.evcxr_display();
         kernel.slide(&kernel.widget("description", "T"), json!(6));
         until("T", || control.temperature() == Some(6.0));
+        // Steps of 0.1 add up to this.
+        kernel.slide(&kernel.widget("description", "T"), json!(9.799999999999999));
+        until("a round T", || control.temperature() == Some(9.8));
         control.set_learning_rate(0.1).unwrap();
         assert_eq!(kernel.displays().len(), 3);
         drop(panel);
-        assert_eq!(data(2)["text/plain"], "T 6, learning rate 0.1");
+        assert_eq!(data(2)["text/plain"], "T 9.8, learning rate 0.1");
         kernel.check_widgets();
         assert_eq!(kernel.updates(&kernel.widget("description", "learning rate")), [json!({"value": 0.1})]);
     });

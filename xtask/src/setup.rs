@@ -44,6 +44,8 @@ const ORACLE: [&str; 6] = [
 ];
 /// Takes single files out of wheels, and checks a SHA-256.
 const UNPACK: &str = include_str!("unpack.py");
+/// What JupyterLab does after it saved a notebook.
+const SERVER_CONFIG: &str = include_str!("../jupyter_server_config.py");
 
 /// Installs what is missing. `flavour`: None keeps what is installed, or goes by the NVIDIA driver.
 pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
@@ -73,6 +75,8 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
         })?;
     }
     kernelspec(paths)?;
+    steps::write(&paths.jupyter().join("config/jupyter_server_config.py"), SERVER_CONFIG)?;
+    keep_git_clean(&paths.root);
     template::build(paths, flavour)?;
     slots::refresh_ready(paths)?;
     if !ready {
@@ -369,6 +373,20 @@ fn weights(paths: &Paths) -> Result<()> {
     })
 }
 
+/// What git does with notebooks (`.gitattributes` names the filter): outputs are not part of what it compares and commits, so
+/// that a clone in which notebooks were run stays clean. The paths are relative, for all worktrees share the setting.
+const CLEAN_NOTEBOOK: &str = "if [ -x .kdlab/venv/bin/python ]; then .kdlab/venv/bin/python xtask/clean_notebook.py; \
+    else cat; fi";
+
+/// Does nothing without git, or in a folder that is no clone.
+fn keep_git_clean(root: &Path) {
+    if root.join(".git").exists() {
+        let mut git = Command::new("git");
+        git.args(["config", "--local", "filter.kdlab-notebook.clean", CLEAN_NOTEBOOK]).current_dir(root);
+        let _ = git.output();
+    }
+}
+
 /// Cheap enough to be done every time, so that the kernel is always the one of this source tree.
 fn kernelspec(paths: &Paths) -> Result<()> {
     let this = std::env::current_exe().context("cannot find this program's own file")?;
@@ -386,4 +404,88 @@ fn kernelspec(paths: &Paths) -> Result<()> {
         "env": { "KDLAB_ROOT": paths.root },
     });
     steps::write(&paths.jupyter().join("kernels/kdlab/kernel.json"), &format!("{spec:#}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notebook_that_was_run_is_no_change_to_git_and_an_edited_one_is() {
+        let clone = tempfile::tempdir().expect("a temporary folder");
+        let root = clone.path();
+        let git = |args: &[&str]| {
+            let mut git = Command::new("git");
+            git.args(["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]).args(args);
+            let output = git.current_dir(root).output().expect("git starts");
+            assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for file in ["xtask/clean_notebook.py", ".gitattributes", "notebooks/05_tweak.ipynb"] {
+            steps::create_dir(root.join(file).parent()).expect("a folder");
+            fs::copy(source.join(file), root.join(file)).expect("a copy");
+        }
+        fs::write(root.join(".gitignore"), "/.kdlab\n").expect("a file");
+        git(&["init", "-q"]);
+        git(&["add", "-A"]);
+        git(&["commit", "-q", "-m", "as it is published"]);
+        let python = root.join(".kdlab/venv/bin/python");
+        steps::create_dir(python.parent()).expect("a folder");
+        fs::write(&python, "#!/bin/sh\nexec python3 \"$@\"\n").expect("a file");
+        let run = |program: &str, args: &[&str]| Command::new(program).args(args).status().expect("it starts");
+        assert!(run("chmod", &["+x", &python.to_string_lossy()]).success());
+        keep_git_clean(root);
+
+        let notebook = root.join("notebooks/05_tweak.ipynb");
+        let published = fs::read_to_string(&notebook).expect("a notebook");
+        let ran = published
+            .replacen(
+                "\"outputs\": []",
+                "\"outputs\": [{\"output_type\": \"stream\", \"name\": \"stdout\", \"text\": \"7\"}]",
+                1,
+            )
+            .replacen("\"execution_count\": null", "\"execution_count\": 3", 1)
+            .replacen("\"metadata\": {}", "\"metadata\": {\"scrolled\": true}", 1)
+            .replacen("\"name\": \"Rust\"", "\"name\": \"Rust\", \"version\": \"\"", 1);
+        let save = |text: &str| {
+            fs::write(&notebook, text).expect("a run");
+            let hook = format!(
+                "class Any: pass\nc = Any()\nc.FileContentsManager = Any()\nget_config = lambda: c\n{SERVER_CONFIG}\n\
+                 settle_git(model={{'type': 'notebook'}}, os_path='{}', contents_manager=None)",
+                notebook.display()
+            );
+            assert!(run("python3", &["-c", &hook]).success());
+        };
+        save(&ran);
+        assert_eq!(git(&["status", "--porcelain"]), "");
+        save(&ran.replacen("temperature: f64 = 4.0", "temperature: f64 = 2.0", 1));
+        assert_eq!(git(&["status", "--porcelain"]), " M notebooks/05_tweak.ipynb\n");
+        let changed = git(&["diff", "--stat"]);
+        assert!(changed.contains("1 insertion(+), 1 deletion(-)"), "{changed}");
+    }
+
+    /// Else the first run of each would be a change.
+    #[test]
+    fn committed_notebooks_are_as_the_filter_leaves_them() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut seen = 0;
+        for folder in ["notebooks", "notebooks/exercises", "notebooks/exercises/source"] {
+            for entry in fs::read_dir(root.join(folder)).expect("a folder").flatten() {
+                if entry.path().extension().is_some_and(|extension| extension == "ipynb") {
+                    let mut filter = Command::new("python3");
+                    filter.arg(root.join("xtask/clean_notebook.py"));
+                    let output = filter.stdin(File::open(entry.path()).expect("a notebook")).output().expect("Python");
+                    assert_eq!(
+                        output.stdout,
+                        fs::read(entry.path()).expect("a notebook"),
+                        "{}",
+                        entry.path().display()
+                    );
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen >= 22, "{seen}");
+    }
 }

@@ -42,6 +42,10 @@ pub struct Cell {
     pub awaits_input: bool,
     /// It was told that its stdin has ended.
     pub met_end: bool,
+    /// Another page came while it ran.
+    pub joined: bool,
+    /// Code that shows afterwards what it made.
+    pub afterwards: Vec<String>,
     /// Variables that evcxr dropped, for their types were defined again.
     pub dropped: Vec<String>,
 }
@@ -63,6 +67,8 @@ impl Cell {
             killed: false,
             awaits_input: false,
             met_end: false,
+            joined: false,
+            afterwards: vec![],
             dropped: vec![],
         }
     }
@@ -128,6 +134,9 @@ impl Front {
         }
         self.last = Some(request.clone());
         self.cell = Some(Cell::new(request, code, self.count));
+        if let Some(request) = self.last.clone().filter(|_| asked["silent"] != true) {
+            self.tell_unseen(&request);
+        }
     }
 
     /// Ends the cell once evcxr has answered and has nothing more to say.
@@ -174,6 +183,7 @@ impl Front {
         self.end_floods();
         self.note(failure.is_none());
         let Some(cell) = self.cell.take() else { return };
+        self.remember_unseen(&cell);
         let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
         match &failure {
             None => {

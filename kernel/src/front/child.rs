@@ -30,6 +30,13 @@ const STDERR: &str = "stderr";
 const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it ends at once. The crate evcxr_input asks in an \
     input box: `:dep evcxr_input = \"1\"`, then `evcxr_input::get_string(\"name?\")`.\n";
 
+/// Form of a value that holds the metadata of its other forms, such as the width of a picture.
+const METADATA: &str = "application/vnd.kdlab.metadata+json";
+
+fn take_metadata(data: &mut Map<String, Value>) -> Value {
+    data.remove(METADATA).filter(Value::is_object).unwrap_or_else(|| json!({}))
+}
+
 impl Front {
     pub(super) fn handle_link(&mut self, event: LinkEvent) {
         match event {
@@ -104,6 +111,14 @@ impl Front {
             Some(("comm_close", content)) => {
                 self.comms.close(content);
                 self.publish("comm_close", json!({"comm_id": content["comm_id"], "data": {}}), parent);
+            }
+            Some(("comms_keep", _)) => self.comms.keep_all_of(id),
+            Some(("afterwards", code)) => {
+                if let (Some(cell), Some(code)) = (&mut self.cell, code.as_str())
+                    && !cell.afterwards.iter().any(|known| known == code)
+                {
+                    cell.afterwards.push(code.to_owned());
+                }
             }
             Some(("watch", _)) => {
                 if let Some(client) = self.clients.get_mut(&id) {
@@ -267,10 +282,11 @@ impl Front {
         match piece {
             Piece::Text(text) => self.print(STDOUT, text),
             Piece::Display(data) => self.show_display(data),
-            Piece::Result(data) => match &self.cell {
+            Piece::Result(mut data) => match &self.cell {
                 Some(cell) if content(&cell.request)["silent"] == true => {}
                 Some(cell) => {
-                    let content = json!({"data": data, "metadata": {}, "execution_count": cell.count});
+                    let metadata = take_metadata(&mut data);
+                    let content = json!({"data": data, "metadata": metadata, "execution_count": cell.count});
                     self.publish("execute_result", content, Some(&cell.request));
                 }
                 // evcxr tries itself out while it starts.
@@ -308,8 +324,9 @@ impl Front {
         }
     }
 
-    pub(super) fn show_display(&self, data: Map<String, Value>) {
-        self.publish_display(&json!({"data": data}), self.parent().as_ref());
+    pub(super) fn show_display(&self, mut data: Map<String, Value>) {
+        let metadata = take_metadata(&mut data);
+        self.publish_display(&json!({"data": data, "metadata": metadata}), self.parent().as_ref());
     }
 
     pub(super) fn tick(&mut self) {
