@@ -572,3 +572,67 @@ fn files_that_are_no_state_dict_say_what_they_are() {
     let script = read(&archive.finish().unwrap().into_inner()).unwrap_err().to_string();
     assert!(script.contains("TorchScript") && script.contains("torch.jit.load"), "{script}");
 }
+
+#[test]
+fn weights_that_lie_deeper_are_found_and_of_several_sets_the_user_chooses() {
+    let beside = |p: Pickle| p.text("epoch").int(3).op(b"u");
+    // {"checkpoint": {"model": {"state_dict": ...}, "epoch": 3}}, ({...}, 3) and [{...}]
+    let deep = Pickle::new().op(b"}(").text("checkpoint").op(b"}(").text("model").op(b"}(").text("state_dict");
+    let deep = beside(deep.state_dict(&[("module.fc.weight", ROW)]).op(b"u")).op(b"u").stop();
+    let tuple = Pickle::new().op(b"(").state_dict(&[("fc.weight", ROW)]).int(3).op(b"t").stop();
+    let listed = Pickle::new().op(b"](").state_dict(&[("fc.weight", ROW)]).op(b"e").stop();
+    for main in [deep, tuple, listed] {
+        let (_folder, path) = file(&stored(main, &[("0", six())]));
+        let mut model = tiny_head();
+        model.load(&path).unwrap();
+        assert_eq!(list(&model.state()[0].1), [0., 1., 2., 3., 4., 5.]);
+    }
+    // Self-distillation keeps two networks of the same names; neither is "the" weights.
+    let pair = |p: Pickle| {
+        p.op(b"}(")
+            .text("student")
+            .state_dict(&[("fc.weight", ROW)])
+            .text("teacher")
+            .state_dict(&[("fc.weight", ROW)])
+            .op(b"u")
+    };
+    let wrapped = pair(Pickle::new().op(b"}").text("nets")).op(b"s").stop();
+    for main in [pair(Pickle::new()).stop(), wrapped] {
+        let text = read(&stored(main, &[("0", six())])).unwrap_err().to_string();
+        assert!(
+            text.contains("several sets of weights") && text.contains("student") && text.contains("teacher"),
+            "{text}"
+        );
+    }
+    // A list that holds itself, and a dictionary that holds it.
+    let own = Pickle::new().op(b"]q\x00h\x00a").stop();
+    assert!(read(&stored(own, &[])).unwrap_err().to_string().contains("no named tensors"));
+}
+
+#[test]
+fn what_is_odd_about_loaded_weights_is_said() {
+    let said = |main: Vec<u8>, data: Vec<u8>| {
+        let (_folder, path) = file(&stored(main, &[("0", data)]));
+        tiny_head().load(&path).unwrap().to_string()
+    };
+    let plain = || Pickle::new().state_dict(&[("fc.weight", ROW)]).stop();
+    assert_eq!(said(plain(), six()), "1 variables loaded");
+    let text = said(plain(), f32s([0.0, f32::NAN, 2.0, 3.0, 4.0, f32::INFINITY]));
+    assert!(text.contains("1 of them hold numbers that are not finite (fc.weight)"), "{text}");
+    // Only the moving average is there.
+    let ema = Pickle::new().op(b"}").text("ema_state_dict").state_dict(&[("fc.weight", ROW)]).op(b"s").stop();
+    let text = said(ema, six());
+    assert!(text.contains("the weights are the moving average under \"ema_state_dict\""), "{text}");
+    // A sparse tensor among the others can't be built here.
+    let sparse = Pickle::new()
+        .op(b"}(")
+        .text("fc.weight")
+        .tensor(&ROW)
+        .text("fc.mask")
+        .global("torch._utils", "_rebuild_sparse_tensor")
+        .op(b")R")
+        .op(b"u")
+        .stop();
+    let text = said(sparse, six());
+    assert!(text.contains("1 of its tensors are of a kind that is not read (fc.mask)"), "{text}");
+}

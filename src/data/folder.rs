@@ -2,11 +2,12 @@
 
 use super::pool::Pool;
 use super::split::{Purpose, reordered, stratified};
-use super::{DataOptions, Dataset, Rows, assemble, check, file_name, list};
+use super::{DataOptions, Dataset, Rows, assemble, check, file_name, list, roboflow};
 use crate::{Error, Result};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
-use std::collections::HashMap;
-use std::io::Cursor;
+use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
+use std::collections::{HashMap, HashSet};
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_128;
@@ -17,9 +18,10 @@ const TEST: f64 = 0.1;
 /// Images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it, of any sizes: each is resized to
 /// `size` x `size` pixels on load. Grey images get three equal channels, transparent ones a white background.
 ///
-/// A picture that is not square is squeezed into one. A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`, `validation/`)
-/// with the class folders in them, of which the last two may be missing. Files that cannot be read are skipped,
-/// counted and named in the notices.
+/// A picture that is not square is squeezed into one; of an animated one the first frame is taken. A tenth of each class becomes
+/// the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`, `validation/`) with the class folders in them, of
+/// which the last two may be missing. Tiny-ImageNet's layout is read, and Roboflow's exports for classification. Whatever is left
+/// out is counted and named in the notices.
 ///
 /// # Errors
 /// When there are no images, no readable ones, one class only, or too few of a class for it to be in every split.
@@ -35,7 +37,13 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
         )));
     };
     let mut notices = Vec::new();
-    let mut classes: Vec<String> = class_folders(root)?.iter().map(|p| file_name(p)).collect();
+    let mut classes: Vec<String> = match roboflow::has_table(root) {
+        true => roboflow::table(root)?.classes,
+        false => class_folders(root)?.iter().map(|p| file_name(p)).collect(),
+    };
+    if let Some((_, twice)) = classes.iter().enumerate().find(|(i, name)| classes[..*i].contains(name)) {
+        return Err(Error::Data(format!("two classes in {} read {twice:?}: rename one", root.display())));
+    }
     if classes.iter().all(|name| name.parse::<u64>().is_ok()) {
         let by_name = classes.clone();
         classes.sort_by_key(|name| name.parse::<u64>().unwrap_or_default());
@@ -46,41 +54,69 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
             ));
         }
     }
-    let (mut files, mut unread, mut nested) = (Vec::new(), Vec::new(), 0); // files: (part, path, label)
+    let mut files: Vec<File> = Vec::new();
+    let mut found = Pictures::default();
+    // Pictures that have no class, and names in tables that no picture bears.
+    let (mut unlabelled, mut absent) = (Vec::new(), Vec::new());
+    let roots: Vec<PathBuf> = parts.iter().map(|(_, root)| root.clone()).collect();
     parts.retain(|(part, root)| {
-        let unlabelled = *part != Part::Train && is_unlabelled(root, &classes);
-        if unlabelled {
+        let unused = *part != Part::Train && is_unlabelled(root, &classes);
+        if unused {
             notices
                 .push(format!("{} has no folders of classes, so its images have no labels: not used", root.display()));
         }
-        !unlabelled
+        !unused
     });
+    let label_of = |class: &str, place: &Path| {
+        let label = classes.iter().position(|known| known == class).map(|label| label as i64);
+        label.ok_or_else(|| {
+            let place = place.display();
+            Error::Data(format!("{place} is a class that train/ does not have: add it there or remove it"))
+        })
+    };
     for (part, root) in &parts {
+        if roboflow::has_table(root) {
+            let table = roboflow::table(root)?;
+            let named = |file: &PathBuf| table.labels.get(&file_name(file)).copied();
+            let there = found.of(root, false)?;
+            let seen: HashSet<String> = there.iter().map(|file| file_name(file)).collect();
+            absent.extend(table.labels.keys().filter(|name| !seen.contains(*name)).map(|name| root.join(name)));
+            for file in there {
+                match named(&file).flatten() {
+                    Some(class) => {
+                        let class = &table.classes[class];
+                        files.push((*part, file, label_of(class, &table.path.join(class))?));
+                    }
+                    None => unlabelled.push(file),
+                }
+            }
+            continue;
+        }
         if let Some(labels) = annotations(root)? {
-            for file in pictures(&root.join("images"))?.read {
-                let class = labels.get(&file_name(&file));
-                let Some(label) = classes.iter().position(|c| Some(c) == class) else {
-                    return Err(Error::Data(format!(
-                        "{} gives {} the class {class:?}, which train/ does not have",
-                        root.join(ANNOTATIONS).display(),
-                        file_name(&file)
-                    )));
-                };
-                files.push((*part, file, label as i64));
+            let (annotated, images) = (root.join(ANNOTATIONS), root.join("images"));
+            for file in found.of(&images, true)? {
+                match labels.get(&file_name(&file)) {
+                    Some(class) => files.push((*part, file, label_of(class, &annotated.join(class))?)),
+                    None => unlabelled.push(file),
+                }
             }
             continue;
         }
         for folder in class_folders(root)? {
-            let Some(label) = classes.iter().position(|c| *c == file_name(&folder)) else {
-                return Err(Error::Data(format!(
-                    "{} is a class that train/ does not have: add it there or remove it",
-                    folder.display()
-                )));
-            };
-            let found = pictures(&folder)?;
-            nested += found.read.iter().filter(|file| file.parent() != Some(&folder)).count();
-            unread.extend(found.unread);
-            files.extend(found.read.into_iter().map(|file| (*part, file, label as i64)));
+            let label = label_of(&file_name(&folder), &folder)?;
+            let images = found.of(&folder, true)?;
+            files.extend(images.into_iter().map(|file| (*part, file, label)));
+        }
+        unlabelled.extend(found.of(root, false)?);
+    }
+    if parts.iter().all(|(_, root)| root != path) {
+        unlabelled.extend(found.of(path, false)?);
+        for folder in class_folders(path)?.iter().filter(|folder| roots.iter().all(|root| root != *folder)) {
+            // One of `val/` and `valid/`, or what nobody asked for.
+            let n = Pictures::default().of(folder, true)?.len();
+            if n > 0 {
+                notices.push(format!("{n} images in {} are in none of the splits: not used", folder.display()));
+            }
         }
     }
     if files.is_empty() {
@@ -89,11 +125,22 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
             path.display()
         )));
     }
-    if nested > 0 {
+    if found.nested > 0 {
+        let nested = found.nested;
         notices.push(format!("{nested} images lie in folders below that of a class: they are taken for that class"));
     }
-    if !unread.is_empty() {
-        notices.push(format!("{} of a kind that is not read: {}", pictures_are(unread.len()), named(&unread)));
+    absent.sort();
+    for (paths, what) in [
+        (&found.unread, "of a kind that is not read"),
+        (&unlabelled, "in no folder of a class and in no table, so without a label: not used"),
+        (&absent, "named in a table and missing"),
+    ] {
+        if !paths.is_empty() {
+            notices.push(format!("{} {what}: {}", pictures_are(paths.len()), named(paths)));
+        }
+    }
+    if !found.skipped.is_empty() {
+        notices.push(format!("not looked into, for they lie too deep or lead back: {}", named(&found.skipped)));
     }
     let (pool, kept) = decode(&files, size, &mut notices)?;
     notices.extend(repeated(&files, &kept));
@@ -139,10 +186,10 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
 pub fn read_image(path: impl AsRef<Path>, size: i64) -> Result<Tensor> {
     let path = path.as_ref();
     check_size(size)?;
-    let (pixels, _) = read(path, size as u32).map_err(|why| {
+    let read = read(path, size as u32).map_err(|why| {
         Error::Data(format!("the image {} cannot be used: {why}; give a PNG or JPEG", path.display()))
     })?;
-    Ok(Tensor::f_from_slice(&pixels)?.f_view([3, size, size])?)
+    Ok(Tensor::f_from_slice(&read.pixels)?.f_view([3, size, size])?)
 }
 
 fn check_size(size: i64) -> Result<()> {
@@ -162,8 +209,11 @@ enum Part {
 /// Whether a folder looks like one of images per class.
 pub(super) fn find(path: &Path) -> Result<bool> {
     for (_, root) in parts(path)? {
+        if roboflow::has_table(&root) {
+            return Ok(true);
+        }
         for folder in class_folders(&root)? {
-            if !pictures(&folder)?.read.is_empty() {
+            if !Pictures::default().of(&folder, true)?.is_empty() {
                 return Ok(true);
             }
         }
@@ -174,7 +224,9 @@ pub(super) fn find(path: &Path) -> Result<bool> {
 /// The folders that hold class folders, train first: `path` itself, or `train/` and its siblings.
 fn parts(path: &Path) -> Result<Vec<(Part, PathBuf)>> {
     let train = path.join("train");
-    if !train.is_dir() || class_folders(&train)?.is_empty() {
+    let holds_classes = |root: &Path| Ok::<_, Error>(roboflow::has_table(root) || !class_folders(root)?.is_empty());
+    roboflow::refuse_others(path, train.is_dir() && holds_classes(&train)?)?;
+    if !train.is_dir() || !holds_classes(&train)? {
         return Ok(if class_folders(path)?.is_empty() { vec![] } else { vec![(Part::Train, path.into())] });
     }
     let mut parts = vec![(Part::Train, train)];
@@ -217,38 +269,77 @@ fn annotations(root: &Path) -> Result<Option<HashMap<String, String>>> {
     Ok(Some(text.lines().filter_map(pair).collect()))
 }
 
-/// What lies in the folder of a class.
+/// What was found in folders of classes.
 #[derive(Default)]
 struct Pictures {
-    read: Vec<PathBuf>,
+    /// Of kinds that are not decoded.
     unread: Vec<PathBuf>,
+    /// Folders that were not looked into.
+    skipped: Vec<PathBuf>,
+    /// How many lie in folders below that of their class.
+    nested: usize,
 }
 
 const READ: [&str; 9] = ["png", "jpg", "jpeg", "jfif", "webp", "tif", "tiff", "bmp", "gif"];
 /// Kinds of pictures that people have and this crate does not decode.
-const UNREAD: [&str; 5] = ["heic", "heif", "avif", "jp2", "ppm"];
-/// Below this, links lead in a circle.
+const UNREAD: [&str; 21] = [
+    "heic", "heif", "avif", "jp2", "j2k", "jxl", "ppm", "pgm", "pbm", "pnm", "tga", "dds", "ico", "svg", "psd", "exr",
+    "hdr", "cr2", "nef", "arw", "dng",
+];
+/// Nobody's classes lie deeper.
 const DEEPEST: usize = 8;
 
-fn pictures(folder: &Path) -> Result<Pictures> {
-    let mut found = Pictures::default();
-    let mut left = vec![(folder.to_owned(), 0)];
-    while let Some((folder, depth)) = left.pop() {
-        for path in list(&folder)? {
-            let kind = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-            if path.is_dir() {
-                if depth < DEEPEST && !file_name(&path).starts_with('.') && file_name(&path) != "__MACOSX" {
-                    left.push((path, depth + 1));
+impl Pictures {
+    /// The pictures in a folder that are read, sorted; with `below`, also those in folders below it. What else there is of
+    /// pictures is noted.
+    fn of(&mut self, class: &Path, below: bool) -> Result<Vec<PathBuf>> {
+        let mut read = Vec::new();
+        let mut left = vec![(class.to_owned(), 0)];
+        // A link may lead back to where we are, and the same pictures would be found again and again.
+        let mut seen: HashSet<PathBuf> = class.canonicalize().into_iter().collect();
+        while let Some((folder, depth)) = left.pop() {
+            for path in list(&folder)? {
+                if path.is_dir() {
+                    if !below || file_name(&path) == "__MACOSX" {
+                        continue;
+                    }
+                    let is_new = path.canonicalize().is_ok_and(|real| seen.insert(real));
+                    match is_new && depth < DEEPEST {
+                        true => left.push((path, depth + 1)),
+                        false => self.skipped.push(path),
+                    }
+                    continue;
                 }
-            } else if READ.contains(&kind.as_str()) {
-                found.read.push(path);
-            } else if UNREAD.contains(&kind.as_str()) {
-                found.unread.push(path);
+                match kind(&path) {
+                    Some(true) => read.push(path),
+                    Some(false) => self.unread.push(path),
+                    None => {}
+                }
             }
         }
+        self.nested += read.iter().filter(|file| below && file.parent() != Some(class)).count();
+        read.sort();
+        Ok(read)
     }
-    found.read.sort();
-    Ok(found)
+}
+
+/// Whether a file is a picture that is read, one that is not, or none; by its name, or by its first bytes where the name says
+/// nothing.
+fn kind(path: &Path) -> Option<bool> {
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    if READ.contains(&extension.as_str()) {
+        return Some(true);
+    }
+    if UNREAD.contains(&extension.as_str()) {
+        return Some(false);
+    }
+    let mut start = Vec::new();
+    // Whatever is no file, such as a pipe, would be waited for.
+    let file =
+        std::fs::metadata(path).ok().filter(|about| about.is_file()).and_then(|_| std::fs::File::open(path).ok())?;
+    file.take(32).read_to_end(&mut start).ok()?;
+    let format = image::guess_format(&start).ok()?;
+    Some(format.reading_enabled())
 }
 
 fn pictures_are(count: usize) -> String {
@@ -298,7 +389,7 @@ type Kept = (usize, u128);
 /// Reads all images, on all cores, into a pool; gives those kept, in order.
 fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool, Vec<Kept>)> {
     let mut pool = Pool::new(files.len(), [3, size, size])?;
-    let (mut kept, mut bad, mut seen) = (Vec::new(), Vec::new(), 0);
+    let (mut kept, mut bad, mut moving, mut seen) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     // Only so many are decoded at a time as keep the cores busy: photographs are large.
     for piece in files.chunks(threads * 8) {
@@ -317,9 +408,12 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
         });
         for ((_, path, label), image) in piece.iter().zip(decoded) {
             match image {
-                Ok((pixels, digest)) => {
-                    pool.push(&pixels, &[*label])?;
-                    kept.push((seen, digest));
+                Ok(read) => {
+                    pool.push(&read.pixels, &[*label])?;
+                    kept.push((seen, read.digest));
+                    if read.moves {
+                        moving.push(path.clone());
+                    }
                 }
                 Err(why) => bad.push(format!("{} ({why})", path.display())),
             }
@@ -335,12 +429,37 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
             bad[..bad.len().min(5)].join(", ")
         ));
     }
+    if !moving.is_empty() {
+        notices.push(format!(
+            "{} animated, of which the first frame is taken: {}",
+            pictures_are(moving.len()),
+            named(&moving)
+        ));
+    }
     Ok((pool, kept))
 }
 
-/// One file as u8 `[3, size, size]`, and a digest of its bytes.
-fn read(path: &Path, size: u32) -> std::result::Result<(Vec<u8>, u128), String> {
+/// Bytes that a picture may take when decoded: 178 megapixels, as in Python's Pillow. A file of a few bytes may claim any size.
+const LARGEST: u64 = 3 * 178 << 20;
+
+/// One file, decoded.
+struct Decoded {
+    /// u8 `[3, size, size]`
+    pixels: Vec<u8>,
+    /// Of the file's bytes.
+    digest: u128,
+    /// Whether there are more frames behind the first.
+    moves: bool,
+}
+
+fn read(path: &Path, size: u32) -> std::result::Result<Decoded, String> {
+    if !std::fs::metadata(path).map_err(|e| e.to_string())?.is_file() {
+        return Err("it is no file".to_owned());
+    }
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    if bytes.is_empty() {
+        return Err("the file is empty".to_owned());
+    }
     let decode = || -> image::ImageResult<DynamicImage> {
         // By content, not by name: many a .jpg is a PNG.
         let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
@@ -348,6 +467,10 @@ fn read(path: &Path, size: u32) -> std::result::Result<(Vec<u8>, u128), String> 
             return Err(std::io::Error::other("the file is cut off").into());
         }
         let mut decoder = reader.into_decoder()?;
+        let (width, height) = decoder.dimensions();
+        if decoder.total_bytes() > LARGEST {
+            return Err(std::io::Error::other(format!("{width} x {height} pixels are too many")).into());
+        }
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation); // cameras store turned photographs as they came off the sensor
@@ -355,12 +478,30 @@ fn read(path: &Path, size: u32) -> std::result::Result<(Vec<u8>, u128), String> 
     };
     let image = decode().map_err(|e| match e {
         image::ImageError::IoError(e) => e.to_string(),
-        _ => "not a whole PNG or JPEG".to_owned(),
+        image::ImageError::Unsupported(e) => format!("of a kind that is not read: {e}").chars().take(120).collect(),
+        _ => "not a whole picture".to_owned(),
     })?;
+    if image.width() == 0 || image.height() == 0 {
+        return Err("it has no pixels".to_owned());
+    }
     let image = imageops::resize(&on_white(image), size, size, imageops::FilterType::Triangle);
-    let pixels = image.as_raw();
-    let planes = (0..3).flat_map(|c| pixels.iter().skip(c).step_by(3).copied()).collect();
-    Ok((planes, xxh3_128(&bytes)))
+    let raw = image.as_raw();
+    let pixels = (0..3).flat_map(|c| raw.iter().skip(c).step_by(3).copied()).collect();
+    Ok(Decoded { pixels, digest: xxh3_128(&bytes), moves: moves(&bytes) })
+}
+
+/// Whether a picture has more than one frame.
+fn moves(bytes: &[u8]) -> bool {
+    let more = || -> image::ImageResult<bool> {
+        let bytes = Cursor::new(bytes);
+        Ok(match image::guess_format(bytes.get_ref())? {
+            ImageFormat::Gif => GifDecoder::new(bytes)?.into_frames().take(2).filter(|frame| frame.is_ok()).count() > 1,
+            ImageFormat::WebP => WebPDecoder::new(bytes)?.has_animation(),
+            ImageFormat::Png => PngDecoder::new(bytes)?.is_apng()?,
+            _ => false,
+        })
+    };
+    more().unwrap_or(false)
 }
 
 /// Whether the end marker follows the pixels. Decoders fill up a file that was cut off with grey, which is no picture to

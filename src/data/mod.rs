@@ -15,6 +15,7 @@ pub mod download;
 mod folder;
 mod idx;
 mod pool;
+mod roboflow;
 mod split;
 mod transform;
 mod views;

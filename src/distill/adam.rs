@@ -51,17 +51,25 @@ impl Adam {
     /// # Errors
     /// When it depends on none.
     pub fn backward_step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<()> {
+        let reaches_none = || {
+            Error::Input(
+                "the loss depends on no weight that learns: compute it from the network's output with operations of \
+                 tensors, without numbers, detach or argmax in between, and outside of no_grad; and look whether student and \
+                 teacher are swapped in it"
+                    .into(),
+            )
+        };
         // libtorch would end the process.
         if !loss.requires_grad() {
-            return Err(Error::Input(
-                "the loss depends on no weight that learns: compute it from the network's output with operations of \
-                 tensors, without numbers, detach or argmax in between, and outside of no_grad"
-                    .into(),
-            ));
+            return Err(reaches_none());
         }
         let parameters: Vec<_> =
             self.groups.iter().flat_map(|group| &group.parameters).map(|(_, parameter)| parameter).collect();
-        let mut gradients = Tensor::f_run_backward(&[loss], &parameters, false, false)?.into_iter();
+        let gradients = Tensor::f_run_backward(&[loss], &parameters, false, false)?;
+        if !gradients.iter().any(Tensor::defined) {
+            return Err(reaches_none());
+        }
+        let mut gradients = gradients.into_iter();
         self.steps += 1;
         let correction1 = 1.0 - BETA1.powf(self.steps as f64);
         let correction2 = (1.0 - BETA2.powf(self.steps as f64)).sqrt();

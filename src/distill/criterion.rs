@@ -80,6 +80,32 @@ impl Criterion {
         self.kd
     }
 
+    /// Refuses a function of one's own of which a term never reaches the student, as happens when student and teacher are
+    /// swapped in it: KL then trains in the other direction, and cross-entropy measures the teacher.
+    pub(super) fn check_direction(&self, logits: &Tensor, batch: &Minibatch) -> Result<()> {
+        let (Function::Soft(f), Some(kd)) = (&self.function, self.kd) else { return Ok(()) };
+        for (alpha, term) in [(1.0, "the teacher's term"), (0.0, "the term of the labels")] {
+            let student = logits.f_detach()?.f_set_requires_grad(true)?;
+            let loss = f(&student, &batch.labels, batch.teacher()?, kd.temperature(), alpha);
+            // Of another shape or without any gradient, both of which are told elsewhere; or without this term.
+            if loss.numel() != 1 || !loss.requires_grad() || loss.f_double_value(&[])?.abs() < 1e-6 {
+                continue;
+            }
+            let gradients = Tensor::f_run_backward(&[&loss], &[&student], false, false)?;
+            let gradient = gradients.first().filter(|gradient| gradient.defined());
+            let reaches =
+                gradient.map_or(Ok(false), |g| g.f_ne(0.0)?.f_any()?.f_int64_value(&[]).map(|any| any != 0))?;
+            if !reaches {
+                return Err(Error::Input(format!(
+                    "loss {}: at alpha = {alpha} it has no gradient towards the student, so {term} teaches it nothing; \
+                     student and teacher are perhaps swapped in it: the order is (student, labels, teacher, temperature, alpha)",
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The loss of one batch at `kd` (the values in force now), a scalar with a gradient towards `logits`.
     pub(super) fn loss(&self, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<Tensor> {
         let loss = match (&self.function, kd) {

@@ -463,6 +463,8 @@ fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: 
                 }
             }
         }
+        let batch = train.batch(&(0..train.len().min(8) as i64).collect::<Vec<_>>(), model.device())?;
+        criterion.check_direction(&no_grad(|| model.forward(&batch.inputs, false))?, &batch)?;
     }
     Ok(())
 }

@@ -45,7 +45,17 @@ impl KdLoss {
     }
 
     /// The loss, a scalar. `student` and `teacher` are logits `[B, C]` of one float kind, `labels` i64 `[B]`.
+    ///
+    /// # Errors
+    /// When shapes don't fit, or only the teacher's logits carry a gradient, as they do when the two are swapped.
     pub fn forward(&self, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+        if teacher.requires_grad() && !student.requires_grad() {
+            return Err(Error::Input(
+                "this loss has no gradient towards the student: only the teacher's logits carry one. Are the two swapped? \
+                 It is forward(student, labels, teacher). To measure alone, compute the teacher's logits in no_grad"
+                    .into(),
+            ));
+        }
         self.mix(&|| self.divergence(student, teacher), &|| cross_entropy(student, labels))
     }
 

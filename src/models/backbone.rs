@@ -142,7 +142,8 @@ impl Backbone {
         let backbone = Self::untrained(arch, device, 0)?;
         let (mut tensors, notes) = weights::read_weights_for(path, &backbone.model.state())?;
         tensors.retain(|(name, _)| !name.starts_with(arch.classifier()));
-        let report = LoadReport { notes, ..weights::load(arch.name(), &backbone.model.state(), tensors, path)? };
+        let mut report = weights::load(arch.name(), &backbone.model.state(), tensors, path)?;
+        report.notes.splice(0..0, notes);
         Ok((backbone, report))
     }
 

@@ -178,7 +178,9 @@ impl Model {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let path = path.as_ref();
         let (tensors, notes) = weights::read_weights_for(path, &self.state())?;
-        Ok(LoadReport { notes, ..weights::load(&self.name, &self.state(), tensors, path)? })
+        let mut report = weights::load(&self.name, &self.state(), tensors, path)?;
+        report.notes.splice(0..0, notes);
+        Ok(report)
     }
 
     /// Shapes, parameters and multiply-adds for one image of shape `[C, H, W]`.

@@ -6,8 +6,8 @@
 //! most `n` values, whatever it nests or repeats.
 
 use crate::files;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use tch::{Kind, Tensor};
 
 /// Why a file was refused, without its name.
@@ -492,24 +492,37 @@ impl<'a> Machine<'a> {
         };
         let is_tensor = |entry: &(&str, usize)| matches!(self.values[entry.1], Value::Tensor { .. });
         let sets: Vec<_> = named(root).into_iter().filter(|(_, value)| named(*value).iter().any(is_tensor)).collect();
-        let wrapped = WRAPPERS.iter().find_map(|wrapper| sets.iter().find(|(name, _)| name == wrapper));
-        // Under a name of their own, if they are the only ones.
+        let wrapped = WRAPPERS.iter().find_map(|wrapper| sets.iter().find(|(name, _)| name == wrapper)).copied();
+        let bare = named(root).iter().any(is_tensor);
+        // Under a name of their own, if they are the only ones; or deeper.
         let wrapped = match &sets[..] {
-            [only] if wrapped.is_none() && !named(root).iter().any(is_tensor) => Some(only),
+            [only] if wrapped.is_none() && !bare => Some(*only),
+            [] if !bare => self.deeper(root)?,
+            [_, ..] if wrapped.is_none() && !bare => return Err(several(&sets)),
             _ => wrapped,
         };
-        let averaged =
-            sets.iter().find(|(name, _)| name.to_lowercase().split(['_', '-', '.']).any(|part| part == "ema"));
-        if let (Some((taken, _)), Some((left, _))) = (wrapped, averaged)
-            && taken != left
-        {
-            notes.push(format!(
+        let is_average = |name: &str| name.to_lowercase().split(['_', '-', '.']).any(|part| part == "ema");
+        let averaged = sets.iter().find(|(name, _)| is_average(name));
+        match (wrapped, averaged) {
+            (Some((taken, _)), Some((left, _))) if taken != *left => notes.push(format!(
                 "the weights under {:?} were taken, not their moving average under {:?}",
                 printable(taken),
                 printable(left)
-            ));
+            )),
+            (Some((taken, _)), _) if is_average(taken) => {
+                notes.push(format!("the weights are the moving average under {:?}", printable(taken)));
+            }
+            _ => {}
         }
-        let entries = named(wrapped.map_or(root, |(_, dict)| *dict));
+        let entries = named(wrapped.map_or(root, |(_, dict)| dict));
+        let odd: Vec<String> = entries
+            .iter()
+            .filter(|(name, value)| name.contains('.') && matches!(self.values[*value], Value::Opaque))
+            .map(|(name, _)| printable(name))
+            .collect();
+        if let Some(first) = odd.first() {
+            notes.push(format!("{} of its tensors are of a kind that is not read ({first})", odd.len()));
+        }
         let mut loaded = HashMap::new();
         let mut tensors = Vec::new();
         for (name, value) in entries {
@@ -529,6 +542,38 @@ impl<'a> Machine<'a> {
             }
             Some(name) if tensors.is_empty() => Err(self.refused(name)),
             _ => Ok(tensors),
+        }
+    }
+
+    /// The one set of tensors with names that lies in dictionaries, tuples or lists below `root`.
+    fn deeper(&self, root: usize) -> Outcome<Option<(&'a str, usize)>> {
+        let (mut sets, mut left, mut seen) = (Vec::new(), vec![("", root)], HashSet::new());
+        while let Some((name, value)) = left.pop() {
+            // A container may hold itself.
+            if !seen.insert(value) {
+                continue;
+            }
+            match &self.values[value] {
+                Value::Dict(pairs) => {
+                    let named = pairs.iter().filter_map(|&(key, value)| match self.values[key] {
+                        Value::Str(name) => Some((name, value)),
+                        _ => None,
+                    });
+                    if named.clone().any(|(_, value)| matches!(self.values[value], Value::Tensor { .. })) {
+                        sets.push((name, value));
+                    } else {
+                        left.extend(named);
+                    }
+                }
+                Value::Tuple(items) | Value::List(items) => left.extend(items.iter().map(|&item| (name, item))),
+                _ => {}
+            }
+        }
+        let wrapped: Vec<_> = sets.iter().copied().filter(|(name, _)| WRAPPERS.contains(name)).collect();
+        match (&sets[..], &wrapped[..]) {
+            ([only], _) | (_, [only]) => Ok(Some(*only)),
+            ([], _) => Ok(None),
+            _ => Err(several(&sets)),
         }
     }
 
@@ -573,6 +618,14 @@ impl<'a> Machine<'a> {
 /// A name from a hostile file, fit for one line of an error.
 pub(super) fn printable(name: &str) -> String {
     name.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn several(sets: &[(&str, usize)]) -> String {
+    let names: Vec<String> = sets.iter().take(5).map(|(name, _)| format!("{:?}", printable(name))).collect();
+    format!(
+        "it holds several sets of weights ({}); in Python, save the one you mean alone: torch.save(torch.load(FILE)[...], ...)",
+        names.join(", ")
+    )
 }
 
 fn broken() -> String {

@@ -152,3 +152,47 @@ impl Drop for Autocast {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether this thread casts on the CPU, and to what.
+    fn state() -> (bool, i8) {
+        // SAFETY: as above.
+        unsafe { (is_autocast_enabled(CPU), get_autocast_dtype(CPU)) }
+    }
+
+    #[test]
+    fn a_pass_leaves_autocast_as_it_was_however_it_ends() {
+        const FLOAT16: i8 = 5; // `c10::ScalarType::Half`
+        let one = || Tensor::f_from_slice(&[1f32]).map_err(Error::from);
+        for (enabled, dtype) in [(false, BFLOAT16), (false, FLOAT16), (true, FLOAT16)] {
+            // SAFETY: as above.
+            unsafe {
+                set_autocast_dtype(CPU, dtype);
+                set_autocast_enabled(CPU, enabled);
+            }
+            let run = |pass: &dyn Fn() -> Result<Tensor>| Precision::Bf16.run(Device::Cpu, pass);
+            let inside = run(&|| {
+                assert_eq!(state(), (true, BFLOAT16));
+                one()
+            });
+            assert!(inside.is_ok());
+            assert_eq!(state(), (enabled, dtype), "after a pass");
+            assert!(run(&|| Err(Error::Input("a layer that fails".into()))).is_err());
+            assert_eq!(state(), (enabled, dtype), "after an error");
+            let panicked = std::panic::catch_unwind(|| run(&|| panic!("a layer that panics")));
+            assert!(panicked.is_err());
+            assert_eq!(state(), (enabled, dtype), "after a panic");
+            // A pass within a pass: the inner one hands back what the outer one set.
+            let nested = run(&|| {
+                assert!(run(&|| Err(Error::Input("inner".into()))).is_err());
+                assert_eq!(state(), (true, BFLOAT16));
+                one()
+            });
+            assert!(nested.is_ok());
+            assert_eq!(state(), (enabled, dtype), "after nested passes");
+        }
+    }
+}

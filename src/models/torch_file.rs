@@ -9,7 +9,8 @@ const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 
 
 /// Reads the tensors of a `.pth` file in the zip format (PyTorch 1.6 and later).
 pub(crate) fn read_zip(bytes: &[u8], notes: &mut Vec<String>) -> Outcome<Vec<(String, Tensor)>> {
-    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("zip: {e}"))?;
+    let mut archive = zip::ZipArchive::new(Cursor::new(bytes))
+        .map_err(|e| format!("its zip archive is cut off or damaged ({e}); download or save it again"))?;
     let pickle = archive
         .file_names()
         .filter_map(|name| Some(name.ok()?.into_owned()))

@@ -71,6 +71,15 @@ pub(crate) fn load(
     // A counter of PyTorch's BatchNorm that nothing here reads.
     report.unexpected = found.into_keys().filter(|name| !name.ends_with("num_batches_tracked")).collect();
     report.unexpected.sort();
+    let mut wild = Vec::new();
+    for (name, _, tensor) in &copies {
+        if tensor.is_floating_point() && tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            wild.push(name.as_str());
+        }
+    }
+    if let Some(first) = wild.first() {
+        report.notes.push(format!("{} of them hold numbers that are not finite ({first})", wild.len()));
+    }
     report.loaded = copies.iter().map(|(name, ..)| (*name).clone()).collect();
     if !report.missing.is_empty() || !report.mis_shaped.is_empty() {
         return Err(Error::Data(format!(

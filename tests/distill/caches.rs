@@ -135,3 +135,57 @@ fn a_head_on_features_equals_the_articles_way() {
     let largest = cached.iter().zip(&forward).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(largest < 1e-4, "{largest}");
 }
+
+/// A power loss leaves files that are as long as they were to be, and zeros where the disk had not got to yet.
+#[test]
+fn rows_are_believed_by_their_sums_and_not_by_their_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (cache, features) = (folder.path().join("cache"), folder.path().join("features"));
+    let rows = Arc::new(Mutex::new(0));
+    let heard = Arc::clone(&rows);
+    let listener = Listener::new(move |e| {
+        if let Event::Progress(p) = e {
+            *heard.lock().unwrap() = p.total;
+        }
+    });
+    let views = kdlab::data::Views::new(true, &[]).unwrap();
+    let pass = || view_logits(&tiny_model(1), &data.train, &Transform::cifar10(32), &views, 16, &cache, &listener);
+    let made = pass().unwrap();
+    let whole = std::fs::read(&made.path).unwrap();
+    let zeroed = |n: usize| [&whole[..whole.len() - n], &vec![0; n]].concat();
+    // Each row is 10 numbers of f16. The header speaks of all rows, and of the last five the numbers are missing.
+    std::fs::write(&made.path, zeroed(5 * 20)).unwrap();
+    let e = pass().err().unwrap().to_string();
+    assert!(e.contains("is damaged: its numbers are not those that were written") && e.contains("delete it"), "{e}");
+    std::fs::remove_file(&made.path).unwrap();
+    std::fs::write(made.path.with_extension("part"), zeroed(5 * 20)).unwrap();
+    pass().unwrap();
+    assert_eq!(*rows.lock().unwrap(), 5, "rows that were computed anew");
+    assert_eq!(std::fs::read(&made.path).unwrap(), whole);
+    // One number in the middle: all that comes behind it is computed anew.
+    let mut flipped = whole.clone();
+    flipped[whole.len() - 40 * 20 + 3] ^= 1;
+    std::fs::remove_file(&made.path).unwrap();
+    std::fs::write(made.path.with_extension("part"), &flipped).unwrap();
+    pass().unwrap();
+    assert_eq!(*rows.lock().unwrap(), 40);
+    assert_eq!(std::fs::read(&made.path).unwrap(), whole);
+
+    // Features and a head's logits are computed anew without a word, as when anything they depend on changed.
+    let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
+    let run = || {
+        let transform = Transform::imagenet(32);
+        backbone_features(&backbone, &data.validation, &transform, 4, Some(&features), &Listener::default()).unwrap()
+    };
+    let (first, again) = (run(), run());
+    assert!(again.from_disk && again.tensor == first.tensor);
+    let numbers = first.tensor.copy();
+    drop((first, again));
+    let path = std::fs::read_dir(&features).unwrap().flatten().map(|e| e.path());
+    let path = path.into_iter().find(|p| p.extension().is_some_and(|e| e == "safetensors")).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, [&bytes[..bytes.len() - 1000], &vec![0; 1000]].concat()).unwrap();
+    let anew = run();
+    assert!(!anew.from_disk && anew.tensor == numbers);
+}

@@ -128,3 +128,66 @@ fn a_loss_without_a_gradient_is_refused() {
         assert!(e.contains("depends on no weight that learns"), "{e}");
     }
 }
+
+#[test]
+fn student_and_teacher_that_are_swapped_are_told_at_the_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, validation) = examples(&dataset(folder.path(), 0));
+    // As notebook 4 writes it out. Swapped, it has a gradient: that of KL in the other direction.
+    fn loss_kd(s: &Tensor, y: &Tensor, t: &Tensor, temperature: f64, alpha: f64) -> Tensor {
+        let (log_s, log_t) = ((s / temperature).log_softmax(-1, None), (t / temperature).log_softmax(-1, None));
+        let kl = (log_t.exp() * (&log_t - log_s)).sum(None) / s.size()[0] as f64;
+        kl * (alpha * temperature * temperature) + s.cross_entropy_for_logits(y) * (1.0 - alpha)
+    }
+    let kd = |alpha| KdLoss::new(4.0, alpha).unwrap();
+    let run = |criterion: Criterion| {
+        let mut model = tiny_model(1);
+        let before = values(&model);
+        let done = fit(&mut model, &train, &validation, &criterion, &options(1)).map_err(|e| e.to_string());
+        assert!(done.is_ok() || values(&model) == before, "no step was made");
+        done
+    };
+    for alpha in [0.0, 0.5, 1.0] {
+        run(Criterion::soft("loss_kd", kd(alpha), loss_kd)).unwrap();
+        let e = run(Criterion::soft("swapped", kd(alpha), |s, y, t, temperature, alpha| {
+            loss_kd(t, y, s, temperature, alpha)
+        }));
+        let e = e.unwrap_err();
+        assert!(e.contains("no gradient towards the student") && e.contains("perhaps swapped"), "{e}");
+    }
+    // Only the teacher's term is swapped, and its target is detached: labels alone would teach.
+    let half = Criterion::soft("half", kd(0.9), move |s, y, t, _, alpha| {
+        kd(1.0).divergence(t, s).unwrap() * alpha + s.cross_entropy_for_logits(y) * (1.0 - alpha)
+    });
+    let e = run(half).unwrap_err();
+    assert!(e.contains("at alpha = 1 ") && e.contains("the teacher's term teaches it nothing"), "{e}");
+    // Nothing reaches the student at all; and a loss without one of the terms is none of this.
+    let none = Criterion::soft("none", kd(1.0), move |s, _, t, _, _| kd(1.0).divergence(t, s).unwrap());
+    let e = run(none).unwrap_err();
+    assert!(e.contains("depends on no weight that learns") && e.contains("swapped"), "{e}");
+    run(Criterion::soft("teacher alone", kd(0.9), move |s, _, t, _, a| kd(1.0).divergence(s, t).unwrap() * a)).unwrap();
+    run(Criterion::soft("mean square", kd(0.9), |s, _, t, _, _| (s - t).square().mean(Kind::Float))).unwrap();
+}
+
+#[test]
+fn a_loss_of_another_network_s_weights_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, validation) = examples(&dataset(folder.path(), 0));
+    let other = || Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let elsewhere = Criterion::hard("elsewhere", move |_, _| other().square().sum(Kind::Float));
+    let e = fit(&mut tiny_model(1), &train, &validation, &elsewhere, &options(1)).unwrap_err().to_string();
+    assert!(e.contains("depends on no weight that learns"), "{e}");
+}
+
+/// In a loop of one's own the crate's loss sees nothing but two tensors; the one that learns tells which is the student.
+#[test]
+fn the_loss_itself_refuses_a_student_without_gradient_beside_a_teacher_with_one() {
+    let logits = |seed: f64| (Tensor::arange(20, (Kind::Float, Device::Cpu)) + seed).sin().view([2, 10]);
+    let labels = Tensor::from_slice(&[1i64, 2]);
+    let (student, teacher) = (logits(0.0).set_requires_grad(true), logits(5.0));
+    let kd = KdLoss::new(4.0, 0.5).unwrap();
+    let e = kd.forward(&teacher, &labels, &student).unwrap_err().to_string();
+    assert!(e.contains("no gradient towards the student") && e.contains("swapped"), "{e}");
+    kd.forward(&student, &labels, &teacher).unwrap().backward();
+    let _ = kd.forward(&logits(0.0), &labels, &teacher).unwrap();
+}
