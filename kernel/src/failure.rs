@@ -139,12 +139,69 @@ fn hint(text: &str) -> Option<String> {
 /// dies of a signal.
 const SIGNALS: [&str; 3] = ["Segmentation fault.", "Illegal instruction.", "Bus error."];
 
+/// How Rust says that there is no more memory; frames of evcxr's follow here, too.
+const NO_MEMORY: &str = "memory allocation of ";
+
+/// Why a process ended with `status`, after it said `said` on stderr.
+pub fn end_of_process(status: &str, said: &str) -> String {
+    let memory = said.lines().rev().find(|line| line.starts_with(NO_MEMORY));
+    if status.contains("SIGKILL") {
+        format!("something ended the cell's process: {status}; out of memory?")
+    } else if let Some(line) = memory {
+        format!("the cell ended its process: {status}; out of memory: {line}")
+    } else if status.contains("SIGSEGV") || said.contains("has overflowed its stack") {
+        // evcxr's handler of signals needs some stack itself.
+        format!("the cell ended its process: {status}; its stack is full: calls are nested too deeply")
+    } else if SIGNALS.iter().any(|signal| said.contains(signal)) {
+        format!("the cell ended its process: {status}; unsafe code used memory that is not its own")
+    } else {
+        format!("the cell ended its process: {status}")
+    }
+}
+
 /// The child's stderr. Text that may turn out to be why the cell failed is held back for a moment.
 #[derive(Default)]
 pub struct Stderr {
     held: String,
     since: Option<Instant>,
     bytes: Vec<u8>,
+    frames: Frames,
+}
+
+/// Takes the frames away that follow a panic in a thread of the cell's own.
+#[derive(Default)]
+struct Frames {
+    within: bool,
+    /// A line that has not ended.
+    rest: String,
+}
+
+impl Frames {
+    fn without(&mut self, text: &str) -> String {
+        let mut kept = String::new();
+        for line in text.split_inclusive('\n') {
+            if !self.within {
+                self.within = line == "stack backtrace:\n";
+                kept.push_str(if self.within { "" } else { line });
+                continue;
+            }
+            self.rest.push_str(line);
+            if self.rest.ends_with('\n') {
+                let line = std::mem::take(&mut self.rest);
+                self.within = is_frame(&line);
+                kept.push_str(if self.within { "" } else { &line });
+            }
+        }
+        kept
+    }
+}
+
+fn is_frame(line: &str) -> bool {
+    let words = line.trim_start();
+    let number = words.split_once(": ").is_some_and(|(number, _)| number.bytes().all(|byte| byte.is_ascii_digit()));
+    number && words.len() < line.len()
+        || words.starts_with("at ") && line.starts_with("    ")
+        || line.starts_with("note: Some details are omitted")
 }
 
 impl Stderr {
@@ -161,7 +218,7 @@ impl Stderr {
         let shown = self.held[..start].to_owned();
         self.held.drain(..start);
         self.since = (!self.held.is_empty()).then(|| self.since.unwrap_or_else(Instant::now));
-        shown
+        self.frames.without(&shown)
     }
 
     /// Since when something is held back that need not wait for the cell's end.
@@ -173,7 +230,7 @@ impl Stderr {
     pub fn release(&mut self) -> String {
         self.since = None;
         let text = std::mem::take(&mut self.held);
-        text.replace(ERROR_BEGIN, "").replace(ERROR_END, "\n")
+        self.frames.without(&text.replace(ERROR_BEGIN, "").replace(ERROR_END, "\n"))
     }
 
     /// Gives what was held back when the process has ended, without evcxr's frames.
@@ -191,6 +248,9 @@ impl Stderr {
 
     /// The byte behind the line that tells of a signal.
     fn end_of_signal(&self) -> Option<usize> {
+        if let Some(start) = line_start(&self.held, NO_MEMORY) {
+            return Some(self.held[start..].find('\n').map_or(self.held.len(), |length| start + length + 1));
+        }
         SIGNALS.iter().find_map(|signal| {
             let end = line_start(&self.held, signal)? + signal.len();
             match self.held[end..].chars().next() {
@@ -231,7 +291,8 @@ impl Stderr {
                 Some((first, _)) => first.starts_with(THREAD) && first.contains(PANICKED),
                 None => line == "\n" || may_be(text, THREAD),
             };
-            if panic || line.starts_with('\u{1e}') || SIGNALS.iter().any(|signal| may_be(line, signal)) {
+            let ends = SIGNALS.iter().chain([&NO_MEMORY]).any(|words| may_be(line, words));
+            if panic || line.starts_with('\u{1e}') || ends {
                 return start;
             }
         }
@@ -301,6 +362,39 @@ mod tests {
         const CELL: &str = "check(a);\nlet a = 2;\ncheck(a);\nlet b = recheck(a);";
         assert_eq!(line(3).as_deref(), Some("  in line 1 of this cell: check(a);"));
         assert_eq!(line(5).as_deref(), Some("  in line 3 of this cell: check(a);"));
+    }
+
+    #[test]
+    fn a_panic_of_a_thread_comes_without_frames() {
+        let mut stderr = Stderr::default();
+        let panic = "\nthread '<unnamed>' (7) panicked at src/lib.rs:3:9:\nout\n";
+        let frames = "stack backtrace:\n   0: __rustc::rust_begin_unwind\n             at /rustc/1/library/std/src/panicking.rs:689:5\n";
+        stderr.feed(format!("{panic}{frames}").as_bytes());
+        assert_eq!(stderr.release(), panic);
+        // The rest comes later, in pieces.
+        let pieces = ["   1: core::pan", "icking::panic_fmt\n             at /ru", "stc/1\n  12: main\n", "go on\n"];
+        assert_eq!(pieces.map(|piece| stderr.feed(piece.as_bytes())), ["", "", "", "go on\n"]);
+        assert_eq!(stderr.feed(b"  1: one\n"), "  1: one\n");
+    }
+
+    #[test]
+    fn why_a_process_ended_is_told_by_what_it_said() {
+        let mut stderr = Stderr::default();
+        let said = b"memory allocation of 2199023255552 bytes failed\nstack backtrace:\n   0: __rustc::__rust_alloc\n";
+        assert_eq!(stderr.feed(said), "");
+        let said = stderr.release_of_ended();
+        assert_eq!(said, "memory allocation of 2199023255552 bytes failed\n");
+        let abort = "signal: 6 (SIGABRT)";
+        assert!(
+            end_of_process(abort, &said).ends_with("out of memory: memory allocation of 2199023255552 bytes failed")
+        );
+        assert!(end_of_process("signal: 11 (SIGSEGV)", "").contains("nested too deeply"));
+        assert!(end_of_process(abort, "Segmentation fault.\n").contains("unsafe code"));
+        assert!(end_of_process("signal: 9 (SIGKILL)", "").contains("out of memory?"));
+        assert_eq!(end_of_process(abort, ""), "the cell ended its process: signal: 6 (SIGABRT)");
+        // Somebody's own words on memory, in a cell that goes on.
+        assert_eq!(stderr.feed(b"memory allocation of the plan\n"), "");
+        assert_eq!(stderr.release(), "memory allocation of the plan\n");
     }
 
     #[test]

@@ -93,6 +93,8 @@ struct Front {
     last: Option<JupyterMessage>,
     /// How much may still be printed on stdout and stderr until the next cell.
     floods: [Flood; 2],
+    /// The end of what the cells' process wrote on stderr.
+    last_words: String,
     count: u64,
     history: History,
     /// A cell that ended before a page that does not show it.
@@ -187,6 +189,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         cell: None,
         last: None,
         floods: Default::default(),
+        last_words: String::new(),
         count: 0,
         history: History::default(),
         unseen: None,

@@ -150,12 +150,25 @@ class Errors(KernelCase):
         self.client.run("std::process::abort();")
         self.assertEqual(self.client.ok('let kept = 41; println!("{}", twice(4));').stdout, "8\n")
 
+    def test_what_ended_the_process_is_told_by_its_kind(self):
+        deep = "fn deep(n: u64) -> u64 { if n == 0 { 0 } else { 1 + deep(n - 1) + std::hint::black_box(n % 2) } }\ndeep(1 << 40)"
+        for code, words in [("vec![1u64; 1 << 38].len()", "out of memory: memory allocation of"), (deep, "nested too deeply")]:
+            cell = self.client.run(code)
+            self.assertIn(words, cell.error_text)
+            self.assertNotIn("rustc", cell.stderr + cell.error_text)
+            self.client.ok("let kept = 41;")
+
+    def test_a_variable_of_what_never_returns(self):
+        for code in ['let t = std::thread::spawn(|| panic!("x")).join().unwrap();', 'let t = std::thread::spawn(|| panic!("x"));']:
+            self.fails(code, "its type is `!`", "|| -> ()")
+            self.kept()
+
     def test_segfault(self):
         cell = self.client.run("unsafe { std::ptr::null_mut::<i32>().write_volatile(1) };")
         self.client.ok("let kept = 41;")
         self.assertEqual(cell.status, "error")
         self.assertEqual(len(cell.errors), 1)
-        for word in ["SIG", "kept"]:
+        for word in ["SIG", "kept", "unsafe code used memory that is not its own"]:
             self.assertIn(word, cell.error_text)
         # What evcxr's signal handler says, but for its frames.
         self.assertIn(cell.stderr, ["", "Segmentation fault.\n"])

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Front;
 use crate::advice;
-use crate::failure::Failure;
+use crate::failure::{Failure, end_of_process};
 use crate::inner;
 use crate::replaced;
 use crate::report;
@@ -254,14 +254,7 @@ impl Front {
                 "checkpoints and results of finished epochs are on disk; run the notebook again from its first cell";
             let (name, why) = match died {
                 _ if cell.killed => ("interrupted", "the cell could only be stopped by ending its process".to_owned()),
-                Some(status) if status.contains("SIGKILL") => {
-                    ("died", format!("something ended the cell's process: {status}; out of memory?"))
-                }
-                // How Rust ends a process that gets no more memory, or whose calls are nested too deeply.
-                Some(status) if status.contains("SIGABRT") => {
-                    ("died", format!("the cell ended its process: {status}; out of memory, or of stack?"))
-                }
-                Some(status) => ("died", format!("the cell ended its process: {status}")),
+                Some(status) => ("died", end_of_process(&status, &self.last_words)),
                 None => ("died", "the cell ended its process".to_owned()),
             };
             let mut notes = vec![kept.to_owned()];
@@ -276,6 +269,9 @@ impl Front {
             let (theirs, ours) = (format!("command_{}", cell.inner_count), format!("cell {}", cell.count));
             report::readable(&lines.map(|line| line.replace(&theirs, &ours)).collect::<Vec<_>>())
         };
+        if let Some(failure) = advice::on_never(&cell.errors) {
+            return Some(failure);
+        }
         let errors = report::without_consequences(&cell.errors);
         let mut traceback: Vec<String> = errors.iter().flat_map(|error| lines(error)).collect();
         let said = format!("{first}\n{}", traceback.join("\n"));

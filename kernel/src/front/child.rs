@@ -23,6 +23,9 @@ const READS: usize = 32;
 /// How long a cell that seems to have ended may take to come to rest.
 const UNSURE: Duration = Duration::from_millis(200);
 
+/// As many bytes of stderr tell why a process ended.
+const LAST_WORDS: usize = 1 << 10;
+
 const STDOUT: &str = "stdout";
 const STDERR: &str = "stderr";
 
@@ -154,6 +157,11 @@ impl Front {
 
     /// Shows what the cell printed, as far as a notebook holds it.
     pub(super) fn print(&mut self, name: &str, text: String) {
+        if name == STDERR {
+            self.last_words.push_str(&text);
+            let start = self.last_words.len().saturating_sub(LAST_WORDS);
+            self.last_words.drain(..self.last_words.ceil_char_boundary(start));
+        }
         let flood = &mut self.floods[usize::from(name == STDERR)];
         let shown = flood.pass(text, Instant::now());
         self.stream(name, &shown);
@@ -262,6 +270,7 @@ impl Front {
     pub(super) fn command(&mut self, child: &mut Child, line: &[u8]) {
         if line.starts_with(b"LOAD_AND_RUN ") {
             child.running = true;
+            self.last_words.clear();
             child.doubtful = None;
             if let Some(cell) = self.cell.as_mut().filter(|cell| cell.skip) {
                 // As if the cell had returned an error at once: evcxr forgets the variables it would have made.
