@@ -169,6 +169,7 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
         // A cell that fails then loses more than it has to, which is better than a cell that does not run.
         let _ = replaced::leave_in_store(Path::new(&private), &folder.join("src/lib.rs"));
     }
+    let _ = flush_at_end(&folder.join("src/lib.rs"));
     let level = level_of_cells(folder);
     let kept = Kept::of(folder, args);
     if let Some(status) = kept.find().map(|call| again(&kept, &call, level.as_deref())).transpose()?.flatten() {
@@ -294,6 +295,19 @@ pub fn check(folder: &Path, args: &[OsString]) -> Result<Option<i32>> {
     let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
     let kept = Kept::of(folder, &args);
     Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
+}
+
+/// Makes a cell that writes to stdout itself show, when it ends, what has no line end: nobody else would.
+fn flush_at_end(source: &Path) -> std::io::Result<()> {
+    let text = fs::read_to_string(source)?;
+    const END: &str = "\nevcxr_variable_store\n}";
+    match text.rfind(END).filter(|_| text.contains("stdout()")) {
+        Some(at) => {
+            let flush = "\nlet _ = ::std::io::Write::flush(&mut ::std::io::stdout()); evcxr_variable_store\n}";
+            fs::write(source, format!("{}{flush}{}", &text[..at], &text[at + END.len()..]))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The cell as evcxr wrote it.

@@ -1,11 +1,14 @@
 //! Why a cell failed, for people: found in what it printed on stderr, without what only tells about generated code.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// `error_marker.rs` in the prelude puts these around the text of an error that ends a cell through `?`.
 const ERROR_BEGIN: &str = "\u{1e}error\n";
 const ERROR_END: &str = "\n\u{1e}end\n";
+/// What stands before and behind the frames of a panic.
+const FRAMES: &str = "stack backtrace:\n";
+const END_OF_FRAMES: &str = "note: Some details are omitted";
 const PANICKED: &str = " panicked at ";
 const THREAD: &str = "thread '";
 
@@ -139,6 +142,10 @@ fn hint(text: &str) -> Option<String> {
 /// dies of a signal.
 const SIGNALS: [&str; 3] = ["Segmentation fault.", "Illegal instruction.", "Bus error."];
 
+/// What may be why a cell fails is held back no longer than this.
+pub const HOLD: Duration = Duration::from_millis(300);
+const HOLD_OF_FRAMES: Duration = Duration::from_secs(10);
+
 /// How Rust says that there is no more memory; frames of evcxr's follow here, too.
 const NO_MEMORY: &str = "memory allocation of ";
 
@@ -181,7 +188,7 @@ impl Frames {
         let mut kept = String::new();
         for line in text.split_inclusive('\n') {
             if !self.within {
-                self.within = line == "stack backtrace:\n";
+                self.within = line == FRAMES;
                 kept.push_str(if self.within { "" } else { line });
                 continue;
             }
@@ -201,7 +208,7 @@ fn is_frame(line: &str) -> bool {
     let number = words.split_once(": ").is_some_and(|(number, _)| number.bytes().all(|byte| byte.is_ascii_digit()));
     number && words.len() < line.len()
         || words.starts_with("at ") && line.starts_with("    ")
-        || line.starts_with("note: Some details are omitted")
+        || line.starts_with(END_OF_FRAMES)
 }
 
 impl Stderr {
@@ -221,9 +228,12 @@ impl Stderr {
         self.frames.without(&shown)
     }
 
-    /// Since when something is held back that need not wait for the cell's end.
-    pub fn since(&self) -> Option<Instant> {
-        self.since.filter(|_| self.end_of_signal().is_none())
+    /// Whether something is held back for too long, that need not wait for the cell's end.
+    pub fn is_overdue(&self) -> bool {
+        // Frames come one by one, and slowly where libraries are large.
+        let whole = self.held.contains(END_OF_FRAMES) || !self.held.contains(FRAMES);
+        let hold = if whole { HOLD } else { HOLD_OF_FRAMES };
+        self.since.is_some_and(|since| since.elapsed() > hold) && self.end_of_signal().is_none()
     }
 
     /// Gives what was held back: it was ordinary text.
@@ -327,9 +337,10 @@ mod tests {
         assert_eq!((before.as_str(), failure.value.as_str()), ("", "temperature must be > 0"));
         // Without a failure it was what somebody wrote with eprintln!.
         assert_eq!(stderr.feed(b"\x1eerror\nodd\n\x1eend\n"), "");
-        assert!(stderr.since().is_some());
+        std::thread::sleep(HOLD);
+        assert!(stderr.is_overdue());
         assert_eq!(stderr.release(), "odd\n");
-        assert!(stderr.since().is_none());
+        assert!(!stderr.is_overdue());
     }
 
     #[test]
@@ -370,6 +381,8 @@ mod tests {
         let panic = "\nthread '<unnamed>' (7) panicked at src/lib.rs:3:9:\nout\n";
         let frames = "stack backtrace:\n   0: __rustc::rust_begin_unwind\n             at /rustc/1/library/std/src/panicking.rs:689:5\n";
         stderr.feed(format!("{panic}{frames}").as_bytes());
+        std::thread::sleep(HOLD);
+        assert!(!stderr.is_overdue(), "the last frame has not come");
         assert_eq!(stderr.release(), panic);
         // The rest comes later, in pieces.
         let pieces = ["   1: core::pan", "icking::panic_fmt\n             at /ru", "stc/1\n  12: main\n", "go on\n"];
@@ -402,13 +415,15 @@ mod tests {
         let mut stderr = Stderr::default();
         assert_eq!(stderr.feed(b"before\nSegmentation fault.\n"), "before\n");
         // The frames take longer than anything is held back.
-        assert!(stderr.since().is_none());
+        std::thread::sleep(HOLD);
+        assert!(!stderr.is_overdue());
         assert_eq!(stderr.feed(b"   0: evcxr::runtime\n  10: main\n"), "");
         assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
         // The end of the line comes by itself.
         let pieces: [&[u8]; 3] = [b"Segmentation fault.", b"\n", b"   0: evcxr::runtime\n"];
         assert_eq!(pieces.map(|piece| stderr.feed(piece)), ["", "", ""]);
-        assert!(stderr.since().is_none());
+        std::thread::sleep(HOLD);
+        assert!(!stderr.is_overdue());
         assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
         // A cell that goes on has written these words itself.
         assert_eq!(stderr.feed(b"Segmentation fault.\nof somebody else\n"), "");

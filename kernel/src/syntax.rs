@@ -40,6 +40,14 @@ pub fn completeness(code: &str) -> &'static str {
 
 /// The first mistake, and its line, in code that no further line could mend.
 pub fn error(code: &str) -> Option<String> {
+    // evcxr would take it, and no cell would be compiled from then on.
+    let levels = ["", "0", "1", "2", "3", "s", "z"];
+    let commands = code.lines().take(first_of_rust(code).unwrap_or(usize::MAX));
+    if let Some(level) =
+        commands.filter_map(|line| line.trim().strip_prefix(":opt")).find(|l| !levels.contains(&l.trim()))
+    {
+        return Some(format!("the optimization level is 0, 1, 2, 3, s or z, got {}", level.trim()));
+    }
     if completeness(code) != "invalid" {
         return None;
     }
@@ -192,6 +200,10 @@ mod tests {
             assert_eq!(error(code), None, "{code}");
         }
         assert!(error("let a = ) 1;").is_some());
+        assert!(error(":opt 9\n1 + 1").is_some_and(|error| error.ends_with("got 9")));
+        for code in [":opt", ":opt 3", ":opt s\n1", "let a = \"\n:opt 9\";"] {
+            assert_eq!(error(code), None, "{code}");
+        }
         // Below the first line of Rust nothing is a command.
         for code in ["let css = r\"\n:root { color: red }\n!x\";", "let a = true &&\n!false;\na"] {
             assert_eq!((completeness(code), error(code)), ("complete", None), "{code}");

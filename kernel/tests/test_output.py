@@ -71,6 +71,8 @@ class Streams(KernelCase):
         self.assertEqual(self.client.ok('print!("the end");').stdout, "the end")
         self.assertEqual(self.client.ok('println!("next");').stdout, "next\n")
         self.assertEqual(self.client.ok('eprint!("to stderr");').stderr, "to stderr")
+        for write in ['write_all(b"first\\nrest")?;', 'lock().write_all(b"first\\nrest")?; Err::<(), _>("no")?;']:
+            self.assertEqual(self.client.run(f"std::io::stdout().{write}").stdout, "first\nrest")
 
     def test_ten_megabytes_arrive_whole_and_in_order(self):
         cell = self.client.ok('for i in 0..100_000 { println!("{i:0>99}"); }')

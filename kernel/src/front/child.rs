@@ -8,15 +8,13 @@ use serde_json::{Map, Value, json};
 use super::cells::RAN_NOTHING;
 use super::{Client, Front};
 use crate::advice;
-use crate::failure::Failure;
+use crate::failure::{Failure, HOLD};
 use crate::flood::Flood;
 use crate::link::LinkEvent;
 use crate::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
 use crate::streams::{Child, read};
 use crate::wire::{content, message};
 
-/// What may be why a cell fails, or its value, is held back no longer than this.
-const HOLD: Duration = Duration::from_millis(300);
 /// How much of a flood is read before something else gets its turn: twice what a pipe holds at most.
 const READS: usize = 32;
 
@@ -341,12 +339,11 @@ impl Front {
     pub(super) fn tick(&mut self) {
         self.look_again();
         if let Some(mut child) = self.child.take() {
-            let overdue = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() > HOLD);
-            if overdue(child.err.since()) {
+            if child.err.is_overdue() {
                 let text = child.err.release();
                 self.print(STDERR, text);
             }
-            if overdue(child.out.since()) {
+            if child.out.since().is_some_and(|since| since.elapsed() > HOLD) {
                 child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
             }
             self.child = Some(child);
