@@ -440,7 +440,7 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
 }
 
 /// Bytes that a picture may take when decoded: 178 megapixels, as in Python's Pillow. A file of a few bytes may claim any size.
-const LARGEST: u64 = 3 * 178 << 20;
+const LARGEST: u64 = (3 * 178) << 20;
 
 /// One file, decoded.
 struct Decoded {
@@ -465,6 +465,9 @@ fn read(path: &Path, size: u32) -> std::result::Result<Decoded, String> {
         let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
         if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&bytes) {
             return Err(std::io::Error::other("the file is cut off").into());
+        }
+        if reader.format().is_none() {
+            return Err(std::io::Error::other("not a whole PNG or JPEG, or of any other kind that is read").into());
         }
         let mut decoder = reader.into_decoder()?;
         let (width, height) = decoder.dimensions();

@@ -46,6 +46,11 @@ impl Adam {
         Ok(Self { groups: groups.into_iter().map(Group::new).collect::<Result<_>>()?, steps: 0 })
     }
 
+    /// Whether no step was made yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.steps == 0
+    }
+
     /// The gradients of `loss`, a scalar, and one update by them. A parameter that the loss does not depend on stays.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use super::teaching::kd_loss_over_classes;
 use super::{KdLoss, Method, Minibatch};
 use crate::{Error, Result};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 type HardLoss = Box<dyn Fn(&Tensor, &Tensor) -> Tensor + Send + Sync>;
 type SoftLoss = Box<dyn Fn(&Tensor, &Tensor, &Tensor, f64, f64) -> Tensor + Send + Sync>;
@@ -80,30 +80,60 @@ impl Criterion {
         self.kd
     }
 
-    /// Refuses a function of one's own of which a term never reaches the student, as happens when student and teacher are
+    /// Refuses a function of one's own whose term of the labels does not look at the student, as when student and teacher are
     /// swapped in it: KL then trains in the other direction, and cross-entropy measures the teacher.
-    pub(super) fn check_direction(&self, logits: &Tensor, batch: &Minibatch) -> Result<()> {
+    pub(super) fn check_labels(&self, logits: &Tensor, batch: &Minibatch) -> Result<()> {
         let (Function::Soft(f), Some(kd)) = (&self.function, self.kd) else { return Ok(()) };
-        for (alpha, term) in [(1.0, "the teacher's term"), (0.0, "the term of the labels")] {
-            let student = logits.f_detach()?.f_set_requires_grad(true)?;
-            let loss = f(&student, &batch.labels, batch.teacher()?, kd.temperature(), alpha);
-            // Of another shape or without any gradient, both of which are told elsewhere; or without this term.
-            if loss.numel() != 1 || !loss.requires_grad() || loss.f_double_value(&[])?.abs() < 1e-6 {
-                continue;
+        tch::no_grad(|| {
+            let moved = Tensor::f_arange(logits.numel() as i64, (Kind::Float, logits.device()))?.f_sin()?;
+            let moved = logits.f_add(&moved.f_view(logits.size().as_slice())?)?;
+            let value = |student: &Tensor| -> Result<Option<f64>> {
+                let loss = f(student, &batch.labels, batch.teacher()?, kd.temperature(), 0.0);
+                Ok(if loss.numel() == 1 { Some(loss.f_double_value(&[])?) } else { None })
+            };
+            // Without this term, or of another shape, which is told elsewhere.
+            let Some(here) = value(logits)?.filter(|loss| loss.abs() > 1e-6) else { return Ok(()) };
+            if value(&moved)? == Some(here) {
+                return Err(self
+                    .swapped("at alpha = 0 it is the same whatever the student says, so the labels teach it nothing"));
             }
-            let gradients = Tensor::f_run_backward(&[&loss], &[&student], false, false)?;
-            let gradient = gradients.first().filter(|gradient| gradient.defined());
-            let reaches =
-                gradient.map_or(Ok(false), |g| g.f_ne(0.0)?.f_any()?.f_int64_value(&[]).map(|any| any != 0))?;
-            if !reaches {
-                return Err(Error::Input(format!(
-                    "loss {}: at alpha = {alpha} it has no gradient towards the student, so {term} teaches it nothing; \
-                     student and teacher are perhaps swapped in it: the order is (student, labels, teacher, temperature, alpha)",
-                    self.name
-                )));
-            }
+            Ok(())
+        })
+    }
+
+    /// Refuses a function of one's own whose term of the teacher has no gradient towards the student: all of its gradient is that
+    /// of cross-entropy, weighed by 1 - alpha.
+    pub(super) fn check_teacher(
+        &self,
+        loss: &Tensor,
+        logits: &Tensor,
+        batch: &Minibatch,
+        kd: Option<KdLoss>,
+    ) -> Result<()> {
+        let (Function::Soft(_), Some(kd)) = (&self.function, kd) else { return Ok(()) };
+        if !loss.requires_grad() || !logits.requires_grad() || kd.alpha() == 0.0 || kd.alpha() == 1.0 {
+            return Ok(());
         }
-        Ok(())
+        let gradients = Tensor::f_run_backward(&[loss], &[logits], true, false)?;
+        let Some(gradient) = gradients.first().filter(|gradient| gradient.defined()) else { return Ok(()) };
+        tch::no_grad(|| {
+            let wanted = logits.f_softmax(-1, None::<Kind>)?;
+            let labels = batch.labels.f_one_hot(logits.size()[1])?;
+            let wanted = wanted.f_sub(&labels)?.f_mul_scalar((1.0 - kd.alpha()) / logits.size()[0] as f64)?;
+            match gradient.f_allclose(&wanted, 1e-5, 1e-9, false)? {
+                true => Err(self
+                    .swapped("its gradient is that of the labels alone, so the teacher teaches the student nothing")),
+                false => Ok(()),
+            }
+        })
+    }
+
+    fn swapped(&self, what: &str) -> Error {
+        Error::Input(format!(
+            "loss {}: {what}. A term of it has no gradient towards the student: student and teacher are perhaps swapped in it; \
+             the order is (student, labels, teacher, temperature, alpha)",
+            self.name
+        ))
     }
 
     /// The loss of one batch at `kd` (the values in force now), a scalar with a gradient towards `logits`.

@@ -380,6 +380,9 @@ impl Training<'_> {
             let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
             let logits = model.forward_in(&batch.inputs, mode, options.precision)?; // [B, C]
             let loss = criterion.loss(&logits, &batch, kd)?;
+            if self.adam.is_new() {
+                criterion.check_teacher(&loss, &logits, &batch, kd)?;
+            }
             self.adam.backward_step(&loss, now.learning_rate)?;
             sums.add(&loss, &logits, &batch, kd)?;
             done += indices.len();
@@ -464,7 +467,7 @@ fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: 
             }
         }
         let batch = train.batch(&(0..train.len().min(8) as i64).collect::<Vec<_>>(), model.device())?;
-        criterion.check_direction(&no_grad(|| model.forward(&batch.inputs, false))?, &batch)?;
+        criterion.check_labels(&no_grad(|| model.forward(&batch.inputs, false))?, &batch)?;
     }
     Ok(())
 }
