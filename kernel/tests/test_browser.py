@@ -230,6 +230,8 @@ class Browser(unittest.TestCase):
         # The T slider, by its keys; every key acts at once.
         row = below.locator(".widget-hslider").filter(has=page.get_by_text("T", exact=True))
         handle = row.locator(".noUi-handle")
+        for name in ["T", "alpha", "learning rate"]:
+            expect(below.get_by_role("slider", name=name, exact=True)).to_have_count(1)
         handle.focus()
         before = float(row.locator(".widget-readout").inner_text())
         for _ in range(5):
@@ -250,7 +252,7 @@ class Browser(unittest.TestCase):
         pause.click()
         expect(below.locator(".jp-OutputArea")).to_contain_text("paused")
         held = bar.get_attribute("value")
-        pause.click()
+        below.get_by_role("button", name="Resume").click()
         wait_until(lambda: bar.get_attribute("value") != held, "the bar after the pause", 20)
 
         # The other theme, while it runs.
