@@ -230,6 +230,8 @@ class Browser(unittest.TestCase):
         # The T slider, by its keys; every key acts at once.
         row = below.locator(".widget-hslider").filter(has=page.get_by_text("T", exact=True))
         handle = row.locator(".noUi-handle")
+        for name in ["T", "alpha", "learning rate"]:
+            expect(below.get_by_role("slider", name=name, exact=True)).to_have_count(1)
         handle.focus()
         before = float(row.locator(".widget-readout").inner_text())
         for _ in range(5):

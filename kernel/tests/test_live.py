@@ -310,7 +310,7 @@ class Pages(Widgets):
         told = page.ok("let after_late = 1;")
         self.assertEqual(told.stderr.count("note: "), 1)
         self.assertIn(f"was opened while cell [{count}] ran", told.stderr)
-        self.assertEqual(told.stderr.count(f"`{code}`"), 1)
+        self.assertEqual(told.stderr.count(f"    {code}\n"), 1)
         self.assertEqual(page.ok("after_late").stderr, "")
 
     def test_a_page_that_saw_all_is_told_nothing(self):

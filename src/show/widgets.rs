@@ -33,7 +33,7 @@ impl Widget {
     /// A slider; `state` holds at least `value`, `min` and `max`.
     pub fn slider(kind: &'static str, description: &str, tooltip: &str, mut state: Value) -> Self {
         state["description"] = json!(description);
-        // ipywidgets sets it as the title of the whole control, which screen readers speak: its handle has no name.
+        // The title of the whole control. The handle is named by an extension that `cargo lab setup` adds to JupyterLab.
         state["tooltip"] = json!(tooltip);
         // A drag acts while it lasts.
         state["continuous_update"] = json!(true);

@@ -47,6 +47,12 @@ const UNPACK: &str = include_str!("unpack.py");
 /// What JupyterLab does after it saved a notebook.
 const SERVER_CONFIG: &str = include_str!("../jupyter_server_config.py");
 
+/// An extension of JupyterLab that names sliders for screen readers.
+const SLIDERS: [(&str, &str); 2] = [
+    ("package.json", include_str!("../labextension/package.json")),
+    ("static/remoteEntry.js", include_str!("../labextension/remoteEntry.js")),
+];
+
 /// Installs what is missing. `flavour`: None keeps what is installed, or goes by the NVIDIA driver.
 pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     paths::check(paths)?;
@@ -76,6 +82,9 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     }
     kernelspec(paths)?;
     steps::write(&paths.jupyter().join("config/jupyter_server_config.py"), SERVER_CONFIG)?;
+    for (file, text) in SLIDERS {
+        steps::write(&paths.jupyter().join("labextensions/kdlab-sliders").join(file), text)?;
+    }
     keep_git_clean(&paths.root);
     template::build(paths, flavour)?;
     slots::refresh_ready(paths)?;

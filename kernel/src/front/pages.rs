@@ -45,16 +45,14 @@ impl Front {
             return;
         }
         let look = match unseen.afterwards.as_slice() {
-            [] => "Its variables are kept; run it again to see its output.".to_owned(),
+            [] => "Its variables are kept; run it again to see its output.\n".to_owned(),
             some => {
-                let list: Vec<String> = some.iter().map(|code| format!("`{code}`")).collect();
-                format!("Its results are kept: end a cell with {}.", list.join(" or "))
+                let list: String = some.iter().map(|code| format!("    {code}\n")).collect();
+                format!("Its results are kept. A cell that ends like this shows them:\n{list}")
             }
         };
-        let text = format!(
-            "note: this page was opened while cell [{}] ran, so it may not show what that cell did. {look}\n",
-            unseen.count
-        );
+        let text =
+            format!("note: this page was opened while cell [{}] ran and may lack its output.\n{look}", unseen.count);
         self.stream("stderr", &text);
     }
 }
