@@ -48,12 +48,17 @@ pub fn of(code: &str, known: &[String]) -> Replaced {
     replaced
 }
 
-/// Whether `name` stands in `node`, outside `except`: as a name, or in a string, which may be a format.
+/// Whether `name` stands in `node`, outside `except`: as a name, or in a string that may be a format.
 fn mentions(node: &SyntaxNode, name: &str, except: Option<&SyntaxNode>) -> bool {
-    let word = |text: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
     node.children_with_tokens().any(|child| match child {
         NodeOrToken::Node(child) => Some(&child) != except && mentions(&child, name, except),
-        NodeOrToken::Token(token) => token.kind() != SyntaxKind::COMMENT && word(token.text()),
+        NodeOrToken::Token(token) => match token.kind() {
+            SyntaxKind::COMMENT => false,
+            SyntaxKind::STRING => {
+                ["{name}", "{name:", "name$"].iter().any(|form| token.text().contains(&form.replace("name", name)))
+            }
+            _ => token.text() == name,
+        },
     })
 }
 
@@ -135,7 +140,11 @@ mod tests {
         ] {
             assert_eq!(used(code), history(true), "{code}");
         }
-        for code in ["fn f(history: u8) {}\nlet history = fit()?;", "let (history, b) = fit()?;\nhistory.len();"] {
+        for code in [
+            "fn f(history: u8) {}\nlet history = fit()?;",
+            "let (history, b) = fit()?;\nhistory.len();",
+            "let history = fit(\"history\", \"the history {a}\")?;",
+        ] {
             assert_eq!(used(code), history(false), "{code}");
         }
         assert_eq!(used("let other = history.len(); if a { let history = 1; }"), []);

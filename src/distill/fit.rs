@@ -129,7 +129,7 @@ impl FitOptions {
 /// The variables move in memory: a transpose or a view of one that was taken before keeps the old numbers. Take it inside the
 /// layer that uses it.
 ///
-/// The test split is refused as `validation`: weights that it picked would be flattered by it.
+/// The test split is refused: weights that it picked or shaped would be flattered by it.
 ///
 /// On the live kernel, Interrupt ends it like a stop of its [`Control`]: after the current batch, with the best weights
 /// so far (those it began with, if no epoch was finished) and `stopped` in the history.
@@ -210,6 +210,13 @@ fn run(
         return Err(Error::Input(
             "the test split was given for validation: it would pick the best weights and flatter them; give the \
              validation split and evaluate on test once, at the end"
+                .into(),
+        ));
+    }
+    if train.split_name == "test" {
+        return Err(Error::Input(
+            "the test split was given to train on: afterwards nothing is left that says how good the model is; give the \
+             train split"
                 .into(),
         ));
     }
@@ -423,7 +430,10 @@ impl Training<'_> {
              kd instead of standardised-kd"
                 .into()
         } else {
-            format!("try a learning rate below {}", self.in_force.learning_rate)
+            match self.in_force.learning_rate {
+                large if large > 0.01 => format!("try a learning rate of 0.001, it was {large:e}"),
+                rate => format!("try a learning rate below {rate}"),
+            }
         }
     }
 }

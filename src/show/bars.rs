@@ -44,6 +44,13 @@ pub fn soft_target_bars(
             temperatures.len()
         )));
     }
+    if let Some(label) = label.filter(|label| !(0..classes.len() as i64).contains(label)) {
+        return Err(Error::Input(format!(
+            "label {label} is none of the {} classes, 0 to {}",
+            classes.len(),
+            classes.len() - 1
+        )));
+    }
     let panel = |&t: &f64| -> Result<(String, Vec<f64>)> {
         let probabilities = soft_targets(&logits.f_reshape(-1)?.f_to_kind(Kind::Double)?, t)?;
         Ok((format!("T = {}", short(t)), Vec::try_from(probabilities)?))
