@@ -75,7 +75,8 @@ impl Adam {
             return Err(reaches_none());
         }
         let mut gradients = gradients.into_iter();
-        self.steps += 1;
+        // A damaged checkpoint may hold any number.
+        self.steps = self.steps.saturating_add(1);
         let correction1 = 1.0 - BETA1.powf(self.steps as f64);
         let correction2 = (1.0 - BETA2.powf(self.steps as f64)).sqrt();
         let update = |[numbers, mean, square]: [&mut Tensor; 3], gradient: &Tensor| -> Result<()> {

@@ -111,13 +111,18 @@ impl Criterion {
         kd: Option<KdLoss>,
     ) -> Result<()> {
         let (Function::Soft(_), Some(kd)) = (&self.function, kd) else { return Ok(()) };
-        if !loss.requires_grad() || !logits.requires_grad() || kd.alpha() == 0.0 || kd.alpha() == 1.0 {
+        if !loss.requires_grad() || !logits.requires_grad() || !(0.01..1.0).contains(&kd.alpha()) {
             return Ok(());
         }
         let gradients = Tensor::f_run_backward(&[loss], &[logits], true, false)?;
         let Some(gradient) = gradients.first().filter(|gradient| gradient.defined()) else { return Ok(()) };
         tch::no_grad(|| {
             let wanted = logits.f_softmax(-1, None::<Kind>)?;
+            // A student that begins as its teacher has nothing to learn from it yet.
+            let teacher = batch.teacher()?.f_softmax(-1, None::<Kind>)?;
+            if wanted.f_allclose(&teacher, 1e-3, 1e-3, false)? {
+                return Ok(());
+            }
             let labels = batch.labels.f_one_hot(logits.size()[1])?;
             let wanted = wanted.f_sub(&labels)?.f_mul_scalar((1.0 - kd.alpha()) / logits.size()[0] as f64)?;
             match gradient.f_allclose(&wanted, 1e-5, 1e-9, false)? {

@@ -169,6 +169,15 @@ fn student_and_teacher_that_are_swapped_are_told_at_the_first_step() {
     let e = run(none).unwrap_err();
     assert!(e.contains("depends on no weight that learns") && e.contains("swapped"), "{e}");
     run(Criterion::soft("teacher alone", kd(0.9), move |s, _, t, _, a| kd(1.0).divergence(s, t).unwrap() * a)).unwrap();
+    // A student that begins as a copy of its teacher has no gradient from it, and nothing is swapped.
+    let data = dataset(folder.path(), 0);
+    let of = |split| {
+        let plain = Examples::images(split, &Transform::cifar10(32)).unwrap();
+        let logits = CachedTensor::new(split, predict(&tiny_model(1), &plain, 7).unwrap(), "itself").unwrap();
+        plain.with_teacher(&logits).unwrap()
+    };
+    let own = Criterion::soft("loss_kd", kd(0.5), loss_kd);
+    fit(&mut tiny_model(1), &of(&data.train), &of(&data.validation), &own, &options(1)).unwrap();
     run(Criterion::soft("mean square", kd(0.9), |s, _, t, _, _| (s - t).square().mean(Kind::Float))).unwrap();
 }
 

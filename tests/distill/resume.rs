@@ -243,3 +243,57 @@ fn names_that_cannot_be_a_folder_of_the_fit_are_refused() {
         assert!(!folder.path().join("runs").exists(), "{name} left something behind");
     }
 }
+
+/// The header of a safetensors file with `from` replaced by `to`.
+fn edited(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
+    assert!(header.contains(from), "{header}");
+    let mut header = header.replace(from, to).trim_end().to_owned();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + length..]].concat()
+}
+
+#[test]
+fn a_damaged_checkpoint_never_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, validation) = examples(&dataset(folder.path(), 0));
+    let run_folder = folder.path().join("run");
+    let run = |stop_after: usize| {
+        let control = Control::new();
+        let hand = control.clone();
+        let listener = Listener::new(move |e| {
+            if let Event::Epoch { record, .. } = e
+                && record.epoch == stop_after
+            {
+                hand.stop("test");
+            }
+        });
+        let options = FitOptions { folder: Some(run_folder.clone()), control, listener, ..options(3) };
+        fit(&mut tiny_model(1), &train, &validation, &Criterion::cross_entropy(), &options).map_err(|e| e.to_string())
+    };
+    run(1).unwrap();
+    let path = run_folder.join("checkpoint.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let resume = |bytes: Vec<u8>| {
+        let _ = std::fs::remove_dir_all(&run_folder);
+        std::fs::create_dir(&run_folder).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        run(0)
+    };
+    assert_eq!(resume(whole.clone()).unwrap().records.len(), 3);
+    // As many steps as the type can count; the next one would be one too many.
+    assert_eq!(
+        resume(edited(&whole, r#""steps":"8""#, &format!(r#""steps":"{}""#, u64::MAX))).unwrap().records.len(),
+        3
+    );
+    // Steps that are no number, and bytes that are no file: the fit starts anew.
+    assert_eq!(resume(edited(&whole, r#""steps":"8""#, r#""steps":"-8""#)).unwrap().records.len(), 3);
+    assert_eq!(resume(whole[..whole.len() / 2].to_vec()).unwrap().records.len(), 3);
+    assert_eq!(resume(Vec::new()).unwrap().records.len(), 3);
+    // A variable of another shape, and values that no slider gives, are told.
+    let e = resume(edited(&whole, "weights/fc.bias", "weights/fc.bios")).unwrap_err();
+    assert!(e.contains("lacks weights/fc.bias; delete it and fit again"), "{e}");
+    let e = resume(edited(&whole, r#""live":"[null,null,null]""#, r#""live":"[-1.0,null,null]""#)).unwrap_err();
+    assert!(e.contains("temperature must be > 0, got -1"), "{e}");
+}
