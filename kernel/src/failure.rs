@@ -169,6 +169,11 @@ impl Stderr {
         self.since.filter(|_| self.end_of_signal().is_none())
     }
 
+    /// A panic is being told, whose frames may take seconds to be found.
+    pub fn is_panic(&self) -> bool {
+        self.held.contains(PANICKED)
+    }
+
     /// Gives what was held back: it was ordinary text.
     pub fn release(&mut self) -> String {
         self.since = None;

@@ -16,6 +16,8 @@ use crate::wire::{content, message};
 
 /// What may be why a cell fails, or its value, is held back no longer than this.
 const HOLD: Duration = Duration::from_millis(300);
+/// The same for a panic while a cell runs: where it arose is found in the symbols of libtorch.
+const HOLD_PANIC: Duration = Duration::from_secs(10);
 /// How much of a flood is read before something else gets its turn.
 const READS: usize = 32;
 
@@ -257,7 +259,8 @@ impl Front {
     pub(super) fn tick(&mut self) {
         if let Some(mut child) = self.child.take() {
             let overdue = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() > HOLD);
-            if overdue(child.err.since()) {
+            let telling = child.running && child.err.is_panic();
+            if overdue(child.err.since().filter(|since| !telling || since.elapsed() > HOLD_PANIC)) {
                 self.stream("stderr", &child.err.release());
             }
             if overdue(child.out.since()) {
