@@ -510,6 +510,10 @@ fn what_is_shown_is_rounded_and_stays_in_its_line() {
     let html = Table::new(&["mean interval"]).row(&["+1.0 to +2.0".into()]).html();
     assert!(html.contains("white-space:nowrap\">+1.0 to +2.0</td>"), "{html}");
     assert!(html.contains("overflow-x:auto"), "a wide table scrolls: {html}");
+    // Beside a name of this length the verdict would be out of sight.
+    let name = "kd-T4-alpha0.9-teacher-of-the-same-labels-labelled0.05";
+    let html = Table::new(&["setting"]).row(&[name.into()]).html();
+    assert!(html.contains(&format!("white-space:normal\">{name}</td>")), "{html}");
 }
 
 #[test]

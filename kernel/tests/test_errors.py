@@ -55,6 +55,22 @@ class Errors(KernelCase):
         self.assertEqual("".join(cell.errors[0]["content"]["traceback"]).count("the index is 41"), 1)
         self.kept()
 
+    def test_a_panic_that_takes_a_second_to_tell_is_one_error(self):
+        self.addCleanup(self.client.ok, "drop(std::panic::take_hook());")
+        cell = self.fails('''
+            std::panic::set_hook(Box::new(|_| {
+                eprint!("\\nthread 'slow' panicked at src/lib.rs:1:1:\\nslowly told\\n");
+                std::thread::sleep(std::time::Duration::from_millis(1200));
+                eprint!("stack backtrace:\\n   0: f\\n             at ./src/lib.rs:1:1\\n");
+            }));
+            panic!("slowly told");''', "slowly told")
+        self.assertEqual(cell.errors[0]["content"]["ename"], "panic")
+
+    def test_a_todo_is_a_task_and_no_panic(self):
+        self.client.ok('fn later() -> i32 { todo!("later: return the number of images") }')
+        cell = self.fails("later();", "to do: later: return the number of images", "in the place of `todo!`")
+        self.assertNotIn("panic", cell.error_text)
+
     def test_panic_in_a_function_of_an_earlier_cell(self):
         self.client.ok('fn divide(a: i32, b: i32) -> i32 { assert!(b != 0, "b is {b}"); a / b }')
         self.fails("let one = 1;\ndivide(one, 0)", "b is 0")

@@ -274,7 +274,9 @@ impl fmt::Display for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (height, width) = self.train.size();
         let Dataset { name, classes, train, validation, test, notices, .. } = self;
-        write!(f, "{name}: {} classes ({}), {height}x{width} pixels, ", classes.len(), classes.join(", "))?;
+        writeln!(f, "{name}: {} classes ({}),", classes.len(), classes.join(", "))?;
+        // On a line of its own: JupyterLab breaks a long one anywhere, and 500 behind the end of it reads as 50 and 0.
+        write!(f, "{height}x{width} pixels, ")?;
         write!(f, "{} train, {} validation, {} test images", train.len(), validation.len(), test.len())?;
         notices.iter().try_for_each(|notice| write!(f, "\nNote: {notice}"))
     }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Longer texts may break into lines.
+const LONG: usize = 30;
+
 /// Rows under a header. A column whose cells all look like numbers is set to the right.
 #[derive(Clone, Default, PartialEq)]
 pub struct Table {
@@ -25,9 +28,10 @@ impl Table {
     pub fn html(&self) -> String {
         let numeric = self.numeric();
         let line = |cells: &[String], tag: &str| {
-            // A value stays in its line: `+1.0 to +2.0` in two looks like two. Headings may break.
-            let wrap = if tag == "td" { "nowrap" } else { "normal" };
             let cell = |(cell, &right): (&String, &bool)| {
+                // A value stays in its line: `+1.0 to +2.0` in two looks like two. Headings and long names may break, or the
+                // last column, which has the verdict, is out of sight.
+                let wrap = if tag == "td" && cell.chars().count() <= LONG { "nowrap" } else { "normal" };
                 let align = if right { "right" } else { "left" };
                 format!(
                     "<{tag} style=\"text-align:{align};padding:2px 10px;white-space:{wrap}\">{}</{tag}>",

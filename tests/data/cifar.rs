@@ -33,7 +33,10 @@ fn cifar_is_read_and_divided() -> Done {
     assert_eq!(Vec::<i64>::try_from(data.test.labels()?)?[..12], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]);
 
     let text = data.to_string();
-    assert_says(&text, &["CIFAR-10: 10 classes (airplane, ", "180 train, 20 validation, 40 test images", "32x32"]);
+    assert_says(
+        &text,
+        &["CIFAR-10: 10 classes (airplane, ", "\n32x32 pixels, 180 train, 20 validation, 40 test images\n"],
+    );
     assert_says(&text, &["Note: 2 of 5 training batches found: data_batch_1.bin, data_batch_2.bin"]);
     assert_says(&text, &["data_batch_2.bin holds 100 of the official 10000 images"]);
     Ok(())
