@@ -42,7 +42,9 @@ impl Error {
     pub(crate) fn io(doing: &str, path: &Path, e: std::io::Error) -> Self {
         let hint = match e.kind() {
             std::io::ErrorKind::StorageFull => "; free some space or point KDLAB_CACHE / KDLAB_RUNS to another disk",
-            std::io::ErrorKind::PermissionDenied => "; choose a folder you may write to with KDLAB_CACHE / KDLAB_RUNS",
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                "; choose a folder you may write to with KDLAB_CACHE / KDLAB_RUNS"
+            }
             _ => "",
         };
         Error::Io(format!("{doing} {}: {e}{hint}", path.display()))

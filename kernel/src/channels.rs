@@ -137,9 +137,10 @@ async fn last_lines(stream: Option<impl AsyncRead + Unpin>) -> Vec<String> {
         let mut lines = BufReader::new(stream).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             // It looks for a file that this kernel has no use for.
-            if !line.starts_with("No configuration file found") {
-                eprintln!("evcxr: {line}");
+            if line.starts_with("No configuration file found") {
+                continue;
             }
+            eprintln!("evcxr: {line}");
             last.push_back(line);
             if last.len() > 200 {
                 last.pop_front();

@@ -228,11 +228,11 @@ impl Stderr {
         self.frames.without(&shown)
     }
 
-    /// Whether something is held back for too long, that need not wait for the cell's end.
-    pub fn is_overdue(&self) -> bool {
-        // Frames come one by one, and slowly where libraries are large.
-        let whole = self.held.contains(END_OF_FRAMES) || !self.held.contains(FRAMES);
-        let hold = if whole { HOLD } else { HOLD_OF_FRAMES };
+    /// Whether something is held back for too long, that need not wait for the end of the cell, which is `running` or not.
+    pub fn is_overdue(&self, running: bool) -> bool {
+        // Frames come slowly where libraries are large.
+        let panics = self.held.contains(FRAMES) || running && self.held.contains(PANICKED);
+        let hold = if panics && !self.held.contains(END_OF_FRAMES) { HOLD_OF_FRAMES } else { HOLD };
         self.since.is_some_and(|since| since.elapsed() > hold) && self.end_of_signal().is_none()
     }
 
@@ -338,9 +338,9 @@ mod tests {
         // Without a failure it was what somebody wrote with eprintln!.
         assert_eq!(stderr.feed(b"\x1eerror\nodd\n\x1eend\n"), "");
         std::thread::sleep(HOLD);
-        assert!(stderr.is_overdue());
+        assert!(stderr.is_overdue(false));
         assert_eq!(stderr.release(), "odd\n");
-        assert!(!stderr.is_overdue());
+        assert!(!stderr.is_overdue(false));
     }
 
     #[test]
@@ -382,7 +382,7 @@ mod tests {
         let frames = "stack backtrace:\n   0: __rustc::rust_begin_unwind\n             at /rustc/1/library/std/src/panicking.rs:689:5\n";
         stderr.feed(format!("{panic}{frames}").as_bytes());
         std::thread::sleep(HOLD);
-        assert!(!stderr.is_overdue(), "the last frame has not come");
+        assert!(!stderr.is_overdue(false), "the last frame has not come");
         assert_eq!(stderr.release(), panic);
         // The rest comes later, in pieces.
         let pieces = ["   1: core::pan", "icking::panic_fmt\n             at /ru", "stc/1\n  12: main\n", "go on\n"];
@@ -416,14 +416,14 @@ mod tests {
         assert_eq!(stderr.feed(b"before\nSegmentation fault.\n"), "before\n");
         // The frames take longer than anything is held back.
         std::thread::sleep(HOLD);
-        assert!(!stderr.is_overdue());
+        assert!(!stderr.is_overdue(false));
         assert_eq!(stderr.feed(b"   0: evcxr::runtime\n  10: main\n"), "");
         assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
         // The end of the line comes by itself.
         let pieces: [&[u8]; 3] = [b"Segmentation fault.", b"\n", b"   0: evcxr::runtime\n"];
         assert_eq!(pieces.map(|piece| stderr.feed(piece)), ["", "", ""]);
         std::thread::sleep(HOLD);
-        assert!(!stderr.is_overdue());
+        assert!(!stderr.is_overdue(false));
         assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
         // A cell that goes on has written these words itself.
         assert_eq!(stderr.feed(b"Segmentation fault.\nof somebody else\n"), "");

@@ -408,9 +408,13 @@ impl Front {
         // What went wrong stands before where in evcxr it did.
         let why = why.split("Stack backtrace:").next().unwrap_or(why).trim();
         if self.ready {
-            let why = format!("the process that compiles cells ended: {why}");
-            self.end(Some(Failure::new("died", &why, &[])));
-            // Jupyter starts a kernel that died anew.
+            // What it says of its work is no reason.
+            let noise = ["Compiling ", "Finished ", "Blocking ", "Updating ", "Locking ", "Adding "];
+            let of_work = |line: &&str| !noise.iter().any(|word| line.trim_start().starts_with(word));
+            let why: Vec<&str> = why.lines().filter(of_work).collect();
+            let why = format!("the process that compiles cells ended: {}; {}", why.join("; "), self.lost());
+            self.end(Some(Failure::new("died", &why, &[cells::KEPT.to_owned()])));
+            // Jupyter starts a kernel that died once more.
             self.ended = true;
         } else {
             self.start_error = Some(why.to_owned());

@@ -7,7 +7,7 @@ import stat
 import threading
 import unittest
 
-from support import HELPERS, Client, Kernel, display, family, rust, still_there, wait_until
+from support import HELPERS, Client, Kernel, display, family, processes, rust, still_there, wait_until
 
 
 class Life(unittest.TestCase):
@@ -165,6 +165,20 @@ class Life(unittest.TestCase):
         folder = self.socket_folder(kernel)
         self.assertEqual(kernel.stop(), [])
         self.assertFalse(folder.exists(), f"{folder} is left after shutdown")
+
+    def test_6_the_end_of_the_compiling_process_says_what_is_lost(self):
+        kernel = Kernel()
+        kernel.client.ok("let dear = 41;")
+        cell = kernel.client.begin('println!("begun"); loop { std::thread::sleep(std::time::Duration::from_secs(1)); }')
+        cell.wait_text("begun")
+        kernel.remember()
+        [inner] = [pid for pid, (parent, *_) in processes().items() if parent == kernel.pid]
+        os.kill(inner, signal.SIGKILL)
+        kernel.client.wait(lambda: cell.errors, "the error", 10)
+        for word in ["the process that compiles cells ended", "SIGKILL", "lost: dear", "are on disk"]:
+            self.assertIn(word, cell.error_text)
+        self.assertNotIn("configuration", cell.error_text)
+        self.assertEqual(kernel.stop(), [])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ use crate::wire::{content, message};
 
 /// A second Interrupt within this time ends the process.
 const AGAIN: Duration = Duration::from_secs(3);
+pub const KEPT: &str =
+    "checkpoints and results of finished epochs are on disk; run the notebook again from its first cell";
 pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, all variables are kept";
 
 /// A cell from the moment it is handed to evcxr.
@@ -246,18 +248,13 @@ impl Front {
         let first = cell.errors.first().map(text).unwrap_or_default();
         let died = first.split_once("Subprocess terminated with status: ").map(|(_, status)| status.to_owned());
         if cell.killed || died.is_some() {
-            let lost = match std::mem::take(&mut self.variables) {
-                names if names.is_empty() => "there were no variables to lose".to_owned(),
-                names => format!("lost: {}", names.join(", ")),
-            };
-            let kept =
-                "checkpoints and results of finished epochs are on disk; run the notebook again from its first cell";
+            let lost = self.lost();
             let (name, why) = match died {
                 _ if cell.killed => ("interrupted", "the cell could only be stopped by ending its process".to_owned()),
                 Some(status) => ("died", end_of_process(&status, &self.last_words)),
                 None => ("died", "the cell ended its process".to_owned()),
             };
-            let mut notes = vec![kept.to_owned()];
+            let mut notes = vec![KEPT.to_owned()];
             notes.extend(advice::on_kill(&cell.code).filter(|_| cell.killed));
             return Some(Failure::new(name, &format!("{why}; {lost}"), &notes));
         }
@@ -282,6 +279,14 @@ impl Front {
             n => format!("{first} (the first of {n} errors)"),
         };
         Some(Failure { name: "error".into(), value, traceback })
+    }
+
+    /// What is lost with the process of the cells.
+    pub(super) fn lost(&mut self) -> String {
+        match std::mem::take(&mut self.variables) {
+            names if names.is_empty() => "there were no variables to lose".to_owned(),
+            names => format!("lost: {}", names.join(", ")),
+        }
     }
 
     pub(super) fn interrupt(&mut self) {

@@ -339,7 +339,7 @@ impl Front {
     pub(super) fn tick(&mut self) {
         self.look_again();
         if let Some(mut child) = self.child.take() {
-            if child.err.is_overdue() {
+            if child.err.is_overdue(child.running) {
                 let text = child.err.release();
                 self.print(STDERR, text);
             }
