@@ -285,7 +285,16 @@ impl Lab {
     /// The curve of an earlier fit, by its name.
     pub fn history(&self, name: &str) -> Result<History> {
         check_name(name)?;
-        History::load(self.folder.join(name).join("history.json"))
+        let file = self.folder.join(name).join("history.json");
+        if !file.exists() {
+            let have: Vec<String> = self.saved().into_iter().map(|(name, _)| name).collect();
+            return Err(Error::Data(format!(
+                "there is no finished epoch of a fit {name:?} in {}; fits there: {}",
+                self.folder.display(),
+                if have.is_empty() { "none".to_owned() } else { have.join(", ") }
+            )));
+        }
+        History::load(file)
     }
 
     /// All fits of this profile, oldest first: the names of their folders, and what their `history.json` holds.

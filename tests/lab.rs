@@ -11,6 +11,7 @@ fn child() {
         (Err(e), _) => format!("error: {e}"),
         (Ok(lab), "open") => lab.to_string(),
         (Ok(lab), "runs") => lab.runs().expect("a damaged run is a row").html(),
+        (Ok(lab), "history") => lab.history("nix").err().map_or("no error".into(), |e| e.to_string()),
         (Ok(lab), _) => {
             let data = lab.dataset().expect("KDLAB_DATA holds a dataset");
             let values = tch::Tensor::zeros([data.train.len() as i64, 1280], tch::kind::FLOAT_CPU);
@@ -85,6 +86,8 @@ fn a_missing_or_foreign_teacher_names_the_notebook_to_run() {
     std::fs::write(teacher.join("history.json"), &history[..40]).unwrap();
     let said = child_says("runs", &variables);
     assert!(said.contains("teacher") && said.contains("damaged"), "{said}");
+    let said = child_says("history", &variables);
+    assert!(said.contains("no finished epoch of a fit \"nix\"") && said.contains("fits there: teacher"), "{said}");
 }
 
 #[test]

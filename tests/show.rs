@@ -184,6 +184,7 @@ fn galleries_and_bars_show_what_was_asked() {
             .contains("temperature must be > 0")
     );
     assert!(soft_target_bars(&logits, &data.classes[..3], None, &[1.0]).is_err());
+    refused(soft_target_bars(&logits, &data.classes, Some(10), &[1.0]), "label 10 is none of the 10 classes, 0 to 9");
 }
 
 #[test]

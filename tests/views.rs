@@ -91,7 +91,7 @@ fn logits_on_disk_are_the_teacher_s_own_and_a_pass_goes_on_where_it_was_cut() {
     });
     assert!(!logits_of(&train, &teacher, &cache, &counting).unwrap().from_disk);
     assert_eq!(std::fs::read(&made.path).unwrap(), whole);
-    assert_eq!(*passed.lock().unwrap(), 17, "rows that were computed anew");
+    assert_eq!(*passed.lock().unwrap(), 17, "rows that were computed again");
     assert!(logits_of(&train, &teacher, &cache, &counting).unwrap().from_disk);
     // Another teacher's are other logits; another split's are refused; damage is noticed.
     let other = Model::new("teacher", Device::Cpu, 2, &net).unwrap();

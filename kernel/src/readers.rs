@@ -105,7 +105,7 @@ mod tests {
         let mut read = [0; 100];
         reader.read_exact(&mut read).await.expect("all of it waited");
         assert_eq!(read, [7; 100]);
-        // More than may wait: the reader is cut off, the publisher is told by the end of the line.
+        // More than may wait: the reader is cut off, and the publisher's line ends.
         let _ = publisher.write_all(&[8; 200]).await;
         let mut rest = vec![];
         reader.read_to_end(&mut rest).await.expect("it ends");

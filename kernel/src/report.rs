@@ -36,7 +36,7 @@ pub fn readable(lines: &[String]) -> Vec<String> {
 /// How the words at marks begin that stand beside the one that the error is about.
 const BESIDE: [&str; 4] = ["expected due to", "note:", "help:", "arguments to this"];
 
-/// Errors that say what another one has said, or that would not be there without it.
+/// Errors that repeat an earlier one, or follow from it.
 const FOLLOW: [(&str, &str); 2] =
     [("duplicate definitions", "multiple applicable items in scope"), ("", "type annotations needed")];
 

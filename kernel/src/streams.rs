@@ -143,8 +143,8 @@ impl Child {
 
     /// Whether the cell's code itself waits for somebody to type, which nobody can.
     pub fn waits_in_vain(&self) -> bool {
-        // While a command is on its way, it is that for which the child waits. This is asked first: a read that waits after
-        // all was taken is another one.
+        // While a command is on its way, it is that for which the child waits. This is asked first: a read that still waits
+        // when all was taken is the cell's own.
         let nothing_comes = || self.stdin.as_ref().is_some_and(Stdin::is_read);
         self.running
             && !self.asked_input

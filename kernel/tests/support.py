@@ -151,7 +151,7 @@ class Cell:
 
 
 class OtherPage:
-    """Makes a client with a session of its own, as a page that is loaded anew has one."""
+    """Makes a client with a session of its own, as a reloaded page has one."""
 
     def __init__(self, manager):
         self.file = manager.connection_file

@@ -325,7 +325,7 @@ class Browser(unittest.TestCase):
         expect(below.locator(".widget-hslider")).to_have_count(0)
         expect(curve).to_have_count(1)
 
-        # A page whose outputs were lost is told where the results are.
+        # A page whose outputs were lost learns where the results are.
         self.run_cell(page, last)
         wait_until(lambda: "alive" in self.cell(page, last).locator(".jp-OutputArea").inner_text(), "the next cell", CELL)
         text = self.cell(page, last).locator(".jp-OutputArea").inner_text()

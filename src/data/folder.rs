@@ -430,11 +430,7 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
         ));
     }
     if !moving.is_empty() {
-        notices.push(format!(
-            "{} animated, of which the first frame is taken: {}",
-            pictures_are(moving.len()),
-            named(&moving)
-        ));
+        notices.push(format!("{} animated; the first frame is taken: {}", pictures_are(moving.len()), named(&moving)));
     }
     Ok((pool, kept))
 }

@@ -141,7 +141,7 @@ fn cached(
         return made(tensor, start.elapsed().as_secs_f64(), false);
     };
     let path = folder.join(format!("{}-{}-{}.safetensors", rows.name, split.name, &rows.key[..16]));
-    // A file that can't be read, or was made under another key, is computed anew and written over.
+    // A file that can't be read, or was made under another key, is computed again and written over.
     if let Ok((tensor, seconds)) = rows.map(&path) {
         return made(tensor, seconds, true);
     }

@@ -91,7 +91,7 @@ impl Criterion {
                 let loss = f(student, &batch.labels, batch.teacher()?, kd.temperature(), 0.0);
                 Ok(if loss.numel() == 1 { Some(loss.f_double_value(&[])?) } else { None })
             };
-            // Without this term, or of another shape, which is told elsewhere.
+            // Without this term, or of another shape: other checks name that.
             let Some(here) = value(logits)?.filter(|loss| loss.abs() > 1e-6) else { return Ok(()) };
             if value(&moved)? == Some(here) {
                 return Err(self

@@ -447,6 +447,14 @@ fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: 
             model.name
         )));
     }
+    for (name, weights) in model.trainable() {
+        if weights.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            return Err(Error::Input(format!(
+                "{}: {name} holds numbers that are not finite before the first step; make the model again, or load other weights",
+                model.name
+            )));
+        }
+    }
     let probe = train.batch(&[0], model.device())?;
     let logits = no_grad(|| model.forward(&probe.inputs, false))?;
     check_classes(&logits, &train.labels())?;

@@ -87,7 +87,7 @@ pub fn view_logits(
     }
     let (logits, _) = rows
         .map(&path)
-        .map_err(|why| Error::Data(format!("{}: {why}; delete it, and it is computed anew", path.display())))?;
+        .map_err(|why| Error::Data(format!("{}: {why}; delete it, and it is computed again", path.display())))?;
     let (views, split_key) = (views.clone(), split.key.clone());
     Ok(ViewLogits { logits, views, rows: None, split_key, key, path, from_disk })
 }

@@ -39,7 +39,11 @@ pub(super) fn line(event: &Event) -> Option<String> {
             epoch => format!("{name}: going on after epoch {epoch}, where an earlier run ended"),
         },
         Event::SetAside { name, folder } => {
-            format!("{name}: an earlier run with other settings is kept as {}", folder.file_name()?.display())
+            format!(
+                "{name}: an earlier run of other settings, code or first weights is kept as {}; to go on with it, run the cell \
+                 that makes its model again",
+                folder.file_name()?.display()
+            )
         }
         Event::Progress(p) => {
             let loss = p.metrics.map_or(String::new(), |m| format!("  loss {:.4}", m.loss));

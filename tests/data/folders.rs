@@ -385,7 +385,7 @@ fn what_is_no_picture_by_its_name_is_judged_by_its_bytes_and_nothing_is_dropped_
             "sign.ppm",
             "1 picture is in no folder of a class and in no table, so without a label: not used: ",
             "cover.png",
-            "1 picture is animated, of which the first frame is taken: ",
+            "1 picture is animated; the first frame is taken: ",
             "moving.gif",
         ],
     );

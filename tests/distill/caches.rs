@@ -67,7 +67,7 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     let second = run(&backbone, &data, 32);
     assert_eq!((first.from_disk, second.from_disk, *passes.lock().unwrap()), (false, true, 1));
     assert_eq!(first.tensor, second.tensor);
-    // Another size, other weights, another normalisation, another split seed, other pixels: each is computed anew.
+    // Another size, other weights, another normalisation, another split seed, other pixels: each is computed again.
     assert!(!run(&backbone, &data, 40).from_disk);
     assert!(!run(&resnet(2), &data, 32).from_disk);
     let otherwise = |transform: Transform| {
@@ -161,9 +161,9 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     std::fs::remove_file(&made.path).unwrap();
     std::fs::write(made.path.with_extension("part"), zeroed(5 * 20)).unwrap();
     pass().unwrap();
-    assert_eq!(*rows.lock().unwrap(), 5, "rows that were computed anew");
+    assert_eq!(*rows.lock().unwrap(), 5, "rows that were computed again");
     assert_eq!(std::fs::read(&made.path).unwrap(), whole);
-    // One number in the middle: all that comes behind it is computed anew.
+    // One number in the middle: all that comes behind it is computed again.
     let mut flipped = whole.clone();
     flipped[whole.len() - 40 * 20 + 3] ^= 1;
     std::fs::remove_file(&made.path).unwrap();
@@ -172,7 +172,7 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     assert_eq!(*rows.lock().unwrap(), 40);
     assert_eq!(std::fs::read(&made.path).unwrap(), whole);
 
-    // Features and a head's logits are computed anew without a word, as when anything they depend on changed.
+    // Features and a head's logits are computed again without a word, as when anything they depend on changed.
     let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
     let run = || {
         let transform = Transform::imagenet(32);

@@ -14,6 +14,14 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
     // The test split cannot pick weights by accident.
     let e = fit(&mut tiny_model(1), &train, &test, &kd, &options(1)).unwrap_err().to_string();
     assert!(e.contains("the test split was given for validation"), "{e}");
+    let e = fit(&mut tiny_model(1), &test, &validation, &kd, &options(1)).unwrap_err().to_string();
+    assert!(e.contains("the test split was given to train on"), "{e}");
+    // Weights that are no numbers before the first step are not the learning rate's fault.
+    let mut wild = tiny_model(1);
+    let (name, weights) = wild.trainable().swap_remove(0);
+    let _ = tch::no_grad(|| weights.shallow_clone().f_fill_(f64::NAN)).unwrap();
+    let e = fit(&mut wild, &train, &validation, &kd, &options(1)).unwrap_err().to_string();
+    assert!(e.contains(&format!("{name} holds numbers that are not finite before the first step")), "{e}");
     let run = |defect, validation: &Examples, criterion: &Criterion| {
         fit_with_defect(defect, &mut tiny_model(1), &train, validation, criterion, &options(2))
     };

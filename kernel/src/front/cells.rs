@@ -24,7 +24,7 @@ pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, a
 /// A cell from the moment it is handed to evcxr.
 pub struct Cell {
     pub request: JupyterMessage,
-    /// It is the front's, and nobody else is told of it.
+    /// It is the front's own: nothing of it is shown.
     pub own: bool,
     pub code: String,
     pub count: u64,
@@ -42,7 +42,7 @@ pub struct Cell {
     pub skip: bool,
     pub killed: bool,
     pub awaits_input: bool,
-    /// It was told that its stdin has ended.
+    /// Its stdin has ended, and it says so only once.
     pub met_end: bool,
     /// Another page came while it ran.
     pub joined: bool,
