@@ -59,12 +59,12 @@ pub fn dropped(names: &[String]) -> String {
     )
 }
 
-/// The note on variables that a failed cell used, and would have replaced.
+/// The note on variables that a failed cell moved away, and would have replaced.
 pub fn lost(names: &[String]) -> String {
     let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     let (is, it) = if names.len() == 1 { ("is", "it") } else { ("are", "them") };
     format!(
-        "note: {} {is} lost, because the cell used {it} before it replaced {it}, and then failed. Run the cell that makes {it} \
+        "note: {} {is} lost, because the cell moved {it} away before it replaced {it}, and then failed. Run the cell that makes {it} \
          again, and use a new name here.",
         quoted.join(", ")
     )

@@ -420,7 +420,18 @@ fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> 
             command.env(name, value);
         }
     }
-    let Output { status, stderr, .. } = command.output().context("cannot start rustc")?;
+    let (private, source) = (std::env::var_os(inner::FOLDER).map(PathBuf::from), kept.folder.join("src/lib.rs"));
+    let mut plain = private.as_ref().and_then(|private| replaced::put_back(private, &source).ok().flatten());
+    let mut output = command.output().context("cannot start rustc")?;
+    if !output.status.success()
+        && String::from_utf8_lossy(&output.stderr).contains(replaced::PUT_BACK)
+        && let Some(text) = plain.take()
+    {
+        fs::write(&source, text)?;
+        output = command.output().context("cannot start rustc")?;
+    }
+    private.iter().for_each(|private| replaced::set_put_back(private, plain.is_some()));
+    let Output { status, stderr, .. } = output;
     let mut errors = 0;
     let said = String::from_utf8_lossy(&stderr);
     if !status.success()

@@ -1,7 +1,8 @@
 //! Values that a cell replaces, as in `let history = fit(..)?` where there is a `history`. evcxr takes all variables out of its
 //! store before a cell runs, and a cell that fails drops those that it would have replaced. So the source that evcxr makes of
-//! the cell is changed, by the cargo of the inner process: what no statement can see stays in the store. evcxr forgets it
-//! nevertheless, and gets it back by a cell of the front's own.
+//! the cell is changed, by the cargo of the inner process: what no statement can see stays in the store, and what the cell looks
+//! at first is put back at its end, unless it was moved away. evcxr forgets both nevertheless, and gets them back by a cell of the
+//! front's own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +25,8 @@ pub struct Variable {
     pub used: bool,
     /// A statement by which evcxr would take the earlier value out of its store.
     load: Option<String>,
+    /// It is put back at the end of a cell that fails.
+    put_back: bool,
 }
 
 /// The variables among `known` that `code` replaces.
@@ -38,7 +41,7 @@ pub fn of(code: &str, known: &[String]) -> Replaced {
         for name in names.filter(|name| known.contains(name)) {
             let own = pattern.as_ref().map(AstNode::syntax);
             let used = before.iter().any(|node| mentions(node, &name, None)) || mentions(&statement, &name, own);
-            replaced.entry(name).or_insert(Variable { used, load: None });
+            replaced.entry(name).or_insert(Variable { used, load: None, put_back: false });
         }
         // Functions see no variables of the cell.
         if !matches!(statement.kind(), SyntaxKind::FN | SyntaxKind::STRUCT | SyntaxKind::IMPL | SyntaxKind::USE) {
@@ -84,6 +87,38 @@ pub fn leave_in_store(folder: &Path, source: &Path) -> std::io::Result<()> {
     fs::write(folder.join(FILE), serde_json::to_vec(&replaced)?)
 }
 
+/// The method by which a value is put back; stands in what rustc says where the value was moved away.
+pub const PUT_BACK: &str = "put_back_what_was_replaced";
+
+/// In the inner process: lets `source`, the cell as evcxr wrote it, put back at its end what it used before it replaced it. Gives
+/// the text that was there, if anything is to be put back: rustc refuses the changed one where a value was moved away.
+pub fn put_back(folder: &Path, source: &Path) -> std::io::Result<Option<String>> {
+    let replaced = read(folder).unwrap_or_default();
+    let loads = replaced.iter().filter(|(_, variable)| variable.used).filter_map(|(name, variable)| {
+        let (_, ty, _) = parts(variable.load.as_ref()?)?;
+        Some(format!("evcxr_variable_store.{PUT_BACK}::<{ty}>(stringify!({name}), {name}); "))
+    });
+    let end: String = loads.collect();
+    let text = fs::read_to_string(source)?;
+    const NEW: &str = "    pub fn new() -> VariableStore {";
+    let last = text.rfind("evcxr_variable_store\n}").filter(|_| !end.is_empty() && text.contains(NEW));
+    let Some(last) = last else { return Ok(None) };
+    let method = format!(
+        "    pub fn {PUT_BACK}<T: 'static>(&mut self, name: &str, value: T) {{ \
+         self.variables.entry(name.to_owned()).or_insert_with(|| Box::new(value)); }}{NEW}"
+    );
+    let changed = format!("{}{end}{}", &text[..last], &text[last..]).replacen(NEW, &method, 1);
+    fs::write(source, changed)?;
+    Ok(Some(text))
+}
+
+/// In the inner process: whether the cell that was compiled puts back what it used.
+pub fn set_put_back(folder: &Path, put_back: bool) {
+    let Some(mut replaced) = read(folder) else { return };
+    replaced.values_mut().for_each(|variable| variable.put_back = put_back);
+    announce(folder, &replaced);
+}
+
 /// `line`, or an empty one in its place: those behind it keep their numbers.
 fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
     let loaded = line.strip_prefix("let ").and_then(|line| line.split_once(" = evcxr_variable_store.take_variable::<"));
@@ -101,19 +136,21 @@ fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
 /// names of those that are not. With `all`, the cell did not run, and all are there.
 pub fn restore(folder: &Path, all: bool) -> (String, Vec<String>) {
     let (lost, kept): (Vec<_>, Vec<_>) =
-        read(folder).unwrap_or_default().into_iter().partition(|(_, variable)| variable.used && !all);
+        read(folder).unwrap_or_default().into_iter().partition(|(_, v)| v.used && !v.put_back && !all);
     let load = |(_, variable): (String, Variable)| Some(with_type(&variable.load?) + "\n");
     (kept.into_iter().filter_map(load).collect(), lost.into_iter().map(|(name, _)| name).collect())
 }
 
 /// `let a = store.take_variable::<T>(..)` as `let a: T = ..`: evcxr need not find out the type.
 fn with_type(load: &str) -> String {
-    let parts = load.split_once(" = ").and_then(|(start, value)| {
-        let (_, ty) = value.split_once("take_variable::<")?;
-        let (ty, _) = ty.rsplit_once(">(stringify!")?;
-        Some(format!("{start}: {ty} = {value}"))
-    });
-    parts.unwrap_or_else(|| load.to_owned())
+    parts(load).map_or_else(|| load.to_owned(), |(start, ty, value)| format!("{start}: {ty} = {value}"))
+}
+
+/// Of such a statement: what stands before ` = `, the type, and the value.
+fn parts(load: &str) -> Option<(&str, &str, &str)> {
+    let (start, value) = load.split_once(" = ")?;
+    let (_, ty) = value.split_once("take_variable::<")?;
+    Some((start, ty.rsplit_once(">(stringify!")?.0, value))
 }
 
 #[cfg(test)]
@@ -166,9 +203,20 @@ mod tests {
         let typed = |name: &str| load(name).replacen(" =", ": Vec<u8> =", 1) + "\n";
         assert_eq!(restore(folder.path(), false), (typed("mut history"), vec!["x".to_owned()]));
         assert_eq!(restore(folder.path(), true), (typed("mut history") + &typed("x"), vec![]));
+        // What was used is put back at the end.
+        let runtime = "impl VariableStore {\n    pub fn new() -> VariableStore {\n";
+        let whole = format!("{runtime}{}{}\nevcxr_variable_store\n}}\n", load("x"), load("other"));
+        fs::write(&source, &whole).expect("it can be written");
+        assert_eq!(put_back(folder.path(), &source).expect("it can be read"), Some(whole.clone()));
+        let changed = fs::read_to_string(&source).expect("it can be read");
+        let end = format!("evcxr_variable_store.{PUT_BACK}::<Vec<u8>>(stringify!(x), x); evcxr_variable_store\n}}\n");
+        assert!(changed.ends_with(&end) && changed.lines().count() == whole.lines().count(), "{changed}");
+        set_put_back(folder.path(), true);
+        assert_eq!(restore(folder.path(), false), (typed("mut history") + &typed("x"), vec![]));
         // A cell that replaces nothing is left as it is.
         announce(folder.path(), &Replaced::new());
         leave_in_store(folder.path(), &source).expect("there is nothing to do");
+        assert_eq!(put_back(folder.path(), &source).expect("there is nothing to do"), None);
         assert_eq!(restore(folder.path(), false), (String::new(), vec![]));
     }
 }

@@ -133,9 +133,14 @@ class Errors(KernelCase):
             self.assertEqual(self.client.ok(both).stdout, "[1, 2] first 3\n")
         # As changeable as it was.
         self.assertEqual(self.client.ok(f"rows.push(3);\n{both}").stdout, "[1, 2, 3] first 3\n")
+        # One that is only looked at first, too.
+        cell = self.client.run('println!("{name}");\nlet rows = vec![rows.len()];\nlet name: i32 = "x".parse()?;')
+        self.assertEqual((cell.status, cell.stdout), ("error", "first\n"))
+        self.assertEqual(self.client.ok(both).stdout, "[1, 2, 3] first 3\n")
+        self.client.ok("rows.push(4); rows.pop();")
         # A value that is moved away before the failure is gone, and that is said.
-        cell = self.client.run('let name = format!("{} again", name);\nlet size: i32 = "x".parse()?;')
-        self.assertIn("`name` is lost, because the cell used it before it replaced it", cell.stderr)
+        cell = self.client.run('let moved = name; let name = 1;\nlet size: i32 = "x".parse()?;')
+        self.assertIn("`name` is lost, because the cell moved it away before it replaced it", cell.stderr)
         self.fails("name.len()", "cannot find value `name`")
         self.assertEqual(self.client.ok('println!("{rows:?} {size}");').stdout, "[1, 2, 3] 3\n")
         # A cell that succeeds replaces them.
