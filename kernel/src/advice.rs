@@ -15,6 +15,11 @@ const REDEFINED: (&str, &str) = ("The type of the variable ", " was redefined, s
 pub fn notes(code: &str) -> Vec<String> {
     let Some(body) = body(code) else { return vec![] };
     let mut notes = vec![];
+    if code.lines().any(|line| line.trim_start().starts_with(":toolchain ")) {
+        notes.push(
+            "note: with another toolchain, the next cell first compiles all crates, which takes minutes.".to_owned(),
+        );
+    }
     for item in body.syntax().children().filter_map(ast::Item::cast) {
         match item {
             ast::Item::Static(item) if may_change(&item) => {
@@ -234,7 +239,10 @@ mod tests {
         assert!(one("static mut N: u32 = 0;").contains("`N` starts over"));
         assert!(one("thread_local! { static SEEN: Cell<u8> = Cell::new(0); }").contains("starts over"));
         assert!(one("fn main() { println!(\"x\"); }").contains("not called"));
-        for code in ["static NAMES: [&str; 2] = [\"a\", \"b\"];", "fn main() {}\nmain();", "let a = 1;", "let ="] {
+        assert!(one(":toolchain nightly").contains("takes minutes"));
+        for code in
+            [":toolchain", "static NAMES: [&str; 2] = [\"a\", \"b\"];", "fn main() {}\nmain();", "let a = 1;", "let ="]
+        {
             assert_eq!(notes(code), [""; 0], "{code}");
         }
     }
