@@ -18,7 +18,12 @@ pub async fn relay(info: &ConnectionInfo, folder: &Path) -> Result<ConnectionInf
     if !matches!(info.transport, Transport::TCP) {
         return Ok(info.clone());
     }
-    let ip = if info.ip == "*" { "0.0.0.0" } else { info.ip.as_str() };
+    // As ZeroMQ reads them.
+    let ip = match info.ip.as_str() {
+        "*" => "0.0.0.0",
+        "localhost" => "127.0.0.1",
+        ip => ip,
+    };
     let listener = TcpListener::bind((ip, info.iopub_port)).await;
     let listener = listener.with_context(|| format!("cannot listen on {ip}:{}", info.iopub_port))?;
     let inside = folder.join("iopub");
