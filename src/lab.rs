@@ -16,8 +16,8 @@ use tch::{Cuda, Device};
 pub struct Lab {
     pub profile: Profile,
     pub device: Device,
-    /// Of the backbone's passes and of the students' fits: `KDLAB_PRECISION` (`f32`, `bf16`); none is what pays on the device for
-    /// images of their size. The teacher's head and evaluations are f32.
+    /// Of the backbone's passes and of the students' fits: `KDLAB_PRECISION` (`f32`, `bf16`); none is what pays on the
+    /// device for images of their size. The teacher's head and evaluations are f32.
     pub precision: Option<Precision>,
     /// What the notebooks make: `KDLAB_RUNS`, or `runs` in the repository, and in it a folder for the profile.
     pub folder: PathBuf,
@@ -145,8 +145,8 @@ impl Lab {
         }
     }
 
-    /// Fits in the background: returns at once, and later cells read the curve so far and turn the knobs. Several runs wait for
-    /// each other, in the order of their cells. [`Queue::spawn`] says what else differs from `fit`.
+    /// Fits in the background: returns at once, and later cells read the curve so far and turn the knobs. Several runs
+    /// wait for each other, in the order of their cells. [`Queue::spawn`] says what else differs from `fit`.
     ///
     /// # Errors
     /// When no thread can be started. What is wrong with the fit itself is said by the run.
@@ -196,7 +196,8 @@ impl Lab {
     /// Puts the best weights of an earlier fit into `model`; `train` is what it was trained on.
     ///
     /// # Errors
-    /// When there is no such run, it was trained on other examples, or its network is another; `model` is then as it was.
+    /// When there is no such run, it was trained on other examples, or its network is another; `model` is then as it
+    /// was.
     pub fn load_best(&self, name: &str, model: &mut Model, train: &Examples) -> Result<LoadReport> {
         check_name(name)?;
         let path = self.folder.join(name).join("best.safetensors");
@@ -214,8 +215,8 @@ impl Lab {
         model.load(&path)
     }
 
-    /// The teacher of notebook 2, trained as there if it isn't yet: the backbone, its head, and the features of the training
-    /// split.
+    /// The teacher of notebook 2, trained as there if it isn't yet: the backbone, its head, and the features of the
+    /// training split.
     pub fn teacher(&self, data: &Dataset) -> Result<(Backbone, Model, CachedTensor)> {
         let backbone = self.backbone()?;
         let features = self.features(&backbone, &data.train)?;
@@ -233,7 +234,8 @@ impl Lab {
         }
     }
 
-    /// A sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Change what it is about.
+    /// A sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Change what it is
+    /// about.
     pub fn sweep_plan(&self, name: &str) -> Sweep {
         Sweep {
             name: name.to_owned(),
@@ -246,8 +248,8 @@ impl Lab {
         }
     }
 
-    /// Runs a sweep of the article's student under the teacher of notebook 2, shown live where the kernel can. What was run
-    /// before is found on disk; Interrupt keeps what is done. [`Sweep::run`] says more.
+    /// Runs a sweep of the article's student under the teacher of notebook 2, shown live where the kernel can. What was
+    /// run before is found on disk; Interrupt keeps what is done. [`Sweep::run`] says more.
     ///
     /// # Errors
     /// When a value of the sweep is out of its range, and as [`fit`].
@@ -311,13 +313,15 @@ impl Lab {
         found.into_iter().map(|(_, name, history)| (name, history)).collect()
     }
 
-    /// The curves of all fits of this profile, oldest first, by the names of their folders: one that was set aside for another
-    /// of its name has a number behind it. One whose `history.json` can't be read is left out; [`Lab::runs`] names it.
+    /// The curves of all fits of this profile, oldest first, by the names of their folders: one that was set aside for
+    /// another of its name has a number behind it. One whose `history.json` can't be read is left out; [`Lab::runs`]
+    /// names it.
     pub fn histories(&self) -> Result<Vec<History>> {
         Ok(self.saved().into_iter().filter_map(|(_, history)| history.ok()).collect())
     }
 
-    /// All fits of this profile, a row each; T and alpha are those of the best epoch. It is read from disk, so it outlives the kernel.
+    /// All fits of this profile, a row each; T and alpha are those of the best epoch. It is read from disk, so it
+    /// outlives the kernel.
     pub fn runs(&self) -> Result<Table> {
         let header = ["run", "loss", "T", "alpha", "epochs", "changes", "best epoch", "val acc %", "val CE", "seconds"];
         let maybe = |v: Option<f64>| v.map_or(String::new(), short);

@@ -1,7 +1,7 @@
 //! The socket to the live kernel: displays that change, widgets, and the user's Interrupt.
 //!
-//! It is there when `KDLAB_LIVE` names it. Elsewhere (the stock kernel, tests, plain programs) nothing is live, and whoever
-//! asks for a link gets none. All state is owned by values: a static would exist once in each cell's library.
+//! It is there when `KDLAB_LIVE` names it. Elsewhere (the stock kernel, tests, plain programs) nothing is live, and
+//! whoever asks for a link gets none. All state is owned by values: a static would exist once in each cell's library.
 
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -47,7 +47,8 @@ struct Due {
 }
 
 impl Link {
-    /// Connects to the kernel that `KDLAB_LIVE` and `KDLAB_LIVE_TOKEN` name; none where they don't, or where nobody listens.
+    /// Connects to the kernel that `KDLAB_LIVE` and `KDLAB_LIVE_TOKEN` name; none where they don't, or where nobody
+    /// listens.
     ///
     /// `on_push` runs on the connection's own thread: there, answers can't be waited for (use [`Link::post`]).
     pub fn connect(on_push: impl Fn(Push) + Send + 'static) -> Option<Self> {

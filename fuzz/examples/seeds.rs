@@ -1,4 +1,5 @@
-//! Writes first inputs for the targets that no collection of files has: `cargo run --release --example seeds -- corpus`.
+//! Writes first inputs for the targets that no collection of files has: `cargo run --release --example seeds --
+//! corpus`.
 
 use kdlab_fuzz::Left;
 use std::path::PathBuf;

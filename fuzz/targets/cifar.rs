@@ -1,5 +1,5 @@
-//! A batch of CIFAR-10's binary version, and the names of its classes. Of each image only the label is the fuzzer's, else it
-//! would never fill one.
+//! A batch of CIFAR-10's binary version, and the names of its classes. Of each image only the label is the fuzzer's,
+//! else it would never fill one.
 #![no_main]
 
 use kdlab_fuzz::{folder, look_at, options, write};

@@ -1,4 +1,5 @@
-//! The pickle in PyTorch's files: in a zip archive, whose sums the fuzzer would never get right, and in the older format.
+//! The pickle in PyTorch's files: in a zip archive, whose sums the fuzzer would never get right, and in the older
+//! format.
 #![no_main]
 
 use kdlab_fuzz::{read_weights, write, zipped};

@@ -109,7 +109,8 @@ pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
     advice
 }
 
-/// What evcxr means where it can't keep a variable of the type `!`: it says so without a place, or gives warnings for errors.
+/// What evcxr means where it can't keep a variable of the type `!`: it says so without a place, or gives warnings for
+/// errors.
 pub fn on_never(errors: &[Value]) -> Option<Failure> {
     let text = |error: &Value| error["evalue"].as_str().unwrap_or_default().to_owned();
     let is_warning = |error: &Value| {

@@ -1,6 +1,7 @@
 //! The process that runs cells: gives its standard streams to the front, then lets evcxr take over.
 //!
-//! The front holds the other ends of the pipes, so what a cell printed survives the death of this process, however it dies.
+//! The front holds the other ends of the pipes, so what a cell printed survives the death of this process, however it
+//! dies.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write, pipe, stderr, stdin, stdout};
 use std::mem::MaybeUninit;
@@ -56,8 +57,8 @@ pub fn hand_over() -> Result<()> {
     Ok(())
 }
 
-/// Puts a new pipe in place of stdin and gives the front its other end. A read of the old one meets the end of the file as soon
-/// as the front closes that, and later ones, evcxr's own among them, use the new pipe.
+/// Puts a new pipe in place of stdin and gives the front its other end. A read of the old one meets the end of the file
+/// as soon as the front closes that, and later ones, evcxr's own among them, use the new pipe.
 fn renew_stdin(front: &UnixStream) -> Result<()> {
     let (new_stdin, to_stdin) = pipe()?;
     rustix::stdio::dup2_stdin(&new_stdin)?;

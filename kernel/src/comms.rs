@@ -1,5 +1,5 @@
-//! Widgets: which there are, in which state, and whose. The front answers for them, so that they stay alive while a cell
-//! runs (`jupyter.widget` comm protocol, version 2, of ipywidgets 8).
+//! Widgets: which there are, in which state, and whose. The front answers for them, so that they stay alive while a
+//! cell runs (`jupyter.widget` comm protocol, version 2, of ipywidgets 8).
 
 use std::collections::{BTreeMap, BTreeSet};
 

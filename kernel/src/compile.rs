@@ -1,7 +1,7 @@
-//! Cells by rustc alone. To see that nothing but the cell changed, cargo looks at a hundred crates, which takes longer than
-//! rustc does for the cell. So the first compilation goes through cargo and is kept; where since then nothing changed that
-//! cargo would have looked at, the same rustc is run with the same words. What cargo says of a cell's dependencies is kept
-//! likewise, and the library that is made of the prelude, which every kernel compiles.
+//! Cells by rustc alone. To see that nothing but the cell changed, cargo looks at a hundred crates, which takes longer
+//! than rustc does for the cell. So the first compilation goes through cargo and is kept; where since then nothing
+//! changed that cargo would have looked at, the same rustc is run with the same words. What cargo says of a cell's
+//! dependencies is kept likewise, and the library that is made of the prelude, which every kernel compiles.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -24,7 +24,8 @@ use crate::{inner, replaced, slow};
 /// Set where this program is cargo's wrapper around rustc: where it notes what it was told.
 pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
 
-/// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this program.
+/// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this
+/// program.
 const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
 
 /// How variables begin that are new for each kernel, terminal, login or command, and of no concern to compilers.
@@ -33,12 +34,12 @@ const OF_A_SESSION: &str = "_ COLORTERM DBUS_ DESKTOP_ DISPLAY EVCXR_EXECUTION_S
     RUST_SRC_PATH SESSION_ SHLVL SSH_ STY SYSTEMD_ TERM TMUX VSCODE_ WAYLAND_ WINDOWID XDG_ \
     CARGO_RESOLVER_LOCKFILE_PATH"; // the last names a copy that rust-analyzer makes
 
-/// Where programs and libraries are found, at which cargo does not look either: `RUSTC` names the compiler. What started the
-/// kernel adds to these, `cargo lab` or another front end.
+/// Where programs and libraries are found, at which cargo does not look either: `RUSTC` names the compiler. What
+/// started the kernel adds to these, `cargo lab` or another front end.
 const OF_THE_WAY: &str = "LD_LIBRARY_PATH PATH RUSTUP_";
 
-/// How variables begin that cargo, rustc, build scripts, compilers and linkers go by. All others, and so the secrets of whoever
-/// started the kernel, are neither looked at nor written down.
+/// How variables begin that cargo, rustc, build scripts, compilers and linkers go by. All others, and so the secrets of
+/// whoever started the kernel, are neither looked at nor written down.
 const OF_COMPILERS: &str = "AR CARGO CC CFLAGS CPATH CPLUS CPP CXX C_INCLUDE DYLD_ HOME LDFLAGS LD_ LIBRARY_PATH LIBTORCH \
     MACOSX_ OUT_DIR PATH PKG_CONFIG RUST SDKROOT";
 
@@ -92,8 +93,8 @@ impl Kept {
         current.then(|| found["answer"].take())
     }
 
-    /// Where the library lies, or may lie, that was made of `code` under these very circumstances. None for a cell of the
-    /// user's, which hardly comes again.
+    /// Where the library lies, or may lie, that was made of `code` under these very circumstances. None for a cell of
+    /// the user's, which hardly comes again.
     fn library(&self, code: &str) -> Option<PathBuf> {
         // As evcxr writes a piece with nothing to run, the second that it compiles.
         if !code.contains("run_user_code_1(\nmut x:") || code.contains("include") {
@@ -191,8 +192,8 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
     Ok(status.code().unwrap_or(1))
 }
 
-/// `cargo build`. It takes damaged libraries for good ones, so they are taken away where rustc stumbles over them, and it
-/// makes them again.
+/// `cargo build`. It takes damaged libraries for good ones, so they are taken away where rustc stumbles over them, and
+/// it makes them again.
 fn through_cargo(folder: &Path, cargo: &mut Command) -> Result<ExitStatus> {
     for _ in 0..4 {
         let (status, said) = slow::run(cargo)?;
@@ -208,8 +209,8 @@ fn through_cargo(folder: &Path, cargo: &mut Command) -> Result<ExitStatus> {
     Ok(status)
 }
 
-/// Takes away the libraries below `folder` that rustc could not read, and those that set-up noted with another length. Gives
-/// their number, 0 where libraries are no part of what is wrong.
+/// Takes away the libraries below `folder` that rustc could not read, and those that set-up noted with another length.
+/// Gives their number, 0 where libraries are no part of what is wrong.
 fn remove_damaged(folder: &Path, said: &str) -> usize {
     let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let unread: Vec<String> =
@@ -254,8 +255,8 @@ fn is_library_of(path: &Path, name: &str) -> bool {
     file.starts_with(&format!("lib{name}-")) && (file.ends_with(".rlib") || file.ends_with(".rmeta"))
 }
 
-/// Whether rustc says that it could not find or read a crate: E0460 to E0464, a library of another compiler, damaged metadata,
-/// and, without a code, a file cut short, which linkers tell, too.
+/// Whether rustc says that it could not find or read a crate: E0460 to E0464, a library of another compiler, damaged
+/// metadata, and, without a code, a file cut short, which linkers tell, too.
 fn names_unread_crate(message: &Value) -> bool {
     let code = message["code"]["code"].as_str().unwrap_or_default();
     let text = message["message"].as_str().unwrap_or_default();
@@ -273,8 +274,8 @@ fn text(message: Value) -> String {
     once(message["message"].as_str().unwrap_or_default()).chain(notes).collect::<Vec<_>>().join("\n")
 }
 
-/// The level that the user gave by `:opt`, for cells alone: evcxr writes it into the profile of all crates, and at another level
-/// than set-up's, cargo would compile all of them again. None for evcxr's own, 2.
+/// The level that the user gave by `:opt`, for cells alone: evcxr writes it into the profile of all crates, and at
+/// another level than set-up's, cargo would compile all of them again. None for evcxr's own, 2.
 fn level_of_cells(folder: &Path) -> Option<String> {
     let manifest = folder.join("Cargo.toml");
     let text = fs::read_to_string(&manifest).ok()?;
@@ -289,8 +290,9 @@ fn level_of_cells(folder: &Path) -> Option<String> {
     Some(level)
 }
 
-/// Says what is wrong with the cell in `folder`, for which evcxr runs `cargo check` where a variable's type cannot be named: a
-/// closure's, say. cargo would first check all that cells depend on, which takes a minute. None where no compilation was kept.
+/// Says what is wrong with the cell in `folder`, for which evcxr runs `cargo check` where a variable's type cannot be
+/// named: a closure's, say. cargo would first check all that cells depend on, which takes a minute. None where no
+/// compilation was kept.
 pub fn check(folder: &Path, args: &[OsString]) -> Result<Option<i32>> {
     let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
     let kept = Kept::of(folder, &args);
@@ -339,8 +341,8 @@ fn begins(name: &str, with: &str) -> bool {
     with.split(' ').any(|start| name.starts_with(start))
 }
 
-/// The files that may change while a kernel runs, or before the next one does: rustc, sources and manifests of crates that
-/// lie in folders of the user's, and the libraries that a cell is linked with.
+/// The files that may change while a kernel runs, or before the next one does: rustc, sources and manifests of crates
+/// that lie in folders of the user's, and the libraries that a cell is linked with.
 fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     let args = call["args"].as_array()?;
     let mut files: BTreeSet<PathBuf> = args.first()?.as_str().map(PathBuf::from).into_iter().collect();
@@ -351,8 +353,8 @@ fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     for listed in fs::read_dir(out_dir(args)?).ok()?.flatten().map(|entry| entry.path()) {
         let name = listed.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let compiled = LIBRARIES.iter().any(|end| listed.extension().is_some_and(|found| found == *end));
-        // rustc reads crates that no argument names, through the crates that use them. Without one of them, every cell would
-        // fail until somebody runs cargo.
+        // rustc reads crates that no argument names, through the crates that use them. Without one of them, every cell
+        // would fail until somebody runs cargo.
         if compiled && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell)) {
             files.insert(listed);
             continue;
@@ -390,8 +392,8 @@ fn changed(path: &Path) -> u128 {
     time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_nanos())
 }
 
-/// The compilation that was kept, of the cell as it is now, at an optimisation level of the user's. None where rustc failed for
-/// no reason that it gave, or could not read a crate: cargo will know.
+/// The compilation that was kept, of the cell as it is now, at an optimisation level of the user's. None where rustc
+/// failed for no reason that it gave, or could not read a crate: cargo will know.
 fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
     let Some(made) = made(args) else { return Ok(None) };
@@ -474,8 +476,8 @@ fn items(code: &str) -> BTreeSet<String> {
     file.syntax().children().map(|item| item.to_string()).collect()
 }
 
-/// Whether code may run long by itself: by a loop, by a chain of iterators or by recursion. What another cell takes time for
-/// is done in crates, which are optimised.
+/// Whether code may run long by itself: by a loop, by a chain of iterators or by recursion. What another cell takes
+/// time for is done in crates, which are optimised.
 fn loops(code: &str) -> bool {
     repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), 4)
 }

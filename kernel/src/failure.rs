@@ -138,8 +138,8 @@ fn hint(text: &str) -> Option<String> {
     found.map(|(_, advice)| format!("hint: {advice}"))
 }
 
-/// evcxr prints these, the end of the line by itself, and then for seconds all of its own frames, when the process of the cells
-/// dies of a signal.
+/// evcxr prints these, the end of the line by itself, and then for seconds all of its own frames, when the process of
+/// the cells dies of a signal.
 const SIGNALS: [&str; 3] = ["Segmentation fault.", "Illegal instruction.", "Bus error."];
 
 /// What may be why a cell fails is held back no longer than this.
@@ -228,7 +228,8 @@ impl Stderr {
         self.frames.without(&shown)
     }
 
-    /// Whether something is held back for too long, that need not wait for the end of the cell, which is `running` or not.
+    /// Whether something is held back for too long, that need not wait for the end of the cell, which is `running` or
+    /// not.
     pub fn is_overdue(&self, running: bool) -> bool {
         // Frames come slowly where libraries are large.
         let panics = self.held.contains(FRAMES) || running && self.held.contains(PANICKED);

@@ -1,5 +1,5 @@
-//! The Jupyter server that the front end talks to. Everything it knows belongs to one task, which handles one event at a
-//! time and never waits for a cell: that is why comms, completion and Interrupt are answered while one runs.
+//! The Jupyter server that the front end talks to. Everything it knows belongs to one task, which handles one event at
+//! a time and never waits for a cell: that is why comms, completion and Interrupt are answered while one runs.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};

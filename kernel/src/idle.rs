@@ -1,5 +1,5 @@
-//! Whether the process that runs cells waits for somebody to type. Its stdin carries evcxr's commands and nothing else, so a
-//! cell that reads from it would wait for ever.
+//! Whether the process that runs cells waits for somebody to type. Its stdin carries evcxr's commands and nothing else,
+//! so a cell that reads from it would wait for ever.
 
 /// Whether the main thread of `pid` waits in a read of its stdin. Only Linux tells, and may be set not to.
 pub fn reads_stdin(pid: i32) -> Option<bool> {

@@ -2,15 +2,16 @@
 //!
 //! A client connects from any thread of the cells' process, finds address and token in its environment, and sends
 //! `{"token": ...}` first. Then requests, each answered by `{"ok": true}` or `{"error": text}` in their order:
-//! - `{"display": {"id", "update", "data", "metadata"}}`: a display, or a new state of one. It is published before the answer.
+//! - `{"display": {"id", "update", "data", "metadata"}}`: a display, or a new state of one. It is published before the
+//!   answer.
 //! - `{"comm_open": {"comm_id", "target_name", "data", "metadata"}}`, `{"comm_msg": {"comm_id", "data"}}`,
 //!   `{"comm_close": {"comm_id"}}`: widgets. They end with the connection, but for those open at `{"comms_keep": {}}`.
 //! - `{"watch": label}`: until the connection ends, Interrupt is sent here instead of ending the process.
 //! - `{"afterwards": code}`: code that shows what the running cell made, for a page that did not see it.
 //!
-//! The front sends `{"stop": "interrupted"}` to those who watch, and `{"comm_msg": {"comm_id", "data"}}` for what the front
-//! end did with a widget, and `{"opened": true}` when a page was opened that shows the connection's widgets and cannot show its
-//! displays.
+//! The front sends `{"stop": "interrupted"}` to those who watch, and `{"comm_msg": {"comm_id", "data"}}` for what the
+//! front end did with a widget, and `{"opened": true}` when a page was opened that shows the connection's widgets and
+//! cannot show its displays.
 
 use std::fs::Permissions;
 use std::os::fd::OwnedFd;

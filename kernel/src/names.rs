@@ -1,5 +1,5 @@
-//! Which names of the crates that are compiled from a folder are private. evcxr has its rust-analyzer complete those too, as
-//! if they were the user's own, and a cell that takes one does not compile.
+//! Which names of the crates that are compiled from a folder are private. evcxr has its rust-analyzer complete those
+//! too, as if they were the user's own, and a cell that takes one does not compile.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;

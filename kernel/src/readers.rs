@@ -1,5 +1,6 @@
-//! Between the iopub socket and those who read it. The socket hands each message to one reader after the other and waits for each,
-//! so it serves this relay instead, and what a slow or stopped reader has not taken waits here, for that reader alone.
+//! Between the iopub socket and those who read it. The socket hands each message to one reader after the other and
+//! waits for each, so it serves this relay instead, and what a slow or stopped reader has not taken waits here, for
+//! that reader alone.
 
 use std::path::Path;
 

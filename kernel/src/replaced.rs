@@ -1,8 +1,8 @@
-//! Values that a cell replaces, as in `let history = fit(..)?` where there is a `history`. evcxr takes all variables out of its
-//! store before a cell runs, and a cell that fails drops those that it would have replaced. So the source that evcxr makes of
-//! the cell is changed, by the cargo of the inner process: what no statement can see stays in the store, and what the cell looks
-//! at first is put back at its end, unless it was moved away. evcxr forgets both nevertheless, and gets them back by a cell of the
-//! front's own.
+//! Values that a cell replaces, as in `let history = fit(..)?` where there is a `history`. evcxr takes all variables
+//! out of its store before a cell runs, and a cell that fails drops those that it would have replaced. So the source
+//! that evcxr makes of the cell is changed, by the cargo of the inner process: what no statement can see stays in the
+//! store, and what the cell looks at first is put back at its end, unless it was moved away. evcxr forgets both
+//! nevertheless, and gets them back by a cell of the front's own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -90,8 +90,9 @@ pub fn leave_in_store(folder: &Path, source: &Path) -> std::io::Result<()> {
 /// The method by which a value is put back; stands in what rustc says where the value was moved away.
 pub const PUT_BACK: &str = "put_back_what_was_replaced";
 
-/// In the inner process: lets `source`, the cell as evcxr wrote it, put back at its end what it used before it replaced it. Gives
-/// the text that was there, if anything is to be put back: rustc refuses the changed one where a value was moved away.
+/// In the inner process: lets `source`, the cell as evcxr wrote it, put back at its end what it used before it replaced
+/// it. Gives the text that was there, if anything is to be put back: rustc refuses the changed one where a value was
+/// moved away.
 pub fn put_back(folder: &Path, source: &Path) -> std::io::Result<Option<String>> {
     let replaced = read(folder).unwrap_or_default();
     let loads = replaced.iter().filter(|(_, variable)| variable.used).filter_map(|(name, variable)| {
@@ -132,8 +133,8 @@ fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
     }
 }
 
-/// Of the variables that the last cell would have replaced: the code that gives evcxr those back that are in the store, and the
-/// names of those that are not. With `all`, the cell did not run, and all are there.
+/// Of the variables that the last cell would have replaced: the code that gives evcxr those back that are in the store,
+/// and the names of those that are not. With `all`, the cell did not run, and all are there.
 pub fn restore(folder: &Path, all: bool) -> (String, Vec<String>) {
     let (lost, kept): (Vec<_>, Vec<_>) =
         read(folder).unwrap_or_default().into_iter().partition(|(_, v)| v.used && !v.put_back && !all);

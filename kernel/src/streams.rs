@@ -77,8 +77,8 @@ pub fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> Option<usiz
     None
 }
 
-/// The end of the child's stdin that is written to, by a thread of its own: a cell that takes its input slowly, or never, keeps
-/// nobody else waiting.
+/// The end of the child's stdin that is written to, by a thread of its own: a cell that takes its input slowly, or
+/// never, keeps nobody else waiting.
 pub struct Stdin {
     sender: Sender<Vec<u8>>,
     /// What was sent and is not in the pipe yet.
@@ -143,8 +143,8 @@ impl Child {
 
     /// Whether the cell's code itself waits for somebody to type, which nobody can.
     pub fn waits_in_vain(&self) -> bool {
-        // While a command is on its way, it is that for which the child waits. This is asked first: a read that still waits
-        // when all was taken is the cell's own.
+        // While a command is on its way, it is that for which the child waits. This is asked first: a read that still
+        // waits when all was taken is the cell's own.
         let nothing_comes = || self.stdin.as_ref().is_some_and(Stdin::is_read);
         self.running
             && !self.asked_input

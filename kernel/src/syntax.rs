@@ -79,8 +79,8 @@ pub fn ends_by_question_mark(code: &str) -> bool {
     tail.is_some_and(|tail| tail.syntax().descendants().any(|node| node.kind() == SyntaxKind::TRY_EXPR))
 }
 
-/// The code that evcxr is to inspect for the word at `cursor`, counted in characters: it looks at the last word alone, and
-/// understands no bracket that is still open. Behind no word it is the function whose call is open.
+/// The code that evcxr is to inspect for the word at `cursor`, counted in characters: it looks at the last word alone,
+/// and understands no bracket that is still open. Behind no word it is the function whose call is open.
 pub fn inspected(code: &str, cursor: usize) -> String {
     let at = code.char_indices().nth(cursor).map_or(code.len(), |(at, _)| at);
     let in_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -156,7 +156,8 @@ fn tokens(code: &str) -> impl Iterator<Item = SyntaxToken> {
     parse.tree().syntax().clone().descendants_with_tokens().filter_map(|element| element.into_token())
 }
 
-/// Lines such as `:dep` and `!ls` are evcxr's, above the first line of Rust, which may begin with a path from the root, `::`.
+/// Lines such as `:dep` and `!ls` are evcxr's, above the first line of Rust, which may begin with a path from the root,
+/// `::`.
 fn without_commands(code: &str) -> String {
     let rust = first_of_rust(code);
     let lines =

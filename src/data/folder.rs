@@ -15,13 +15,14 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Share of each class set aside for the test split where there is no `test/` folder.
 const TEST: f64 = 0.1;
 
-/// Images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it, of any sizes: each is resized to
-/// `size` x `size` pixels on load. Grey images get three equal channels, transparent ones a white background.
+/// Images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it, of any
+/// sizes: each is resized to `size` x `size` pixels on load. Grey images get three equal channels, transparent ones a
+/// white background.
 ///
-/// A picture that is not square is squeezed into one; of an animated one the first frame is taken. A tenth of each class becomes
-/// the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`, `validation/`) with the class folders in them, of
-/// which the last two may be missing. Tiny-ImageNet's layout is read, and Roboflow's exports for classification. Whatever is left
-/// out is counted and named in the notices.
+/// A picture that is not square is squeezed into one; of an animated one the first frame is taken. A tenth of each
+/// class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`, `validation/`) with the
+/// class folders in them, of which the last two may be missing. Tiny-ImageNet's layout is read, and Roboflow's exports
+/// for classification. Whatever is left out is counted and named in the notices.
 ///
 /// # Errors
 /// When there are no images, no readable ones, one class only, or too few of a class for it to be in every split.
@@ -290,8 +291,8 @@ const UNREAD: [&str; 21] = [
 const DEEPEST: usize = 8;
 
 impl Pictures {
-    /// The pictures in a folder that are read, sorted; with `below`, also those in folders below it. What else there is of
-    /// pictures is noted.
+    /// The pictures in a folder that are read, sorted; with `below`, also those in folders below it. What else there is
+    /// of pictures is noted.
     fn of(&mut self, class: &Path, below: bool) -> Result<Vec<PathBuf>> {
         let mut read = Vec::new();
         let mut left = vec![(class.to_owned(), 0)];
@@ -323,8 +324,8 @@ impl Pictures {
     }
 }
 
-/// Whether a file is a picture that is read, one that is not, or none; by its name, or by its first bytes where the name says
-/// nothing.
+/// Whether a file is a picture that is read, one that is not, or none; by its name, or by its first bytes where the
+/// name says nothing.
 fn kind(path: &Path) -> Option<bool> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     if READ.contains(&extension.as_str()) {
@@ -435,7 +436,8 @@ fn decode(files: &[File], size: i64, notices: &mut Vec<String>) -> Result<(Pool,
     Ok((pool, kept))
 }
 
-/// Bytes that a picture may take when decoded: 178 megapixels, as in Python's Pillow. A file of a few bytes may claim any size.
+/// Bytes that a picture may take when decoded: 178 megapixels, as in Python's Pillow. A file of a few bytes may claim
+/// any size.
 const LARGEST: u64 = (3 * 178) << 20;
 
 /// One file, decoded.
@@ -503,8 +505,8 @@ fn moves(bytes: &[u8]) -> bool {
     more().unwrap_or(false)
 }
 
-/// Whether the end marker follows the pixels. Decoders fill up a file that was cut off with grey, which is no picture to
-/// learn from.
+/// Whether the end marker follows the pixels. Decoders fill up a file that was cut off with grey, which is no picture
+/// to learn from.
 fn is_whole_jpeg(bytes: &[u8]) -> bool {
     // Segments of 0xFF, kind, length before the pixels; a thumbnail within one of them has an end marker of its own.
     let mut at = 2;

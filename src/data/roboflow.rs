@@ -1,6 +1,6 @@
-//! Roboflow's exports. Its "Folder Structure" is one folder per class in `train/`, `valid/` and `test/`, as any other; its
-//! "Multi-Label Classification CSV" is one folder of images per split with a table of classes, read here where each image has
-//! one class; its exports for detection have boxes instead of classes, and are refused by name.
+//! Roboflow's exports. Its "Folder Structure" is one folder per class in `train/`, `valid/` and `test/`, as any other;
+//! its "Multi-Label Classification CSV" is one folder of images per split with a table of classes, read here where each
+//! image has one class; its exports for detection have boxes instead of classes, and are refused by name.
 //!
 //! Source of the layouts: <https://docs.roboflow.com/datasets/versions/dataset-versions/exporting-data>.
 
@@ -69,8 +69,8 @@ pub(super) fn table(root: &Path) -> Result<Table> {
     Ok(Table { path, classes: header[1..].to_vec(), labels })
 }
 
-/// Refuses folders that hold no folders of classes, though they look so: of images and boxes, or of images alone. `classes` says
-/// whether there are classes in `train/`.
+/// Refuses folders that hold no folders of classes, though they look so: of images and boxes, or of images alone.
+/// `classes` says whether there are classes in `train/`.
 pub(super) fn refuse_others(path: &Path, classes: bool) -> Result<()> {
     let mut roots = vec![path.to_owned()];
     roots

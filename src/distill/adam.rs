@@ -6,8 +6,8 @@ use tch::{Tensor, no_grad};
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
-/// Numbers that are updated together. A GPU is told of an operation in more time than it needs for one on a small parameter;
-/// and what lies between two operations on many numbers takes memory.
+/// Numbers that are updated together. A GPU is told of an operation in more time than it needs for one on a small
+/// parameter; and what lies between two operations on many numbers takes memory.
 const TOGETHER: usize = 1 << 20;
 
 /// Parameters that lie one behind the other in memory, and their moments likewise.
@@ -19,7 +19,8 @@ struct Group {
     square: Tensor, // [n]
 }
 
-/// Adam (Kingma and Ba, 2015) as `torch.optim.Adam` computes it, in the same order of operations: betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
+/// Adam (Kingma and Ba, 2015) as `torch.optim.Adam` computes it, in the same order of operations: betas 0.9 and 0.999,
+/// epsilon 1e-8, no weight decay.
 pub struct Adam {
     groups: Vec<Group>,
     steps: u64,
@@ -154,8 +155,8 @@ impl Group {
         Ok(group)
     }
 
-    /// Moves the parameters back into this group's memory where another optimiser has moved them out of it: a step would
-    /// otherwise change numbers that no network reads any more.
+    /// Moves the parameters back into this group's memory where another optimiser has moved them out of it: a step
+    /// would otherwise change numbers that no network reads any more.
     fn take_back(&self) -> Result<()> {
         let mut place = self.numbers.data_ptr() as usize;
         for (i, (_, parameter)) in self.parameters.iter().enumerate() {

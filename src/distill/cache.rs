@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// One row per sample of a split, f32 on the CPU, with the key it was made under. What lies on disk is read from there as it is
-/// needed: it may be larger than memory.
+/// One row per sample of a split, f32 on the CPU, with the key it was made under. What lies on disk is read from there
+/// as it is needed: it may be larger than memory.
 pub struct CachedTensor {
     /// f32 `[N, D]` for features, `[N, C]` for logits.
     pub tensor: Tensor,
@@ -72,8 +72,8 @@ pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Trans
 /// With a `folder` they are kept there and found again as long as data, transform and backbone stay the same.
 ///
 /// # Errors
-/// As libtorch's and the disk's; and when the user interrupts it, after which the rows so far stay in the folder and the next
-/// call goes on from there.
+/// As libtorch's and the disk's; and when the user interrupts it, after which the rows so far stay in the folder and
+/// the next call goes on from there.
 pub fn backbone_features(
     backbone: &Backbone,
     split: &Split,

@@ -34,8 +34,8 @@ impl Checkpoint {
         Self { folder: folder.to_owned(), fingerprint, probe }
     }
 
-    /// Whether a checkpoint with this metadata was made by the same fit. Probes differ in their last digits with the number
-    /// of threads.
+    /// Whether a checkpoint with this metadata was made by the same fit. Probes differ in their last digits with the
+    /// number of threads.
     fn is_ours(&self, metadata: &HashMap<String, String>) -> bool {
         let near = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= 1e-4 * (1.0 + a.abs());
         let probe = metadata.get("probe").and_then(|text| serde_json::from_str::<Vec<Option<f64>>>(text).ok());
@@ -68,15 +68,15 @@ impl Checkpoint {
         self.folder.join("history.json")
     }
 
-    /// Whether the folder holds a finished run of this fit, which is being trained once more. It stays until the new one is
-    /// finished, too.
+    /// Whether the folder holds a finished run of this fit, which is being trained once more. It stays until the new
+    /// one is finished, too.
     fn is_finished(&self) -> bool {
         History::load(self.history()).is_ok_and(|history| history.is_complete())
     }
 
     /// Weights, best weights and optimizer state in one atomic file; the history also as `history.json`, and the best
-    /// weights alone as `best.safetensors`. `unmeasured` is the epoch behind the last one of the history, if the weights have
-    /// been through it and validation was stopped.
+    /// weights alone as `best.safetensors`. `unmeasured` is the epoch behind the last one of the history, if the
+    /// weights have been through it and validation was stopped.
     pub(super) fn save(
         &self,
         model: &Model,

@@ -107,7 +107,8 @@ impl Control {
         lock(&self.0.state).paused
     }
 
-    /// Ends the running fit after its current batch, of training or of validation, a paused one too; `reason` stands in the history.
+    /// Ends the running fit after its current batch, of training or of validation, a paused one too; `reason` stands in
+    /// the history.
     pub fn stop(&self, reason: &str) {
         self.change(|state| {
             state.stop = Some(reason.to_owned());

@@ -80,8 +80,8 @@ impl Criterion {
         self.kd
     }
 
-    /// Refuses a function of one's own whose term of the labels does not look at the student, as when student and teacher are
-    /// swapped in it: KL then trains in the other direction, and cross-entropy measures the teacher.
+    /// Refuses a function of one's own whose term of the labels does not look at the student, as when student and
+    /// teacher are swapped in it: KL then trains in the other direction, and cross-entropy measures the teacher.
     pub(super) fn check_labels(&self, logits: &Tensor, batch: &Minibatch) -> Result<()> {
         let (Function::Soft(f), Some(kd)) = (&self.function, self.kd) else { return Ok(()) };
         tch::no_grad(|| {
@@ -101,8 +101,8 @@ impl Criterion {
         })
     }
 
-    /// Refuses a function of one's own whose term of the teacher has no gradient towards the student: all of its gradient is that
-    /// of cross-entropy, weighed by 1 - alpha.
+    /// Refuses a function of one's own whose term of the teacher has no gradient towards the student: all of its
+    /// gradient is that of cross-entropy, weighed by 1 - alpha.
     pub(super) fn check_teacher(
         &self,
         loss: &Tensor,

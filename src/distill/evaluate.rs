@@ -232,8 +232,8 @@ struct Outcome {
     kd: Option<KdLoss>,
 }
 
-/// Steps that are added up together: the operations for it are as many as those of a small network's pass, and a GPU takes
-/// longer to be told of one than to do it.
+/// Steps that are added up together: the operations for it are as many as those of a small network's pass, and a GPU
+/// takes longer to be told of one than to do it.
 const STEPS: usize = 16;
 /// Logits that are added up together at most: what lies between those operations takes ten times their memory.
 const LOGITS: usize = 1 << 20;
@@ -300,7 +300,8 @@ impl Sums {
     }
 }
 
-/// One pass in evaluation mode with the criterion that is trained; none when a stop was asked for before its last batch.
+/// One pass in evaluation mode with the criterion that is trained; none when a stop was asked for before its last
+/// batch.
 pub(super) fn validate(
     model: &Model,
     examples: &Examples,

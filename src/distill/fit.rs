@@ -124,10 +124,11 @@ impl FitOptions {
 ///
 /// One Adam lives through all epochs. With a folder, each epoch is checkpointed, and calling `fit` again with the same
 /// model, data and options goes on where a killed or stopped run ended, with the history of an unbroken one. A finished
-/// run is not continued: it is trained anew, and kept until the new one is finished. A run of other settings in that folder is renamed, not overwritten.
+/// run is not continued: it is trained again, and kept until the new one is finished. A run of other settings in that
+/// folder is renamed, not overwritten.
 ///
-/// The variables move in memory: a transpose or a view of one that was taken before keeps the old numbers. Take it inside the
-/// layer that uses it.
+/// The variables move in memory: a transpose or a view of one that was taken before keeps the old numbers. Take it
+/// inside the layer that uses it.
 ///
 /// The test split is refused: weights that it picked or shaped would be flattered by it.
 ///
@@ -529,8 +530,8 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Err(Error::Input(format!("the name of a fit is the name of its folder, and {name:?} {wrong}; try \"student\"")))
 }
 
-/// What network and loss come to on a few images, before any step: a fingerprint that also sees an edited function, whose
-/// name and weights are the same as before.
+/// What network and loss come to on a few images, before any step: a fingerprint that also sees an edited function,
+/// whose name and weights are the same as before.
 fn probe(model: &Model, train: &Examples, criterion: &Criterion, options: &FitOptions) -> Result<Vec<f64>> {
     let indices: Vec<i64> = (0..train.len().min(8) as i64).collect();
     tch::manual_seed(options.seed as i64);

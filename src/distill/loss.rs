@@ -59,8 +59,8 @@ impl KdLoss {
         self.mix(&|| self.divergence(student, teacher), &|| cross_entropy(student, labels))
     }
 
-    /// `alpha * T^2 * soft + (1 - alpha) * hard`. A term of weight 0 is left out: alpha = 0 is cross-entropy whatever the
-    /// teacher says, and alpha = 1 needs no labels.
+    /// `alpha * T^2 * soft + (1 - alpha) * hard`. A term of weight 0 is left out: alpha = 0 is cross-entropy whatever
+    /// the teacher says, and alpha = 1 needs no labels.
     pub(super) fn mix(&self, soft: &dyn Fn() -> Result<Tensor>, hard: &dyn Fn() -> Result<Tensor>) -> Result<Tensor> {
         if self.alpha == 0.0 {
             return hard();
@@ -72,7 +72,8 @@ impl KdLoss {
         Ok(soft.f_add(&hard()?.f_mul_scalar(1.0 - self.alpha)?)?)
     }
 
-    /// `KL(teacher_T || student_T)` alone: neither scaled by T^2 nor weighed by alpha. Zero for equal logits, never negative.
+    /// `KL(teacher_T || student_T)` alone: neither scaled by T^2 nor weighed by alpha. Zero for equal logits, never
+    /// negative.
     ///
     /// No gradient reaches the teacher. A class that the teacher rules out, by a logit of -inf, adds nothing.
     pub fn divergence(&self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
@@ -83,8 +84,8 @@ impl KdLoss {
     }
 }
 
-/// The teacher's log-softmax over the last dimension, finite where a logit is -inf: `p * (log p - log q)` is 0 there, not NaN.
-/// The bound changes nothing else, for exp(-10,000) is 0 in every float kind.
+/// The teacher's log-softmax over the last dimension, finite where a logit is -inf: `p * (log p - log q)` is 0 there,
+/// not NaN. The bound changes nothing else, for exp(-10,000) is 0 in every float kind.
 pub(super) fn log_probabilities(logits: &Tensor) -> Result<Tensor> {
     Ok(logits.f_log_softmax(-1, None::<Kind>)?.f_clamp_min(-1e4)?)
 }
@@ -116,7 +117,8 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, UNLABELLED, 0.0)?)
 }
 
-/// The label of an image whose class is not told: cross-entropy passes over it, as over `F.cross_entropy`'s `ignore_index`.
+/// The label of an image whose class is not told: cross-entropy passes over it, as over `F.cross_entropy`'s
+/// `ignore_index`.
 pub const UNLABELLED: i64 = -100;
 
 /// [`cross_entropy`] over the labelled images of a batch, 0 where none has a label.

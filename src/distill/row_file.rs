@@ -1,6 +1,7 @@
-//! A row per sample, as a safetensors file: written as it is computed, read through a memory map. So a split may be larger
-//! than memory, and a pass that was cut goes on where it was. Its length proves nothing: after a power loss a file may be as long as
-//! it was to be and hold zeros, so its header keeps checksums of the numbers, which are compared before any is used.
+//! A row per sample, as a safetensors file: written as it is computed, read through a memory map. So a split may be
+//! larger than memory, and a pass that was cut goes on where it was. Its length proves nothing: after a power loss a
+//! file may be as long as it was to be and hold zeros, so its header keeps checksums of the numbers, which are compared
+//! before any is used.
 
 use super::evaluate::{Pass, Ticker};
 use super::{Event, Listener};
@@ -106,8 +107,8 @@ impl Rows<'_> {
         Ok(sums.len())
     }
 
-    /// Fills the file at `path`, which is whole or absent: `some(from, to)` gives these rows, `[to - from, D]`. `piece` rows
-    /// are asked for at a time, and none that an earlier pass left beside it.
+    /// Fills the file at `path`, which is whole or absent: `some(from, to)` gives these rows, `[to - from, D]`. `piece`
+    /// rows are asked for at a time, and none that an earlier pass left beside it.
     ///
     /// # Errors
     /// Those of `some`, after which the rows so far stay on disk; and the disk's.
@@ -153,8 +154,8 @@ impl Rows<'_> {
         std::fs::rename(&unfinished, path).map_err(io)
     }
 
-    /// The numbers of a finished file, in the system's page cache rather than in memory of our own, and the seconds they
-    /// took. Closed and renamed, the file may be written over meanwhile.
+    /// The numbers of a finished file, in the system's page cache rather than in memory of our own, and the seconds
+    /// they took. Closed and renamed, the file may be written over meanwhile.
     ///
     /// # Errors
     /// Why it is none of these rows.

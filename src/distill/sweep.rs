@@ -1,4 +1,5 @@
-//! Many fits that differ in one thing at a time, each with several seeds: what distillation gains over the student alone.
+//! Many fits that differ in one thing at a time, each with several seeds: what distillation gains over the student
+//! alone.
 
 use super::control::check_learning_rate;
 use super::control::six_digits;
@@ -23,8 +24,8 @@ use tch::{Device, Tensor, nn};
 /// A batch in evaluation, where only memory limits it.
 const EVALUATION_BATCH: usize = 256;
 
-/// A grid: every method at every temperature and alpha, for every amount of labels, noise and augmentation, each against
-/// the student alone under the same conditions, and all of it with every seed.
+/// A grid: every method at every temperature and alpha, for every amount of labels, noise and augmentation, each
+/// against the student alone under the same conditions, and all of it with every seed.
 ///
 /// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong, for the
 /// student alone as for the distilled one: their results differ by the teacher.
@@ -37,8 +38,8 @@ pub struct Sweep {
     pub methods: Vec<Method>,
     pub temperatures: Vec<f64>,
     pub alphas: Vec<f64>,
-    /// Shares of the training images whose label the student is told, in (0, 1]. The teacher's soft targets come for all.
-    /// The student alone sees the labelled images only, as often as makes the same number of steps.
+    /// Shares of the training images whose label the student is told, in (0, 1]. The teacher's soft targets come for
+    /// all. The student alone sees the labelled images only, as often as makes the same number of steps.
     pub labelled: Vec<f64>,
     /// Shares of those labels that are wrong, in [0, 1).
     pub noise: Vec<f64>,
@@ -303,9 +304,9 @@ impl Sweep {
         }
     }
 
-    /// Makes every run that `folder` does not hold yet, and gives them all. It may be killed and called again: a run that
-    /// was cut short goes on after its last epoch, and runs of equal settings are taken from there, whatever grid they were
-    /// made for.
+    /// Makes every run that `folder` does not hold yet, and gives them all. It may be killed and called again: a run
+    /// that was cut short goes on after its last epoch, and runs of equal settings are taken from there, whatever grid
+    /// they were made for.
     ///
     /// Interrupt ends it, on the live kernel: what is done is given, with `stopped` set.
     ///
@@ -417,7 +418,8 @@ impl<'a> Ground<'a> {
         Ok(Self { inputs, split, features, logits, validation_logits, transform, test, views })
     }
 
-    /// What the student is told of the labels with this seed: which images have one, and all labels, wrong ones among them.
+    /// What the student is told of the labels with this seed: which images have one, and all labels, wrong ones among
+    /// them.
     fn told(&self, setting: &Setting, seed: u64) -> Result<(Vec<i64>, Tensor)> {
         Ok((self.split.few(setting.labelled, seed)?, self.split.noisy_labels(setting.noise, seed)?))
     }

@@ -39,11 +39,11 @@ impl Clone for ViewLogits {
     }
 }
 
-/// The logits of `teacher`, a whole network from images to logits, for every image of `split` in every view, in evaluation
-/// mode: images are viewed first and then resized and normalised by `transform`, as the student's are.
+/// The logits of `teacher`, a whole network from images to logits, for every image of `split` in every view, in
+/// evaluation mode: images are viewed first and then resized and normalised by `transform`, as the student's are.
 ///
-/// They are kept in `folder` and found again as long as nothing they depend on changes. A pass that was cut short goes on
-/// where it was. Memory does not grow with the number of images or views.
+/// They are kept in `folder` and found again as long as nothing they depend on changes. A pass that was cut short goes
+/// on where it was. Memory does not grow with the number of images or views.
 ///
 /// # Errors
 /// As libtorch's and the disk's; and when the user interrupts it, after which the rows so far stay on disk.

@@ -147,8 +147,8 @@ impl Backbone {
         Ok((backbone, report))
     }
 
-    /// The classifier of a weight file of this architecture, as a head on its features: of a teacher that was fine-tuned
-    /// elsewhere. None where the file has no classifier, or one of other than `classes` classes.
+    /// The classifier of a weight file of this architecture, as a head on its features: of a teacher that was
+    /// fine-tuned elsewhere. None where the file has no classifier, or one of other than `classes` classes.
     ///
     /// # Errors
     /// When the file cannot be read or lacks the classifier's bias.
@@ -175,8 +175,8 @@ impl Backbone {
         Ok(copy)
     }
 
-    /// Backbone and head as one network from images to logits, under the published names (torchvision's `fc.weight`): to
-    /// save, to measure, or to train the article's way. It has weights of its own, and only the head's learn.
+    /// Backbone and head as one network from images to logits, under the published names (torchvision's `fc.weight`):
+    /// to save, to measure, or to train the article's way. It has weights of its own, and only the head's learn.
     ///
     /// # Errors
     /// When `head` is not a linear layer on this backbone's features, as [`super::head`] makes it.
@@ -203,8 +203,8 @@ impl Backbone {
         Ok(whole)
     }
 
-    /// Features f32 `[N, arch.features()]` of images f32 `[N, 3, S, S]` (normalised by [`Arch::normalisation`]), on the model's
-    /// device. Always with BatchNorm's stored statistics and without gradients.
+    /// Features f32 `[N, arch.features()]` of images f32 `[N, 3, S, S]` (normalised by [`Arch::normalisation`]), on the
+    /// model's device. Always with BatchNorm's stored statistics and without gradients.
     pub fn features(&self, x: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| self.model.forward(x, false))
     }

@@ -260,8 +260,8 @@ fn channels_innermost(state: &[(String, Tensor)]) -> Result<()> {
     Ok(())
 }
 
-/// PyTorch's defaults, by name: `weight` of two and more dimensions and the `bias` beside it are drawn,
-/// a `weight` of one dimension (a normalisation) becomes 1 and its bias 0. Other variables keep what their layer gave them.
+/// PyTorch's defaults, by name: `weight` of two and more dimensions and the `bias` beside it are drawn, a `weight` of
+/// one dimension (a normalisation) becomes 1 and its bias 0. Other variables keep what their layer gave them.
 fn initialise(state: &[(String, Tensor)], seed: u64) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     tch::no_grad(|| {

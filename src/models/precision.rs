@@ -6,8 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 use tch::{Device, Kind, Tensor};
 
-/// What convolutions and matrix products are computed in. Weights, their updates, losses and everything that a network gives
-/// are f32 either way.
+/// What convolutions and matrix products are computed in. Weights, their updates, losses and everything that a network
+/// gives are f32 either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -18,8 +18,9 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What pays on `device` for images with sides of `size` pixels: bf16 on a CPU with AVX512-BF16, and on an NVIDIA GPU from
-    /// Ampere on where images are not small: there telling the GPU of casts takes longer than bf16 saves (benches/README.md).
+    /// What pays on `device` for images with sides of `size` pixels: bf16 on a CPU with AVX512-BF16, and on an NVIDIA
+    /// GPU from Ampere on where images are not small: there telling the GPU of casts takes longer than bf16 saves
+    /// (benches/README.md).
     pub fn of(device: Device, size: i64) -> Self {
         const SMALL: i64 = 64; // 0.46 s in f32, 0.62 in bf16; 0.30 and 0.24 at 96 px
         let pays = match device {
@@ -75,8 +76,8 @@ pub(super) fn cpu_has_bf16() -> bool {
     return false;
 }
 
-/// As `torch.cuda.is_bf16_supported(including_emulation=False)`: older GPUs than Ampere, of compute capability 8, take bf16 and are slow in it. tch does not
-/// tell how old one is, CUDA's runtime does, which libtorch has loaded.
+/// As `torch.cuda.is_bf16_supported(including_emulation=False)`: older GPUs than Ampere, of compute capability 8, take
+/// bf16 and are slow in it. tch does not tell how old one is, CUDA's runtime does, which libtorch has loaded.
 #[cfg(target_os = "linux")]
 fn gpu_has_bf16(device: usize) -> bool {
     use std::ffi::{c_char, c_void};
@@ -86,8 +87,8 @@ fn gpu_has_bf16(device: usize) -> bool {
         fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
     }
     let mut major = 0;
-    // SAFETY: a null library is all that is loaded; the type is that of `cudaDeviceGetAttribute`, which returns 0 where it has
-    // written the number.
+    // SAFETY: a null library is all that is loaded; the type is that of `cudaDeviceGetAttribute`, which returns 0 where
+    // it has written the number.
     unsafe {
         let found = dlsym(std::ptr::null_mut(), c"cudaDeviceGetAttribute".as_ptr());
         let ask: Option<GetAttribute> = std::mem::transmute(found);

@@ -112,8 +112,8 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
 /// Tensors and their names.
 type Named = Vec<(String, Tensor)>;
 
-/// [`read_weights`] for a network whose variables bear these names: a prefix that stands before them in the file is dropped,
-/// such as `model.` (Lightning) or `_orig_mod.` (`torch.compile`). Also gives what the user should know.
+/// [`read_weights`] for a network whose variables bear these names: a prefix that stands before them in the file is
+/// dropped, such as `model.` (Lightning) or `_orig_mod.` (`torch.compile`). Also gives what the user should know.
 pub(crate) fn read_weights_for(path: &Path, wanted: &[(String, Tensor)]) -> Result<(Named, Vec<String>)> {
     let mut notes = Vec::new();
     let mut tensors = read(path, &mut notes)?;

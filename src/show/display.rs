@@ -52,8 +52,8 @@ pub(super) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// A figure as a display on the live kernel: a MIME bundle and its metadata, with the size so that nothing below it moves
-/// while it is drawn anew.
+/// A figure as a display on the live kernel: a MIME bundle and its metadata, with the size so that nothing below it
+/// moves while it is drawn anew.
 pub(super) fn bundle(figure: &Figure) -> Result<(Value, Value)> {
     let (width, height) = figure.size();
     let data = json!({"image/png": base64(&figure.png()?), "text/plain": in_words(figure)});
@@ -66,8 +66,8 @@ pub(super) fn emit_text(value: &dyn Display) {
     emit(&[("text/plain", text.trim_end()), ("text/html", &html)]);
 }
 
-/// Shows a cell's value as evcxr does what has no display of its own, by `{:?}`. evcxr would find out by compiling the cell
-/// twice. Displays of their own come before it.
+/// Shows a cell's value as evcxr does what has no display of its own, by `{:?}`. evcxr would find out by compiling the
+/// cell twice. Displays of their own come before it.
 pub trait ShowDebug: std::fmt::Debug {
     fn evcxr_display(&self) {
         emit(&[("text/plain", &format!("{self:?}"))]);

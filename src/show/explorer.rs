@@ -16,8 +16,8 @@ use tch::{Kind, Tensor};
 const TEMPERATURES: [f64; 4] = [1.0, 2.0, 4.0, 10.0];
 const BEGIN: f64 = 4.0;
 
-/// `softmax(logits / T)` of one image at four temperatures. On the live kernel there is a slider for T above it, which works
-/// as long as this value lives, while other cells run and between them.
+/// `softmax(logits / T)` of one image at four temperatures. On the live kernel there is a slider for T above it, which
+/// works as long as this value lives, while other cells run and between them.
 pub struct TemperatureExplorer {
     scores: Arc<Scores>,
     open: Mutex<Option<Open>>,
@@ -52,8 +52,8 @@ impl Scores {
     }
 }
 
-/// `softmax(logits / T)` of one image's logits `[C]` as bars at T = 1, 2, 4 and 10, on the live kernel with a slider for T;
-/// `label` sets the true class off. Keep the value in a variable: the slider goes with it.
+/// `softmax(logits / T)` of one image's logits `[C]` as bars at T = 1, 2, 4 and 10, on the live kernel with a slider
+/// for T; `label` sets the true class off. Keep the value in a variable: the slider goes with it.
 ///
 /// # Errors
 /// When there are not as many logits as classes.

@@ -32,8 +32,8 @@ pub(super) struct Panel {
 }
 
 impl Panel {
-    /// The panel, and the widget to open for it: `mirror` comes below the knobs. Temperature and alpha are there where the
-    /// fit has them.
+    /// The panel, and the widget to open for it: `mirror` comes below the knobs. Temperature and alpha are there where
+    /// the fit has them.
     fn new(control: &Control, begun: Settings, mirror: Vec<Widget>) -> (Arc<Self>, Widget) {
         let now = control.over(begun);
         let mut knobs = HashMap::new();
@@ -238,8 +238,9 @@ pub struct Knobs {
     open: Mutex<Option<OpenPanel>>,
 }
 
-/// Sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with `begun`: for a run in
-/// the background `knobs(&run.control(), run.settings())`. Without the live kernel it shows the values in force.
+/// Sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with `begun`: for
+/// a run in the background `knobs(&run.control(), run.settings())`. Without the live kernel it shows the values in
+/// force.
 pub fn knobs(control: &Control, begun: Settings) -> Knobs {
     Knobs { control: control.clone(), begun, open: Mutex::new(None) }
 }

@@ -22,9 +22,9 @@ const SOON: Duration = Duration::from_millis(300);
 /// For the last figure of a fit; a kernel that takes longer does not hold up the cell.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A listener that shows a fit while it runs, where the cell runs in the live kernel: curve and progress, and sliders for
-/// temperature, alpha and learning rate with a Pause and a Stop button, bound to `control`, which must be the fit's. When it
-/// ends, the curve, a line about the kept weights and one about the values stay.
+/// A listener that shows a fit while it runs, where the cell runs in the live kernel: curve and progress, and sliders
+/// for temperature, alpha and learning rate with a Pause and a Stop button, bound to `control`, which must be the
+/// fit's. When it ends, the curve, a line about the kept weights and one about the values stay.
 ///
 /// Anywhere else it is [`print_progress`]. It is meant for one fit at a time.
 pub fn live_progress(control: &Control) -> Listener {
@@ -59,7 +59,8 @@ enum Note {
     End,
 }
 
-/// The fit's side of the view. Everything is drawn and sent on a thread of its own, so that training never waits for it.
+/// The fit's side of the view. Everything is drawn and sent on a thread of its own, so that training never waits for
+/// it.
 struct View {
     notes: Sender<Note>,
     done: Receiver<()>,

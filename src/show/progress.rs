@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 /// A line within an epoch comes at most this often: a notebook keeps every line.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// A listener that prints a line per epoch (loss, accuracy of both splits), and one every ten seconds within a longer epoch or pass.
-/// Of a run in the background it prints nothing until somebody waits for it: between cells, nobody reads what is printed.
+/// A listener that prints a line per epoch (loss, accuracy of both splits), and one every ten seconds within a longer
+/// epoch or pass. Of a run in the background it prints nothing until somebody waits for it: between cells, nobody reads
+/// what is printed.
 pub fn print_progress() -> Listener {
     let state = Mutex::new((Instant::now(), HashSet::new()));
     Listener::new(move |event| {

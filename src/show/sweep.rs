@@ -40,8 +40,8 @@ fn percent(values: &[f64]) -> String {
 }
 
 impl SweepReport {
-    /// A row for each setting: mean of the student alone and of the distilled one in percent, their paired difference in
-    /// points with its interval, and the verdict.
+    /// A row for each setting: mean of the student alone and of the distilled one in percent, their paired difference
+    /// in points with its interval, and the verdict.
     ///
     /// # Errors
     /// When the measure speaks of an omitted class and there is none.
@@ -64,8 +64,8 @@ impl SweepReport {
         }))
     }
 
-    /// The mean gain over the student alone in points, temperature (rows) by alpha (columns), for the first value of every
-    /// other axis.
+    /// The mean gain over the student alone in points, temperature (rows) by alpha (columns), for the first value of
+    /// every other axis.
     pub fn map(&self, measure: Measure) -> Result<Figure> {
         let names = |values: &[f64]| values.iter().map(|&v| short(v)).collect::<Vec<_>>();
         let title = format!("{}: gain over the student alone, {}", self.sweep.name, measure.title());
@@ -106,8 +106,9 @@ impl SweepReport {
     }
 }
 
-/// A listener that shows a sweep while it runs: on the live kernel a line of progress, the table of verdicts, and the runs so
-/// far, each updated in place, and where several temperatures or alphas are swept their map; elsewhere a line for each run.
+/// A listener that shows a sweep while it runs: on the live kernel a line of progress, the table of verdicts, and the
+/// runs so far, each updated in place, and where several temperatures or alphas are swept their map; elsewhere a line
+/// for each run.
 pub fn live_sweep() -> SweepListener {
     let view: Mutex<Option<View>> = Mutex::new(None);
     let begun = Mutex::new(false);

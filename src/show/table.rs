@@ -29,8 +29,8 @@ impl Table {
         let numeric = self.numeric();
         let line = |cells: &[String], tag: &str| {
             let cell = |(cell, &right): (&String, &bool)| {
-                // A value stays in its line: `+1.0 to +2.0` in two looks like two. Headings and long names may break, or the
-                // last column, which has the verdict, is out of sight.
+                // A value stays in its line: `+1.0 to +2.0` in two looks like two. Headings and long names may break,
+                // or the last column, which has the verdict, is out of sight.
                 let wrap = if tag == "td" && cell.chars().count() <= LONG { "nowrap" } else { "normal" };
                 let align = if right { "right" } else { "left" };
                 format!(

@@ -33,7 +33,8 @@ impl Widget {
     /// A slider; `state` holds at least `value`, `min` and `max`.
     pub fn slider(kind: &'static str, description: &str, tooltip: &str, mut state: Value) -> Self {
         state["description"] = json!(description);
-        // The title of the whole control. The handle is named by an extension that `cargo lab setup` adds to JupyterLab.
+        // The title of the whole control. The handle is named by an extension that `cargo lab setup` adds to
+        // JupyterLab.
         state["tooltip"] = json!(tooltip);
         // A drag acts while it lasts.
         state["continuous_update"] = json!(true);

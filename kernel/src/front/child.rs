@@ -180,7 +180,8 @@ impl Front {
         }
     }
 
-    /// Everything the child printed so far. A pipe holds no more than this reads, however fast the child fills it again.
+    /// Everything the child printed so far. A pipe holds no more than this reads, however fast the child fills it
+    /// again.
     pub(super) fn drain(&mut self) {
         for _ in 0..READS {
             if !self.pump_once() {
@@ -219,8 +220,8 @@ impl Front {
         }
     }
 
-    /// Shows what the child printed. A cell may print the line by which evcxr's runtime says that it has ended, a program about
-    /// evcxr, say: it counts when the child has come to rest.
+    /// Shows what the child printed. A cell may print the line by which evcxr's runtime says that it has ended, a
+    /// program about evcxr, say: it counts when the child has come to rest.
     fn show_waiting(&mut self, child: &mut Child) {
         while let Some(piece) = child.waiting.pop_front() {
             match piece {

@@ -1,5 +1,5 @@
-//! Pages that are closed, reloaded or opened while a cell runs. To a page that came later the cell's displays are unknown: it
-//! shows them as the notebook was saved, or not at all. Widgets are the one thing that it gets whole.
+//! Pages that are closed, reloaded or opened while a cell runs. To a page that came later the cell's displays are
+//! unknown: it shows them as the notebook was saved, or not at all. Widgets are the one thing that it gets whole.
 
 use jupyter_protocol::JupyterMessage;
 use serde_json::json;
