@@ -1,4 +1,5 @@
 """From start to end: several kernels, other clients, restart, and what is left behind (nothing)."""
+import contextlib
 import os
 import pathlib
 import signal
@@ -6,6 +7,8 @@ import socket
 import stat
 import threading
 import unittest
+
+import zmq
 
 from support import HELPERS, Client, Kernel, display, family, processes, rust, still_there, wait_until
 
@@ -179,6 +182,36 @@ class Life(unittest.TestCase):
             self.assertIn(word, cell.error_text)
         self.assertNotIn("configuration", cell.error_text)
         self.assertEqual(kernel.stop(), [])
+
+    def test_7_rubbish_on_the_sockets_ends_nothing(self):
+        kernel = Kernel()
+        self.addCleanup(lambda: self.assertEqual(kernel.stop(), []))
+        info = kernel.manager.get_connection_info()
+        context = zmq.Context()
+        self.addCleanup(context.destroy, linger=0)
+        ports = ["shell_port", "control_port", "stdin_port", "hb_port", "iopub_port"]
+        for port in ports:
+            # No ZeroMQ at all, and a connection that ends at once.
+            for rubbish in [b"GET / HTTP/1.1\r\n\r\n", b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f" + bytes(100), b""]:
+                with socket.create_connection((info["ip"], info[port])) as raw:
+                    raw.sendall(rubbish)
+            # Messages that are none, and one with a forged signature.
+            dealer = context.socket(zmq.SUB if port == "iopub_port" else zmq.DEALER)
+            dealer.connect(f"tcp://{info['ip']}:{info[port]}")
+            if port != "iopub_port":
+                dealer.send(b"")
+                dealer.send_multipart([b"\xff"] * 3)
+                dealer.send_multipart([b"<IDS|MSG>", b"0" * 64, b'{"msg_type": "shutdown_request"}', b"{}", b"{}", b"{}"])
+        for _ in range(20):
+            with contextlib.closing(socket.socket(socket.AF_UNIX)) as link:
+                link.connect(kernel.environment("KDLAB_LIVE"))
+                link.sendall(b'{"token": "0"}\n\xff\n')
+        beat = context.socket(zmq.REQ)
+        beat.connect(f"tcp://{info['ip']}:{info['hb_port']}")
+        beat.send(b"ping")
+        self.assertTrue(beat.poll(10_000), "no heartbeat")
+        self.assertEqual(kernel.client.ok('println!("on");').stdout, "on\n")
+        self.assertTrue(kernel.manager.is_alive())
 
 
 if __name__ == "__main__":
