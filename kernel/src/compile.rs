@@ -497,7 +497,7 @@ const SOURCES: &str =
 /// Functions that make one by calling what they are given.
 const MAKERS: &str = " from_fn repeat_with successors ";
 
-/// Looks into arguments of macros down to a depth: they are tokens, of which expressions are made here.
+/// Looks into the arguments of macros, down to a depth. They are tokens, so this parses them as expressions first.
 fn repeats(node: &SyntaxNode, depth: u8) -> bool {
     let is_in = |name: &str, list: &str| list.contains(&format!(" {name} "));
     node.descendants().any(|node| {

@@ -57,7 +57,7 @@ class Slots(unittest.TestCase):
         self.assertEqual(value(kernel), "2")
         self.assertEqual(cut.read_bytes(), whole)
         self.assertTrue(all(path.exists() for path in gone))
-        self.assertIn("it is copied anew", (kernel.folder / "kernel.log").read_text())
+        self.assertIn("it is copied again", (kernel.folder / "kernel.log").read_text())
 
     def test_damage_under_a_running_kernel_heals(self):
         kernel = self.start()

@@ -21,7 +21,7 @@ const TEST: f64 = 0.1;
 ///
 /// A picture that is not square is squeezed into one; of an animated one the first frame is taken. A tenth of each
 /// class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`, `validation/`) with the
-/// class folders in them, of which the last two may be missing. Tiny-ImageNet's layout is read, and Roboflow's exports
+/// class folders in them; the last two may be missing. Tiny-ImageNet's layout is read, and Roboflow's exports
 /// for classification. Whatever is left out is counted and named in the notices.
 ///
 /// # Errors

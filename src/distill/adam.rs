@@ -6,8 +6,8 @@ use tch::{Tensor, no_grad};
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
-/// Numbers that are updated together. A GPU is told of an operation in more time than it needs for one on a small
-/// parameter; and what lies between two operations on many numbers takes memory.
+/// How many numbers one operation updates. On a small parameter, a GPU spends less time on an operation than the CPU
+/// spends on starting it. On many numbers, the intermediate results take memory.
 const TOGETHER: usize = 1 << 20;
 
 /// Parameters that lie one behind the other in memory, and their moments likewise.

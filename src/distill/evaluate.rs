@@ -232,8 +232,8 @@ struct Outcome {
     kd: Option<KdLoss>,
 }
 
-/// Steps that are added up together: the operations for it are as many as those of a small network's pass, and a GPU
-/// takes longer to be told of one than to do it.
+/// How many steps are added up together. Adding them up takes as many operations as a pass of a small network, and
+/// starting an operation on a GPU takes longer than the operation itself.
 const STEPS: usize = 16;
 /// Logits that are added up together at most: what lies between those operations takes ten times their memory.
 const LOGITS: usize = 1 << 20;

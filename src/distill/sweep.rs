@@ -38,7 +38,7 @@ pub struct Sweep {
     pub methods: Vec<Method>,
     pub temperatures: Vec<f64>,
     pub alphas: Vec<f64>,
-    /// Shares of the training images whose label the student is told, in (0, 1]. The teacher's soft targets come for
+    /// Shares of the training images whose label the student gets, in (0, 1]. The teacher's soft targets come for
     /// all. The student alone sees the labelled images only, as often as makes the same number of steps.
     pub labelled: Vec<f64>,
     /// Shares of those labels that are wrong, in [0, 1).
@@ -418,8 +418,7 @@ impl<'a> Ground<'a> {
         Ok(Self { inputs, split, features, logits, validation_logits, transform, test, views })
     }
 
-    /// What the student is told of the labels with this seed: which images have one, and all labels, wrong ones among
-    /// them.
+    /// The labels that the student gets with this seed: which images have one, and all labels, wrong ones among them.
     fn told(&self, setting: &Setting, seed: u64) -> Result<(Vec<i64>, Tensor)> {
         Ok((self.split.few(setting.labelled, seed)?, self.split.noisy_labels(setting.noise, seed)?))
     }

@@ -109,7 +109,7 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
             );
             return Ok(());
         }
-        eprintln!("kernel: {first} in build directory {name} is missing or was compiled otherwise; it is copied anew");
+        eprintln!("kernel: {first} in build directory {name} is missing or was compiled otherwise; it is copied again");
     }
     let beside = dir.with_extension("new");
     steps::remove(&beside)?;
