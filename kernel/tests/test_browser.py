@@ -157,18 +157,19 @@ class Browser(unittest.TestCase):
         wait_until(lambda: prompt.inner_text().strip("[]: ").isdigit(), f"the end of cell {index}", timeout)
         return self.cell(page, index).locator(".jp-OutputArea").inner_text() if self.cell(page, index).locator(".jp-OutputArea-child").count() else ""
 
-    def saved(self):
-        with urllib.request.urlopen(f"{self.address}/api/contents/live.ipynb", timeout=10) as answer:
-            return json.load(answer)["content"]["cells"]
+    def saved(self, index):
+        """The outputs of that cell in the file.
 
-    def is_saved(self):
-        """Whether the last cell's outputs are in the file. While Jupyter writes it, it cannot read it and answers 500."""
+        None while Jupyter writes over the file in place: asked meanwhile, it finds an empty one or half of one and answers
+        400 (an unreadable notebook) or 500.
+        """
         try:
-            return bool(self.saved()[-1]["outputs"])
+            with urllib.request.urlopen(f"{self.address}/api/contents/live.ipynb", timeout=10) as answer:
+                return json.load(answer)["content"]["cells"][index]["outputs"]
         except urllib.error.HTTPError as answer:
-            if answer.code != 500:
+            if answer.code not in (400, 500):
                 raise
-            return False
+            return []
 
     def take_picture(self, page, name):
         page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
@@ -189,7 +190,7 @@ class Browser(unittest.TestCase):
                 self.walk(page)
                 # Closed and opened anew, in the other theme, as the notebook was saved.
                 page.keyboard.press("Control+s")
-                wait_until(self.is_saved, "the saved notebook", 20)
+                wait_until(lambda: self.saved(-1), "the saved notebook", 20)
                 self.theme("Dark")
                 page.close()
                 page = self.open(browser)
@@ -303,7 +304,7 @@ class Browser(unittest.TestCase):
         self.assertEqual(below.locator(".widget-html img").count(), 0)
         page.keyboard.press("Control+s")
         view = "application/vnd.jupyter.widget-view+json"
-        wait_until(lambda: any(view in output.get("data", {}) for output in self.saved()[fit]["outputs"]), "the saved sliders", 20)
+        wait_until(lambda: any(view in output.get("data", {}) for output in self.saved(fit)), "the saved sliders", 20)
         page.reload()
         below = self.cell(page, fit)
 
@@ -340,7 +341,7 @@ class Browser(unittest.TestCase):
         self.assertIn("Stop button", fit.locator(".jp-OutputArea").inner_text())
         self.assertNotIn("Error displaying widget", page.locator(".jp-Notebook").inner_text())
         self.take_picture(page, "reopened-dark")
-        data = [data for output in self.saved()[-2]["outputs"] for data in output.get("data", {})]
+        data = [data for output in self.saved(-2) for data in output.get("data", {})]
         self.assertIn("image/png", data)
         self.assertNotIn("application/vnd.jupyter.widget-view+json", data)
 
