@@ -2,9 +2,9 @@
 //! with a line. `side.py` is the same for Python.
 
 use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, batches, open, shuffled};
-use kdlab::distill::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
-use kdlab::distill::{backbone_features, fit, predict, view_logits};
 use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
+use kdlab::train::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
+use kdlab::train::{backbone_features, fit, predict, view_logits};
 use kdlab::{Error, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};

@@ -1,9 +1,11 @@
 // What the kernel loads before the first cell of every notebook.
 use kdlab::data::{DataOptions, Dataset, Split, Transform, shuffled};
-use kdlab::distill::{Control, Criterion, Evaluation, Examples, FitOptions, History, KdLoss, Run};
-use kdlab::distill::{CachedTensor, Graded, ReportCard, evaluate, fit, predict, report_card, soft_targets};
+use kdlab::train::{Control, Criterion, Evaluation, Examples, FitOptions, History, KdLoss, Run};
+use kdlab::study::{Graded, ReportCard, report_card};
+use kdlab::train::{CachedTensor, evaluate, fit, predict, soft_targets};
 use kdlab::data::Views;
-use kdlab::distill::{Augmentation, Measure, Method, Sweep, SweepReport, TeacherLabels, Verdict, view_logits};
+use kdlab::study::{Augmentation, Measure, Sweep, SweepReport, TeacherLabels, Verdict};
+use kdlab::train::{Method, view_logits};
 use kdlab::models::{Arch, Backbone, Layers, Model, Summary, head, student};
 use kdlab::show::{Figure, ShowDebug, Table};
 use kdlab::show::{class_balance, confusion_matrix, curves, disagreements, gallery, knobs, live_progress};

@@ -1,12 +1,14 @@
 //! What a notebook opens first: device, profile, and where earlier notebooks left their work.
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
-use crate::distill::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
-use crate::distill::{Sweep, SweepInputs, SweepReport, backbone_features, check_name, fit, teacher_logits};
 use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, student};
 use crate::profile::Profile;
 use crate::show::{Table, live_progress, live_sweep, print_progress, short};
-use crate::{Error, Result, files};
+use crate::store::atomic;
+use crate::study::{Sweep, SweepInputs, SweepReport};
+use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
+use crate::train::{backbone_features, check_name, fit, teacher_logits};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -355,7 +357,7 @@ impl Lab {
         let results =
             Results { profile: self.profile.name.clone(), dataset: dataset.name.clone(), rows: rows.to_vec() };
         let json = serde_json::to_vec_pretty(&results).map_err(|e| Error::Data(format!("results: {e}")))?;
-        files::write_bytes(&self.folder.join("results.json"), &json)?;
+        atomic::write_bytes(&self.folder.join("results.json"), &json)?;
         let header = ["model", "validation acc %", "test acc %", "parameters", "MACs per image", "seconds"];
         Ok(rows.iter().fold(Table::new(&header), |table, r| {
             table.row(&[

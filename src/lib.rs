@@ -1,17 +1,27 @@
 //! Knowledge distillation of convolutional networks, for notebooks on the evcxr kernel.
 //!
-//! Arrows point one way: [`data`] and [`models`] are used by [`distill`], [`show`] draws what they make, and [`Lab`]
-//! holds them together for a notebook.
+//! The rooms, each of which uses only those above it:
+//!
+//! | room | what is in it |
+//! | --- | --- |
+//! | `error`, `store` | errors; files that are whole or absent, tensors on disk, downloads |
+//! | [`data`] | images with labels, in three splits |
+//! | [`models`] | the student, the teachers and their weight files |
+//! | [`train`] | losses, the teacher's cached outputs, the training loop |
+//! | [`study`] | sweeps over many fits and their verdict; the article's mistakes |
+//! | [`show`] | everything that a cell displays |
+//! | [`Lab`], [`Profile`] | what holds them together for a notebook |
 
 pub mod data;
-pub mod distill;
 mod error;
-mod files;
 mod lab;
 pub mod live;
 pub mod models;
 mod profile;
 pub mod show;
+pub mod store;
+pub mod study;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use lab::{Lab, ResultRow};

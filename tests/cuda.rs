@@ -4,8 +4,8 @@
 mod common;
 
 use kdlab::data::{Split, Transform, Views, batches, shuffled};
-use kdlab::distill::*;
 use kdlab::models::{Arch, Backbone, Model, Precision, student};
+use kdlab::train::*;
 use std::sync::Mutex;
 use tch::{Cuda, Device, Kind, Tensor};
 

@@ -1,7 +1,7 @@
 //! Downloads against a server on this machine that does what servers do on bad days.
 
 use kdlab::Error;
-use kdlab::data::download::{Limits, Remote, Sum, fetch};
+use kdlab::store::download::{Limits, Remote, Sum, fetch};
 use sha2::Digest;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -5,8 +5,8 @@ mod oracle;
 
 use image::{DynamicImage, Rgb, RgbImage, Rgba, RgbaImage};
 use kdlab::data::{DataOptions, Dataset, Transform, image_folder, read_image};
-use kdlab::distill::{Examples, predict};
 use kdlab::models::{Model, ModelCard, student};
+use kdlab::train::{Examples, predict};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

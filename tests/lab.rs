@@ -15,7 +15,7 @@ fn child() {
         (Ok(lab), _) => {
             let data = lab.dataset().expect("KDLAB_DATA holds a dataset");
             let values = tch::Tensor::zeros([data.train.len() as i64, 1280], tch::kind::FLOAT_CPU);
-            let features = kdlab::distill::CachedTensor::new(&data.train, values, "test").expect("one row each");
+            let features = kdlab::train::CachedTensor::new(&data.train, values, "test").expect("one row each");
             if step == "half" {
                 let history = format!(
                     r#"{{"name":"teacher","criterion":"ce","data_key":{:?},"epochs":2,"records":[],"stopped":"interrupted"}}"#,

@@ -4,8 +4,8 @@ mod common;
 
 use common::dataset;
 use kdlab::data::Transform;
-use kdlab::distill::*;
 use kdlab::models::{Layers, Model};
+use kdlab::train::*;
 use tch::{Device, Kind, Tensor, nn};
 
 fn random(shape: [i64; 2], seed: i64) -> Tensor {

@@ -4,8 +4,8 @@ mod common;
 
 use common::dataset;
 use kdlab::data::Transform;
-use kdlab::distill::{Examples, predict};
 use kdlab::models::{Arch, Backbone, Layers, Model, Op, Precision, head, student};
+use kdlab::train::{Examples, predict};
 use tch::{Device, Kind, Tensor, nn};
 
 fn net(seed: u64) -> Model {

@@ -7,9 +7,9 @@
 mod oracle;
 
 use kdlab::data::{DataOptions, Dataset, Transform};
-use kdlab::distill::teaching::kd_loss_over_classes;
-use kdlab::distill::{Evaluation, KdLoss, Method, cross_entropy, soft_targets};
 use kdlab::models::{Arch, Backbone, Model, read_weights, student};
+use kdlab::study::mistakes::kd_loss_over_classes;
+use kdlab::train::{Evaluation, KdLoss, Method, cross_entropy, soft_targets};
 use oracle::{ask, difference, relative};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};

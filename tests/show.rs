@@ -1,8 +1,9 @@
 //! What cells display: figures hold their labels and legends, tables are safe HTML, bad input is refused in words.
 
 use kdlab::data::{DataOptions, Dataset, cifar10};
-use kdlab::distill::{Change, EpochRecord, Evaluation, Graded, History, Metrics, ReportCard, Settings, report_card};
 use kdlab::show::*;
+use kdlab::study::{Graded, ReportCard, report_card};
+use kdlab::train::{Change, EpochRecord, Evaluation, History, Metrics, Settings};
 use std::path::Path;
 use tch::{Kind, Tensor};
 

@@ -4,8 +4,9 @@ mod common;
 
 use common::dataset;
 use kdlab::data::{Dataset, Transform};
-use kdlab::distill::*;
 use kdlab::models::{Arch, Backbone, Layers, Model, head};
+use kdlab::study::*;
+use kdlab::train::*;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};

@@ -4,9 +4,9 @@
 mod oracle;
 
 use kdlab::data::{DataOptions, Dataset, Split, Transform, batches, shuffled};
-use kdlab::distill::teaching::{Defect, fit_with_defect};
-use kdlab::distill::*;
 use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
+use kdlab::study::mistakes::{Defect, fit_with_defect};
+use kdlab::train::*;
 use oracle::{Answer, ask_in, difference, relative};
 use serde_json::json;
 use std::collections::HashMap;

@@ -1,9 +1,7 @@
 //! What the fuzz targets share: a folder in memory whose files hold the fuzzer's bytes.
 
 use kdlab::data::{DataOptions, Dataset, Transform, Views};
-use kdlab::distill::{
-    Control, Criterion, Event, Examples, FitOptions, History, Listener, ViewLogits, fit, view_logits,
-};
+use kdlab::train::{Control, Criterion, Event, Examples, FitOptions, History, Listener, ViewLogits, fit, view_logits};
 use kdlab::models::{Layers, Model};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! Reports of fits and sweeps, and what can be made of them; a distillation loss.
 #![no_main]
 
-use kdlab::distill::{Change, History, KdLoss, Measure, Method, Sweep, SweepReport, SweepRun};
+use kdlab::study::{Measure, Sweep, SweepReport, SweepRun};
+use kdlab::train::{Change, History, KdLoss, Method};
 use kdlab_fuzz::write;
 
 libfuzzer_sys::fuzz_target!(|text: &[u8]| {

@@ -6,7 +6,7 @@ from support import KernelCase, family, rust, still_there, wait_until
 
 # A fit whose batches take as long as asked, on 300 tiny images.
 FIT = '''
-use kdlab::distill::{Event, Listener};
+use kdlab::train::{Event, Listener};
 fn slow(vs: &nn::Path, milliseconds: u64) -> Layers {
     Layers::new()
         .func("pool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1))

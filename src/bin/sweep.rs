@@ -1,7 +1,7 @@
-//! A sweep without Jupyter: what `cargo lab sweep` starts, with the fields of [`kdlab::distill::Sweep`] that were given, as
+//! A sweep without Jupyter: what `cargo lab sweep` starts, with the fields of [`kdlab::study::Sweep`] that were given, as
 //! a JSON object.
 
-use kdlab::distill::{Measure, Sweep};
+use kdlab::study::{Measure, Sweep};
 use kdlab::{Error, Lab, Result};
 use serde_json::Value;
 use std::process::ExitCode;

@@ -56,7 +56,7 @@ impl Pool {
 
     pub fn finish(self) -> Result<Stock> {
         let images = self.images.f_narrow(0, 0, self.labels.len() as i64)?;
-        Ok(Stock { images, labels: self.labels.into(), hash: crate::files::hex(&self.hash.finalize()) })
+        Ok(Stock { images, labels: self.labels.into(), hash: crate::store::digest::hex(&self.hash.finalize()) })
     }
 }
 
@@ -100,7 +100,7 @@ pub struct Batch {
 impl Split {
     pub(crate) fn new(name: &str, stock: &Stock, rows: Vec<i64>, classes: usize) -> Self {
         let bytes: Vec<u8> = rows.iter().flat_map(|r| r.to_le_bytes()).collect();
-        let key = crate::files::sha256([stock.hash.as_bytes(), name.as_bytes(), &bytes]);
+        let key = crate::store::digest::sha256([stock.hash.as_bytes(), name.as_bytes(), &bytes]);
         Split { name: name.into(), key, stock: stock.share(), rows, classes }
     }
 
@@ -145,7 +145,7 @@ impl Split {
         }
         let rows = indices.iter().map(|&i| self.row(i)).collect::<Result<Vec<i64>>>()?;
         let labels: Vec<i64> = rows.iter().map(|&r| self.stock.labels[r as usize]).collect();
-        let pick = super::upload(&rows, self.stock.images.device())?; // [B]
+        let pick = crate::store::tensors::upload(&rows, self.stock.images.device())?; // [B]
         let mut images = self.stock.images.f_index_select(0, &pick)?; // [B, C, H, W]
         if images.size()[1] == 1 {
             // Grey becomes three equal channels; much quicker than expand and copy.

@@ -60,7 +60,7 @@ impl Transform {
                 x = x.f_upsample_bilinear2d(size, false, None, None)?;
             }
             let constants = [self.mean, self.std].concat().iter().map(|&c| c as f32).collect::<Vec<_>>();
-            let constants = super::upload(&constants, device)?.f_view([2, 1, 3, 1, 1])?;
+            let constants = crate::store::tensors::upload(&constants, device)?.f_view([2, 1, 3, 1, 1])?;
             let x = x.f_sub_(&constants.f_get(0)?)?.f_div_(&constants.f_get(1)?)?;
             if device == Device::Mps {
                 return Ok(x);

@@ -70,7 +70,7 @@ impl Views {
         for view in 0..self.len() as i64 {
             let rows: Vec<i64> = (0..).zip(views).filter(|(_, v)| **v == view).map(|(row, _)| row).collect();
             if !rows.is_empty() {
-                let rows = super::upload(&rows, images.device())?;
+                let rows = crate::store::tensors::upload(&rows, images.device())?;
                 let _ = seen.f_index_copy_(0, &rows, &self.one(&images.f_index_select(0, &rows)?, view)?)?;
             }
         }
@@ -90,7 +90,7 @@ impl Views {
             columns.reverse();
         }
         let pick = |t: &Tensor, dim: i64, index: &[i64]| -> Result<Tensor> {
-            Ok(t.f_index_select(dim, &super::upload(index, t.device())?)?)
+            Ok(t.f_index_select(dim, &crate::store::tensors::upload(index, t.device())?)?)
         };
         pick(&pick(images, 2, &from(images.size()[2], down))?, 3, &columns)
     }

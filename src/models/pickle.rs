@@ -5,7 +5,7 @@
 //! more than build tensors. Values live in one arena and refer to each other by index: a file of `n` bytes makes at
 //! most `n` values, whatever it nests or repeats.
 
-use crate::files;
+use crate::store::tensors;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use tch::{Kind, Tensor};
@@ -607,7 +607,7 @@ impl<'a> Machine<'a> {
                 let bytes = self.storages[storage].bytes();
                 let data = held.get(key).ok_or(format!("its storage {key} is not in the file"))?;
                 let data = data.get(..bytes).ok_or(format!("its storage holds {} bytes of {bytes}", data.len()))?;
-                entry.insert(files::numbers(data, &[numel as i64], kind)?)
+                entry.insert(tensors::numbers(data, &[numel as i64], kind)?)
             }
         };
         let offset = if count == 0 { 0 } else { offset };

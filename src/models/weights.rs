@@ -1,7 +1,8 @@
 //! Weight files of any kind, loaded by name.
 
 use super::torch_file;
-use crate::{Error, Result, files};
+use crate::store::tensors;
+use crate::{Error, Result};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
@@ -151,7 +152,7 @@ fn read(path: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Tensor)>> {
     let mut tensors = match bytes.as_slice() {
         [] => Err("it is empty".to_owned()),
         // First of all: the length of its header, before the brace, may begin like any of the others.
-        [_, _, _, _, _, _, _, _, b'{', ..] => files::parse_tensors(&bytes),
+        [_, _, _, _, _, _, _, _, b'{', ..] => tensors::parse_tensors(&bytes),
         [b'P', b'K', ..] => torch_file::read_zip(&bytes, notes),
         bytes if torch_file::is_legacy(bytes) => torch_file::read_legacy(bytes, notes),
         bytes if bytes.starts_with(b"version https://git-lfs") => {
@@ -162,7 +163,7 @@ fn read(path: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Tensor)>> {
             Err("it is a pickle without torch's magic number; save it with torch.save(model.state_dict(), ...)"
                 .to_owned())
         }
-        bytes => files::parse_tensors(bytes),
+        bytes => tensors::parse_tensors(bytes),
     }
     .map_err(bad)?;
     if tensors.is_empty() {

@@ -3,7 +3,7 @@
 use super::figure::{Area, Drawing, Figure, Pen, color, styled};
 use super::short;
 use crate::data::Dataset;
-use crate::distill::soft_targets;
+use crate::train::soft_targets;
 use crate::{Error, Result};
 use plotters::prelude::*;
 use tch::{Kind, Tensor};

@@ -1,7 +1,7 @@
 //! Loss and accuracy over epochs, any number of fits in one figure.
 
 use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled, text_color};
-use crate::distill::{Change, EpochRecord, History, Metrics};
+use crate::train::{Change, EpochRecord, History, Metrics};
 use crate::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};

@@ -2,7 +2,8 @@
 
 use super::softening::Softening;
 use super::{bars::Bars, curves::Curves, gallery::Gallery, heatmap::Heatmap, line::Line, reliability::Reliability};
-use crate::{Error, Result, files};
+use crate::store::atomic;
+use crate::{Error, Result};
 use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::Ranged;
@@ -83,7 +84,7 @@ impl Figure {
 
     /// Writes the figure as a PNG file.
     pub fn save_png(&self, path: impl AsRef<Path>) -> Result<()> {
-        files::write_bytes(path.as_ref(), &self.png()?)
+        atomic::write_bytes(path.as_ref(), &self.png()?)
     }
 
     fn draw<DB: DrawingBackend>(&self, area: DrawingArea<DB, Shift>, scale: u32) -> Result<()> {

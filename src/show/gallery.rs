@@ -2,7 +2,7 @@
 
 use super::figure::{Area, Drawing, Figure, Pen, text_color};
 use crate::data::{Dataset, Split};
-use crate::distill::{Evaluation, soft_targets};
+use crate::train::{Evaluation, soft_targets};
 use crate::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};

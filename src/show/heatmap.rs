@@ -1,7 +1,7 @@
 //! Heat maps: a shaded cell for each row and column, such as the confusion matrix.
 
 use super::figure::{Area, Drawing, Figure, GRID, INK, Pen, contrast};
-use crate::distill::Evaluation;
+use crate::train::Evaluation;
 use crate::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};

@@ -1,8 +1,8 @@
 //! Sliders and buttons on a [`Control`]: what is set by hand and what is set by program stay in step.
 
 use super::widgets::{self, VIEW, Widget, new_id};
-use crate::distill::{Control, Observer, Settings, six_digits};
 use crate::live::{Link, Push, lock};
+use crate::train::{Control, Observer, Settings, six_digits};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,8 @@
 //! Progress as lines of text, which a notebook cell and a terminal both show while they run.
 
 use super::short;
-use crate::distill::{Event, History, Listener};
 use crate::live::lock;
+use crate::train::{Event, History, Listener};
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! Reliability diagrams: how often a model is right where it is so sure.
 
 use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled};
-use crate::distill::{Calibration, ReportCard};
+use crate::study::ReportCard;
+use crate::train::Calibration;
 use crate::{Error, Result};
 use plotters::prelude::*;
 

@@ -3,7 +3,7 @@
 use super::figure::Figure;
 use super::heatmap::{Axis, Cell, Heatmap, fits, square};
 use super::{Table, short};
-use crate::distill::soft_targets;
+use crate::train::soft_targets;
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 

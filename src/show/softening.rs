@@ -3,7 +3,7 @@
 use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled};
 use super::heatmap::short_name;
 use super::similarity::finite;
-use crate::distill::soft_targets;
+use crate::train::soft_targets;
 use crate::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};

@@ -1,0 +1,222 @@
+//! CIFAR-10 in its official binary layout: records of one label byte and 3 x 32 x 32 pixel bytes.
+//!
+//! Source: <https://www.cs.toronto.edu/~kriz/cifar.html> (Alex Krizhevsky, 2009).
+
+use super::file_name;
+use crate::data::dataset::{DataOptions, Dataset, Rows, assemble, check};
+use crate::data::pool::Pool;
+use crate::store::atomic;
+use crate::store::download::{Limits, Remote, Sum, fetch, printer};
+use crate::{Error, Result};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+const FOLDER: &str = "cifar-10-batches-bin";
+const ARCHIVE: &str = "cifar-10-binary.tar.gz";
+const RECORD: usize = 1 + 3 * 32 * 32;
+/// Records in each official batch file.
+const BATCH: usize = 10_000;
+const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
+/// CIFAR-10: 32x32 colour images of ten classes, 50,000 to train on and 10,000 to test.
+///
+/// Read from [`DataOptions::folder`] where set (that folder or `cifar-10-batches-bin` in it), else from the cache,
+/// else downloaded into the cache. Fewer than five training batches are accepted with a notice.
+///
+/// # Errors
+/// [`Error::Network`] when it is neither on disk nor to be downloaded; [`Error::Data`] when a file is missing,
+/// truncated, oversized, or holds a label above 9; [`Error::Input`] when an option is out of range.
+pub fn cifar10(options: &DataOptions) -> Result<Dataset> {
+    check(options)?;
+    let folder = match &options.folder {
+        Some(folder) => find(folder).ok_or_else(|| {
+            Error::Data(format!(
+                "{} holds no CIFAR-10: data_batch_1.bin to data_batch_5.bin and test_batch.bin are expected",
+                folder.display()
+            ))
+        })?,
+        None => cached(options)?,
+    };
+    load(&folder, options)
+}
+
+/// The folder with the batch files: `folder` itself or the archive's folder in it.
+pub(super) fn find(folder: &Path) -> Option<PathBuf> {
+    [folder.to_owned(), folder.join(FOLDER)]
+        .into_iter()
+        .find(|f| f.join("test_batch.bin").exists() || f.join("data_batch_1.bin").exists())
+}
+
+/// Whether this is the Python version of the data set.
+pub(super) fn is_python(folder: &Path) -> bool {
+    [folder.to_owned(), folder.join("cifar-10-batches-py")].iter().any(|f| f.join("data_batch_1").is_file())
+}
+
+/// The unpacked archive in the cache, downloaded where it is missing.
+fn cached(options: &DataOptions) -> Result<PathBuf> {
+    let folder = options.cache.join(FOLDER);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let archive = options.cache.join(ARCHIVE);
+    std::fs::create_dir_all(&options.cache).map_err(|e| Error::io("creating", &options.cache, e))?;
+    let _lock = atomic::lock(&options.cache.join(format!(".{FOLDER}.lock")))?;
+    if folder.is_dir() {
+        return Ok(folder); // another kernel was at it
+    }
+    if !options.download && !archive.exists() {
+        return Err(Error::Network(format!(
+            "CIFAR-10 is not in {} and downloads are switched off; set KDLAB_DATA to a folder that holds it",
+            options.cache.display()
+        )));
+    }
+    let remote = Remote {
+        name: ARCHIVE.into(),
+        urls: vec![
+            format!("https://www.cs.toronto.edu/~kriz/{ARCHIVE}"),
+            format!("https://cave.cs.toronto.edu/kriz/{ARCHIVE}"),
+        ],
+        sum: Sum::Sha256("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd".into()),
+        otherwise: "or set KDLAB_DATA to a folder that holds the data".into(),
+    };
+    fetch(&remote, &archive, &Limits::default(), &mut printer(ARCHIVE))?;
+    unpack(&archive, &folder)?;
+    Ok(folder)
+}
+
+/// Unpacks the archive's one folder to `folder`, whole or not at all, and removes the archive.
+fn unpack(archive: &Path, folder: &Path) -> Result<()> {
+    let parent = archive.parent().unwrap_or(Path::new("."));
+    let unpacked = || -> std::io::Result<()> {
+        let temporary = tempfile::tempdir_in(parent)?;
+        let file = std::io::BufReader::new(std::fs::File::open(archive)?);
+        tar::Archive::new(flate2::read::GzDecoder::new(file)).unpack(temporary.path())?;
+        std::fs::rename(temporary.path().join(FOLDER), folder)?;
+        std::fs::remove_file(archive)
+    };
+    unpacked().map_err(|e| Error::io("unpacking", archive, e))
+}
+
+fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
+    // These names and no others: a copy beside them would put the same images into train and validation.
+    let train: Vec<PathBuf> =
+        (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).filter(|p| p.is_file()).collect();
+    let test = folder.join("test_batch.bin");
+    if train.is_empty() || !test.is_file() {
+        let missing = if train.is_empty() { "data_batch_1.bin to data_batch_5.bin" } else { "test_batch.bin" };
+        return Err(Error::Data(format!("{missing} not found in {}: unpack {ARCHIVE} there anew", folder.display())));
+    }
+    let mut notices = Vec::new();
+    if train.len() < 5 {
+        let names: Vec<String> = train.iter().map(|p| file_name(p)).collect();
+        notices.push(format!("{} of 5 training batches found: {}", train.len(), names.join(", ")));
+    }
+    let batches: Vec<(&PathBuf, usize)> =
+        train.iter().chain([&test]).map(|p| Ok((p, records(p)?))).collect::<Result<_>>()?;
+    for (path, n) in batches.iter().filter(|(_, n)| *n < BATCH) {
+        notices.push(format!("{} holds {n} of the official {BATCH} images", file_name(path)));
+    }
+    let mut pool = Pool::new(batches.iter().map(|(_, n)| n).sum(), [3, 32, 32])?;
+    for (path, n) in &batches {
+        read(path, *n, &mut pool)?;
+    }
+    let split = (pool.len() - batches.last().map_or(0, |(_, n)| *n)) as i64;
+    let rows = Rows { train: (0..split).collect(), validation: None, test: (split..pool.len() as i64).collect() };
+    let classes = class_names(folder, &mut notices)?;
+    assemble("CIFAR-10".into(), classes, pool, rows, notices, options)
+}
+
+/// How many records a batch file holds, by its size.
+fn records(path: &Path) -> Result<usize> {
+    let bytes = std::fs::metadata(path).map_err(|e| Error::io("reading", path, e))?.len();
+    let (n, rest) = (bytes as usize / RECORD, bytes as usize % RECORD);
+    if rest != 0 || n == 0 || n > BATCH {
+        return Err(Error::Data(format!(
+            "{} has {bytes} bytes, expected a multiple of {RECORD} up to {}: the file is {}; replace it by a whole copy",
+            path.display(),
+            BATCH * RECORD,
+            if n >= BATCH { "oversized" } else { "truncated" }
+        )));
+    }
+    Ok(n)
+}
+
+fn read(path: &Path, n: usize, pool: &mut Pool) -> Result<()> {
+    let mut file = std::fs::File::open(path).map_err(|e| Error::io("reading", path, e))?;
+    let mut bytes = vec![0; RECORD * 500];
+    for start in (0..n).step_by(500) {
+        let count = 500.min(n - start);
+        let bytes = &mut bytes[..count * RECORD];
+        file.read_exact(bytes).map_err(|e| Error::io("reading", path, e))?;
+        let (mut labels, mut pixels) = (Vec::with_capacity(count), Vec::with_capacity(bytes.len()));
+        for (i, record) in bytes.chunks(RECORD).enumerate() {
+            if usize::from(record[0]) >= CLASSES.len() {
+                return Err(Error::Data(format!(
+                    "{} record {} has label {}, expected 0 to 9: this is not CIFAR-10's binary version, or it is damaged",
+                    path.display(),
+                    start + i,
+                    record[0]
+                )));
+            }
+            labels.push(i64::from(record[0]));
+            pixels.extend_from_slice(&record[1..]);
+        }
+        pool.push(&pixels, &labels)?;
+    }
+    Ok(())
+}
+
+/// The names in `batches.meta.txt`, or the well-known ones where the file is missing.
+fn class_names(folder: &Path, notices: &mut Vec<String>) -> Result<Vec<String>> {
+    let path = folder.join("batches.meta.txt");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        notices.push("batches.meta.txt is missing: CIFAR-10's usual class names are used".into());
+        return Ok(CLASSES.map(String::from).into());
+    };
+    let names: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
+    match names.len() {
+        10 => Ok(names),
+        n => Err(Error::Data(format!(
+            "{} names {n} classes, CIFAR-10 has 10: restore the file or delete it",
+            path.display()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn archive(path: &Path, file: &str) -> std::io::Result<()> {
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, file, &b"bytes"[..])?;
+        fs::write(path, tar.into_inner()?.finish()?)
+    }
+
+    #[test]
+    fn the_archive_is_unpacked_whole_or_not_at_all() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let cache = tempfile::tempdir()?;
+        let (from, to) = (cache.path().join(ARCHIVE), cache.path().join(FOLDER));
+        archive(&from, "cifar-10-batches-bin/test_batch.bin")?;
+        let whole = fs::read(&from)?;
+
+        fs::write(&from, &whole[..whole.len() / 2])?;
+        let text = unpack(&from, &to).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains("unpacking") && text.contains(ARCHIVE), "{text}");
+        assert_eq!(fs::read_dir(cache.path())?.count(), 1, "nothing but the archive is left");
+
+        archive(&from, "elsewhere/test_batch.bin")?;
+        assert!(unpack(&from, &to).is_err());
+        assert!(!to.exists());
+
+        fs::write(&from, &whole)?;
+        unpack(&from, &to)?;
+        assert_eq!(fs::read(to.join("test_batch.bin"))?, b"bytes");
+        assert_eq!(fs::read_dir(cache.path())?.count(), 1, "nothing but the folder is left");
+        Ok(())
+    }
+}

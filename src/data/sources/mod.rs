@@ -1,0 +1,80 @@
+//! Where images come from: the user's own folder, or data sets that are downloaded.
+
+mod cifar;
+mod folder;
+mod idx;
+mod roboflow;
+
+pub use cifar::cifar10;
+pub use folder::{image_folder, read_image};
+pub use idx::fashion_mnist;
+
+use super::dataset::{DataOptions, Dataset};
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// The user's own data where [`DataOptions::folder`] is set (CIFAR-10, IDX files or a folder of images per class);
+/// else CIFAR-10 from the cache or the network; else Fashion-MNIST, with a notice that says why.
+///
+/// # Errors
+/// When the folder is set but not usable: it is never passed over for other data. When neither CIFAR-10 nor
+/// Fashion-MNIST can be had: both reasons are given. When a file is damaged or an option is out of range.
+pub fn open(options: &DataOptions) -> Result<Dataset> {
+    if let Some(folder) = &options.folder {
+        return own(folder, options);
+    }
+    let why = match cifar10(options) {
+        Err(Error::Network(why)) => why,
+        done => return done,
+    };
+    let mut data = fashion_mnist(options).map_err(|e| match e {
+        Error::Network(also) => Error::Network(format!("no data set could be had: {why}; {also}")),
+        other => other,
+    })?;
+    data.notices.insert(0, format!("Fashion-MNIST instead of CIFAR-10, because {why}"));
+    Ok(data)
+}
+
+/// Opens the user's folder as whatever it holds.
+fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
+    list(folder)?;
+    if cifar::find(folder).is_some() {
+        cifar10(options)
+    } else if let Some(files) = idx::find(folder)? {
+        idx::load(&files, false, options)
+    } else if cifar::is_python(folder) {
+        Err(Error::Data(format!(
+            "{} holds CIFAR-10 as Python pickles: take the \"binary version\" (cifar-10-binary.tar.gz) from the same page",
+            folder.display()
+        )))
+    } else if folder::find(folder)? {
+        image_folder(folder, options.folder_size, options)
+    } else {
+        Err(Error::Data(format!(
+            "the data folder {} (KDLAB_DATA) is not usable: it should hold CIFAR-10 (data_batch_*.bin), IDX files \
+             (train-images-idx3-ubyte) or one folder of png or jpg images per class",
+            folder.display()
+        )))
+    }
+}
+
+/// The entries of a folder in order of name, hidden ones left out.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e: std::io::Error| {
+        Error::Io(format!("reading the data folder {}: {e}; check the path (KDLAB_DATA)", folder.display()))
+    };
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            entries.push(entry.path());
+        }
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// The last part of a path, for names in messages.
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,131 @@
+//! Named tensors in memory and in safetensors files.
+
+use super::atomic::write_bytes;
+use super::digest::digest;
+use crate::{Error, Result};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
+use std::collections::HashMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+use xxhash_rust::xxh3::Xxh3Default;
+
+const KINDS: [(Dtype, Kind); 10] = [
+    (Dtype::F32, Kind::Float),
+    (Dtype::F16, Kind::Half),
+    (Dtype::BF16, Kind::BFloat16),
+    (Dtype::F64, Kind::Double),
+    (Dtype::I64, Kind::Int64),
+    (Dtype::I32, Kind::Int),
+    (Dtype::I16, Kind::Int16),
+    (Dtype::I8, Kind::Int8),
+    (Dtype::U8, Kind::Uint8),
+    (Dtype::BOOL, Kind::Bool),
+];
+
+/// Writes named tensors and string metadata as one safetensors file, atomically.
+pub(crate) fn save_tensors(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> Result<()> {
+    write_bytes(path, &tensor_file(tensors, metadata)?)
+}
+
+/// The bytes of a safetensors file.
+pub(crate) fn tensor_file(tensors: &[(String, Tensor)], mut metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+    let bad = |e: SafeTensorError| Error::Data(format!("safetensors: {e}"));
+    let mut raw = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let kind = tensor.f_kind()?;
+        let dtype = KINDS.iter().find(|(_, k)| *k == kind).map(|(d, _)| *d).ok_or_else(|| {
+            Error::Input(format!("{name} has the type {kind:?}, which a weight file cannot hold; convert it to f32"))
+        })?;
+        let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+        raw.push((name, dtype, shape, tensor_bytes(tensor)?));
+    }
+    let views = raw
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(bad)?;
+    // What PyTorch's own tools write, so that they read these files too.
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    safetensors::serialize(views, Some(metadata)).map_err(bad)
+}
+
+/// Tensors of a safetensors file, on the CPU.
+pub(crate) fn parse_tensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Tensor)>, String> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|e| format!("neither safetensors nor .pth, or damaged ({e}); download or save it again"))?;
+    let tensor = |(name, view): (&str, TensorView)| {
+        let kind = KINDS.iter().find(|(d, _)| *d == view.dtype()).map(|(_, k)| *k);
+        let kind = kind.ok_or_else(|| format!("{name} has the type {:?}; convert it to f32", view.dtype()))?;
+        let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        Ok((name.to_owned(), numbers(view.data(), &size, kind)?))
+    };
+    file.iter().map(tensor).collect()
+}
+
+/// A tensor of raw little-endian numbers, as many as `size` says.
+pub(crate) fn numbers(data: &[u8], size: &[i64], kind: Kind) -> std::result::Result<Tensor, String> {
+    let made = match kind {
+        // A bool other than 0 and 1 is undefined behaviour in C++.
+        Kind::Bool => Tensor::f_from_data_size(data, size, Kind::Uint8).and_then(|t| t.f_ne(0)),
+        _ => Tensor::f_from_data_size(data, size, kind),
+    };
+    made.map_err(|e| Error::from(e).to_string())
+}
+
+/// Reads what [`save_tensors`] wrote: tensors on the CPU, and the metadata.
+pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, HashMap<String, String>)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
+    let broken = |e: String| Error::Data(format!("{}: {e}", path.display()));
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
+    let tensors = parse_tensors(&bytes).map_err(broken)?.into_iter().collect();
+    Ok((tensors, header.metadata().clone().unwrap_or_default()))
+}
+
+fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0u8; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
+/// A digest of named tensors: names, shapes and values. A backbone's 90 MB are shared out among the cores, and XXH3 takes a
+/// fifth of SHA-256's time; nobody forges weights to be given another's cache.
+pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
+    let sum = |(name, tensor): (String, Tensor)| -> Result<String> {
+        let shape = format!("{:?}", tensor.size());
+        // Channels innermost, as a convolution's weights lie: no need to lay them out anew.
+        let values = match tensor.dim() {
+            4 => tensor.f_permute([0, 2, 3, 1])?,
+            _ => tensor,
+        };
+        let mut hash = Xxh3Default::new();
+        hash.update(&tensor_bytes(&values)?);
+        Ok(digest(&[name.as_bytes(), shape.as_bytes(), &hash.digest128().to_le_bytes()]))
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(tensors.len().max(1));
+    let share = |first: usize| -> Vec<_> {
+        tensors.iter().skip(first).step_by(threads).map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
+    };
+    let shares: Vec<Vec<String>> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|first| {
+                let share = share(first);
+                scope.spawn(move || share.into_iter().map(sum).collect::<Result<Vec<_>>>())
+            })
+            .collect();
+        let joined = running.into_iter().map(|thread| thread.join());
+        joined.map(|sums| sums.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect::<Result<_>>()
+    })?;
+    let in_order: Vec<&[u8]> = (0..tensors.len()).map(|i| shares[i % threads][i / threads].as_bytes()).collect();
+    Ok(digest(&in_order))
+}
+
+/// A copy of `values` on a device. A GPU is not waited for: it is still at work on the batch before.
+pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Result<Tensor> {
+    let here = Tensor::f_from_slice(values)?;
+    match device {
+        Device::Cpu => Ok(here),
+        // CUDA has read memory like this when the call returns.
+        _ => Ok(here.f_internal_to_copy((here.kind(), device), device.is_cuda())?),
+    }
+}

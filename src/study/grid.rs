@@ -1,0 +1,257 @@
+//! The grid of a sweep: every setting of a fit, and every seed.
+
+use crate::models::Precision;
+use crate::train::{Method, check_alpha, check_learning_rate, check_temperature, six_digits};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A grid: every method at every temperature and alpha, for every amount of labels, noise and augmentation, each
+/// against the student alone under the same conditions, and all of it with every seed.
+///
+/// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong, for the
+/// student alone as for the distilled one: their results differ by the teacher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sweep {
+    /// Its folder, too.
+    pub name: String,
+    pub seeds: Vec<u64>,
+    pub methods: Vec<Method>,
+    pub temperatures: Vec<f64>,
+    pub alphas: Vec<f64>,
+    /// Shares of the training images whose label the student gets, in (0, 1]. The teacher's soft targets come for
+    /// all. The student alone sees the labelled images only, as often as makes the same number of steps.
+    pub labelled: Vec<f64>,
+    /// Shares of those labels that are wrong, in [0, 1).
+    pub noise: Vec<f64>,
+    pub augmentations: Vec<Augmentation>,
+    /// Shift in pixels of the stored image, for augmentations: as it is, left, right, up and down, each also mirrored.
+    pub shift: i64,
+    pub teachers: Vec<TeacherLabels>,
+    /// A class of which neither student sees an image. The teacher knows it.
+    pub omitted: Option<i64>,
+    /// Only the first so many training images; none takes all.
+    pub images: Option<usize>,
+    pub epochs: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    /// Side of the student's images in pixels.
+    pub size: i64,
+    /// Of the students' fits.
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+impl Default for Sweep {
+    /// Three seeds of plain distillation at T = 4, alpha = 0.9, with all labels.
+    fn default() -> Self {
+        Self {
+            name: "sweep".into(),
+            seeds: vec![0, 1, 2],
+            methods: vec![Method::Kd],
+            temperatures: vec![4.0],
+            alphas: vec![0.9],
+            labelled: vec![1.0],
+            noise: vec![0.0],
+            augmentations: vec![Augmentation::None],
+            shift: 3,
+            teachers: vec![TeacherLabels::All],
+            omitted: None,
+            images: None,
+            epochs: 10,
+            batch_size: 64,
+            learning_rate: 1e-3,
+            size: 32,
+            precision: Precision::F32,
+        }
+    }
+}
+
+/// What the student's images go through, and what its teacher judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Augmentation {
+    /// Images as they are.
+    None,
+    /// A view for each image and epoch; the teacher judges that very view.
+    Same,
+    /// The student sees one view, the teacher judges another.
+    Apart,
+}
+
+/// Which labels the teacher's head was trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TeacherLabels {
+    /// All of the training split, right ones.
+    All,
+    /// No other labels than the student is told, wrong ones included.
+    Student,
+}
+
+/// One point of the grid, for any seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// None for the student alone.
+    pub teaching: Option<Teaching>,
+    pub labelled: f64,
+    pub noise: f64,
+    pub augmentation: Augmentation,
+}
+
+/// How a student is taught.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Teaching {
+    pub method: Method,
+    pub temperature: f64,
+    pub alpha: f64,
+    pub teacher: TeacherLabels,
+}
+
+impl Setting {
+    /// The student alone under the same conditions.
+    pub fn alone(&self) -> Self {
+        let augmentation = match self.augmentation {
+            Augmentation::None => Augmentation::None,
+            Augmentation::Same | Augmentation::Apart => Augmentation::Same,
+        };
+        Self { teaching: None, augmentation, ..self.clone() }
+    }
+}
+
+impl fmt::Display for Setting {
+    /// Fit for the name of a folder: `kd-T4-alpha0.9-labelled0.05`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.teaching {
+            None => f.write_str("alone")?,
+            Some(t) => {
+                let (temperature, alpha) = (six_digits(t.temperature), six_digits(t.alpha));
+                write!(f, "{}-T{temperature}-alpha{alpha}", t.method)?;
+                if t.teacher == TeacherLabels::Student {
+                    f.write_str("-teacher-of-the-same-labels")?;
+                }
+            }
+        }
+        if self.labelled < 1.0 {
+            write!(f, "-labelled{}", six_digits(self.labelled))?;
+        }
+        if self.noise > 0.0 {
+            write!(f, "-noise{}", six_digits(self.noise))?;
+        }
+        match (self.augmentation, &self.teaching) {
+            (Augmentation::None, _) => Ok(()),
+            (_, None) => f.write_str("-augmented"),
+            (Augmentation::Same, _) => f.write_str("-same-view"),
+            (Augmentation::Apart, _) => f.write_str("-other-view"),
+        }
+    }
+}
+
+impl Sweep {
+    /// All distilled settings of the grid.
+    pub fn settings(&self) -> Vec<Setting> {
+        let mut all = Vec::new();
+        for &labelled in &self.labelled {
+            for &noise in &self.noise {
+                for &augmentation in &self.augmentations {
+                    for &teacher in &self.teachers {
+                        for &method in &self.methods {
+                            for &temperature in &self.temperatures {
+                                for &alpha in &self.alphas {
+                                    let teaching = Some(Teaching { method, temperature, alpha, teacher });
+                                    all.push(Setting { teaching, labelled, noise, augmentation });
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// Every run, seed after seed: the whole grid is seen once before any of it is repeated.
+    pub(super) fn all_runs(&self) -> Vec<(Setting, u64)> {
+        let mut once: Vec<Setting> = Vec::new();
+        for setting in self.settings() {
+            for setting in [setting.alone(), setting] {
+                if !once.contains(&setting) {
+                    once.push(setting);
+                }
+            }
+        }
+        self.seeds.iter().flat_map(|&seed| once.iter().map(move |setting| (setting.clone(), seed))).collect()
+    }
+
+    pub(crate) fn check(&self, classes: usize) -> Result<()> {
+        let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
+        let counts = [
+            ("seeds", self.seeds.len()),
+            ("methods", self.methods.len()),
+            ("temperatures", self.temperatures.len()),
+            ("alphas", self.alphas.len()),
+            ("labelled", self.labelled.len()),
+            ("noise", self.noise.len()),
+            ("augmentations", self.augmentations.len()),
+            ("teachers", self.teachers.len()),
+        ];
+        if let Some((axis, _)) = counts.iter().find(|(_, n)| *n == 0) {
+            return wrong(format!("{axis} is empty; give at least one value"));
+        }
+        let repeated = [
+            ("seeds", repeated(&self.seeds)),
+            ("methods", repeated(&self.methods)),
+            ("temperatures", repeated(&self.temperatures)),
+            ("alphas", repeated(&self.alphas)),
+            ("labelled", repeated(&self.labelled)),
+            ("noise", repeated(&self.noise)),
+            ("augmentations", repeated(&self.augmentations)),
+            ("teachers", repeated(&self.teachers)),
+        ];
+        if let Some((axis, value)) = repeated.into_iter().find_map(|(axis, value)| Some((axis, value?))) {
+            return wrong(format!(
+                "{axis} holds {value} twice: the same run twice proves nothing; give each value once"
+            ));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
+            return wrong("its name is that of a folder: letters, digits, - and _ only".into());
+        }
+        self.temperatures.iter().try_for_each(|&t| check_temperature(t).map(drop))?;
+        self.alphas.iter().try_for_each(|&a| check_alpha(a).map(drop))?;
+        check_learning_rate(self.learning_rate)?;
+        if self.epochs == 0 || self.batch_size == 0 {
+            return wrong(format!(
+                "epochs must be at least 1, got {}, and a batch at least 1 image, got {}",
+                self.epochs, self.batch_size
+            ));
+        }
+        if let Some(share) = self.labelled.iter().find(|l| !(**l > 0.0 && **l <= 1.0)) {
+            return wrong(format!("a labelled share must be in (0, 1], got {share}; try 0.05"));
+        }
+        if let Some(share) = self.noise.iter().find(|n| !(0.0..1.0).contains(*n)) {
+            return wrong(format!("a share of wrong labels must be in [0, 1), got {share}; try 0.3"));
+        }
+        let dkd = self.methods.iter().any(|m| matches!(m, Method::Dkd { .. }));
+        if dkd && self.labelled.iter().any(|l| *l < 1.0) {
+            return wrong("dkd looks at the label of every image; leave it out, or set labelled to 1".into());
+        }
+        let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
+        if augmented && self.teachers.contains(&TeacherLabels::Student) {
+            return wrong("a teacher of the student's labels has no logits of views; sweep one or the other".into());
+        }
+        match self.omitted {
+            Some(class) if !(0..classes as i64).contains(&class) => {
+                wrong(format!("omitted class {class}; classes are 0 to {}", classes - 1))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The first value that stands in a list twice.
+fn repeated<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
+    let twice = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
+    twice.map(|(_, value)| format!("{value:?}"))
+}

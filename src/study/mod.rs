@@ -1,0 +1,14 @@
+//! Experiments around the training loop: sweeps over many fits, their report and verdict, and the article's mistakes.
+
+mod grid;
+pub mod mistakes;
+mod report;
+mod report_card;
+mod runner;
+mod verdict;
+
+pub use grid::{Augmentation, Setting, Sweep, TeacherLabels, Teaching};
+pub use report::{Comparison, Corrected, Measure, SweepReport, SweepRun};
+pub use report_card::{Graded, ReportCard, ReportRow, report_card};
+pub use runner::{SweepInputs, SweepListener, SweepNow};
+pub use verdict::{Decision, Verdict};

@@ -1,0 +1,140 @@
+//! The report card: what a set of models is worth on one split, and what each of them costs.
+
+use crate::data::{Split, Transform};
+use crate::models::{Model, device_name};
+use crate::store::atomic;
+use crate::train::{CachedTensor, Calibration, Evaluation, Examples, evaluate};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Instant;
+use tch::{Device, no_grad};
+
+/// Bins of the expected calibration error, as in Guo et al. (2017).
+const BINS: usize = 15;
+/// Timed passes of each model, after `WARM_UP` untimed ones.
+const PASSES: usize = 31;
+const WARM_UP: usize = 3;
+
+/// A model for [`report_card`], and how images become its input.
+pub struct Graded<'a> {
+    pub name: &'a str,
+    pub model: &'a Model,
+    pub transform: &'a Transform,
+    /// What the model says of the split, where that is known already; else it is computed.
+    pub logits: Option<&'a CachedTensor>,
+}
+
+/// One model on the split of a [`ReportCard`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReportRow {
+    pub model: String,
+    /// Share of images whose largest logit is the label's, in [0, 1].
+    pub accuracy: f64,
+    /// Negative log-likelihood of the labels: mean cross-entropy, in nats.
+    pub nll: f64,
+    /// Expected calibration error over 15 bins, in [0, 1], with its bins.
+    pub calibration: Calibration,
+    /// Share of images on which it gives the first model's class; none for the first model.
+    pub agreement: Option<f64>,
+    pub parameters: i64,
+    /// Multiply-accumulates for one image.
+    pub macs: i64,
+    /// Median time of a forward pass of one image, in milliseconds, without its transform.
+    pub latency_ms: f64,
+    /// Of its weights as safetensors.
+    pub file_bytes: usize,
+    /// Counts `[C][C]`: row = true class, column = predicted class.
+    pub confusion: Vec<Vec<usize>>,
+}
+
+/// A row for each model. The first one is the teacher, whom the others are compared with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReportCard {
+    pub split: String,
+    pub images: usize,
+    /// What the latencies were measured on.
+    pub device: String,
+    pub rows: Vec<ReportRow>,
+}
+
+/// Measures every model on `split`: how often it is right, how far its confidence can be believed, how well it mimics the
+/// first model, and what it costs. Gives the card, and each model's evaluation for figures, in the same order.
+///
+/// Latencies are measured in turns, a pass of each model and again, so that a busy machine is busy for all.
+///
+/// # Errors
+/// When there is no model, one does not fit the split's images or classes, or logits belong to another split.
+pub fn report_card(split: &Split, models: &[Graded], batch_size: usize) -> Result<(ReportCard, Vec<Evaluation>)> {
+    let Some(first) = models.first() else {
+        return Err(Error::Input("a report card of no models; give the teacher and its students".into()));
+    };
+    let evaluations = models
+        .iter()
+        .map(|m| match m.logits {
+            Some(logits) => {
+                logits.check(&split.key, split.len(), "logits")?;
+                Evaluation::new(&logits.tensor, &split.labels()?)
+            }
+            None => evaluate(m.model, &Examples::images(split, m.transform)?, batch_size),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let latencies = latencies(split, models)?;
+    let row = |(i, latency_ms): (usize, f64)| {
+        let (m, e) = (&models[i], &evaluations[i]);
+        let size = m.transform.size;
+        let summary = m.model.summary([3, size, size])?;
+        Ok(ReportRow {
+            model: m.name.to_owned(),
+            accuracy: e.accuracy(),
+            nll: e.cross_entropy,
+            calibration: e.calibration(BINS)?,
+            agreement: (i > 0).then(|| e.agreement(&evaluations[0])).transpose()?,
+            parameters: summary.parameters,
+            macs: summary.macs,
+            latency_ms,
+            file_bytes: m.model.file_size()?,
+            confusion: e.confusion()?,
+        })
+    };
+    let rows = latencies.into_iter().enumerate().map(row).collect::<Result<_>>()?;
+    let device = device_name(first.model.device());
+    let card = ReportCard { split: split.name.clone(), images: split.len(), device, rows };
+    Ok((card, evaluations))
+}
+
+/// Median milliseconds of one image's forward pass, for each model.
+fn latencies(split: &Split, models: &[Graded]) -> Result<Vec<f64>> {
+    let image = split.batch(&[0])?.images;
+    let inputs = models.iter().map(|m| m.transform.apply(&image, m.model.device())).collect::<Result<Vec<_>>>()?;
+    let mut times = vec![Vec::with_capacity(PASSES); models.len()];
+    for pass in 0..WARM_UP + PASSES {
+        for ((m, input), times) in models.iter().zip(&inputs).zip(&mut times) {
+            let start = Instant::now();
+            // The copy to the host waits for the device.
+            let _ = no_grad(|| m.model.forward(input, false))?.f_to_device(Device::Cpu)?;
+            if pass >= WARM_UP {
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    Ok(times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        })
+        .collect())
+}
+
+impl ReportCard {
+    /// Pretty JSON.
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|e| Error::Data(format!("report card: {e}")))
+    }
+
+    /// Writes [`ReportCard::json`] to a file, which is whole or absent.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        atomic::write_bytes(path.as_ref(), self.json()?.as_bytes())
+    }
+}

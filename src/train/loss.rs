@@ -1,0 +1,173 @@
+//! The distillation loss of Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015).
+
+use crate::{Error, Result};
+use tch::{Kind, Reduction, Tensor};
+
+/// `alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * CE`: alpha weighs the teacher, 1 - alpha the hard labels.
+///
+/// The KL is summed over classes and averaged over the batch, as PyTorch's
+/// `F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")`. T^2 undoes the 1/T^2 by which the temperature
+/// shrinks the gradient of the soft targets, so that alpha means the same at every T.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "Unchecked")]
+pub struct KdLoss {
+    temperature: f64,
+    alpha: f64,
+}
+
+/// As it stands in a file, which anybody may have edited.
+#[derive(serde::Deserialize)]
+struct Unchecked {
+    temperature: f64,
+    alpha: f64,
+}
+
+impl TryFrom<Unchecked> for KdLoss {
+    type Error = Error;
+
+    fn try_from(read: Unchecked) -> Result<Self> {
+        Self::new(read.temperature, read.alpha)
+    }
+}
+
+impl KdLoss {
+    /// `temperature` > 0 (1 to 10 are usual), `alpha` in [0, 1].
+    pub fn new(temperature: f64, alpha: f64) -> Result<Self> {
+        Ok(Self { temperature: check_temperature(temperature)?, alpha: check_alpha(alpha)? })
+    }
+
+    pub fn temperature(&self) -> f64 {
+        self.temperature
+    }
+
+    pub fn alpha(&self) -> f64 {
+        self.alpha
+    }
+
+    /// The loss, a scalar. `student` and `teacher` are logits `[B, C]` of one float kind, `labels` i64 `[B]`.
+    ///
+    /// # Errors
+    /// When shapes don't fit, or only the teacher's logits carry a gradient, as they do when the two are swapped.
+    pub fn forward(&self, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+        if teacher.requires_grad() && !student.requires_grad() {
+            return Err(Error::Input(
+                "this loss has no gradient towards the student: only the teacher's logits carry one. Are the two swapped? \
+                 It is forward(student, labels, teacher). To measure alone, compute the teacher's logits in no_grad"
+                    .into(),
+            ));
+        }
+        self.mix(&|| self.divergence(student, teacher), &|| cross_entropy(student, labels))
+    }
+
+    /// `alpha * T^2 * soft + (1 - alpha) * hard`. A term of weight 0 is left out: alpha = 0 is cross-entropy whatever
+    /// the teacher says, and alpha = 1 needs no labels.
+    pub(super) fn mix(&self, soft: &dyn Fn() -> Result<Tensor>, hard: &dyn Fn() -> Result<Tensor>) -> Result<Tensor> {
+        if self.alpha == 0.0 {
+            return hard();
+        }
+        let soft = soft()?.f_mul_scalar(self.alpha * self.temperature.powi(2))?;
+        if self.alpha == 1.0 {
+            return Ok(soft);
+        }
+        Ok(soft.f_add(&hard()?.f_mul_scalar(1.0 - self.alpha)?)?)
+    }
+
+    /// `KL(teacher_T || student_T)` alone: neither scaled by T^2 nor weighed by alpha. Zero for equal logits, never
+    /// negative.
+    ///
+    /// No gradient reaches the teacher. A class that the teacher rules out, by a logit of -inf, adds nothing.
+    pub fn divergence(&self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+        check_pair(student, teacher)?;
+        let log_student = student.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+        let log_teacher = log_probabilities(&teacher.f_detach()?.f_div_scalar(self.temperature)?)?; // [B, C]
+        batch_mean(&log_student.f_kl_div(&log_teacher, Reduction::Sum, true)?, student)
+    }
+}
+
+/// The teacher's log-softmax over the last dimension, finite where a logit is -inf: `p * (log p - log q)` is 0 there,
+/// not NaN. The bound changes nothing else, for exp(-10,000) is 0 in every float kind.
+pub(super) fn log_probabilities(logits: &Tensor) -> Result<Tensor> {
+    Ok(logits.f_log_softmax(-1, None::<Kind>)?.f_clamp_min(-1e4)?)
+}
+
+pub(super) fn check_pair(student: &Tensor, teacher: &Tensor) -> Result<()> {
+    let (s, t) = (student.size(), teacher.size());
+    if s.len() == 2 && s == t {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "student logits are {s:?} and teacher logits {t:?}: both must be [batch, classes] with the same classes; \
+         train the teacher's head for the student's classes"
+    )))
+}
+
+/// A sum over the batch as its mean.
+pub(super) fn batch_mean(sum: &Tensor, logits: &Tensor) -> Result<Tensor> {
+    Ok(sum.f_div_scalar(logits.size()[0].max(1))?)
+}
+
+/// Mean cross-entropy of logits `[B, C]` against hard labels i64 `[B]`: `F.cross_entropy(logits, labels)`.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let (l, y) = (logits.size(), labels.size());
+    if l.len() != 2 || y.len() != 1 || l[0] != y[0] {
+        return Err(Error::Input(format!(
+            "logits are {l:?} and labels {y:?}: expected [batch, classes] and [batch]; check that both come from one batch"
+        )));
+    }
+    Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, UNLABELLED, 0.0)?)
+}
+
+/// The label of an image whose class is not told: cross-entropy passes over it, as over `F.cross_entropy`'s
+/// `ignore_index`.
+pub const UNLABELLED: i64 = -100;
+
+/// [`cross_entropy`] over the labelled images of a batch, 0 where none has a label.
+pub(super) fn labelled_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let sum = logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Sum, UNLABELLED, 0.0)?;
+    // Counted on the device: no step waits for it.
+    Ok(sum.f_div(&labels.f_ne(UNLABELLED)?.f_sum(logits.kind())?.f_clamp_min(1)?)?)
+}
+
+/// The teacher's answer at temperature T: `softmax(logits / T)` over the last dimension, same shape as `logits`.
+pub fn soft_targets(logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    let temperature = check_temperature(temperature)?;
+    Ok(logits.f_div_scalar(temperature)?.f_softmax(-1, None::<Kind>)?)
+}
+
+pub(crate) fn check_temperature(temperature: f64) -> Result<f64> {
+    if temperature.is_finite() && temperature > 0.0 {
+        Ok(temperature)
+    } else {
+        Err(Error::Input(format!("temperature must be > 0, got {temperature}; try 1 to 10")))
+    }
+}
+
+pub(crate) fn check_alpha(alpha: f64) -> Result<f64> {
+    if (0.0..=1.0).contains(&alpha) {
+        Ok(alpha)
+    } else {
+        Err(Error::Input(format!("alpha must be in [0, 1], got {alpha}; 0 is labels only, 1 is teacher only")))
+    }
+}
+
+/// A label beyond the logits is undefined behaviour on CUDA and an obscure message on the CPU: say it plainly, once.
+pub(crate) fn check_classes(logits: &Tensor, labels: &Tensor) -> Result<()> {
+    let (size, highest) = (logits.size(), i64::try_from(labels.f_max()?)?);
+    match size.as_slice() {
+        [_, classes] if highest < *classes => Ok(()),
+        _ => Err(Error::Input(format!(
+            "the model gives {size:?} but labels go up to {highest}: it needs logits [batch, {}]; give it as many outputs as the dataset has classes",
+            highest + 1
+        ))),
+    }
+}
+
+/// The article's `loss_kd`, with PyTorch's `nn.KLDivLoss()` as it comes: the mean over batch x classes.
+///
+/// `student` and `teacher` are logits `[B, C]`, `labels` i64 `[B]`; gives a scalar.
+pub fn kd_loss_over_classes(student: &Tensor, labels: &Tensor, teacher: &Tensor, kd: KdLoss) -> Result<Tensor> {
+    let (t, alpha) = (kd.temperature(), kd.alpha());
+    let log_student = student.f_div_scalar(t)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+    let kl = log_student.f_kl_div(&soft_targets(teacher, t)?, Reduction::Mean, false)?;
+    Ok(kl.f_mul_scalar(alpha * t * t)?.f_add(&cross_entropy(student, labels)?.f_mul_scalar(1.0 - alpha)?)?)
+}

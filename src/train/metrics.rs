@@ -1,0 +1,92 @@
+//! The sums behind every reported mean, kept on the device.
+
+use super::loss::UNLABELLED;
+use super::{KdLoss, Metrics, Minibatch};
+use crate::Result;
+use tch::{Device, Kind, Reduction, Tensor, no_grad};
+
+/// Sums over the samples of an epoch, kept on the device so that no step waits for a copy.
+pub(super) struct Sums {
+    sums: Tensor, // f64 [5]: loss, cross-entropy, divergence, correct, labelled samples
+    samples: usize,
+    kd: bool,
+    /// Not in the sums yet; alike in the number of samples, in T and in alpha.
+    waiting: Vec<Outcome>,
+}
+
+/// What a step came to.
+struct Outcome {
+    loss: Tensor,   // [1]
+    logits: Tensor, // [B, C]
+    labels: Tensor, // [B]
+    teacher: Option<Tensor>,
+    kd: Option<KdLoss>,
+}
+
+/// How many steps are added up together. Adding them up takes as many operations as a pass of a small network, and
+/// starting an operation on a GPU takes longer than the operation itself.
+const STEPS: usize = 16;
+/// Logits that are added up together at most: what lies between those operations takes ten times their memory.
+const LOGITS: usize = 1 << 20;
+
+impl Sums {
+    pub(super) fn new(device: Device, kd: bool) -> Result<Self> {
+        // Counts of up to 1.3 million samples and their losses add up exactly enough in f64; MPS has no f64.
+        let kind = if matches!(device, Device::Mps) { Kind::Float } else { Kind::Double };
+        Ok(Self { sums: Tensor::f_zeros(5, (kind, device))?, samples: 0, kd, waiting: vec![] })
+    }
+
+    pub(super) fn add(&mut self, loss: &Tensor, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<()> {
+        let (loss, logits) = (loss.f_detach()?.f_reshape(-1)?, logits.f_detach()?);
+        let labels = batch.labels.shallow_clone();
+        let teacher = kd.map(|_| batch.teacher().map(Tensor::shallow_clone)).transpose()?;
+        let outcome = Outcome { loss, logits, labels, teacher, kd };
+        let alike = |other: &Outcome| other.kd == kd && other.labels.size() == outcome.labels.size();
+        let full = self.waiting.len() == STEPS || (self.waiting.len() + 1) * outcome.logits.numel() > LOGITS;
+        if full || !self.waiting.iter().all(alike) {
+            self.sums = self.added_up()?;
+            self.waiting.clear();
+        }
+        self.samples += outcome.labels.numel();
+        self.waiting.push(outcome);
+        Ok(())
+    }
+
+    /// The sums with those of what is waiting.
+    fn added_up(&self) -> Result<Tensor> {
+        let Some(first) = self.waiting.first() else { return Ok(self.sums.shallow_clone()) };
+        let (kind, of_each) = (self.sums.kind(), first.labels.numel() as i64);
+        let all = |part: &dyn Fn(&Outcome) -> &Tensor| -> Result<Tensor> {
+            Ok(Tensor::f_cat(&self.waiting.iter().map(part).collect::<Vec<_>>(), 0)?)
+        };
+        no_grad(|| {
+            let (logits, labels) = (all(&|o| &o.logits)?, all(&|o| &o.labels)?);
+            let loss = all(&|o| &o.loss)?.f_sum(kind)?.f_mul_scalar(of_each)?;
+            let hard = logits.f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, UNLABELLED, 0.0)?;
+            let teacher = self.waiting.iter().map(|o| o.teacher.as_ref()).collect::<Option<Vec<_>>>();
+            let divergence = match first.kd.zip(teacher) {
+                Some((kd, teacher)) => {
+                    kd.divergence(&logits, &Tensor::f_cat(&teacher, 0)?)?.f_mul_scalar(labels.numel() as i64)?
+                }
+                None => hard.f_zeros_like()?,
+            };
+            let correct = logits.f_argmax(-1, false)?.f_eq_tensor(&labels)?.f_sum(kind)?;
+            let labelled = labels.f_ne(UNLABELLED)?.f_sum(kind)?;
+            let row = [loss, hard.f_to_kind(kind)?, divergence.f_to_kind(kind)?, correct, labelled];
+            Ok(self.sums.f_add(&Tensor::f_stack(&row, 0)?)?)
+        })
+    }
+
+    /// Copies to the host: waits for the device.
+    pub(super) fn metrics(&self) -> Result<Metrics> {
+        // What is waiting goes on waiting: sums do not depend on when somebody looked.
+        let values = Vec::<f64>::try_from(self.added_up()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+        let (all, labelled) = (self.samples.max(1) as f64, values[4].max(1.0));
+        Ok(Metrics {
+            loss: values[0] / all,
+            cross_entropy: values[1] / labelled,
+            divergence: self.kd.then_some(values[2] / all),
+            accuracy: values[3] / labelled,
+        })
+    }
+}
