@@ -20,7 +20,7 @@ pub enum Precision {
 impl Precision {
     /// What pays on `device` for images with sides of `size` pixels: bf16 on a CPU with AVX512-BF16, and on an NVIDIA
     /// GPU from Ampere on where images are not small: there telling the GPU of casts takes longer than bf16 saves
-    /// (benches/README.md).
+    /// (docs/log.md).
     pub fn of(device: Device, size: i64) -> Self {
         const SMALL: i64 = 64; // 0.46 s in f32, 0.62 in bf16; 0.30 and 0.24 at 96 px
         let pays = match device {

@@ -196,7 +196,7 @@ impl Paths {
 }
 
 /// For glibc's malloc, other systems pass over it: keep what is freed, up to 2 GiB. By default tensors above 32 MB go back to the
-/// system at once, and every page of the next one is fetched and cleared anew; benches/README.md says what that costs.
+/// system at once, and every page of the next one is fetched and cleared anew; docs/log.md says what that costs.
 pub const ALLOCATOR: &str = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648";
 
 /// Takes away what `cargo run` adds to the environment and what would make cargo build otherwise than a plain `cargo`

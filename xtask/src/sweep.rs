@@ -133,12 +133,13 @@ mod tests {
         assert_eq!(fields(given), wanted);
     }
 
-    /// Commands that readers are told to type, in the README and in notebooks.
+    /// Every `cargo lab sweep` command in the README, the pages of docs/ and the notebooks parses.
     #[test]
     fn commands_in_the_course_are_understood() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let notebooks = std::fs::read_dir(root.join("notebooks")).into_iter().flatten().flatten().map(|f| f.path());
-        let texts = notebooks.filter(|path| path.is_file()).chain([root.join("README.md")]);
+        let folders = ["notebooks", "docs"].map(|name| std::fs::read_dir(root.join(name)).into_iter().flatten());
+        let pages = folders.into_iter().flatten().flatten().map(|file| file.path());
+        let texts = pages.filter(|path| path.is_file()).chain([root.join("README.md")]);
         let mut found = 0;
         for text in texts.map(|path| std::fs::read_to_string(path).unwrap_or_default()) {
             for command in text.split(['`', '\n']).filter(|part| part.starts_with("cargo lab sweep ")) {
