@@ -5,6 +5,7 @@ use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, s
 use crate::profile::Profile;
 use crate::show::{Table, live_progress, live_sweep, print_progress, short};
 use crate::store::atomic;
+use crate::study::mistakes::Defect;
 use crate::study::{Sweep, SweepInputs, SweepReport};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::train::{backbone_features, check_name, fit, teacher_logits};
@@ -338,7 +339,7 @@ impl Lab {
                 None => table,
                 Some(best) => table.row(&[
                     h.name.clone(),
-                    h.defect.map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
+                    Defect::of(&h).map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
                     maybe(best.temperature),
                     maybe(best.alpha),
                     format!("{}/{}", h.records.len(), h.epochs),

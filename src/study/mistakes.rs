@@ -3,11 +3,85 @@
 //! Nothing else in the crate makes them. No option switches one on: a run has a mistake when it was started by
 //! [`fit_with_defect`], and its history says so.
 
-pub use crate::train::{Defect, kd_loss_over_classes};
-
+use crate::data::shuffled;
 use crate::models::Model;
-use crate::train::{Criterion, Examples, FitOptions, History, fit_as, in_foreground};
+use crate::train::{Criterion, Examples, FitOptions, History, KdLoss, LoopSettings, cross_entropy, fit_as};
+use crate::train::{in_foreground, soft_targets};
 use crate::{Error, Result};
+use std::fmt;
+use tch::{Kind, Reduction, Tensor};
+
+/// A mistake of the article that changes results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// The teacher's outputs are stored by batch number from a loader that shuffles: in every epoch batch `k` holds other
+    /// images than those whose outputs it is given.
+    MismatchedTeacher,
+    /// `nn.KLDivLoss()` averages over batch *and* classes: with 10 classes the teacher's term is 10 times too small.
+    KlOverClasses,
+    /// A new Adam in every epoch: its moments and its step count start from nothing each time.
+    AdamRebuilt,
+    /// `model.train()` on a network whose backbone is frozen: BatchNorm takes the batch's statistics, and its stored ones
+    /// move although no gradient reaches them.
+    BatchNormDrift,
+    /// The test split picks the best weights, and the accuracy it picked them by is reported.
+    BestOnTest,
+}
+
+impl Defect {
+    /// In the order of the notebook.
+    pub const ALL: [Defect; 5] = [
+        Defect::MismatchedTeacher,
+        Defect::KlOverClasses,
+        Defect::AdamRebuilt,
+        Defect::BatchNormDrift,
+        Defect::BestOnTest,
+    ];
+
+    /// Returns the mistake that a fit made on purpose, if it made one.
+    pub fn of(history: &History) -> Option<Defect> {
+        let name = history.defect.as_deref()?;
+        Self::ALL.into_iter().find(|defect| format!("{defect:?}") == name)
+    }
+
+    /// The training loop that makes this mistake.
+    fn settings(self, train: &Examples, options: &FitOptions) -> LoopSettings {
+        let mismatched = self == Defect::MismatchedTeacher;
+        LoopSettings {
+            defect: Some(format!("{self:?}")),
+            teacher_order: mismatched.then(|| shuffled(train.len(), options.seed, 0)),
+            optimizer_per_epoch: self == Defect::AdamRebuilt,
+            frozen_norm_trains: self == Defect::BatchNormDrift,
+            validate_on_test: self == Defect::BestOnTest,
+        }
+    }
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Defect::MismatchedTeacher => "teacher outputs of other images",
+            Defect::KlOverClasses => "KL averaged over batch x classes",
+            Defect::AdamRebuilt => "Adam rebuilt each epoch",
+            Defect::BatchNormDrift => "frozen BatchNorm in train mode",
+            Defect::BestOnTest => "best weights picked on test",
+        })
+    }
+}
+
+/// Computes the article's `loss_kd`, in which PyTorch's `nn.KLDivLoss()` with its default reduction takes the mean over
+/// batch x classes.
+///
+/// `student` and `teacher` are logits `[B, C]`, `labels` i64 `[B]`; returns a scalar.
+///
+/// # Errors
+/// When shapes don't fit.
+pub fn kd_loss_over_classes(student: &Tensor, labels: &Tensor, teacher: &Tensor, kd: KdLoss) -> Result<Tensor> {
+    let (t, alpha) = (kd.temperature(), kd.alpha());
+    let log_student = student.f_div_scalar(t)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
+    let kl = log_student.f_kl_div(&soft_targets(teacher, t)?, Reduction::Mean, false)?;
+    Ok(kl.f_mul_scalar(alpha * t * t)?.f_add(&cross_entropy(student, labels)?.f_mul_scalar(1.0 - alpha)?)?)
+}
 
 /// Refuses a run in which the mistake would change nothing.
 fn check(
@@ -46,7 +120,11 @@ pub fn fit_with_defect(
     options: &FitOptions,
 ) -> Result<History> {
     check(defect, model, validation, criterion, options)?;
-    let over_classes = criterion.kd_loss().filter(|_| defect == Defect::KlOverClasses).map(Criterion::kd_over_classes);
+    let over_classes = criterion
+        .kd_loss()
+        .filter(|_| defect == Defect::KlOverClasses)
+        .map(|kd| Criterion::try_soft(criterion.name(), kd, kd_loss_over_classes));
     let criterion = over_classes.as_ref().unwrap_or(criterion);
-    in_foreground(options, || fit_as(Some(defect), model, train, validation, criterion, options))
+    let settings = defect.settings(train, options);
+    in_foreground(options, || fit_as(&settings, model, train, validation, criterion, options))
 }

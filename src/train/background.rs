@@ -1,6 +1,6 @@
 //! Fits that run beside the cells: one after the other, on a thread of their own.
 
-use super::fit::fit_as;
+use super::fit::{LoopSettings, fit_as};
 use super::{Control, Criterion, Event, Examples, FitOptions, History, Listener, Observer, Settings};
 use crate::live::{lock, watch};
 use crate::models::Model;
@@ -213,7 +213,9 @@ impl Shared {
         });
         let options = FitOptions { listener, ..options };
         // A network or a loss from a cell may panic.
-        let fitted = catch_unwind(AssertUnwindSafe(|| fit_as(None, &model, &train, &validation, &criterion, &options)));
+        let correct = LoopSettings::default();
+        let fit = || fit_as(&correct, &model, &train, &validation, &criterion, &options);
+        let fitted = catch_unwind(AssertUnwindSafe(fit));
         let result = fitted.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

@@ -1,18 +1,15 @@
 //! The loss as a parameter of the training loop.
 
-use super::loss::kd_loss_over_classes;
 use super::{KdLoss, Method, Minibatch};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
 type HardLoss = Box<dyn Fn(&Tensor, &Tensor) -> Tensor + Send + Sync>;
-type SoftLoss = Box<dyn Fn(&Tensor, &Tensor, &Tensor, f64, f64) -> Tensor + Send + Sync>;
+type SoftLoss = Box<dyn Fn(&Tensor, &Tensor, &Tensor, KdLoss) -> Result<Tensor> + Send + Sync>;
 
 enum Function {
     CrossEntropy,
     Kd(Method),
-    /// The article's; see [`crate::study::mistakes`].
-    KdOverClasses,
     Hard(HardLoss),
     Soft(SoftLoss),
 }
@@ -46,15 +43,7 @@ impl Criterion {
 
     /// Whether the teacher's term looks at the labels too.
     pub(super) fn needs_all_labels(&self) -> bool {
-        matches!(
-            self.function,
-            Function::Kd(Method::Dkd { .. }) | Function::KdOverClasses | Function::Hard(_) | Function::Soft(_)
-        )
-    }
-
-    /// [`crate::study::mistakes::kd_loss_over_classes`] in the place of [`KdLoss`].
-    pub(crate) fn kd_over_classes(kd: KdLoss) -> Self {
-        Self { function: Function::KdOverClasses, ..Self::kd(kd) }
+        matches!(self.function, Function::Kd(Method::Dkd { .. }) | Function::Hard(_) | Function::Soft(_))
     }
 
     /// Your own loss of `(logits [B, C], labels [B])`, a scalar.
@@ -67,6 +56,15 @@ impl Criterion {
         name: &str,
         kd: KdLoss,
         loss: impl Fn(&Tensor, &Tensor, &Tensor, f64, f64) -> Tensor + Send + Sync + 'static,
+    ) -> Self {
+        Self::try_soft(name, kd, move |s, y, t, kd| Ok(loss(s, y, t, kd.temperature(), kd.alpha())))
+    }
+
+    /// [`Criterion::soft`] for a loss that reports its errors.
+    pub(crate) fn try_soft(
+        name: &str,
+        kd: KdLoss,
+        loss: impl Fn(&Tensor, &Tensor, &Tensor, KdLoss) -> Result<Tensor> + Send + Sync + 'static,
     ) -> Self {
         Self { name: name.into(), kd: Some(kd), function: Function::Soft(Box::new(loss)) }
     }
@@ -88,7 +86,7 @@ impl Criterion {
             let moved = Tensor::f_arange(logits.numel() as i64, (Kind::Float, logits.device()))?.f_sin()?;
             let moved = logits.f_add(&moved.f_view(logits.size().as_slice())?)?;
             let value = |student: &Tensor| -> Result<Option<f64>> {
-                let loss = f(student, &batch.labels, batch.teacher()?, kd.temperature(), 0.0);
+                let loss = f(student, &batch.labels, batch.teacher()?, KdLoss::new(kd.temperature(), 0.0)?)?;
                 Ok(if loss.numel() == 1 { Some(loss.f_double_value(&[])?) } else { None })
             };
             // Without this term, or of another shape: other checks name that.
@@ -150,11 +148,8 @@ impl Criterion {
                 let soft = || method.divergence(kd, logits, &batch.labels, batch.teacher()?);
                 return kd.mix(&soft, &|| batch.hard_loss(logits));
             }
-            (Function::KdOverClasses, Some(kd)) => {
-                return kd_loss_over_classes(logits, &batch.labels, batch.teacher()?, kd);
-            }
-            (Function::Soft(f), Some(kd)) => f(logits, &batch.labels, batch.teacher()?, kd.temperature(), kd.alpha()),
-            (Function::Kd(_) | Function::KdOverClasses | Function::Soft(_), None) => {
+            (Function::Soft(f), Some(kd)) => f(logits, &batch.labels, batch.teacher()?, kd)?,
+            (Function::Kd(_) | Function::Soft(_), None) => {
                 return Err(Error::Input(format!("criterion {} has no temperature and alpha", self.name)));
             }
         };

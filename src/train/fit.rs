@@ -6,7 +6,6 @@ use super::evaluate::validate;
 use super::loss::check_classes;
 use super::metrics::Sums;
 use super::progress::Ticker;
-use super::record::Defect;
 use super::{Adam, Change, Control, Criterion, EpochRecord, Event, Examples, History, Metrics, Settings};
 use crate::models::{Mode, Model, Precision};
 use crate::store::digest::digest;
@@ -148,7 +147,7 @@ pub fn fit(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
-    in_foreground(options, || fit_as(None, model, train, validation, criterion, options))
+    in_foreground(options, || fit_as(&LoopSettings::default(), model, train, validation, criterion, options))
 }
 
 /// Runs a fit in the cell that asked for it: Interrupt stops it.
@@ -174,9 +173,25 @@ fn kept_as(options: &FitOptions) -> Option<String> {
     }
 }
 
-/// [`fit`], or with the one mistake that [`crate::study::mistakes::fit_with_defect`] asks for.
+/// Choices of the training loop itself. The defaults are correct; [`crate::study::mistakes`] fills in others.
+#[derive(Default)]
+pub(crate) struct LoopSettings {
+    /// Name of what deviates from correct training: part of the history and of the checkpoint's fingerprint.
+    pub defect: Option<String>,
+    /// Order of sample indices from which each batch takes its teacher logits by batch number; `None` takes those of the
+    /// batch's own samples.
+    pub teacher_order: Option<Vec<i64>>,
+    /// Builds a new optimizer in every epoch.
+    pub optimizer_per_epoch: bool,
+    /// Puts frozen BatchNorm layers in training mode too.
+    pub frozen_norm_trains: bool,
+    /// Accepts the test split for validation.
+    pub validate_on_test: bool,
+}
+
+/// [`fit`] with other loop settings.
 pub(crate) fn fit_as(
-    defect: Option<Defect>,
+    settings: &LoopSettings,
     model: &Model,
     train: &Examples,
     validation: &Examples,
@@ -184,7 +199,7 @@ pub(crate) fn fit_as(
     options: &FitOptions,
 ) -> Result<History> {
     let _end = OnPanic(options);
-    let done = run(defect, model, train, validation, criterion, options);
+    let done = run(settings, model, train, validation, criterion, options);
     if let Err(e) = &done {
         options.listener.tell(Event::Failed { name: options.name.clone(), error: e.to_string() });
     }
@@ -203,7 +218,7 @@ impl Drop for OnPanic<'_> {
 }
 
 fn run(
-    defect: Option<Defect>,
+    settings: &LoopSettings,
     model: &Model,
     train: &Examples,
     validation: &Examples,
@@ -211,7 +226,7 @@ fn run(
     options: &FitOptions,
 ) -> Result<History> {
     options.check()?;
-    if validation.split_name == "test" && defect != Some(Defect::BestOnTest) {
+    if validation.split_name == "test" && !settings.validate_on_test {
         return Err(Error::Input(
             "the test split was given for validation: it would pick the best weights and flatter them; give the \
              validation split and evaluate on test once, at the end"
@@ -236,12 +251,12 @@ fn run(
     let mut adam = Adam::new(model.trainable())?;
     let checkpoint = match &options.folder {
         Some(folder) => {
-            let fingerprint = fingerprint(defect, model, train, validation, criterion, options)?;
+            let fingerprint = fingerprint(settings.defect.as_deref(), model, train, validation, criterion, options)?;
             Some(Checkpoint::new(folder, fingerprint, probe(model, train, criterion, options)?))
         }
         None => None,
     };
-    let mut history = History { defect, ..options.history(criterion, train) };
+    let mut history = History { defect: settings.defect.clone(), ..options.history(criterion, train) };
     let mut best = Snapshot::of(model)?;
     let mut unmeasured = None;
     if let Some(Resumed { history: resumed, best: snapshot, unmeasured: trained, by_hand }) =
@@ -264,9 +279,9 @@ fn run(
     let in_force = changed.or(history.records.last().map(EpochRecord::settings)).unwrap_or(now);
     options.listener.tell(Event::Started { history: history.clone(), settings: now });
 
-    let mut training = Training { defect, model, train, criterion, options, adam, history, begun, in_force };
+    let mut training = Training { settings, model, train, criterion, options, adam, history, begun, in_force };
     for epoch in training.history.records.len() + 1..=options.epochs {
-        if defect == Some(Defect::AdamRebuilt) {
+        if settings.optimizer_per_epoch {
             training.adam = Adam::new(model.trainable())?;
         }
         // An epoch that was stopped while it was measured is not trained twice.
@@ -325,7 +340,7 @@ fn run(
 
 /// A fit while it runs.
 struct Training<'a> {
-    defect: Option<Defect>,
+    settings: &'a LoopSettings,
     model: &'a Model,
     train: &'a Examples,
     criterion: &'a Criterion,
@@ -361,7 +376,7 @@ impl Training<'_> {
 
     /// None when a stop was asked for.
     fn epoch(&mut self, epoch: usize) -> Result<Option<Trained>> {
-        let Training { model, train, criterion, options, .. } = *self;
+        let Training { settings, model, train, criterion, options, .. } = *self;
         let start = Instant::now();
         // Order and dropout depend on seed and epoch alone: a resumed epoch draws what the unbroken one drew.
         tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
@@ -369,16 +384,12 @@ impl Training<'_> {
         let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;
         let mut ticker = Ticker::epoch(&options.name, epoch, options.epochs, train.len());
         let batches = crate::data::batches(&order, options.batch_size)?;
-        // Whose logits each batch is given: its own.
-        let teachers = match self.defect {
-            Some(Defect::MismatchedTeacher) => {
-                let once = crate::data::shuffled(train.len(), options.seed, 0);
-                crate::data::batches(&once, options.batch_size)?
-            }
-            _ => batches.clone(),
+        let teachers = match &settings.teacher_order {
+            Some(order) => crate::data::batches(order, options.batch_size)?,
+            None => batches.clone(),
         };
         let views = train.draw_views(options.seed, epoch);
-        let mode = if self.defect == Some(Defect::BatchNormDrift) { Mode::TrainingFrozenToo } else { Mode::Training };
+        let mode = if settings.frozen_norm_trains { Mode::TrainingFrozenToo } else { Mode::Training };
         let (mut done, mut paused) = (0, Duration::ZERO);
         for (indices, teachers) in batches.iter().zip(&teachers) {
             let idle = options.control.wait_while_paused();
@@ -497,15 +508,16 @@ fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: 
 
 /// Changes with everything that a fit depends on.
 pub(crate) fn fingerprint(
-    defect: Option<Defect>,
+    defect: Option<&str>,
     model: &Model,
     train: &Examples,
     validation: &Examples,
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<String> {
+    let defect = defect.map_or("None".to_owned(), |name| format!("Some({name})"));
     let settings = format!(
-        "{defect:?} {} {:?} {} {} {} {} {}",
+        "{defect} {} {:?} {} {} {} {} {}",
         criterion.name(),
         criterion.kd_loss(),
         options.epochs,

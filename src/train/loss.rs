@@ -161,13 +161,3 @@ pub(crate) fn check_classes(logits: &Tensor, labels: &Tensor) -> Result<()> {
         ))),
     }
 }
-
-/// The article's `loss_kd`, with PyTorch's `nn.KLDivLoss()` as it comes: the mean over batch x classes.
-///
-/// `student` and `teacher` are logits `[B, C]`, `labels` i64 `[B]`; gives a scalar.
-pub fn kd_loss_over_classes(student: &Tensor, labels: &Tensor, teacher: &Tensor, kd: KdLoss) -> Result<Tensor> {
-    let (t, alpha) = (kd.temperature(), kd.alpha());
-    let log_student = student.f_div_scalar(t)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
-    let kl = log_student.f_kl_div(&soft_targets(teacher, t)?, Reduction::Mean, false)?;
-    Ok(kl.f_mul_scalar(alpha * t * t)?.f_add(&cross_entropy(student, labels)?.f_mul_scalar(1.0 - alpha)?)?)
-}

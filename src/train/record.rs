@@ -2,48 +2,7 @@
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::path::Path;
-
-/// A mistake of the article that changes results.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Defect {
-    /// The teacher's outputs are stored by batch number from a loader that shuffles: in every epoch batch `k` holds other
-    /// images than those whose outputs it is given.
-    MismatchedTeacher,
-    /// `nn.KLDivLoss()` averages over batch *and* classes: with 10 classes the teacher's term is 10 times too small.
-    KlOverClasses,
-    /// A new Adam in every epoch: its moments and its step count start from nothing each time.
-    AdamRebuilt,
-    /// `model.train()` on a network whose backbone is frozen: BatchNorm takes the batch's statistics, and its stored ones
-    /// move although no gradient reaches them.
-    BatchNormDrift,
-    /// The test split picks the best weights, and the accuracy it picked them by is reported.
-    BestOnTest,
-}
-
-impl Defect {
-    /// In the order of the notebook.
-    pub const ALL: [Defect; 5] = [
-        Defect::MismatchedTeacher,
-        Defect::KlOverClasses,
-        Defect::AdamRebuilt,
-        Defect::BatchNormDrift,
-        Defect::BestOnTest,
-    ];
-}
-
-impl fmt::Display for Defect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Defect::MismatchedTeacher => "teacher outputs of other images",
-            Defect::KlOverClasses => "KL averaged over batch x classes",
-            Defect::AdamRebuilt => "Adam rebuilt each epoch",
-            Defect::BatchNormDrift => "frozen BatchNorm in train mode",
-            Defect::BestOnTest => "best weights picked on test",
-        })
-    }
-}
 
 /// Means over all samples of a split, each sample counted once.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,9 +67,9 @@ pub struct History {
     pub records: Vec<EpochRecord>,
     /// Why the fit ended before its last epoch, if it did.
     pub stopped: Option<String>,
-    /// The mistake that was made on purpose; none outside [`crate::study::mistakes`].
+    /// Name of the mistake that the fit made on purpose; `None` outside [`crate::study::mistakes`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub defect: Option<Defect>,
+    pub defect: Option<String>,
     /// What was changed while it ran, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
