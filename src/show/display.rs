@@ -8,7 +8,6 @@ use crate::lab::Lab;
 use crate::models::{LoadReport, Summary};
 use crate::study::Verdict;
 use crate::study::{Measure, ReportCard, SweepReport};
-use crate::train::ViewLogits;
 use crate::train::{CachedTensor, Change, Evaluation, History, Run, Settings};
 use base64::Engine;
 use serde_json::{Value, json};
@@ -87,7 +86,7 @@ macro_rules! debug_as_display {
     })* };
 }
 
-debug_as_display!(Dataset Batch Lab Evaluation ViewLogits Run CachedTensor);
+debug_as_display!(Dataset Batch Lab Evaluation Run CachedTensor);
 
 impl Figure {
     /// Shows the figure below the cell, as PNG: the one form that JupyterLab fits to its column and shows in a notebook
@@ -226,19 +225,6 @@ impl Display for Evaluation {
     }
 }
 
-impl Display for ViewLogits {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let from = if self.from_disk { "found" } else { "computed, now" };
-        write!(f, "logits f16 of {} views of each image, {from} at {}", self.views().len(), self.path.display())
-    }
-}
-
-impl ViewLogits {
-    pub fn evcxr_display(&self) {
-        emit_text(self);
-    }
-}
-
 impl Verdict {
     pub fn evcxr_display(&self) {
         emit_text(self);
@@ -301,6 +287,10 @@ impl Evaluation {
 
 impl Display for CachedTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let (Some(views), Some(path)) = (&self.views, &self.path) {
+            let from = if self.from_disk { "found" } else { "computed, now" };
+            return write!(f, "logits f16 of {} views of each image, {from} at {}", views.len(), path.display());
+        }
         let from = if self.from_disk { "found on disk, once computed" } else { "computed" };
         write!(f, "f32 {:?}, {from} in {:.1} s", self.tensor.size(), self.seconds)
     }

@@ -10,7 +10,7 @@ use crate::store::atomic::try_lock;
 use crate::store::digest::digest;
 use crate::train::{
     CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, KdLoss, Listener, Pass, Progress, UNLABELLED,
-    ViewLogits, evaluate, fingerprint, fit, teacher_logits, view_logits,
+    evaluate, fingerprint, fit, teacher_logits, view_logits,
 };
 use crate::{Error, Result};
 use std::path::Path;
@@ -221,7 +221,7 @@ struct Teachers<'a> {
     ground: &'a Ground<'a>,
     /// Logits for train and validation, of teachers trained on the student's labels: by share, noise and seed.
     own: Vec<((f64, f64, u64), CachedTensor, CachedTensor)>,
-    views: Option<ViewLogits>,
+    views: Option<CachedTensor>,
 }
 
 impl Teachers<'_> {
@@ -360,7 +360,7 @@ impl Teachers<'_> {
         found.map(|(_, train, validation)| (train, validation)).ok_or_else(|| Error::Input("no teacher".into()))
     }
 
-    fn views(&mut self, listener: &Listener) -> Result<&ViewLogits> {
+    fn views(&mut self, listener: &Listener) -> Result<&CachedTensor> {
         let Ground { inputs, split, views, .. } = self.ground;
         let made = match self.views.take() {
             Some(made) => made,

@@ -1,54 +1,72 @@
-//! What a frozen teacher says of every image, computed once and kept on disk under a key of all it depends on.
+//! What a frozen teacher computes once for every image: features, logits, and logits of augmented views. They are kept
+//! on disk under a key of everything they depend on.
 
-use super::Listener;
-use super::rows::{Rows, in_pieces};
-use crate::data::{Split, Transform};
+use super::progress::{Pass, Ticker};
+use super::row_file::RowFile;
+use super::{Event, Listener};
+use crate::data::{Split, Transform, Views};
 use crate::models::{Backbone, Model};
 use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// One row per sample of a split, f32 on the CPU, with the key it was made under. What lies on disk is read from there
-/// as it is needed: it may be larger than memory.
+/// Rows of a head's pass: enough that a linear layer is fast, few enough that the largest features take 64 MB.
+const HEAD_ROWS: usize = 8192;
+
+/// Values that were computed once for every sample of a split, with the key they were computed under. Values on disk are
+/// read as they are needed, so they may be larger than memory.
 pub struct CachedTensor {
-    /// f32 `[N, D]` for features, `[N, C]` for logits.
+    /// f32 `[N, D]` for features, f32 `[N, C]` for logits, f16 `[N, V, C]` for logits of `V` views; on the CPU.
     pub tensor: Tensor,
     /// Changes with everything the values depend on.
     pub key: String,
+    /// What the second of three dimensions counts.
+    pub(crate) views: Option<Views>,
     split_key: String,
-    /// True when it was read from disk rather than computed.
+    /// The file that holds the values; `None` if they are in memory.
+    pub path: Option<PathBuf>,
+    /// True if the values were read from disk rather than computed.
     pub from_disk: bool,
-    /// Seconds it took to compute, whenever that was.
+    /// Seconds that the computation took, whenever it was; 0 if unknown.
     pub seconds: f64,
 }
 
 impl CachedTensor {
-    /// Wraps values that you computed yourself, row i for sample i of `split`; `key` names how.
+    /// Wraps values `[N, D]` that you computed yourself, row i for sample i of `split`; `key` names the computation.
+    ///
+    /// # Errors
+    /// When `tensor` does not have one row for each sample.
     pub fn new(split: &Split, tensor: Tensor, key: &str) -> Result<Self> {
-        let key = digest(&[split.key.as_bytes(), key.as_bytes()]);
-        let made = Self { tensor, key, split_key: split.key.clone(), from_disk: false, seconds: 0.0 };
+        let made = Self::made(split, tensor, None, digest(&[split.key.as_bytes(), key.as_bytes()]));
         made.check(&split.key, split.len(), "values")?;
         Ok(made)
     }
 
-    /// The values of the samples at `indices` of `split`, for `split.select(indices)`.
+    /// Copies the values of the samples at `indices` of `split`, for `split.select(indices)`.
     ///
     /// # Errors
-    /// When these are the values of another split, or an index is outside it.
+    /// When the values belong to another split, or an index is outside it.
     pub fn select(&self, split: &Split, indices: &[i64]) -> Result<Self> {
         self.check(&split.key, split.len(), "values")?;
         let part = split.select(indices)?;
-        Self::new(&part, self.tensor.f_index_select(0, &Tensor::f_from_slice(indices)?)?, &self.key)
+        let key = digest(&[part.key.as_bytes(), self.key.as_bytes()]);
+        let tensor = self.tensor.f_index_select(0, &Tensor::f_from_slice(indices)?)?;
+        Ok(Self::made(&part, tensor, self.views.clone(), key))
     }
 
-    pub(crate) fn check(&self, split_key: &str, rows: usize, what: &str) -> Result<()> {
+    fn made(split: &Split, tensor: Tensor, views: Option<Views>, key: String) -> Self {
+        Self { tensor, key, views, split_key: split.key.clone(), path: None, from_disk: false, seconds: 0.0 }
+    }
+
+    /// Checks that each of the `samples` of a split has its row, or its row for each view. `what` is for the message.
+    pub(crate) fn check(&self, split_key: &str, samples: usize, what: &str) -> Result<()> {
         let size = self.tensor.size();
-        if size.len() != 2 || size[0] != rows as i64 {
+        if size.len() != 2 + usize::from(self.views.is_some()) || size[0] != samples as i64 {
             return Err(Error::Input(format!(
-                "{what} are {size:?}, but the split has {rows} samples: one row each is needed"
+                "{what} are {size:?}, but the split has {samples} samples: one row each is needed"
             )));
         }
         if self.split_key != split_key {
@@ -60,7 +78,15 @@ impl CachedTensor {
     }
 }
 
-/// By the weights themselves: they may have been changed since they were loaded.
+/// Returns f32 `[B, C]`: the logits of image `images[i]` in view `views[i]`, out of f16 `[N, V, C]`.
+pub(super) fn pick_views(logits: &Tensor, images: &[i64], views: &[i64]) -> Result<Tensor> {
+    let size = logits.size();
+    let rows: Vec<i64> = images.iter().zip(views).map(|(image, view)| image * size[1] + view).collect();
+    let rows = logits.f_view([-1, size[2]])?.f_index_select(0, &Tensor::f_from_slice(&rows)?)?;
+    Ok(rows.f_to_kind(Kind::Float)?)
+}
+
+/// The key of a backbone's features. It depends on the weights as they are now, not on the file they came from.
 pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Transform) -> Result<String> {
     let arch = format!("{:?}", backbone.arch);
     let weights = digest_tensors(&backbone.model.state())?;
@@ -68,13 +94,13 @@ pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Trans
     Ok(digest(&["features", &arch, &weights, split, &transform, &precision].map(str::as_bytes)))
 }
 
-/// The frozen backbone's features f32 `[N, D]` of every image of `split`, in evaluation mode and without gradients.
+/// Returns the frozen backbone's features f32 `[N, D]` of every image of `split`, in evaluation mode, without gradients.
 ///
 /// With a `folder` they are kept there and found again as long as data, transform and backbone stay the same.
 ///
 /// # Errors
 /// As libtorch's and the disk's; and when the user interrupts it, after which the rows so far stay in the folder and
-/// the next call goes on from there.
+/// the next call continues from there.
 pub fn backbone_features(
     backbone: &Backbone,
     split: &Split,
@@ -84,22 +110,25 @@ pub fn backbone_features(
     listener: &Listener,
 ) -> Result<CachedTensor> {
     let device = backbone.model.device();
-    let name = format!("{} on {}", backbone.arch, split.name);
-    let shape = [split.len() as i64, backbone.arch.features()];
+    let title = format!("{} on {}", backbone.arch, split.name);
     let key = features_key(backbone, split, transform)?;
-    let rows = Rows { name: "features", key: &key, kind: Kind::Float, shape: &shape, timed: true };
     let pass = backbone.model.pass()?;
-    // Copies wait for a GPU, which then waits for its next batch: there is one for several.
+    // Copying results from a GPU makes it wait for its next batch, so several batches are copied at once.
     let batches = if device == Device::Cpu { 1 } else { 8 };
-    cached(folder, split, &rows, batches * batch_size, (&name, listener), &mut |from, to| {
+    let (width, piece) = (backbone.arch.features(), batches * batch_size);
+    let what = "features";
+    Computation { what, title: &title, split, views: None, width, piece, listener }.run(key, folder, &mut |from, to| {
         let images = split.batch(&(from..to).collect::<Vec<_>>())?.images.f_to_device(device)?;
         let of = |images: &Tensor| pass(&transform.apply(images, device)?);
-        let found = images.f_split(batch_size.max(1) as i64, 0)?.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let found = images.f_split(batch_size as i64, 0)?.iter().map(of).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&found, 0)?.f_to_device(Device::Cpu)?)
     })
 }
 
-/// The teacher's logits f32 `[N, C]`: its head on the features of `split`.
+/// Returns the teacher's logits f32 `[N, C]`: its `head` on the `features` of `split`. A `folder` keeps them.
+///
+/// # Errors
+/// When the features belong to another split; else as [`backbone_features`].
 pub fn teacher_logits(
     head: &Model,
     split: &Split,
@@ -107,46 +136,131 @@ pub fn teacher_logits(
     folder: Option<&Path>,
 ) -> Result<CachedTensor> {
     features.check(&split.key, split.len(), "features")?;
+    let title = format!("{} on {}", head.name, split.name);
     let key = digest(&[b"logits", features.key.as_bytes(), digest_tensors(&head.state())?.as_bytes()]);
-    let mut some = |from: i64, to: i64| -> Result<Tensor> {
+    let mut compute = |from: i64, to: i64| -> Result<Tensor> {
         let rows = features.tensor.f_narrow(0, from, to - from)?.f_to_device(head.device())?;
         Ok(no_grad(|| head.forward(&rows, false))?.f_to_device(Device::Cpu)?)
     };
-    let shape = [split.len() as i64, some(0, 1)?.size().last().copied().unwrap_or(1)];
-    let name = format!("{} on {}", head.name, split.name);
-    let rows = Rows { name: "logits", key: &key, kind: Kind::Float, shape: &shape, timed: true };
-    cached(folder, split, &rows, HEAD_ROWS, (&name, &Listener::default()), &mut some)
+    let (what, width, listener) = ("logits", compute(0, 1)?.size().last().copied().unwrap_or(1), &Listener::default());
+    Computation { what, title: &title, split, views: None, width, piece: HEAD_ROWS, listener }.run(
+        key,
+        folder,
+        &mut compute,
+    )
 }
 
-/// Enough at a time that a linear layer is quick, few enough that the largest backbone's take 64 MB.
-const HEAD_ROWS: usize = 8192;
-
-fn cached(
-    folder: Option<&Path>,
+/// Returns the logits f16 `[N, V, C]` of `teacher`, a network from images to logits, for every image of `split` in each
+/// of the `V` views, in evaluation mode. Each image is augmented first and then transformed, as the student's are.
+///
+/// They are kept in `folder` and found again as long as nothing they depend on changes. Memory does not grow with the
+/// number of images or views.
+///
+/// # Errors
+/// When a logit is too large for f16, or a file in `folder` is damaged; else as [`backbone_features`].
+pub fn view_logits(
+    teacher: &Model,
     split: &Split,
-    rows: &Rows,
-    piece: usize,
-    shown: (&str, &Listener),
-    some: &mut dyn FnMut(i64, i64) -> Result<Tensor>,
+    transform: &Transform,
+    views: &Views,
+    batch_size: usize,
+    folder: &Path,
+    listener: &Listener,
 ) -> Result<CachedTensor> {
-    let made = |tensor, seconds, from_disk| {
-        let made = CachedTensor { tensor, key: rows.key.to_owned(), split_key: split.key.clone(), from_disk, seconds };
-        made.check(&split.key, split.len(), rows.name).map(|()| made)
+    let (device, per_image) = (teacher.device(), views.len() as i64);
+    let title = format!("{} on {per_image} views of {}", teacher.name, split.name);
+    let (weights, precision) = (digest_tensors(&teacher.state())?, teacher.precision.to_string());
+    let parts = ["view logits", &weights, &split.key, &transform.key(), &views.key(), &precision];
+    let key = digest(&parts.map(str::as_bytes));
+    let batch = |from: i64, to: i64| -> Result<Tensor> {
+        let (images, seen): (Vec<i64>, Vec<i64>) = (from..to).map(|row| (row / per_image, row % per_image)).unzip();
+        transform.apply(&views.apply(&split.batch(&images)?.images, &seen)?, device)
     };
-    let Some(folder) = folder else {
-        let start = Instant::now();
-        let tensor = Tensor::f_empty(rows.shape, (rows.kind, Device::Cpu))?;
-        in_pieces(0, rows.len(), piece, shown, &mut |from, to| {
-            Ok(tensor.f_narrow(0, from, to - from)?.f_copy_(&some(from, to)?)?)
-        })?;
-        return made(tensor, start.elapsed().as_secs_f64(), false);
-    };
-    let path = folder.join(format!("{}-{}-{}.safetensors", rows.name, split.name, &rows.key[..16]));
-    // A file that can't be read, or was made under another key, is computed again and written over.
-    if let Ok((tensor, seconds)) = rows.map(&path) {
-        return made(tensor, seconds, true);
+    // Not by `pass`, which is made for batches of one shape.
+    let width = no_grad(|| teacher.forward(&batch(0, 1)?, false))?.size().last().copied().unwrap_or(1);
+    let pass = teacher.pass()?;
+    let (what, views, piece) = ("view-logits", Some(views), batch_size);
+    Computation { what, title: &title, split, views, width, piece, listener }.run(key, Some(folder), &mut |from, to| {
+        let logits = pass(&batch(from, to)?)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?;
+        if i64::try_from(logits.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?)? > 0 {
+            return Err(Error::Data(format!(
+                "{title}: a logit is not finite in f16 (beyond 65504); check the teacher's weights"
+            )));
+        }
+        Ok(logits)
+    })
+}
+
+/// A pass over a split that gives a row of `width` values for each sample, or for each view of each sample.
+struct Computation<'a> {
+    /// What is computed: the first part of the file's name.
+    what: &'a str,
+    /// Name of the pass in progress reports and messages.
+    title: &'a str,
+    split: &'a Split,
+    views: Option<&'a Views>,
+    width: i64,
+    /// Rows to compute at a time.
+    piece: usize,
+    listener: &'a Listener,
+}
+
+impl Computation<'_> {
+    /// Finds the values in `folder`, or calls `compute(from, to)` for all rows, `[to - from, width]` each time.
+    fn run(
+        &self,
+        key: String,
+        folder: Option<&Path>,
+        compute: &mut dyn FnMut(i64, i64) -> Result<Tensor>,
+    ) -> Result<CachedTensor> {
+        let (samples, views, start) = (self.split.len() as i64, self.views.cloned(), Instant::now());
+        let shape = match &views {
+            Some(views) => vec![samples, views.len() as i64, self.width],
+            None => vec![samples, self.width],
+        };
+        let Some(folder) = folder else {
+            let tensor = Tensor::f_empty(&shape, (Kind::Float, Device::Cpu))?;
+            let rows = tensor.f_view([-1, self.width])?;
+            self.in_pieces(0, rows.size()[0], &mut |from, to| {
+                Ok(rows.f_narrow(0, from, to - from)?.f_copy_(&compute(from, to)?)?)
+            })?;
+            let seconds = start.elapsed().as_secs_f64();
+            return Ok(CachedTensor { seconds, ..CachedTensor::made(self.split, tensor, views, key) });
+        };
+        let path = folder.join(format!("{}-{}-{}.safetensors", self.what, self.split.name, &key[..16]));
+        let (name, kind) = if views.is_some() { ("logits", Kind::Half) } else { (self.what, Kind::Float) };
+        let file = RowFile { path: path.clone(), name, key: &key, kind, shape: &shape, timed: views.is_none() };
+        let found = match file.map() {
+            // A pass over views may take hours, so the user decides. All else is computed again.
+            Err(_) if views.is_none() => None,
+            found => found?,
+        };
+        let from_disk = found.is_some();
+        if !from_disk {
+            file.write(&mut |there, append| {
+                self.in_pieces(there as i64, file.len() as i64, &mut |from, to| append(&compute(from, to)?))
+            })?;
+        }
+        let gone = || Error::Data(format!("{} was deleted while it was made; run it again", path.display()));
+        let (tensor, seconds) = found.map_or_else(|| file.map(), |found| Ok(Some(found)))?.ok_or_else(gone)?;
+        let made = CachedTensor::made(self.split, tensor, views, key.clone());
+        Ok(CachedTensor { path: Some(path), from_disk, seconds, ..made })
     }
-    rows.write(&path, piece, shown, some)?;
-    let (tensor, seconds) = rows.map(&path).map_err(|why| Error::Data(format!("{}: {why}", path.display())))?;
-    made(tensor, seconds, false)
+
+    /// Calls `each` for the rows `from..total`, a piece at a time; reports progress, and stops when the user asks.
+    fn in_pieces(&self, from: i64, total: i64, each: &mut dyn FnMut(i64, i64) -> Result<()>) -> Result<()> {
+        if self.piece == 0 {
+            return Err(Error::Input("batch size must be at least 1, got 0".into()));
+        }
+        let (pass, mut ticker) = (Pass::new(self.title), Ticker::new(self.title, (total - from) as usize));
+        for row in (from..total).step_by(self.piece) {
+            pass.check(row as usize, total as usize)?;
+            let to = total.min(row + self.piece as i64);
+            each(row, to)?;
+            if let Some(progress) = ticker.advance((to - row) as usize) {
+                self.listener.tell(Event::Progress(progress));
+            }
+        }
+        Ok(())
+    }
 }

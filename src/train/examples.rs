@@ -1,7 +1,8 @@
 //! What a fit learns from: inputs, hard labels and, for distillation, the teacher's logits, all by sample index.
 
+use super::CachedTensor;
+use super::cached::{features_key, pick_views};
 use super::loss::{UNLABELLED, cross_entropy, labelled_cross_entropy};
-use super::{CachedTensor, ViewLogits};
 use crate::data::{Drawn, Split, Transform, Views};
 use crate::models::Backbone;
 use crate::store::tensors::upload;
@@ -18,7 +19,8 @@ enum Teacher {
     /// f32 [N, C], CPU
     Rows(Tensor),
     Views {
-        logits: ViewLogits,
+        /// f16 [N, V, C], CPU
+        logits: Tensor,
         /// The teacher judges a view of its own, not the student's.
         apart: bool,
     },
@@ -83,7 +85,7 @@ impl Examples {
     /// [`Examples::features`] up to rounding, at many times the cost. The
     /// examples hold a copy of the backbone.
     pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Backbone) -> Result<Self> {
-        let key = super::cached::features_key(backbone, split, transform)?;
+        let key = features_key(backbone, split, transform)?;
         let inputs =
             Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: backbone.copy()? };
         Self::new(split, inputs, key)
@@ -92,6 +94,9 @@ impl Examples {
     /// Adds the teacher's logits `[N, C]`; refused when they were computed for other data.
     pub fn with_teacher(mut self, logits: &CachedTensor) -> Result<Self> {
         logits.check(&self.split_key, self.len(), "teacher logits")?;
+        if logits.views.is_some() {
+            return Err(Error::Input("these are logits of several views: use with_teacher_of_views".into()));
+        }
         self.key = crate::store::digest::digest(&[self.key.as_bytes(), logits.key.as_bytes()]);
         self.teacher = Some(Teacher::Rows(logits.tensor.shallow_clone()));
         Ok(self)
@@ -136,9 +141,7 @@ impl Examples {
         if matches!(self.inputs, Inputs::Features(_)) {
             return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
         }
-        if let Some(Teacher::Views { logits, .. }) = &self.teacher
-            && logits.views().key() != views.key()
-        {
+        if matches!(self.teacher, Some(Teacher::Views { .. })) && self.views.as_ref() != Some(views) {
             return Err(Error::Input(
                 "the teacher of these examples judged other views; give with_teacher_of_views the logits of these views \
                  instead"
@@ -153,14 +156,17 @@ impl Examples {
     /// [`Examples::with_views`], and a teacher that judges the very view that the student sees; with `apart`, another one,
     /// drawn for itself. Consistent and independent teaching in Beyer et al., "Knowledge distillation: A good teacher is
     /// patient and consistent" (2022).
-    pub fn with_teacher_of_views(mut self, logits: &ViewLogits, apart: bool) -> Result<Self> {
-        logits.check(&self.split_key)?;
+    pub fn with_teacher_of_views(mut self, logits: &CachedTensor, apart: bool) -> Result<Self> {
+        logits.check(&self.split_key, self.len(), "logits of views")?;
+        let Some(views) = &logits.views else {
+            return Err(Error::Input("these are logits of the images as they are: use with_teacher".into()));
+        };
         // An earlier teacher makes room.
         self.teacher = None;
-        let mut made = self.with_views(logits.views())?;
+        let mut made = self.with_views(views)?;
         let pairing: &[u8] = if apart { b"apart" } else { b"same" };
         made.key = crate::store::digest::digest(&[made.key.as_bytes(), logits.key.as_bytes(), pairing]);
-        made.teacher = Some(Teacher::Views { logits: logits.clone(), apart });
+        made.teacher = Some(Teacher::Views { logits: logits.tensor.shallow_clone(), apart });
         Ok(made)
     }
 
@@ -178,7 +184,7 @@ impl Examples {
         };
         let teacher = self.teacher.as_ref().map(|teacher| match teacher {
             Teacher::Rows(rows) => Teacher::Rows(rows.shallow_clone()),
-            Teacher::Views { logits, apart } => Teacher::Views { logits: logits.clone(), apart: *apart },
+            Teacher::Views { logits, apart } => Teacher::Views { logits: logits.shallow_clone(), apart: *apart },
         });
         Ok(Self {
             inputs,
@@ -274,7 +280,7 @@ impl Examples {
             Some(Teacher::Rows(rows)) => Some(pick(rows, others)?),
             Some(Teacher::Views { logits, .. }) => {
                 let judged: Vec<i64> = others.iter().map(|&i| drawn.map_or(0, |d| d.teacher[i as usize])).collect();
-                Some(logits.rows(others, &judged)?.f_to_device(device)?)
+                Some(pick_views(logits, others, &judged)?.f_to_device(device)?)
             }
             None => None,
         };
@@ -290,8 +296,7 @@ impl Examples {
     /// Classes of the teacher's logits.
     pub(super) fn teacher_classes(&self) -> Option<i64> {
         match self.teacher.as_ref()? {
-            Teacher::Rows(rows) => rows.size().last().copied(),
-            Teacher::Views { logits, .. } => Some(logits.classes()),
+            Teacher::Rows(logits) | Teacher::Views { logits, .. } => logits.size().last().copied(),
         }
     }
 

@@ -151,26 +151,31 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     });
     let views = kdlab::data::Views::new(true, &[]).unwrap();
     let pass = || view_logits(&tiny_model(1), &data.train, &Transform::cifar10(32), &views, 16, &cache, &listener);
-    let made = pass().unwrap();
-    let whole = std::fs::read(&made.path).unwrap();
+    let path = pass().unwrap().path.unwrap();
+    let whole = std::fs::read(&path).unwrap();
     let zeroed = |n: usize| [&whole[..whole.len() - n], &vec![0; n]].concat();
     // Each row is 10 numbers of f16. The header speaks of all rows, and of the last five the numbers are missing.
-    std::fs::write(&made.path, zeroed(5 * 20)).unwrap();
+    std::fs::write(&path, zeroed(5 * 20)).unwrap();
     let e = pass().err().unwrap().to_string();
     assert!(e.contains("is damaged: its numbers are not those that were written") && e.contains("delete it"), "{e}");
-    std::fs::remove_file(&made.path).unwrap();
-    std::fs::write(made.path.with_extension("part"), zeroed(5 * 20)).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(path.with_extension("part"), zeroed(5 * 20)).unwrap();
     pass().unwrap();
     assert_eq!(*rows.lock().unwrap(), 5, "rows that were computed again");
-    assert_eq!(std::fs::read(&made.path).unwrap(), whole);
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
     // One number in the middle: all that comes behind it is computed again.
     let mut flipped = whole.clone();
     flipped[whole.len() - 40 * 20 + 3] ^= 1;
-    std::fs::remove_file(&made.path).unwrap();
-    std::fs::write(made.path.with_extension("part"), &flipped).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(path.with_extension("part"), &flipped).unwrap();
     pass().unwrap();
     assert_eq!(*rows.lock().unwrap(), 40);
-    assert_eq!(std::fs::read(&made.path).unwrap(), whole);
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
+
+    // A file of another layout, as another version of this crate may have left, is replaced.
+    std::fs::write(&path, b"something else").unwrap();
+    assert!(!pass().unwrap().from_disk);
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
 
     // Features and a head's logits are computed again without a word, as when anything they depend on changed.
     let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
