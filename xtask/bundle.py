@@ -1,7 +1,7 @@
 """Sets a machine up without a network: `python3 xtask/bundle.py FILE`, with a file that `cargo lab bundle` made.
 
-`cargo lab` itself is compiled from crates that only the bundle holds: hence this script, which needs nothing but Python.
-It unpacks into .kdlab/bundle, makes cargo take its crates from there, and goes on with `cargo lab setup`.
+`cargo lab` itself is compiled from crates that only the bundle holds, so this script needs nothing but Python. It unpacks
+into .kdlab/bundle, makes cargo take its crates from there, and goes on with `cargo lab setup`.
 """
 import gzip
 import hashlib

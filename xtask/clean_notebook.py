@@ -1,7 +1,7 @@
-"""Git's clean filter for notebooks: what a run leaves in them is no change. Reads one from stdin and writes it to stdout.
+"""Git's clean filter for notebooks: removes what a run leaves in them. Reads a notebook from stdin, writes it to stdout.
 
-`cargo lab setup` configures it; `.gitattributes` says for which files. Kept are sources, tags and the answers that
-exercises know; the form is Jupyter's own.
+`cargo lab setup` configures it; `.gitattributes` names the files. It keeps sources, tags and the wrong answers that
+exercises know, and writes the notebook as Jupyter does.
 """
 import json
 import sys

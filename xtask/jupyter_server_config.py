@@ -1,7 +1,7 @@
-"""Read by the JupyterLab that `cargo lab` starts: after it saved a notebook, git is told that outputs are no change.
+"""Settings of the JupyterLab that `cargo lab` starts: after it saved a notebook, it shows git that nothing changed.
 
-The filter of `.gitattributes` leaves outputs out of what git compares, but git takes a file of another size for a changed
-one before it asks the filter. `git add` of a file whose content is the committed one changes nothing but that.
+The filter of `.gitattributes` leaves outputs out of what git compares. But before git asks the filter, it takes a file of
+another size for a changed one. `git add` of a file whose filtered content is the committed one corrects only that.
 """
 import os
 import subprocess

@@ -8,9 +8,9 @@ use anyhow::{Result, bail};
 
 use crate::paths::{self, Flavour, Paths};
 use crate::progress;
-use crate::setup::{self, install};
-use crate::slots;
-use crate::steps;
+use crate::setup::{self, libtorch, weights};
+use crate::tools::{self, first_line};
+use crate::{slots, steps};
 
 /// What set-up and runs need beside what is installed already.
 const WANTED_DISK: u64 = 4_000_000_000;
@@ -64,12 +64,12 @@ pub fn examine(paths: &Paths) -> Result<()> {
 fn machine(report: &mut Report) {
     let rust = first_line(Command::new("rustc").arg("--version"));
     report.either("Rust", rust, "not found", "install it from https://rustup.rs");
-    let python = setup::find_python();
+    let python = tools::python();
     let version = python.and_then(|python| first_line(Command::new(python).arg("--version")));
-    let fix = install("python", "python3-venv python3-pip", "python3-pip", "brew install python@3.13");
+    let fix = tools::install_python();
     report.either("Python", version, "none from 3.10 to 3.14 with venv and ensurepip", &fix);
-    let compiler = setup::compiler().and_then(|compiler| first_line(Command::new(compiler).arg("--version")));
-    let fix = install("gcc", "build-essential", "gcc-c++", "xcode-select --install");
+    let compiler = tools::compiler().and_then(|compiler| first_line(Command::new(compiler).arg("--version")));
+    let fix = tools::install_compiler();
     report.either("C++ compiler", compiler, "not found", &fix);
 }
 
@@ -83,7 +83,7 @@ fn installed(paths: &Paths, report: &mut Report) {
         let version = ["build-version", "version.py"]
             .iter()
             .find_map(|file| fs::read_to_string(paths.libtorch().join(file)).ok());
-        let version = version.as_deref().and_then(version_in).unwrap_or_else(|| format!("{}?", setup::TORCH));
+        let version = version.as_deref().and_then(version_in).unwrap_or_else(|| format!("{}?", libtorch::TORCH));
         let flavour = flavour.map_or("of unknown flavour".to_owned(), |flavour| format!("for {flavour}"));
         format!("{version} {flavour}, {}", paths.libtorch().display())
     });
@@ -118,7 +118,7 @@ fn cuda(paths: &Paths, flavour: Option<Flavour>, report: &mut Report) {
     let gpus = Command::new("nvidia-smi").args(query).output().ok().filter(|output| output.status.success());
     let gpus: Vec<String> =
         gpus.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default();
-    match (paths::nvidia_driver(), flavour) {
+    match (tools::nvidia_driver(), flavour) {
         (Some(driver), Some(Flavour::Cpu)) => {
             report
                 .note("CUDA", &format!("{driver}, but libtorch is for the CPU; `cargo lab setup --cuda` changes that"));
@@ -138,7 +138,7 @@ fn cuda(paths: &Paths, flavour: Option<Flavour>, report: &mut Report) {
     }
 }
 
-/// Asks Python's torch, where its libtorch is that of the crate. Who hides GPUs knows it.
+/// Asks Python's torch, if its libtorch is the crate's. If `CUDA_VISIBLE_DEVICES` is set, the user hid the GPUs on purpose.
 fn sees_no_gpu(paths: &Paths) -> bool {
     let whole = |path: &Path| path.canonicalize().ok();
     let same = whole(&paths.libtorch()).zip(whole(&paths.venv())).is_some_and(|(torch, venv)| torch.starts_with(venv));
@@ -181,7 +181,7 @@ fn data(paths: &Paths, report: &mut Report) -> Result<()> {
         .filter(|name| name.ends_with(".pth") || name.ends_with(".safetensors"))
         .collect();
     let found = (!names.is_empty()).then(|| format!("{}: {}", weights.display(), names.join(", ")));
-    let fix = format!("run `cargo lab setup`, or put {} there", setup::LITE0_FILE);
+    let fix = format!("run `cargo lab setup`, or put {} there", weights::FILE);
     report.either("weights", found, &format!("none in {}", weights.display()), &fix);
     Ok(())
 }
@@ -199,12 +199,6 @@ fn disk(paths: &Paths, report: &mut Report) {
     } else {
         report.bad("disk", &found, "set-up needs about 4 GB, for a while: make room, or move the repository");
     }
-}
-
-fn first_line(command: &mut Command) -> Option<String> {
-    let output = command.output().ok().filter(|output| output.status.success())?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().next().map(str::to_owned)
 }
 
 /// `2.13.0` in `2.13.0\n` or in torch's `version.py`.

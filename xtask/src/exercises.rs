@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use serde_json::{Value, json};
 
-use crate::ExercisesArgs;
+use crate::execute::execute;
 use crate::notebooks;
 use crate::paths::Paths;
 use crate::progress::{self, Clock};
@@ -20,6 +21,28 @@ use crate::steps;
 const BEGIN: &str = "// BEGIN SOLUTION";
 const END: &str = "// END SOLUTION";
 
+#[derive(Args)]
+pub struct ExercisesArgs {
+    /// Exercises: the start of a name in notebooks/exercises/source/ such as `e1` [default: all]
+    notebooks: Vec<PathBuf>,
+    /// Fail where a student's copy is not what its source gives; write nothing
+    #[arg(long, group = "mode")]
+    check: bool,
+    /// Execute the sources into <runs>/<profile>/instructor/: solutions, notes and one HTML report
+    #[arg(long, group = "mode")]
+    instructor: bool,
+    /// Hold the checks against all answers: they have to pass each solution and refuse each wrong answer and each todo
+    #[arg(long, group = "mode")]
+    answers: bool,
+    /// article, laptop or smoke, for --instructor and --answers [default: as `cargo lab run`]
+    #[arg(long)]
+    profile: Option<String>,
+    /// Fail if something is not set up, instead of setting it up
+    #[arg(long)]
+    no_setup: bool,
+}
+
+/// Runs `cargo lab exercises`.
 pub fn run(paths: &Paths, args: &ExercisesArgs) -> Result<()> {
     let sources = notebooks::find(&paths.notebooks().join("exercises/source"), &args.notebooks)?;
     if args.check || !(args.instructor || args.answers) {
@@ -42,7 +65,7 @@ pub fn run(paths: &Paths, args: &ExercisesArgs) -> Result<()> {
     let clock = Clock::start();
     let (mut tried, mut problems) = (0, Vec::new());
     for notebook in &notebooks {
-        notebooks::execute(paths, notebook, notebook, &profile)?;
+        execute(paths, notebook, notebook, &profile)?;
         let (some, found) = misjudged(&read(notebook)?);
         tried += some;
         problems.extend(found.into_iter().map(|problem| format!("{}: {problem}", file_name(notebook))));

@@ -11,6 +11,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use crate::paths::{self, Paths};
 use crate::slots;
 use crate::steps;
+use crate::tools;
 use crate::view;
 
 /// Makes the kernel use this build directory, whatever its locks say: set-up builds the template through it.
@@ -52,11 +53,11 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
     if !paths.kernel().is_file() {
         bail!("the kernel is not set up: run `cargo lab setup`");
     }
-    let stock = paths::set(KIND).is_some_and(|kind| kind == "stock");
+    let stock = tools::set(KIND).is_some_and(|kind| kind == "stock");
     paths::check(paths)?;
     let mut command = Command::new(paths.kernel());
     command.env_remove(LOCK);
-    let dir = match paths::set(BUILD_DIRECTORY) {
+    let dir = match tools::set(BUILD_DIRECTORY) {
         Some(dir) => {
             let dir = PathBuf::from(dir);
             let home = view::own_cargo_home();
@@ -72,7 +73,7 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
             slot.dir
         }
     };
-    paths::as_without_cargo(&mut command).env_remove("CARGO");
+    tools::as_without_cargo(&mut command).env_remove("CARGO");
     if stock {
         command.arg("--control_file");
     }

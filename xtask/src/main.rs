@@ -3,6 +3,7 @@
 mod bench;
 mod bundle;
 mod doctor;
+mod execute;
 mod exercises;
 mod kernel;
 mod notebooks;
@@ -14,6 +15,7 @@ mod steps;
 mod sweep;
 mod table;
 mod template;
+mod tools;
 mod view;
 
 use std::path::PathBuf;
@@ -51,12 +53,12 @@ enum Task {
     Doctor,
     /// Set up, run notebooks in order through the real kernel, and write executed notebooks and one HTML report of all that
     /// were executed in the profile
-    Run(RunArgs),
+    Run(notebooks::RunArgs),
     /// Train students over a grid (lists by commas), with seeds, alone and distilled, and say whether distillation beats;
     /// survives a kill
     Sweep(Box<sweep::SweepArgs>),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
-    Exercises(ExercisesArgs),
+    Exercises(exercises::ExercisesArgs),
     /// Measure speed and memory beside the article's loops and the best PyTorch we can write; prints ratios
     Bench(bench::BenchArgs),
     /// Set up, with Python's torch to compare with, then run every test, notebooks included
@@ -83,45 +85,6 @@ struct SetupArgs {
     /// What `cargo lab test` needs, too: Python's torch, and what the kernel is compiled from
     #[arg(long)]
     tests: bool,
-}
-
-#[derive(Args)]
-pub struct RunArgs {
-    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: the article's walk, 1 to 7]
-    notebooks: Vec<PathBuf>,
-    /// The experiments too: all of notebooks/
-    #[arg(long, conflicts_with = "notebooks")]
-    all: bool,
-    /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
-    #[arg(long)]
-    profile: Option<String>,
-    /// Folder for the executed notebooks and report.html [default: <runs>/<profile>]
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// Fail if something is not set up, instead of setting it up
-    #[arg(long)]
-    no_setup: bool,
-}
-
-#[derive(Args)]
-pub struct ExercisesArgs {
-    /// Exercises: the start of a name in notebooks/exercises/source/ such as `e1` [default: all]
-    notebooks: Vec<PathBuf>,
-    /// Fail where a student's copy is not what its source gives; write nothing
-    #[arg(long, group = "mode")]
-    check: bool,
-    /// Execute the sources into <runs>/<profile>/instructor/: solutions, notes and one HTML report
-    #[arg(long, group = "mode")]
-    instructor: bool,
-    /// Hold the checks against all answers: they have to pass each solution and refuse each wrong answer and each todo
-    #[arg(long, group = "mode")]
-    answers: bool,
-    /// article, laptop or smoke, for --instructor and --answers [default: as `cargo lab run`]
-    #[arg(long)]
-    profile: Option<String>,
-    /// Fail if something is not set up, instead of setting it up
-    #[arg(long)]
-    no_setup: bool,
 }
 
 #[derive(Args)]
@@ -153,7 +116,7 @@ fn no_command() -> Option<clap::Error> {
 }
 
 fn real_main() -> Result<()> {
-    paths::find_tools();
+    tools::find_rust();
     let cli = Cli::try_parse().unwrap_or_else(|error| no_command().unwrap_or(error).exit());
     let paths = Paths::find()?;
     match cli.command {
@@ -184,7 +147,7 @@ fn real_main() -> Result<()> {
 }
 
 fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
-    let status = steps::ends_with_us(&mut Command::new(paths.python()))
+    let status = tools::ends_with_us(&mut Command::new(paths.python()))
         .args(["-m", "jupyterlab"])
         .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
         // The venv's own Python kernel is a dependency of JupyterLab and of no use here.
@@ -206,7 +169,7 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
 fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
     setup::set_up_for_tests(paths, None)?;
     let clock = progress::Clock::start();
-    let status = steps::ends_with_us(paths::as_without_cargo(&mut Command::new(paths::cargo())))
+    let status = tools::ends_with_us(tools::as_without_cargo(&mut Command::new(tools::cargo())))
         .args(["test", "--workspace"])
         .args(&args.args)
         .current_dir(&paths.root)

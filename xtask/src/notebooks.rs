@@ -1,23 +1,40 @@
 //! `cargo lab run`: notebooks through the real kernel, then one report.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use clap::Args;
 
-use crate::RunArgs;
+use crate::execute::execute;
 use crate::paths::Paths;
-use crate::progress::{self, Clock, seconds};
+use crate::progress::{self, Clock};
 use crate::{setup, steps, table};
 
-const EXECUTOR: &str = include_str!("notebooks.py");
 /// The article, step by step: what a first run shows. The experiments after it train a hundred students.
 const WALK: [&str; 7] = ["1", "2", "3", "4", "5", "6", "7"];
 const REPORT: &str = include_str!("report.py");
 
+#[derive(Args)]
+pub struct RunArgs {
+    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: the article's walk, 1 to 7]
+    notebooks: Vec<PathBuf>,
+    /// The experiments too: all of notebooks/
+    #[arg(long, conflicts_with = "notebooks")]
+    all: bool,
+    /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
+    #[arg(long)]
+    profile: Option<String>,
+    /// Folder for the executed notebooks and report.html [default: <runs>/<profile>]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Fail if something is not set up, instead of setting it up
+    #[arg(long)]
+    no_setup: bool,
+}
+
+/// Runs `cargo lab run`.
 pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
     let profile = ready(paths, args.no_setup, args.profile.as_deref())?;
     let clock = Clock::start();
@@ -143,68 +160,6 @@ fn is_meant(file: &str, name: &str) -> bool {
     match name.parse::<u32>() {
         Ok(number) => digits.parse() == Ok(number),
         Err(_) => file.starts_with(name) || file.trim_start_matches('0').starts_with(name),
-    }
-}
-
-/// The program that executes one notebook; the caller adds the notebook and where the executed one goes.
-pub fn executor(paths: &Paths) -> Result<Command> {
-    let mut command = Command::new(paths.python());
-    command.args(["-c", EXECUTOR]).current_dir(&paths.root).envs(paths.environment()?);
-    Ok(command)
-}
-
-/// Executes one notebook, with a line per cell. The error names notebook, cell, source and what went wrong.
-pub fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> Result<()> {
-    let name = notebook.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let mut child = executor(paths)?
-        .arg(notebook)
-        .arg(target)
-        .arg("--watch")
-        .env("KDLAB_PROFILE", profile)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the venv's Python; run `cargo lab setup`")?;
-    // Held open for as long as this program lives; the executor ends when it closes.
-    let _alive = child.stdin.take();
-    let stdout = child.stdout.take().context("the executor has no output")?;
-    let (mut cells, mut current, mut failed) = (0, 0, None);
-    progress::status(&format!("{name}: starting the kernel"));
-    for line in BufReader::new(stdout).lines().map_while(|line| line.ok()) {
-        let Ok(event) = serde_json::from_str::<Value>(&line) else {
-            continue;
-        };
-        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        let took = || seconds(event["seconds"].as_f64().unwrap_or_default());
-        match event["event"].as_str().unwrap_or_default() {
-            "start" => cells = event["cells"].as_u64().unwrap_or_default(),
-            "kernel" => progress::line(&format!("{name} kernel ready in {}", took())),
-            "cell" => {
-                current = event["number"].as_u64().unwrap_or_default();
-                progress::status(&format!("{name} [{current}/{cells}] {}", text("source")));
-            }
-            "stream" => {
-                if let Some(last) = text("text").lines().rfind(|line| !line.trim().is_empty()) {
-                    progress::status(&format!("{name} [{current}/{cells}] {last}"));
-                }
-            }
-            "done" => progress::line(&format!("{name} [{current}/{cells}] {}", took())),
-            "failed" => failed = Some((event["number"].as_u64().unwrap_or_default(), text("source"), text("error"))),
-            "end" => progress::line(&format!("{name} done in {}", took())),
-            _ => {}
-        }
-    }
-    let status = child.wait().context("cannot wait for the executor")?;
-    match failed {
-        Some((0, _, error)) => bail!("{name}: {error}"),
-        Some((number, source, error)) => {
-            progress::line(&format!("{name} [{number}/{cells}] FAILED"));
-            bail!("{name}, cell {number} of {cells} (`{source}`): {error}")
-        }
-        None if !status.success() => {
-            bail!("{name}: the executor ended with {status} in cell {current} of {cells}")
-        }
-        None => Ok(()),
     }
 }
 

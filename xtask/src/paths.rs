@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::tools;
 
 /// Which build of libtorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +36,8 @@ pub struct Paths {
 impl Paths {
     /// `KDLAB_ROOT`, else the workspace that cargo started this program from, else the nearest one above the current folder.
     pub fn find() -> Result<Paths> {
-        let named = set("KDLAB_ROOT").map(PathBuf::from);
-        let from_cargo = set("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let named = tools::set("KDLAB_ROOT").map(PathBuf::from);
+        let from_cargo = tools::set("CARGO_MANIFEST_DIR").map(PathBuf::from);
         let here = env::current_dir().context("cannot read the current folder")?;
         let candidates = (named.into_iter())
             .chain(from_cargo.iter().flat_map(|dir| dir.ancestors()).map(Path::to_path_buf))
@@ -109,14 +110,14 @@ impl Paths {
 
     /// `KDLAB_CACHE`, else the user's cache folder + `kdlab`.
     pub fn cache(&self) -> Result<PathBuf> {
-        if let Some(dir) = set("KDLAB_CACHE") {
+        if let Some(dir) = tools::set("KDLAB_CACHE") {
             return absolute(Path::new(&dir));
         }
-        let home = set("HOME").map(PathBuf::from);
+        let home = tools::set("HOME").map(PathBuf::from);
         let base = if cfg!(target_os = "macos") {
             home.map(|home| home.join("Library/Caches"))
         } else {
-            set("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")))
+            tools::set("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")))
         };
         let base = base.context("HOME is not set: set KDLAB_CACHE to a folder for data and weights")?;
         absolute(&base.join("kdlab"))
@@ -135,12 +136,12 @@ impl Paths {
     /// `KDLAB_DATA`, else the data of the bundle, if it holds some.
     pub fn data(&self) -> Option<PathBuf> {
         let bundled = || fs::read_dir(self.bundle().join("data")).ok()?.flatten().next().map(|entry| entry.path());
-        set("KDLAB_DATA").map(PathBuf::from).or_else(bundled)
+        tools::set("KDLAB_DATA").map(PathBuf::from).or_else(bundled)
     }
 
     /// `KDLAB_RUNS`, else `runs/` in the repository.
     pub fn runs(&self) -> Result<PathBuf> {
-        match set("KDLAB_RUNS") {
+        match tools::set("KDLAB_RUNS") {
             Some(dir) => absolute(Path::new(&dir)),
             None => Ok(self.root.join("runs")),
         }
@@ -154,10 +155,10 @@ impl Paths {
 
     /// `wanted`, else `KDLAB_PROFILE`, else article where both the driver and libtorch know CUDA, else laptop.
     pub fn profile(&self, wanted: Option<&str>) -> Result<String> {
-        let from_environment = set("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
+        let from_environment = tools::set("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
         let profile = match wanted.map(str::to_owned).or(from_environment) {
             Some(profile) => profile,
-            None if self.flavour() == Some(Flavour::Cuda) && nvidia_driver().is_some() => "article".into(),
+            None if self.flavour() == Some(Flavour::Cuda) && tools::nvidia_driver().is_some() => "article".into(),
             None => "laptop".into(),
         };
         if !["article", "laptop", "smoke"].contains(&profile.as_str()) {
@@ -170,7 +171,7 @@ impl Paths {
     pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
         let jupyter = self.jupyter();
         let mut path = vec![self.venv().join("bin")];
-        if let Some(dir) = Path::new(&cargo()).parent().filter(|dir| dir.is_absolute()) {
+        if let Some(dir) = Path::new(&tools::cargo()).parent().filter(|dir| dir.is_absolute()) {
             path.push(dir.to_path_buf());
         }
         let library_path = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
@@ -199,53 +200,10 @@ impl Paths {
 /// system at once, and every page of the next one is fetched and cleared anew; docs/log.md says what that costs.
 pub const ALLOCATOR: &str = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648";
 
-/// Takes away what `cargo run` adds to the environment and what would make cargo build otherwise than a plain `cargo`
-/// does: crates such as ring are rebuilt when one of these changes.
-pub fn as_without_cargo(command: &mut Command) -> &mut Command {
-    let foreign = [
-        "CARGO_PKG_",
-        "CARGO_MANIFEST_",
-        "CARGO_BIN_",
-        "CARGO_CRATE_",
-        "CARGO_PRIMARY_",
-        "CARGO_TARGET_TMPDIR",
-        "OUT_DIR",
-    ];
-    for (name, _) in env::vars_os() {
-        if foreign.iter().any(|start| name.to_string_lossy().starts_with(start)) {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-/// The cargo that started this program, so that kernels and tests use the same toolchain.
-pub fn cargo() -> OsString {
-    set("CARGO").unwrap_or_else(|| "cargo".into())
-}
-
-/// Puts rustup's folder into `PATH` where no cargo is in it: shells read it from a profile, desktops and services do not.
-pub fn find_tools() {
-    let path = env::var_os("PATH").unwrap_or_default();
-    if finds(&path, "cargo") && finds(&path, "rustc") {
-        return;
-    }
-    let home = set("CARGO_HOME").map(PathBuf::from).or_else(|| set("HOME").map(|home| Path::new(&home).join(".cargo")));
-    let Some(tools) = home.map(|home| home.join("bin")).filter(|tools| tools.join("cargo").is_file()) else { return };
-    if let Ok(path) = env::join_paths(env::split_paths(&path).chain([tools])) {
-        // SAFETY: called before there are other threads.
-        unsafe { env::set_var("PATH", path) };
-    }
-}
-
-fn finds(path: &std::ffi::OsStr, program: &str) -> bool {
-    env::split_paths(path).any(|folder| folder.join(program).is_file())
-}
-
 /// What would stop cargo or the kernel later, with what to do.
 pub fn check(paths: &Paths) -> Result<()> {
     check_root(paths)?;
-    if !finds(&env::var_os("PATH").unwrap_or_default(), "rustc") {
+    if !tools::in_path("rustc") {
         bail!("no rustc in PATH and no ~/.cargo/bin; install Rust from https://rustup.rs");
     }
     Ok(())
@@ -260,29 +218,12 @@ pub fn check_root(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// An environment variable, with empty counted as unset.
-pub fn set(name: &str) -> Option<OsString> {
-    env::var_os(name).filter(|value| !value.is_empty())
-}
-
-/// What the NVIDIA driver says of itself, or None where there is none.
-pub fn nvidia_driver() -> Option<String> {
-    if let Ok(text) = fs::read_to_string("/proc/driver/nvidia/version") {
-        return text.lines().next().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-    }
-    // WSL has no such file, but has the tool.
-    let output =
-        Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().next().filter(|_| output.status.success()).map(|version| format!("NVIDIA driver {}", version.trim()))
-}
-
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
 }
 
 fn prepended(name: &str, first: Vec<PathBuf>) -> Result<OsString> {
-    let old = set(name).unwrap_or_default();
+    let old = tools::set(name).unwrap_or_default();
     let rest = env::split_paths(&old).filter(|path| !path.as_os_str().is_empty() && !first.contains(path));
     env::join_paths(first.iter().cloned().chain(rest)).with_context(|| format!("{name} holds a path with a colon"))
 }

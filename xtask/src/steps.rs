@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::paths::Paths;
 use crate::progress::{self, Clock};
+use crate::tools;
 
 /// How often a long step says that it is alive where there is no terminal to show a status line on.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -55,7 +56,7 @@ impl Step<'_> {
         let log = File::options().create(true).append(true).open(&path);
         let log = Arc::new(Mutex::new(log.with_context(|| format!("cannot write {}", path.display()))?));
         let program = command.get_program().to_string_lossy().into_owned();
-        let mut child = ends_with_us(command)
+        let mut child = tools::ends_with_us(command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -94,18 +95,6 @@ impl Step<'_> {
         }
         Ok(())
     }
-}
-
-/// Has the system end a program when this one ends, however that happens, as far as the system can.
-pub fn ends_with_us(command: &mut Command) -> &mut Command {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::unix::process::CommandExt;
-        let ask = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?);
-        // SAFETY: one system call, which is allowed between fork and exec.
-        unsafe { command.pre_exec(ask) };
-    }
-    command
 }
 
 /// Copies a pipe into the log line by line and keeps the last lines at hand.

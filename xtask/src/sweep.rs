@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::paths::{self, Paths};
-use crate::{progress, setup, steps};
+use crate::paths::Paths;
+use crate::{progress, setup, tools};
 
 #[derive(Args)]
 pub struct SweepArgs {
@@ -90,7 +90,7 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     if !program.exists() {
         progress::line("compiling the program for sweeps, once: three to six minutes on two cores, 0.7 GB");
     }
-    let built = steps::ends_with_us(paths::as_without_cargo(&mut Command::new(paths::cargo())))
+    let built = tools::ends_with_us(tools::as_without_cargo(&mut Command::new(tools::cargo())))
         // With the features of all members together, as set-up and the tests compile: nothing is compiled twice.
         .args(["build", "--workspace", "--bin", "sweep"])
         .current_dir(&paths.root)
@@ -113,15 +113,18 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cli, Task};
     use clap::Parser;
 
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: SweepArgs,
+    }
+
     fn fields(command: &str) -> Value {
-        let cli = Cli::try_parse_from(command.split_whitespace().skip(1)).unwrap_or_else(|e| panic!("{command}: {e}"));
-        match cli.command {
-            Some(Task::Sweep(args)) => args.fields(),
-            _ => panic!("{command} is no sweep"),
-        }
+        // As clap sees it: the words after `cargo lab`, of which the first names the program.
+        let words = command.split_whitespace().skip(2);
+        Alone::try_parse_from(words).unwrap_or_else(|error| panic!("{command}: {error}")).args.fields()
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::time::UNIX_EPOCH;
 use anyhow::{Context, Result};
 
 use crate::paths::{Flavour, Paths};
-use crate::setup::TORCH;
+use crate::setup::libtorch::TORCH;
 use crate::steps::{self, Step};
-use crate::{kernel, notebooks, progress, slots};
+use crate::{execute, kernel, progress, slots};
 
 /// The step, with what the template would be built from now as its version.
 pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
@@ -40,7 +40,7 @@ pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
         steps::write(&paths.slots().join(".cargo/config.toml"), CARGO)?;
         let notebook = paths.kdlab.join("prebuild.ipynb");
         steps::write(&notebook, PREBUILD)?;
-        let mut command = notebooks::executor(paths)?;
+        let mut command = execute::executor(paths)?;
         command.arg(&notebook).arg(&notebook).env(kernel::BUILD_DIRECTORY, &template);
         step.command(&mut command)?;
         steps::remove(&notebook)?;

@@ -11,8 +11,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::paths::{self, Paths};
+use crate::paths::Paths;
 use crate::steps;
+use crate::tools;
 
 /// std's own dependencies, and the vendors' instructions in `core::arch`, are three times as much as all this.
 const LIBRARY: [&str; 3] = ["alloc", "core", "std"];
@@ -32,7 +33,7 @@ pub fn environment(paths: &Paths, stock: bool) -> Result<Vec<(&'static str, OsSt
         link(&paths.kernel(), &tools.join(name))?;
     }
     if !stock {
-        let path = paths::set("PATH").unwrap_or_default();
+        let path = tools::set("PATH").unwrap_or_default();
         let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path)));
         variables.push(("PATH", path.context("PATH")?));
     }
@@ -83,8 +84,8 @@ pub const CARGO_HOME_OF: &str = "cargo-home";
 
 /// Where cargo keeps crates for whoever calls this program.
 pub fn own_cargo_home() -> PathBuf {
-    let default = || PathBuf::from(paths::set("HOME").unwrap_or_default()).join(".cargo");
-    paths::set("CARGO_HOME").map_or_else(default, PathBuf::from)
+    let default = || PathBuf::from(tools::set("HOME").unwrap_or_default()).join(".cargo");
+    tools::set("CARGO_HOME").map_or_else(default, PathBuf::from)
 }
 
 fn sysroot() -> Option<PathBuf> {

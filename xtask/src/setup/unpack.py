@@ -19,7 +19,7 @@ UNWANTED = re.compile(r"torch/lib/libtorch_(cuda|nvshmem|python).*|torch/lib/lib
 
 def sha256(path):
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def check(path, wanted):

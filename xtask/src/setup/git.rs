@@ -1,0 +1,106 @@
+//! Makes git leave the outputs of notebooks out of what it compares and commits, so that a clone stays clean when its
+//! notebooks run. `.gitattributes` names the filter.
+
+use std::path::Path;
+use std::process::Command;
+
+/// The filter. Its paths are relative, because all worktrees share the setting.
+const CLEAN_NOTEBOOK: &str = "if [ -x .kdlab/venv/bin/python ]; then .kdlab/venv/bin/python xtask/clean_notebook.py; \
+    else cat; fi";
+
+/// Tells git about the filter. Does nothing without git, or in a folder that is no clone.
+pub fn ignore_outputs(root: &Path) {
+    if root.join(".git").exists() {
+        let mut git = Command::new("git");
+        git.args(["config", "--local", "filter.kdlab-notebook.clean", CLEAN_NOTEBOOK]).current_dir(root);
+        let _ = git.output();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+    use crate::setup::jupyter::SERVER_CONFIG;
+    use crate::steps;
+
+    #[test]
+    fn a_notebook_that_was_run_is_no_change_to_git_and_an_edited_one_is() {
+        let clone = tempfile::tempdir().expect("a temporary folder");
+        let root = clone.path();
+        let git = |args: &[&str]| {
+            let mut git = Command::new("git");
+            git.args(["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]).args(args);
+            let output = git.current_dir(root).output().expect("git starts");
+            assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for file in ["xtask/clean_notebook.py", ".gitattributes", "notebooks/05_tweak.ipynb"] {
+            steps::create_dir(root.join(file).parent()).expect("a folder");
+            fs::copy(source.join(file), root.join(file)).expect("a copy");
+        }
+        fs::write(root.join(".gitignore"), "/.kdlab\n").expect("a file");
+        git(&["init", "-q"]);
+        git(&["add", "-A"]);
+        git(&["commit", "-q", "-m", "as it is published"]);
+        let python = root.join(".kdlab/venv/bin/python");
+        steps::create_dir(python.parent()).expect("a folder");
+        fs::write(&python, "#!/bin/sh\nexec python3 \"$@\"\n").expect("a file");
+        let run = |program: &str, args: &[&str]| Command::new(program).args(args).status().expect("it starts");
+        assert!(run("chmod", &["+x", &python.to_string_lossy()]).success());
+        ignore_outputs(root);
+
+        let notebook = root.join("notebooks/05_tweak.ipynb");
+        let published = fs::read_to_string(&notebook).expect("a notebook");
+        let ran = published
+            .replacen(
+                "\"outputs\": []",
+                "\"outputs\": [{\"output_type\": \"stream\", \"name\": \"stdout\", \"text\": \"7\"}]",
+                1,
+            )
+            .replacen("\"execution_count\": null", "\"execution_count\": 3", 1)
+            .replacen("\"metadata\": {}", "\"metadata\": {\"scrolled\": true}", 1)
+            .replacen("\"name\": \"Rust\"", "\"name\": \"Rust\", \"version\": \"\"", 1);
+        let save = |text: &str| {
+            fs::write(&notebook, text).expect("a run");
+            let hook = format!(
+                "class Any: pass\nc = Any()\nc.FileContentsManager = Any()\nget_config = lambda: c\n{SERVER_CONFIG}\n\
+                 settle_git(model={{'type': 'notebook'}}, os_path='{}', contents_manager=None)",
+                notebook.display()
+            );
+            assert!(run("python3", &["-c", &hook]).success());
+        };
+        save(&ran);
+        assert_eq!(git(&["status", "--porcelain"]), "");
+        save(&ran.replacen("temperature: f64 = 4.0", "temperature: f64 = 2.0", 1));
+        assert_eq!(git(&["status", "--porcelain"]), " M notebooks/05_tweak.ipynb\n");
+        let changed = git(&["diff", "--stat"]);
+        assert!(changed.contains("1 insertion(+), 1 deletion(-)"), "{changed}");
+    }
+
+    /// Otherwise the first run of each notebook would be a change.
+    #[test]
+    fn committed_notebooks_are_as_the_filter_leaves_them() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut seen = 0;
+        for folder in ["notebooks", "notebooks/exercises", "notebooks/exercises/source"] {
+            for entry in fs::read_dir(root.join(folder)).expect("a folder").flatten() {
+                if entry.path().extension().is_some_and(|extension| extension == "ipynb") {
+                    let mut filter = Command::new("python3");
+                    filter.arg(root.join("xtask/clean_notebook.py"));
+                    let output = filter.stdin(File::open(entry.path()).expect("a notebook")).output().expect("Python");
+                    assert_eq!(
+                        output.stdout,
+                        fs::read(entry.path()).expect("a notebook"),
+                        "{}",
+                        entry.path().display()
+                    );
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen >= 22, "{seen}");
+    }
+}

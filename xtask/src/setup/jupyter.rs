@@ -1,0 +1,47 @@
+//! What Jupyter reads in `.kdlab/jupyter`: the kernelspec, the server's settings, an extension. Every set-up writes
+//! it, so that the kernel is always the one of this source tree.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::paths::Paths;
+use crate::steps;
+
+/// What JupyterLab does after it saved a notebook.
+pub const SERVER_CONFIG: &str = include_str!("../../jupyter_server_config.py");
+
+/// An extension of JupyterLab that names sliders for screen readers.
+const SLIDERS: [(&str, &str); 2] = [
+    ("package.json", include_str!("../../labextension/package.json")),
+    ("static/remoteEntry.js", include_str!("../../labextension/remoteEntry.js")),
+];
+
+/// Writes all of it.
+pub fn configure(paths: &Paths) -> Result<()> {
+    kernelspec(paths)?;
+    steps::write(&paths.jupyter().join("config/jupyter_server_config.py"), SERVER_CONFIG)?;
+    for (file, text) in SLIDERS {
+        steps::write(&paths.jupyter().join("labextensions/kdlab-sliders").join(file), text)?;
+    }
+    Ok(())
+}
+
+fn kernelspec(paths: &Paths) -> Result<()> {
+    let this = std::env::current_exe().context("cannot find this program's own file")?;
+    if fs::read(&this).ok() != fs::read(paths.lab()).ok() {
+        steps::create_dir(paths.lab().parent())?;
+        let beside = paths.lab().with_extension("new");
+        fs::copy(&this, &beside).with_context(|| format!("cannot copy {} to {}", this.display(), beside.display()))?;
+        steps::replace(&beside, &paths.lab())?;
+    }
+    let spec = json!({
+        "argv": [paths.lab(), "kernel", "{connection_file}"],
+        "display_name": "Rust (kdlab)",
+        "language": "rust",
+        "interrupt_mode": "message",
+        "env": { "KDLAB_ROOT": paths.root },
+    });
+    steps::write(&paths.jupyter().join("kernels/kdlab/kernel.json"), &format!("{spec:#}\n"))
+}
