@@ -1,6 +1,7 @@
 //! One error type for the whole crate: a line that says what was wrong and what to do about it.
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Everything that can go wrong in kdlab. `Debug` prints the same line as `Display`, because that is what a
 /// notebook cell shows for a failed `?`.
@@ -58,6 +59,11 @@ impl From<tch::TchError> for Error {
         let reason = text.lines().next().unwrap_or_default().trim();
         Error::Torch(reason.strip_prefix("Internal torch error: ").unwrap_or(reason).to_owned())
     }
+}
+
+/// Locks a mutex whose value stays usable after a thread panicked while holding it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@
 pub mod data;
 mod error;
 mod lab;
-pub mod live;
 pub mod models;
 mod profile;
 pub mod show;

@@ -133,9 +133,8 @@ pub fn on_kill(code: &str) -> Option<String> {
     let kinds = [SyntaxKind::LOOP_EXPR, SyntaxKind::WHILE_EXPR, SyntaxKind::FOR_EXPR];
     body(code)?.syntax().descendants().find(|node| kinds.contains(&node.kind()))?;
     Some(
-        "help: a loop that watches for Interrupt stops without loss: `let control = Control::new(); let stop = \
-         control.clone(); let _watch = kdlab::live::watch(\"my loop\", move |why| stop.stop(why));` before it, and in it \
-         `if control.stopping().is_some() { break; }`."
+        "help: a loop that watches for Interrupt stops without loss: `let watch = kdlab_client::watch(\"my loop\", |_| ());` \
+         before it, and in it `if watch.reason().is_some() { break; }`."
             .to_owned(),
     )
 }
@@ -266,7 +265,7 @@ mod tests {
         );
         assert_eq!(notes("let sum = tokio::spawn(async { 7 }).await?;\nlet t = std::thread::spawn(f);"), [""; 0]);
         assert!(on_kill("later.await?").is_some_and(|help| help.contains("a copy of tokio of its own")));
-        assert!(on_kill("let a = 1;\nwhile a > 0 {}").is_some_and(|help| help.contains("kdlab::live::watch")));
+        assert!(on_kill("let a = 1;\nwhile a > 0 {}").is_some_and(|help| help.contains("kdlab_client::watch")));
         assert_eq!(on_kill("std::thread::sleep(LONG);"), None);
         assert_eq!(on_errors("q", "cannot find value `q` in this scope", &["p".to_owned()]), [""; 0]);
     }

@@ -236,7 +236,7 @@ fn remove_damaged(folder: &Path, said: &str) -> usize {
         let (length, name) = (words.next().and_then(|length| length.parse::<u64>().ok()), words.nth(1));
         let file = folder.join(name.unwrap_or_default());
         let found = fs::metadata(&file).ok().filter(|found| found.is_file()).map(|found| found.len());
-        if found.is_some() && found != length && !line.contains("/libkdlab-") {
+        if found.is_some() && found != length && !line.contains("/libkdlab") {
             files.insert(file);
         }
     }

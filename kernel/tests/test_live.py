@@ -130,6 +130,36 @@ class Displays(KernelCase):
             self.assertEqual([m["content"]["data"]["text/plain"] for m in own], [str(i) for i in range(50)])
 
 
+class ClientCrate(KernelCase):
+    """The crate by which cells talk to the kernel, as its README shows it."""
+
+    def test_a_chart_a_slider_and_interrupt(self):
+        cell = self.client.begin('''
+            let kept = vec![42];
+            let panel = kdlab_client::Panel::open(kdlab_client::Widget::slider("step", [0.0, 1.0], 0.25), |_, _, _| ());
+            panel.show("this front end shows no sliders")?;
+            let chart = kdlab_client::Display::new();
+            let interrupt = kdlab_client::watch("my loop", |_| ());
+            while interrupt.reason().is_none() {
+                chart.show(&kdlab_client::Bundle::text(format!("step {}", panel.value("step"))))?;
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            println!("{:?}", interrupt.reason());''')
+        texts = lambda: [m["content"]["data"].get("text/plain") for m in cell.all("display_data", "update_display_data")]
+        cell.wait(lambda: texts()[-1:] == ["step 0.25"], "the chart")
+        view = cell.all("display_data")[0]["content"]["data"]["application/vnd.jupyter.widget-view+json"]
+        slider = self.client.first("comm_open", 5, cell.id, lambda c: c["comm_id"] == view["model_id"])["content"]
+        self.assertEqual(slider["data"]["state"]["_model_name"], "FloatSliderModel")
+        moved = {"method": "update", "state": {"value": 0.75}, "buffer_paths": []}
+        self.client.send("comm_msg", {"comm_id": view["model_id"], "data": moved})
+        cell.wait(lambda: texts()[-1] == "step 0.75", "the chart after the slider moved", 10)
+        self.assertEqual(len(cell.all("display_data")), 2)
+        self.client.interrupt()
+        self.assertEqual(cell.finish().status, "ok")
+        self.assertIn("interrupted", cell.stdout)
+        self.assertEqual(self.client.ok('println!("{kept:?}");').stdout, "[42]\n")
+
+
 class Widgets(KernelCase):
     """What tests of comms do."""
 

@@ -10,7 +10,8 @@ use crate::study::Verdict;
 use crate::study::{Measure, ReportCard, SweepReport};
 use crate::train::{CachedTensor, Change, Evaluation, History, Run, Settings};
 use base64::Engine;
-use serde_json::{Value, json};
+use kdlab_client::Bundle;
+use serde_json::json;
 use std::fmt::Display;
 use std::io::Write;
 
@@ -34,8 +35,9 @@ const METADATA: &str = "application/vnd.kdlab.metadata+json";
 
 /// Hands a figure and its words to the kernel. The size, of which the PNG has twice, is for the live kernel alone.
 fn emit_figure(figure: &Figure, text: &str) -> Result<()> {
-    let (data, metadata) = bundle(figure)?;
-    let (png, metadata) = (data["image/png"].as_str().unwrap_or_default(), metadata.to_string());
+    let bundle = bundle(figure)?;
+    let png = bundle.data["image/png"].as_str().unwrap_or_default();
+    let metadata = json!(bundle.metadata).to_string();
     let mut forms = vec![("text/plain", text), ("image/png", png)];
     if std::env::var_os("KDLAB_LIVE").is_some() {
         forms.push((METADATA, &metadata));
@@ -53,12 +55,13 @@ pub(super) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// A figure as a display on the live kernel: a MIME bundle and its metadata, with the size so that nothing below it
-/// moves while it is drawn anew.
-pub(super) fn bundle(figure: &Figure) -> Result<(Value, Value)> {
+/// A figure for a display on the live kernel, with its size, so that nothing below it moves while it is drawn anew.
+pub(super) fn bundle(figure: &Figure) -> Result<Bundle> {
     let (width, height) = figure.size();
-    let data = json!({"image/png": base64(&figure.png()?), "text/plain": in_words(figure)});
-    Ok((data, json!({"image/png": {"width": width, "height": height, "alt": figure.alt()}})))
+    let metadata = json!({"width": width, "height": height, "alt": figure.alt()});
+    let mut bundle = Bundle::text(in_words(figure)).with("image/png", base64(&figure.png()?));
+    bundle.metadata.insert("image/png".into(), metadata);
+    Ok(bundle)
 }
 
 pub(super) fn emit_text(value: &dyn Display) {

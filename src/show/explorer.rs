@@ -2,25 +2,26 @@
 
 use super::Figure;
 use super::bars::soft_target_bars;
-use super::display::base64;
+use super::display::{base64, bundle};
 use super::table::escape;
-use super::widgets::{self, VIEW, Widget, new_id};
 use crate::Result;
-use crate::live::{Link, Push, lock};
-use crate::train::six_digits;
-use serde_json::{Value, json};
-use std::sync::{Arc, Mutex, mpsc};
+use crate::error::lock;
+use kdlab_client::{Bundle, Display, Panel, Widget};
+use serde_json::json;
+use std::sync::{Arc, Mutex};
 use tch::{Kind, Tensor};
 
 /// What is shown where nothing moves.
 const TEMPERATURES: [f64; 4] = [1.0, 2.0, 4.0, 10.0];
 const BEGIN: f64 = 4.0;
+const SLIDER: &str = "T";
+const PICTURE: &str = "picture";
 
 /// `softmax(logits / T)` of one image at four temperatures. On the live kernel there is a slider for T above it, which
 /// works as long as this value lives, while other cells run and between them.
 pub struct TemperatureExplorer {
     scores: Arc<Scores>,
-    open: Mutex<Option<Open>>,
+    open: Mutex<Option<Panel>>,
 }
 
 struct Scores {
@@ -41,15 +42,6 @@ impl Scores {
         let alt = escape(&figure.alt());
         Ok(format!("<img width=\"{width}\" height=\"{height}\" alt=\"{alt}\" src=\"data:image/png;base64,{png}\">"))
     }
-
-    /// The figure of four temperatures, in a mime bundle and its metadata.
-    fn still(&self) -> Result<(Value, Value)> {
-        let figure = self.figure(&TEMPERATURES)?;
-        let (width, height) = figure.size();
-        let text = "soft targets at T = 1, 2, 4 and 10 (this front end shows no images)";
-        let data = json!({"image/png": base64(&figure.png()?), "text/plain": text});
-        Ok((data, json!({"image/png": {"width": width, "height": height, "alt": figure.alt()}})))
-    }
 }
 
 /// `softmax(logits / T)` of one image's logits `[C]` as bars at T = 1, 2, 4 and 10, on the live kernel with a slider
@@ -64,82 +56,51 @@ pub fn temperature_explorer(logits: &Tensor, classes: &[String], label: Option<i
     Ok(TemperatureExplorer { scores: Arc::new(scores), open: Mutex::new(None) })
 }
 
-/// The widgets and their connection.
-struct Open {
-    link: Arc<Link>,
-    display: String,
-    ids: Vec<String>,
+/// Slider and picture, with the figure of four temperatures below them; `None` without a live kernel.
+fn open(scores: &Arc<Scores>) -> Option<Panel> {
+    let slider = Widget::slider(SLIDER, [0.5, 20.0], BEGIN).with("step", 0.1).with("readout_format", ".1f");
+    let slider = slider.with("tooltip", "temperature T");
+    let picture = Widget::html(PICTURE, &scores.html(BEGIN).ok()?);
+    let drawn = Arc::clone(scores);
+    let panel = Panel::open(Widget::column([slider, picture]), move |panel, _, value| {
+        if let Some(temperature) = value.as_f64()
+            && let Ok(html) = drawn.html(temperature)
+        {
+            panel.set(PICTURE, json!({ "value": html }));
+        }
+    });
+    panel.link()?;
+    panel.show("(this front end shows no sliders)").ok()?;
+    // A display of its own: a notebook that is opened again has lost its widgets, but not its figures.
+    let text = "soft targets at T = 1, 2, 4 and 10 (this front end shows no images)";
+    let still = bundle(&scores.figure(&TEMPERATURES).ok()?).ok()?.with("text/plain", text);
+    Display::on(panel.link()).show(&still).ok()?;
+    Some(panel)
 }
 
-impl Open {
-    fn new(scores: &Arc<Scores>) -> Option<Self> {
-        let state = json!({"value": BEGIN, "min": 0.5, "max": 20.0, "step": 0.1, "readout_format": ".1f"});
-        let (slider, picture) =
-            (Widget::slider("FloatSlider", "T", "temperature T", state), Widget::html(&scores.html(BEGIN).ok()?));
-        let (slider_id, picture_id) = (slider.id.clone(), picture.id.clone());
-        let both = Widget::boxed("VBox", vec![slider, picture]);
-        let root = both.id.clone();
-        let (moved, moves) = mpsc::channel();
-        let link = Link::connect(move |push| {
-            if let Push::Comm { comm_id, data } = push
-                && comm_id == slider_id
-                && let Some(temperature) = data["state"]["value"].as_f64()
-            {
-                let _ = moved.send(six_digits(temperature));
-            }
-        })?;
-        let link = Arc::new(link);
-        let ids = both.open(&link).ok()?;
-        let display = new_id();
-        let data = json!({VIEW: widgets::view(&root), "text/plain": "(this front end shows no sliders)"});
-        link.display(&display, false, data, json!({})).ok()?;
-        // A display of its own: a notebook that is opened again has lost its widgets, but not its figures.
-        let (data, metadata) = scores.still().ok()?;
-        link.display(&new_id(), false, data, metadata).ok()?;
-        // Its thread ends when the connection does: then nobody sends any more.
-        let (scores, to) = (Arc::clone(scores), Arc::downgrade(&link));
-        std::thread::Builder::new()
-            .name("kdlab-explorer".into())
-            .spawn(move || {
-                while let Ok(first) = moves.recv() {
-                    // Of a drag, only where the slider is by now.
-                    let temperature = moves.try_iter().last().unwrap_or(first);
-                    let Some(link) = to.upgrade() else { return };
-                    if let Ok(html) = scores.html(temperature) {
-                        widgets::update(&link, &picture_id, json!({ "value": html }));
-                    }
-                }
-            })
-            .ok()?;
-        Some(Self { link, display, ids })
-    }
-
-    fn close(self) {
-        let data = json!({"text/plain": "(run the cell again for the slider)"});
-        let _ = self.link.display(&self.display, true, data, json!({}));
-        widgets::close(&self.link, &self.ids);
-    }
+fn close(panel: Panel) {
+    panel.close(&Bundle::text("(run the cell again for the slider)"), &[]);
 }
 
 impl TemperatureExplorer {
     pub fn evcxr_display(&self) {
-        let mut open = lock(&self.open);
-        let shown = Open::new(&self.scores);
-        if shown.is_none() {
+        let mut shown = lock(&self.open);
+        let panel = open(&self.scores);
+        if panel.is_none() {
             match self.scores.figure(&TEMPERATURES) {
                 Ok(figure) => figure.evcxr_display(),
                 Err(e) => eprintln!("{e}"),
             }
         }
-        let before = std::mem::replace(&mut *open, shown);
-        drop(open);
-        before.into_iter().for_each(Open::close);
+        let before = std::mem::replace(&mut *shown, panel);
+        drop(shown);
+        before.into_iter().for_each(close);
     }
 }
 
 impl Drop for TemperatureExplorer {
     fn drop(&mut self) {
         let open = lock(&self.open).take();
-        open.into_iter().for_each(Open::close);
+        open.into_iter().for_each(close);
     }
 }

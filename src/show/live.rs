@@ -2,13 +2,12 @@
 
 use super::curves::running_curve;
 use super::display::bundle;
-use super::knobs::OpenPanel;
+use super::knobs::OpenKnobs;
 use super::progress::{duration, line, print_progress};
 use super::table::escape;
-use super::widgets::new_id;
-use crate::live::{Link, lock};
+use crate::error::lock;
 use crate::train::{Control, Event, History, Listener, Observer, Progress, Settings};
-use serde_json::{Value, json};
+use kdlab_client::{Bundle, Display};
 use std::cell::Cell;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -70,12 +69,13 @@ struct View {
 impl View {
     /// None without a live kernel.
     fn open(control: &Control, history: &History, settings: Settings, started: bool) -> Option<Self> {
-        let panel = OpenPanel::connect(control, settings)?;
+        let knobs = OpenKnobs::connect(control, settings)?;
+        let (bar, figure) = (Display::on(knobs.panel.link()), Display::on(knobs.panel.link()));
         let mut drawer = Drawer {
-            panel,
+            knobs,
             control: control.clone(),
-            bar: new_id(),
-            figure: new_id(),
+            bar,
+            figure,
             history: history.clone(),
             progress: None,
             started,
@@ -83,9 +83,9 @@ impl View {
             aside: None,
             error: None,
         };
-        drawer.show_bar(false)?;
-        drawer.panel.show()?;
-        drawer.show_figure(false)?;
+        drawer.show_bar()?;
+        drawer.knobs.show()?;
+        drawer.show_figure()?;
         let (notes, heard) = mpsc::channel();
         let (finished, done) = mpsc::channel();
         let changed = notes.clone();
@@ -112,11 +112,10 @@ impl View {
 }
 
 struct Drawer {
-    panel: OpenPanel,
+    knobs: OpenKnobs,
     control: Control,
-    /// Displays.
-    bar: String,
-    figure: String,
+    bar: Display,
+    figure: Display,
     history: History,
     /// Of the epoch that is running.
     progress: Option<Progress>,
@@ -161,10 +160,10 @@ impl Drawer {
             }
             // A kernel that is gone is noticed at the end; until then the fit goes on unseen.
             if bar.take() {
-                self.show_bar(true);
+                self.show_bar();
             }
             if figure.take() {
-                self.show_figure(true);
+                self.show_figure();
             }
         }
     }
@@ -175,7 +174,7 @@ impl Drawer {
             Event::Started { history, settings } => {
                 self.history = history;
                 self.started = true;
-                self.panel.panel.begin(settings, &self.panel.link);
+                self.knobs.begin(settings);
                 return true;
             }
             Event::SetAside { .. } => self.aside = line(&event),
@@ -201,18 +200,18 @@ impl Drawer {
         if let Some(aside) = &self.aside {
             text = format!("{aside}\n{text}");
         }
-        self.show_figure(true);
+        self.show_figure();
         let html = format!("<pre style=\"margin:0\">{}</pre>", escape(&text));
-        self.display(&self.bar, true, json!({"text/plain": text, "text/html": html.clone()}), json!({}));
-        let now = self.panel.panel.now();
+        let _ = self.bar.show(&Bundle::text(text).with("text/html", html.clone()));
+        let now = self.knobs.now();
         let changes: Vec<_> = self.history.changes.iter().map(|c| format!("{c} at epoch {:.2}", c.epoch)).collect();
         let text = match changes.len() {
             0 => format!("{now}, unchanged"),
             1..=4 => format!("{now} at the end; {}", changes.join("; ")),
             n => format!("{now} at the end; {n} changes: {}; ... {}", changes[..2].join("; "), changes[n - 1]),
         };
-        self.panel.mirror(0, &format!("{html}<pre style=\"margin:0\">{}</pre>", escape(&text)));
-        self.panel.replace(&text);
+        self.knobs.mirror(0, &format!("{html}<pre style=\"margin:0\">{}</pre>", escape(&text)));
+        self.knobs.replace(&text);
     }
 
     fn closing_line(&self) -> String {
@@ -231,25 +230,26 @@ impl Drawer {
         self.progress.as_ref().filter(|p| p.epoch > self.history.records.len())
     }
 
-    fn show_figure(&self, update: bool) -> Option<()> {
+    fn show_figure(&self) -> Option<()> {
         let at = |p: &Progress| ((p.epoch - 1) as f64 + p.done as f64 / p.total.max(1) as f64, p.metrics);
         let running = self.running().map(at).and_then(|(epoch, metrics)| Some((epoch, metrics?)));
-        let (data, metadata) = bundle(&running_curve(&self.history, running)).ok()?;
-        if self.panel.is_mirrored() {
+        let bundle = bundle(&running_curve(&self.history, running)).ok()?;
+        if self.knobs.panel.is_on_later_page() {
             self.mirrored.set(true);
-            let (png, image) = (data["image/png"].as_str().unwrap_or_default(), &metadata["image/png"]);
+            let png = bundle.data["image/png"].as_str().unwrap_or_default();
+            let image = &bundle.metadata["image/png"];
             let (width, alt) = (&image["width"], escape(image["alt"].as_str().unwrap_or_default()));
-            self.panel.mirror(
+            self.knobs.mirror(
                 1,
                 &format!(
                     "<img src=\"data:image/png;base64,{png}\" width=\"{width}\" alt=\"{alt}\" style=\"max-width:100%\">"
                 ),
             );
         }
-        self.display(&self.figure, update, data, metadata)
+        self.figure.show(&bundle).ok()
     }
 
-    fn show_bar(&self, update: bool) -> Option<()> {
+    fn show_bar(&self) -> Option<()> {
         let History { name, epochs, records, .. } = &self.history;
         let (done, total) = match self.running() {
             Some(p) => ((p.epoch - 1) * p.total + p.done, p.epochs * p.total),
@@ -283,18 +283,13 @@ impl Drawer {
              white-space:nowrap;overflow:hidden;text-overflow:ellipsis\">{}</div>",
             escape(&text).replace("  ", " &nbsp;")
         );
-        if self.panel.is_mirrored() {
-            self.panel.mirror(0, &format!("<p>This page was opened while the fit ran; it goes on here:</p>{html}"));
+        if self.knobs.panel.is_on_later_page() {
+            self.knobs.mirror(0, &format!("<p>This page was opened while the fit ran; it goes on here:</p>{html}"));
             if !self.mirrored.get() {
-                self.show_figure(true);
+                self.show_figure();
             }
         }
-        self.display(&self.bar, update, json!({"text/plain": format!("{name}  {text}"), "text/html": html}), json!({}))
-    }
-
-    fn display(&self, id: &str, update: bool, data: Value, metadata: Value) -> Option<()> {
-        let link: &Link = &self.panel.link;
-        link.display(id, update, data, metadata).ok()
+        self.bar.show(&Bundle::text(format!("{name}  {text}")).with("text/html", html)).ok()
     }
 }
 

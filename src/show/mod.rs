@@ -16,7 +16,6 @@ mod similarity;
 mod softening;
 mod sweep;
 mod table;
-mod widgets;
 
 pub(crate) use display::short;
 

@@ -1,7 +1,7 @@
 //! Progress as lines of text, which a notebook cell and a terminal both show while they run.
 
 use super::short;
-use crate::live::lock;
+use crate::error::lock;
 use crate::train::{Event, History, Listener};
 use std::collections::HashSet;
 use std::sync::Mutex;

@@ -4,12 +4,11 @@ use super::display::bundle;
 use super::heatmap::parameter_map;
 use super::progress::duration;
 use super::table::escape;
-use super::widgets::new_id;
 use super::{Figure, Table, short};
 use crate::Result;
-use crate::live::{Link, lock};
+use crate::error::lock;
 use crate::study::{Measure, SweepListener, SweepNow, SweepReport};
-use serde_json::json;
+use kdlab_client::{Bundle, Display, Link};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -124,9 +123,11 @@ pub fn live_sweep() -> SweepListener {
 }
 
 struct View {
-    /// None where nothing is live.
-    link: Option<Link>,
-    displays: [String; 4],
+    live: bool,
+    progress: Display,
+    verdicts: Display,
+    runs_so_far: Display,
+    map: Display,
     shown: bool,
     /// Runs in the tables, or printed.
     runs: usize,
@@ -135,20 +136,21 @@ struct View {
 
 impl View {
     fn open() -> Self {
-        let displays = std::array::from_fn(|_| new_id());
+        let link = Link::connect(|_| ());
+        let [progress, verdicts, runs_so_far, map] = std::array::from_fn(|_| Display::on(link.as_ref()));
         let last = Instant::now().checked_sub(QUIET).unwrap_or_else(Instant::now);
-        Self { link: Link::connect(|_| ()), displays, shown: false, runs: 0, last }
+        Self { live: link.is_some(), progress, verdicts, runs_so_far, map, shown: false, runs: 0, last }
     }
 
     fn show(&mut self, report: &SweepReport, now: &SweepNow) {
         let (new, over) = (report.runs.len() > self.runs, now.run.is_none());
-        let pause = if self.link.is_some() { OFTEN } else { QUIET };
+        let pause = if self.live { OFTEN } else { QUIET };
         if !new && !over && self.last.elapsed() < pause {
             return;
         }
         self.last = Instant::now();
         let line = line(report, now);
-        let Some(link) = &self.link else {
+        if !self.live {
             for run in &report.runs[self.runs..] {
                 let (setting, seconds) = (&run.setting, duration(run.seconds));
                 println!("{setting}, seed {}: test {} %, {seconds}", run.seed, percent(&[run.test]));
@@ -164,7 +166,7 @@ impl View {
             }
             self.runs = report.runs.len();
             return;
-        };
+        }
         let share = match &now.progress {
             Some(p) => (p.epoch as f64 - 1.0 + p.done as f64 / p.total.max(1) as f64) / p.epochs as f64,
             None => 0.0,
@@ -176,17 +178,16 @@ impl View {
             now.total.max(1),
             escape(&line)
         );
-        let _ = link.display(&self.displays[0], self.shown, json!({"text/plain": line, "text/html": html}), json!({}));
+        let _ = self.progress.show(&Bundle::text(line).with("text/html", html));
         if new || over || !self.shown {
             let verdicts = report.table(Measure::Test).unwrap_or_default();
             if let Some(figure) = live_map(report)
-                && let Ok((data, metadata)) = bundle(&figure)
+                && let Ok(map) = bundle(&figure)
             {
-                let _ = link.display(&self.displays[3], self.shown, data, metadata);
+                let _ = self.map.show(&map);
             }
-            for (id, table) in self.displays[1..3].iter().zip([verdicts, report.runs_table()]) {
-                let data = json!({"text/plain": table.to_string(), "text/html": table.html()});
-                let _ = link.display(id, self.shown, data, json!({}));
+            for (display, table) in [(&self.verdicts, verdicts), (&self.runs_so_far, report.runs_table())] {
+                let _ = display.show(&Bundle::text(table.to_string()).with("text/html", table.html()));
             }
         }
         (self.shown, self.runs) = (true, report.runs.len());

@@ -4,7 +4,7 @@ use super::grid::{Augmentation, Setting, Sweep, TeacherLabels};
 use super::report::mean;
 use super::{Corrected, SweepReport, SweepRun};
 use crate::data::{Dataset, Split, Transform, Views};
-use crate::live::lock;
+use crate::error::lock;
 use crate::models::{Backbone, Layers, Model, head};
 use crate::store::atomic::try_lock;
 use crate::store::digest::digest;

@@ -2,9 +2,10 @@
 
 use super::fit::{LoopSettings, fit_as};
 use super::{Control, Criterion, Event, Examples, FitOptions, History, Listener, Observer, Settings};
-use crate::live::{lock, watch};
+use crate::error::lock;
 use crate::models::Model;
 use crate::{Error, Result};
+use kdlab_client::watch;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Sender};

@@ -2,7 +2,7 @@
 
 use super::loss::{check_alpha, check_temperature};
 use super::{KdLoss, Settings};
-use crate::live::lock;
+use crate::error::lock;
 use crate::{Error, Result};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};

@@ -155,8 +155,8 @@ pub(crate) fn in_foreground(options: &FitOptions, fit: impl FnOnce() -> Result<H
     // A stop that was asked for before this fit began is not meant for it.
     options.control.take_stop();
     let control = options.control.clone();
-    let watch = crate::live::watch(&options.name, move |reason| control.stop(reason));
-    if let (Some(watch), Some(code)) = (&watch, kept_as(options)) {
+    let watch = kdlab_client::watch(&options.name, move |reason| control.stop(reason));
+    if let Some(code) = kept_as(options) {
         watch.afterwards(&code);
     }
     fit()

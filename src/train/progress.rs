@@ -1,29 +1,24 @@
 //! How far a long pass is, and whether the user asked it to end.
 
 use super::Progress;
-use crate::live::{Watch, lock, watch};
 use crate::{Error, Result};
-use std::sync::{Arc, Mutex};
+use kdlab_client::{Watch, watch};
 use std::time::{Duration, Instant};
 
 /// A long pass that is no fit, which the user may interrupt between two batches.
 pub(crate) struct Pass {
     name: String,
-    stop: Arc<Mutex<Option<String>>>,
-    _watch: Option<Watch>,
+    watch: Watch,
 }
 
 impl Pass {
     pub(crate) fn new(name: &str) -> Self {
-        let stop = Arc::new(Mutex::new(None));
-        let asked = Arc::clone(&stop);
-        let _watch = watch(name, move |reason| *lock(&asked) = Some(reason.to_owned()));
-        Self { name: name.to_owned(), stop, _watch }
+        Self { name: name.to_owned(), watch: watch(name, |_| ()) }
     }
 
     /// Why it is to end, if it is.
     pub(crate) fn asked(&self) -> Option<String> {
-        lock(&self.stop).clone()
+        self.watch.reason()
     }
 
     pub(crate) fn check(&self, done: usize, total: usize) -> Result<()> {

@@ -343,7 +343,8 @@ fn a_link_gives_answers_in_order_and_says_when_the_kernel_is_gone() {
     assert_eq!(got(), Push::Stop("interrupted".into()));
     assert_eq!(got(), Push::Comm { comm_id: "a".into(), data: json!({"x": 1}) });
     link.post(&json!({"watch": "y"})).unwrap();
-    link.display("d", false, json!({"text/plain": "1"}), json!({})).unwrap();
-    drop(link);
+    let display = Display::on(Some(&link));
+    display.show(&Bundle::text("1")).unwrap();
+    drop((link, display));
     until("the end", || kernel.is_closed(0));
 }

@@ -89,7 +89,8 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
 
 /// Dependencies of every cell. Cells name tch themselves, the rest comes through the crate.
 pub fn dependencies(paths: &Paths) -> String {
-    format!(":dep kdlab = {{ path = {:?} }}\n:dep tch = \"0.26\"\n", paths.root.display().to_string())
+    let [kdlab, client] = [&paths.root, &paths.root.join("kernel/client")].map(|path| path.display().to_string());
+    format!(":dep kdlab = {{ path = {kdlab:?} }}\n:dep kdlab-client = {{ path = {client:?} }}\n:dep tch = \"0.26\"\n")
 }
 
 /// Writes what evcxr reads at start-up, from the repository as it is now: edits to the prelude take effect at once.

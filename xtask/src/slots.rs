@@ -157,7 +157,7 @@ fn differing(dir: &Path, differ: impl Fn((u64, u128), (u64, u128)) -> bool) -> V
         let (length, time) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         let name = words.next()?;
         let fine = length_and_time(&dir.join(name))
-            .is_some_and(|found| name.contains("/libkdlab-") || !differ((length, time), found));
+            .is_some_and(|found| name.contains("/libkdlab") || !differ((length, time), found));
         (!fine).then(|| name.to_owned())
     };
     text.lines().filter_map(wrong).collect()
@@ -216,7 +216,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// What rustc keeps of the crate for the next time, 80 MB: the crate is compiled in the template.
 fn is_left_out(dir: &Path) -> bool {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    name(dir).starts_with("kdlab-") && dir.parent().is_some_and(|parent| name(parent) == "incremental")
+    name(dir).starts_with("kdlab") && dir.parent().is_some_and(|parent| name(parent) == "incremental")
 }
 
 /// Compiled files of foreign crates: big, and written once. The crate itself and cells are compiled again and again.

@@ -69,7 +69,7 @@ const PREBUILD: &str = r#"{"cells": [
 /// Changes whenever cargo would rebuild the crate in a slot.
 fn fingerprint_of_template(paths: &Paths) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
-    fingerprint(paths, &["src", "Cargo.toml", "Cargo.lock", "build.rs"])?.hash(&mut hasher);
+    fingerprint(paths, &["src", "kernel/client", "Cargo.toml", "Cargo.lock", "build.rs"])?.hash(&mut hasher);
     kernel::dependencies(paths).hash(&mut hasher);
     CARGO.hash(&mut hasher);
     Ok(hasher.finish())

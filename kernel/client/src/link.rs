@@ -1,0 +1,196 @@
+//! One connection to the kernel: JSON, one object a line, over a Unix socket.
+
+use crate::{Error, Result, lock};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Time limit for connecting, for a write that the kernel does not take, and for an answer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the kernel sends without being asked.
+///
+/// ```
+/// use kdlab_client::Push;
+/// let describe = |push: Push| match push {
+///     Push::Stop(reason) => format!("stop: {reason}"),
+///     Push::Comm { comm_id, data } => format!("widget {comm_id}: {data}"),
+///     Push::Opened => "another page".to_owned(),
+/// };
+/// assert_eq!(describe(Push::Stop("interrupted".into())), "stop: interrupted");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub enum Push {
+    /// The user pressed Interrupt while this connection watched for it; the reason in words.
+    Stop(String),
+    /// The front end sent a message to a comm that was opened on this connection.
+    Comm {
+        /// The comm's id.
+        comm_id: String,
+        /// The message's data, such as `{"method": "update", "state": {"value": 7}}`.
+        data: Value,
+    },
+    /// A page was opened that shows this connection's widgets and cannot show its displays.
+    Opened,
+}
+
+/// A connection to the live kernel. It owns the displays and widgets that are opened through it.
+///
+/// Clones share the connection. It ends with the last clone, and its widgets end with it.
+///
+/// ```
+/// // `None` unless the program runs in a cell of the live kernel.
+/// if let Some(link) = kdlab_client::Link::connect(|push| eprintln!("{push:?}")) {
+///     link.request(&serde_json::json!({"watch": "my loop"}))?;
+/// }
+/// # Ok::<(), kdlab_client::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Link(Arc<Connection>);
+
+type Answer = std::result::Result<(), String>;
+
+struct Connection {
+    stream: UnixStream,
+    write: Mutex<UnixStream>,
+    due: Arc<Mutex<Due>>,
+}
+
+/// The requests without an answer yet, in their order; `None` for one whose answer nobody waits for.
+#[derive(Default)]
+struct Due {
+    waiting: VecDeque<Option<Sender<Answer>>>,
+    closed: bool,
+}
+
+impl Link {
+    /// Connects to the kernel that `KDLAB_LIVE` and `KDLAB_LIVE_TOKEN` name; returns `None` where they name none, or
+    /// nobody listens.
+    ///
+    /// `on_push` runs on the connection's own thread, where [`Link::request`] would wait in vain: use [`Link::post`].
+    pub fn connect(on_push: impl Fn(Push) + Send + 'static) -> Option<Self> {
+        let path = std::env::var_os("KDLAB_LIVE").filter(|path| !path.is_empty())?;
+        let token = std::env::var("KDLAB_LIVE_TOKEN").unwrap_or_default();
+        Self::connect_to(Path::new(&path), &token, on_push)
+    }
+
+    /// Connects as [`Link::connect`] does, to the socket at `path`.
+    pub fn connect_to(path: &Path, token: &str, on_push: impl Fn(Push) + Send + 'static) -> Option<Self> {
+        let mut stream = open(path)?;
+        stream.set_write_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(format!("{}\n", json!({ "token": token })).as_bytes()).ok()?;
+        let (read, due) = (stream.try_clone().ok()?, Arc::new(Mutex::default()));
+        let (write, answered) = (Mutex::new(stream.try_clone().ok()?), End(stream.try_clone().ok()?, Arc::clone(&due)));
+        let reader = std::thread::Builder::new().name("kdlab-link".into());
+        reader.spawn(move || listen(read, &answered, &on_push)).ok()?;
+        Some(Self(Arc::new(Connection { stream, write, due })))
+    }
+
+    /// Sends a request and waits for its answer.
+    ///
+    /// # Errors
+    /// When the kernel refuses, is gone, or does not answer within ten seconds.
+    pub fn request(&self, message: &Value) -> Result<()> {
+        let (sender, answer) = mpsc::channel();
+        self.send(message, Some(sender))?;
+        let answer = answer.recv_timeout(PATIENCE).map_err(|e| match e {
+            RecvTimeoutError::Timeout => Error(format!("the live kernel gave no answer within {PATIENCE:?}")),
+            RecvTimeoutError::Disconnected => gone(),
+        })?;
+        answer.map_err(|why| Error(format!("the live kernel refused: {why}")))
+    }
+
+    /// Sends a request without waiting for its answer.
+    ///
+    /// # Errors
+    /// When the kernel is gone.
+    pub fn post(&self, message: &Value) -> Result<()> {
+        self.send(message, None)
+    }
+
+    /// Ends the connection, for all clones.
+    pub(crate) fn close(&self) {
+        end(&self.0.stream, &self.0.due);
+    }
+
+    fn send(&self, message: &Value, answer: Option<Sender<Answer>>) -> Result<()> {
+        let line = format!("{message}\n");
+        // Held until the line is out, so that answers are due in the order of the lines.
+        let mut write = lock(&self.0.write);
+        {
+            let mut due = lock(&self.0.due);
+            if due.closed {
+                return Err(gone());
+            }
+            due.waiting.push_back(answer);
+        }
+        write.write_all(line.as_bytes()).map_err(|_| {
+            // Half a line may be out: the kernel would understand nothing after it.
+            end(&self.0.stream, &self.0.due);
+            gone()
+        })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        end(&self.stream, &self.due);
+    }
+}
+
+/// Ends the connection when the reading thread ends, also when it panics: whoever waits learns that no answer comes.
+struct End(UnixStream, Arc<Mutex<Due>>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        end(&self.0, &self.1);
+    }
+}
+
+fn end(stream: &UnixStream, due: &Mutex<Due>) {
+    let mut due = lock(due);
+    due.closed = true;
+    due.waiting.clear();
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+fn gone() -> Error {
+    Error("the live kernel closed the connection".into())
+}
+
+/// Opens the socket. `connect` has no time limit of its own and waits as long as a kernel that hangs has no room.
+fn open(path: &Path) -> Option<UnixStream> {
+    let (sender, opened) = mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || drop(sender.send(UnixStream::connect(path))));
+    opened.recv_timeout(PATIENCE).ok()?.ok()
+}
+
+/// Reads what the kernel sends until the connection ends.
+fn listen(stream: UnixStream, End(_, due): &End, on_push: &dyn Fn(Push)) {
+    let mut reader = BufReader::new(stream);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+        let message = serde_json::from_slice::<Value>(&line).unwrap_or_default();
+        line.clear();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        if message.get("ok").is_some() || message.get("error").is_some() {
+            let answer = message.get("error").map_or(Ok(()), |why| Err(text(why)));
+            if let Some(Some(sender)) = lock(due).waiting.pop_front() {
+                let _ = sender.send(answer);
+            }
+        } else if let Some(reason) = message.get("stop") {
+            on_push(Push::Stop(text(reason)));
+        } else if message["opened"] == true {
+            on_push(Push::Opened);
+        } else if let Some(comm) = message.get("comm_msg") {
+            on_push(Push::Comm { comm_id: text(&comm["comm_id"]), data: comm["data"].clone() });
+        }
+    }
+}
