@@ -14,33 +14,19 @@
 //! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter;
 //! `kdlab-kernel --outline FROM TO` writes what its rust-analyzer is to see of Rust's library.
 
-mod advice;
-mod cargo;
-mod channels;
-mod child;
-mod comms;
-mod compile;
-mod failure;
-mod flood;
-mod front;
-mod history;
-mod idle;
-mod inner;
-mod link;
-mod names;
-mod outline;
-mod output;
-mod readers;
-mod replaced;
-mod report;
-mod slow;
-mod streams;
-mod syntax;
-mod wire;
+mod cells;
+mod launch;
+mod private;
+mod processes;
+mod server;
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
+
+use cells::compile::{cargo, rustc};
+use cells::handover;
+use launch::{inner, outline};
 
 fn main() -> Result<()> {
     if cargo::is_named("cargo") {
@@ -49,17 +35,17 @@ fn main() -> Result<()> {
     if cargo::is_named("rustup") {
         return cargo::rustup();
     }
-    if let Some(path) = std::env::var_os(compile::NOTE) {
-        return compile::note(&path);
+    if let Some(path) = std::env::var_os(rustc::NOTE) {
+        return rustc::note(&path);
     }
     let set = |name| std::env::var_os(name).is_some();
     if set("EVCXR_IS_RUNTIME") {
         cargo::restore_home();
         inner::allow_huge_pages();
-        child::hand_over()?;
+        handover::hand_over()?;
     } else if set("EVCXR_RUSTC_WRAPPER") {
         // evcxr's wrapper around rustc: nothing of ours.
-    } else if set(inner::FOLDER) {
+    } else if set(private::FOLDER) {
         inner::keep_lock();
         inner::end_with_parent();
     } else {
@@ -72,7 +58,7 @@ fn main() -> Result<()> {
                 };
                 return outline::write(Path::new(&from), Path::new(&to));
             }
-            Some(connection_file) => return front::run(Path::new(&connection_file)),
+            Some(connection_file) => return server::run(Path::new(&connection_file)),
             None => {}
         }
     }

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use tokio::net::unix::pipe;
 
-use crate::child::{Streams, ask_for_stdin};
-use crate::failure::Stderr;
-use crate::idle;
-use crate::output::{Piece, Stdout};
+use crate::cells::handover::{Streams, ask_for_stdin};
+use crate::cells::output::{Piece, Stdout};
+use crate::cells::stderr::Stderr;
+use crate::processes::reads_stdin;
 
 /// The process that runs cells, as the front sees it.
 pub struct Child {
@@ -138,7 +138,7 @@ impl Child {
 
     /// Whether it waits for evcxr's next command, as it does when a cell has ended. True where nobody can tell.
     pub fn is_at_rest(&self) -> bool {
-        !self.running || idle::reads_stdin(self.pid) != Some(false)
+        !self.running || reads_stdin(self.pid) != Some(false)
     }
 
     /// Whether the cell's code itself waits for somebody to type, which nobody can.
@@ -150,7 +150,7 @@ impl Child {
             && !self.asked_input
             && !self.renews_stdin
             && nothing_comes()
-            && idle::reads_stdin(self.pid) == Some(true)
+            && reads_stdin(self.pid) == Some(true)
     }
 
     /// Lets that read meet the end of the file.

@@ -25,11 +25,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::child::{self, Streams};
-
-/// Variables by which cells find the socket.
-pub const ADDRESS: &str = "KDLAB_LIVE";
-pub const TOKEN: &str = "KDLAB_LIVE_TOKEN";
+use crate::cells::handover::{self, Streams};
+use crate::private::child_socket;
 
 /// What happens on the sockets in the private folder.
 pub enum LinkEvent {
@@ -48,7 +45,7 @@ pub fn listen(folder: &Path, token: &str, events: UnboundedSender<LinkEvent>) ->
     std::fs::set_permissions(folder, Permissions::from_mode(0o700))
         .context("cannot close the sockets' folder to others")?;
     let cells = UnixListener::bind(folder.join("cells")).context("cannot listen for cells")?;
-    let children = StdListener::bind(crate::inner::child_socket(folder)).context("cannot listen for a child")?;
+    let children = StdListener::bind(child_socket(folder)).context("cannot listen for a child")?;
     let (for_children, own) = (events.clone(), token.to_owned());
     std::thread::spawn(move || {
         for stream in children.incoming().flatten() {
@@ -71,13 +68,13 @@ pub fn listen(folder: &Path, token: &str, events: UnboundedSender<LinkEvent>) ->
 }
 
 fn follow_child(stream: StdStream, token: &str, events: &UnboundedSender<LinkEvent>) {
-    match child::receive(&stream, token) {
+    match handover::receive(&stream, token) {
         Ok((streams, pid)) => {
             match stream.try_clone() {
                 Ok(own) => drop(events.send(LinkEvent::Child(streams, pid, own))),
                 Err(error) => return eprintln!("kernel: cannot keep the line to the cells' process: {error}"),
             }
-            while let Some(stdin) = child::next_stdin(&stream) {
+            while let Some(stdin) = handover::next_stdin(&stream) {
                 let _ = events.send(LinkEvent::Stdin(pid, stdin));
             }
             let _ = events.send(LinkEvent::ChildEnded(pid));

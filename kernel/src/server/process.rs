@@ -1,31 +1,23 @@
-//! What the process that runs cells says: on its streams, and through the connections of the helper crate.
+//! What the process that runs cells prints, and what evcxr tells it.
 
 use std::time::{Duration, Instant};
 
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Map, Value, json};
 
-use super::cells::RAN_NOTHING;
-use super::{Client, Front};
-use crate::advice;
-use crate::failure::{Failure, HOLD};
-use crate::flood::Flood;
-use crate::link::LinkEvent;
-use crate::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
-use crate::streams::{Child, read};
-use crate::wire::{content, message};
+use crate::cells::advice;
+use crate::cells::child::{Child, read};
+use crate::cells::failures::Failure;
+use crate::cells::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
+use crate::cells::stderr::HOLD;
+use crate::server::front::{Front, RAN_NOTHING, STDERR, STDOUT};
+use crate::server::wire::content;
 
 /// How much of a flood is read before something else gets its turn: twice what a pipe holds at most.
 const READS: usize = 32;
 
 /// How long a cell that seems to have ended may take to come to rest.
 const UNSURE: Duration = Duration::from_millis(200);
-
-/// As many bytes of stderr tell why a process ended.
-const LAST_WORDS: usize = 1 << 10;
-
-const STDOUT: &str = "stdout";
-const STDERR: &str = "stderr";
 
 /// Said once a cell.
 const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it ends at once. The crate evcxr_input asks in an \
@@ -39,101 +31,7 @@ fn take_metadata(data: &mut Map<String, Value>) -> Value {
 }
 
 impl Front {
-    pub(super) fn handle_link(&mut self, event: LinkEvent) {
-        match event {
-            LinkEvent::Stdin(pid, stdin) => {
-                if let Some(child) = self.child.as_mut().filter(|child| child.pid == pid) {
-                    child.renew_stdin(stdin);
-                }
-            }
-            LinkEvent::Child(streams, pid, line) => match Child::new(streams, pid, line) {
-                Ok(child) => self.child = Some(child),
-                Err(error) => eprintln!("kernel: cannot read from the cells' process: {error}"),
-            },
-            LinkEvent::ChildEnded(pid) => {
-                self.drain();
-                // evcxr notices when its pipes are closed, which dropping them does.
-                if let Some(mut child) = self.child.take_if(|child| child.pid == pid) {
-                    for piece in std::mem::take(&mut child.waiting) {
-                        self.show(&mut child, piece);
-                    }
-                    let text = child.err.release_of_ended();
-                    self.print(STDERR, text);
-                    child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
-                }
-            }
-            LinkEvent::Opened(id, sender) => {
-                let parent = self.parent();
-                self.clients.insert(id, Client { sender, parent, watches: false });
-            }
-            LinkEvent::Request(id, request) => self.handle_request(id, &request),
-            LinkEvent::Closed(id) => {
-                let parent = self.clients.remove(&id).and_then(|client| client.parent);
-                for content in self.comms.close_all_of(id) {
-                    self.publish("comm_close", content, parent.as_ref());
-                }
-            }
-        }
-    }
-
-    pub(super) fn handle_request(&mut self, id: u64, request: &Value) {
-        let Some(parent) = self.clients.get(&id).map(|client| client.parent.clone()) else { return };
-        let parent = parent.as_ref();
-        let asked = request.as_object().and_then(|request| request.iter().next());
-        let mut answer = json!({"ok": true});
-        match asked.map(|(kind, content)| (kind.as_str(), content)) {
-            Some(("display", _)) if parent.is_none() && self.parent().is_none() => {
-                answer = json!({"error": "no cell has run yet, so a display has no place"})
-            }
-            Some(("display", content)) if content["data"].is_object() => {
-                // What was printed before stands before it.
-                self.drain();
-                // Clients such as nbclient hear of nothing but the cell that runs; a display is known by its id anyway.
-                let current = self.parent().filter(|_| content["update"] == true);
-                self.publish_display(content, current.as_ref().or(parent));
-            }
-            Some(("display", _)) => {
-                answer = json!({"error": "a display needs `data`: an object of contents by MIME type"})
-            }
-            Some(("comm_open", content)) => {
-                self.drain();
-                self.comms.open(content, id);
-                let mut open = content.clone();
-                let metadata = open.as_object_mut().and_then(|open| open.remove("metadata")).unwrap_or(json!({}));
-                let mut message = message("comm_open", open, parent).with_metadata(metadata);
-                message.zmq_identities.clear();
-                let _ = self.iopub.send(message);
-            }
-            Some(("comm_msg", content)) => {
-                if self.comms.message(content) {
-                    self.publish("comm_msg", content.clone(), parent);
-                }
-            }
-            Some(("comm_close", content)) => {
-                self.comms.close(content);
-                self.publish("comm_close", json!({"comm_id": content["comm_id"], "data": {}}), parent);
-            }
-            Some(("comms_keep", _)) => self.comms.keep_all_of(id),
-            Some(("afterwards", code)) => {
-                if let (Some(cell), Some(code)) = (&mut self.cell, code.as_str())
-                    && !cell.afterwards.iter().any(|known| known == code)
-                {
-                    cell.afterwards.push(code.to_owned());
-                }
-            }
-            Some(("watch", _)) => {
-                if let Some(client) = self.clients.get_mut(&id) {
-                    client.watches = true;
-                }
-            }
-            other => answer = json!({"error": format!("unknown request {:?}", other.map(|(kind, _)| kind))}),
-        }
-        if let Some(client) = self.clients.get(&id) {
-            let _ = client.sender.send(answer);
-        }
-    }
-
-    pub(super) fn publish_display(&self, content: &Value, parent: Option<&JupyterMessage>) {
+    pub fn publish_display(&self, content: &Value, parent: Option<&JupyterMessage>) {
         let kind = if content["update"] == true { "update_display_data" } else { "display_data" };
         let or_empty = |value: &Value| if value.is_object() { value.clone() } else { json!({}) };
         let transient = if content["id"].is_string() { json!({"display_id": content["id"]}) } else { json!({}) };
@@ -143,46 +41,9 @@ impl Front {
         self.publish(kind, content, parent);
     }
 
-    pub(super) fn parent(&self) -> Option<JupyterMessage> {
-        let waiting = || self.queue.front().filter(|_| !self.ready).cloned();
-        self.cell
-            .as_ref()
-            .filter(|cell| !cell.own)
-            .map(|cell| cell.request.clone())
-            .or_else(|| self.last.clone())
-            .or_else(waiting)
-    }
-
-    /// Shows what the cell printed, as far as a notebook holds it.
-    pub(super) fn print(&mut self, name: &str, text: String) {
-        if name == STDERR {
-            self.last_words.push_str(&text);
-            let start = self.last_words.len().saturating_sub(LAST_WORDS);
-            self.last_words.drain(..self.last_words.ceil_char_boundary(start));
-        }
-        let flood = &mut self.floods[usize::from(name == STDERR)];
-        let shown = flood.pass(text, Instant::now());
-        self.stream(name, &shown);
-    }
-
-    /// Shows the end of what was left out.
-    pub(super) fn end_floods(&mut self) {
-        for (index, name) in [STDOUT, STDERR].into_iter().enumerate() {
-            let end = self.floods[index].finish();
-            self.stream(name, &end);
-            self.floods[index] = Flood::default();
-        }
-    }
-
-    pub(super) fn stream(&self, name: &str, text: &str) {
-        if !text.is_empty() {
-            self.publish("stream", json!({"name": name, "text": text}), self.parent().as_ref());
-        }
-    }
-
     /// Everything the child printed so far. A pipe holds no more than this reads, however fast the child fills it
     /// again.
-    pub(super) fn drain(&mut self) {
+    pub fn drain(&mut self) {
         for _ in 0..READS {
             if !self.pump_once() {
                 return;
@@ -190,7 +51,7 @@ impl Front {
         }
     }
 
-    pub(super) fn pump_once(&mut self) -> bool {
+    pub fn pump_once(&mut self) -> bool {
         let Some(mut child) = self.child.take() else { return false };
         let mut buffer = [0; 64 * 1024];
         let mut any = false;
@@ -213,7 +74,7 @@ impl Front {
     }
 
     /// Looks again at what waits.
-    pub(super) fn look_again(&mut self) {
+    pub fn look_again(&mut self) {
         if let Some(mut child) = self.child.take() {
             self.show_waiting(&mut child);
             self.child = Some(child);
@@ -254,7 +115,7 @@ impl Front {
         let _ = (0..READS).all(|_| self.read_stderr(child, &mut buffer));
     }
 
-    pub(super) fn read_stderr(&mut self, child: &mut Child, buffer: &mut [u8]) -> bool {
+    pub fn read_stderr(&mut self, child: &mut Child, buffer: &mut [u8]) -> bool {
         match read(&mut child.stderr, buffer) {
             Some(length) => {
                 let text = advice::without_redefined(&child.err.feed(&buffer[..length]));
@@ -266,7 +127,7 @@ impl Front {
     }
 
     /// A line from evcxr to the child: run compiled code, or input that a cell waits for.
-    pub(super) fn command(&mut self, child: &mut Child, line: &[u8]) {
+    pub fn command(&mut self, child: &mut Child, line: &[u8]) {
         if line.starts_with(b"LOAD_AND_RUN ") {
             child.running = true;
             self.last_words.clear();
@@ -286,7 +147,7 @@ impl Front {
         }
     }
 
-    pub(super) fn show(&mut self, child: &mut Child, piece: Piece) {
+    pub fn show(&mut self, child: &mut Child, piece: Piece) {
         match piece {
             Piece::Text(text) => self.print(STDOUT, text),
             Piece::Display(data) => self.show_display(data),
@@ -332,12 +193,12 @@ impl Front {
         }
     }
 
-    pub(super) fn show_display(&self, mut data: Map<String, Value>) {
+    pub fn show_display(&self, mut data: Map<String, Value>) {
         let metadata = take_metadata(&mut data);
         self.publish_display(&json!({"data": data, "metadata": metadata}), self.parent().as_ref());
     }
 
-    pub(super) fn tick(&mut self) {
+    pub fn tick(&mut self) {
         self.look_again();
         if let Some(mut child) = self.child.take() {
             if child.err.is_overdue(child.running) {

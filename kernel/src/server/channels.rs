@@ -1,6 +1,5 @@
-//! Between sockets and the front's one task: every message that comes becomes an event, every outbox sends in order.
+//! Between sockets and the one task of the front: every message that comes becomes an event, every outbox sends in order.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -8,12 +7,10 @@ use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use jupyter_zmq_client::Connection;
 use jupyter_zmq_client::connection::{KernelIoPubXPubConnection, SubscriptionEvent};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use zeromq::{SocketRecv, SocketSend};
 
-use crate::front::Event;
-use crate::wire::{message, parent_id, read};
+use crate::server::wire::{message, parent_id, read};
 
 pub type Outbox = UnboundedSender<JupyterMessage>;
 
@@ -92,11 +89,12 @@ fn join(message: &mut JupyterMessage, next: JupyterMessage) -> Option<JupyterMes
     Some(next)
 }
 
-pub fn follow<S: SocketRecv + Send + 'static>(
-    mut socket: Connection<S>,
-    event: fn(JupyterMessage) -> Event,
-    events: UnboundedSender<Event>,
-) {
+/// Turns every message of `socket` into an event.
+pub fn follow<S, E>(mut socket: Connection<S>, event: fn(JupyterMessage) -> E, events: UnboundedSender<E>)
+where
+    S: SocketRecv + Send + 'static,
+    E: Send + 'static,
+{
     tokio::spawn(async move {
         loop {
             match read(&mut socket).await.map(event) {
@@ -116,41 +114,8 @@ pub fn follow<S: SocketRecv + Send + 'static>(
     });
 }
 
-pub async fn follow_inner(
-    mut process: tokio::process::Child,
-    out: Option<impl AsyncRead + Unpin + Send + 'static>,
-    err: Option<impl AsyncRead + Unpin + Send + 'static>,
-    events: UnboundedSender<Event>,
-) {
-    let out = tokio::spawn(last_lines(out));
-    let err = tokio::spawn(last_lines(err));
-    let status = process.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
-    let mut said = out.await.unwrap_or_default();
-    said.extend(err.await.unwrap_or_default());
-    let _ = events.send(Event::InnerEnded(format!("{}\nevcxr_jupyter ended with {status}", said.join("\n"))));
-}
-
-/// Passes a stream on to the log of the Jupyter server, and keeps its end.
-async fn last_lines(stream: Option<impl AsyncRead + Unpin>) -> Vec<String> {
-    let mut last = VecDeque::new();
-    if let Some(stream) = stream {
-        let mut lines = BufReader::new(stream).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            // It looks for a file that this kernel has no use for.
-            if line.starts_with("No configuration file found") {
-                continue;
-            }
-            eprintln!("evcxr: {line}");
-            last.push_back(line);
-            if last.len() > 200 {
-                last.pop_front();
-            }
-        }
-    }
-    last.into()
-}
-
-pub fn follow_signals(events: UnboundedSender<Event>) -> Result<()> {
+/// Turns the system's request to end into an event.
+pub fn follow_signals<E: Send + 'static>(terminate: fn() -> E, events: UnboundedSender<E>) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut terminations = signal(SignalKind::terminate())?;
@@ -159,7 +124,7 @@ pub fn follow_signals(events: UnboundedSender<Event>) -> Result<()> {
             tokio::select! {
                 // Interrupt comes as a message; Ctrl-C in the terminal of the server is not meant for kernels.
                 _ = interrupts.recv() => {}
-                _ = terminations.recv() => drop(events.send(Event::Terminate)),
+                _ = terminations.recv() => drop(events.send(terminate())),
             }
         }
     });
@@ -169,7 +134,7 @@ pub fn follow_signals(events: UnboundedSender<Event>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::content;
+    use crate::server::wire::content;
 
     #[test]
     fn only_text_of_one_cell_and_stream_is_joined() {

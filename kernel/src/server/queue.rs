@@ -6,78 +6,18 @@ use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use super::Front;
-use crate::advice;
-use crate::failure::{Failure, end_of_process};
-use crate::inner;
-use crate::replaced;
-use crate::report;
-use crate::syntax;
-use crate::wire::{content, message};
+use crate::cells::failures::{Failure, end_of_process};
+use crate::cells::{advice, replaced, report, syntax};
+use crate::server::cell::Cell;
+use crate::server::front::{Front, KEPT, RAN_NOTHING};
+use crate::server::pages::Unseen;
+use crate::server::wire::{content, message};
 
 /// A second Interrupt within this time ends the process.
 const AGAIN: Duration = Duration::from_secs(3);
-pub const KEPT: &str =
-    "checkpoints and results of finished epochs are on disk; run the notebook again from its first cell";
-pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, all variables are kept";
-
-/// A cell from the moment it is handed to evcxr.
-pub struct Cell {
-    pub request: JupyterMessage,
-    /// It is the front's own: nothing of it is shown.
-    pub own: bool,
-    pub code: String,
-    pub count: u64,
-    /// evcxr's own count, which its messages name.
-    pub inner_count: u64,
-    pub failure: Option<Failure>,
-    /// `error` messages of evcxr.
-    pub errors: Vec<Value>,
-    pub reply: Option<Value>,
-    /// evcxr has nothing more to say about it.
-    pub idle: bool,
-    /// When those who watch were last told to stop.
-    pub told: Option<Instant>,
-    /// Interrupt came before it ran.
-    pub skip: bool,
-    pub killed: bool,
-    pub awaits_input: bool,
-    /// Its stdin has ended, and it says so only once.
-    pub met_end: bool,
-    /// Another page came while it ran.
-    pub joined: bool,
-    /// Code that shows afterwards what it made.
-    pub afterwards: Vec<String>,
-    /// Variables that evcxr dropped, for their types were defined again.
-    pub dropped: Vec<String>,
-}
-
-impl Cell {
-    fn new(request: JupyterMessage, code: String, count: u64) -> Self {
-        Self {
-            request,
-            own: false,
-            code,
-            count,
-            inner_count: 0,
-            failure: None,
-            errors: vec![],
-            reply: None,
-            idle: false,
-            told: None,
-            skip: false,
-            killed: false,
-            awaits_input: false,
-            met_end: false,
-            joined: false,
-            afterwards: vec![],
-            dropped: vec![],
-        }
-    }
-}
 
 impl Front {
-    pub(super) fn start_next(&mut self) {
+    pub fn start_next(&mut self) {
         if self.cell.is_some() {
             return;
         }
@@ -122,7 +62,7 @@ impl Front {
         self.cell = Some(Cell { own: true, ..Cell::new(request, code.to_owned(), 0) });
     }
 
-    pub(super) fn begin(&mut self, request: JupyterMessage) {
+    pub fn begin(&mut self, request: JupyterMessage) {
         let asked = content(&request);
         let code = asked["code"].as_str().unwrap_or_default().to_owned();
         self.end_floods();
@@ -142,7 +82,7 @@ impl Front {
     }
 
     /// Ends the cell once evcxr has answered and has nothing more to say.
-    pub(super) fn finish(&mut self) {
+    pub fn finish(&mut self) {
         if !self.cell.as_ref().is_some_and(|cell| cell.idle && cell.reply.is_some()) {
             return;
         }
@@ -181,7 +121,7 @@ impl Front {
         code
     }
 
-    pub(super) fn end(&mut self, failure: Option<Failure>) {
+    pub fn end(&mut self, failure: Option<Failure>) {
         self.end_floods();
         self.note(failure.is_none());
         let Some(cell) = self.cell.take() else { return };
@@ -229,7 +169,7 @@ impl Front {
         }
     }
 
-    pub(super) fn abort_queue(&mut self) {
+    pub fn abort_queue(&mut self) {
         for request in std::mem::take(&mut self.queue) {
             self.status("busy", &request);
             // A front end shows a count that it is given, though the cell never ran.
@@ -239,7 +179,7 @@ impl Front {
     }
 
     /// What evcxr's own errors mean.
-    pub(super) fn explain(&mut self, cell: &Cell) -> Option<Failure> {
+    pub fn explain(&mut self, cell: &Cell) -> Option<Failure> {
         let failed = cell.reply.as_ref().is_some_and(|reply| reply["status"] == "error");
         if !failed && cell.errors.is_empty() && !cell.killed {
             return None;
@@ -281,15 +221,7 @@ impl Front {
         Some(Failure { name: "error".into(), value, traceback })
     }
 
-    /// What is lost with the process of the cells.
-    pub(super) fn lost(&mut self) -> String {
-        match std::mem::take(&mut self.variables) {
-            names if names.is_empty() => "there were no variables to lose".to_owned(),
-            names => format!("lost: {}", names.join(", ")),
-        }
-    }
-
-    pub(super) fn interrupt(&mut self) {
+    pub fn interrupt(&mut self) {
         self.abort_queue();
         let Some(cell) = self.cell.as_mut().filter(|cell| !cell.own) else { return };
         if !self.child.as_ref().is_some_and(|child| child.running) {
@@ -317,9 +249,17 @@ impl Front {
         }
     }
 
-    pub(super) fn stop_compilers(&self) {
-        for pid in inner::compilers(self.inner_pid, self.child.as_ref().map(|child| child.pid)) {
-            let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, Signal::TERM));
+    pub fn remember_unseen(&mut self, cell: &Cell) {
+        if cell.joined {
+            let session = cell.request.header.session.clone();
+            self.unseen = Some(Unseen { count: cell.count, session, afterwards: cell.afterwards.clone() });
+        }
+    }
+
+    /// Says at the first cell of another page where the results of the earlier cell are.
+    fn tell_unseen(&mut self, request: &JupyterMessage) {
+        if let Some(unseen) = self.unseen.take().filter(|unseen| unseen.session != request.header.session) {
+            self.stream("stderr", &unseen.note());
         }
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use ra_ap_syntax::{AstNode, NodeOrToken, SyntaxKind, SyntaxNode, ast, ast::HasName};
 use serde::{Deserialize, Serialize};
 
-use crate::syntax::body;
+use crate::cells::syntax::body;
 
 /// In the private folder: what the front says to the inner process, and its answer.
 const FILE: &str = "replaced.json";

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::link;
+use crate::private;
 
 /// Within this time a cell that needs no new crate is compiled.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -90,9 +90,9 @@ impl Notice {
 }
 
 fn connect() -> Option<UnixStream> {
-    let mut connection = UnixStream::connect(std::env::var_os(link::ADDRESS)?).ok()?;
+    let mut connection = UnixStream::connect(std::env::var_os(private::ADDRESS)?).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-    let token = std::env::var(link::TOKEN).ok()?;
+    let token = std::env::var(private::TOKEN).ok()?;
     connection.write_all(format!("{}\n", json!({"token": token})).as_bytes()).ok()?;
     Some(connection)
 }

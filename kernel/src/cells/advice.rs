@@ -4,9 +4,9 @@ use ra_ap_syntax::ast::HasName;
 use ra_ap_syntax::{AstNode, SyntaxKind, SyntaxNode, ast};
 use serde_json::Value;
 
-use crate::failure::Failure;
-use crate::report;
-use crate::syntax::body;
+use crate::cells::failures::Failure;
+use crate::cells::report;
+use crate::cells::syntax::body;
 
 /// The line by which evcxr says on stderr that a variable is gone.
 const REDEFINED: (&str, &str) = ("The type of the variable ", " was redefined, so was lost.");

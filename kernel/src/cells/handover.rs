@@ -15,8 +15,7 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
-use crate::inner;
-use crate::link::TOKEN;
+use crate::private::{self, TOKEN};
 
 /// What the child hands over, in this order on the wire.
 pub struct Streams {
@@ -32,11 +31,11 @@ pub struct Streams {
 
 /// In the child. Without a front, as on stock evcxr_jupyter, nothing happens.
 pub fn hand_over() -> Result<()> {
-    let Some(folder) = std::env::var_os(inner::FOLDER) else {
+    let Some(folder) = std::env::var_os(private::FOLDER) else {
         return Ok(());
     };
     let token = std::env::var(TOKEN).context("the kernel gave no token")?;
-    let socket = inner::child_socket(Path::new(&folder));
+    let socket = private::child_socket(Path::new(&folder));
     let mut front = UnixStream::connect(&socket).with_context(|| format!("cannot reach {}", socket.display()))?;
     let (new_stdin, to_stdin) = pipe()?;
     let (from_stdout, new_stdout) = pipe()?;

@@ -1,0 +1,91 @@
+//! `cargo build` and `cargo check` of a cell, by rustc alone where nothing but the cell changed.
+//!
+//! To see that nothing else changed, cargo looks at a hundred crates, which takes longer than rustc does for the cell. So
+//! the first compilation goes through cargo and is kept; where since then nothing changed that cargo would have looked
+//! at, the same rustc is run with the same words.
+
+use std::ffi::OsString;
+use std::fs;
+use std::iter::once;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+use anyhow::{Context, Result};
+
+use crate::cells::compile::damaged::remove_damaged;
+use crate::cells::compile::kept::Kept;
+use crate::cells::compile::level::level_of_cells;
+use crate::cells::compile::notice;
+use crate::cells::compile::rustc::{NOTE, again, code, inputs, made, read};
+use crate::cells::replaced;
+use crate::private;
+
+/// Does what `cargo build` of the package in `folder`, the current one, would; gives its exit status.
+pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i32> {
+    if std::env::var_os("RUSTC_WRAPPER").is_some() {
+        return Ok(cargo.status().context("cannot start cargo")?.code().unwrap_or(1));
+    }
+    if let Some(private) = std::env::var_os(private::FOLDER) {
+        // A cell that fails then loses more than it has to, which is better than a cell that does not run.
+        let _ = replaced::leave_in_store(Path::new(&private), &folder.join("src/lib.rs"));
+    }
+    let _ = flush_at_end(&folder.join("src/lib.rs"));
+    let level = level_of_cells(folder);
+    let kept = Kept::of(folder, args);
+    if let Some(status) = kept.find().map(|call| again(&kept, &call, level.as_deref())).transpose()?.flatten() {
+        return Ok(status);
+    }
+    let note = folder.join("target/kdlab-note");
+    let _ = fs::remove_file(&note);
+    let status = through_cargo(folder, cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?))?;
+    if status.success()
+        && let Some(call) = read(&note)
+        && let Some(inputs) = inputs(folder, &call)
+        && let Some(made) = call["args"].as_array().and_then(|args| made(args))
+    {
+        // On a full disk the cell runs all the same, and the next one goes through cargo.
+        if kept.keep(call, inputs).is_ok() {
+            kept.keep_library(&code(folder), &made);
+        }
+    }
+    Ok(status.code().unwrap_or(1))
+}
+
+/// Says what is wrong with the cell in `folder`, for which evcxr runs `cargo check` where a variable's type cannot be
+/// named: a closure's, say. cargo would first check all that cells depend on, which takes a minute. None where no
+/// compilation was kept.
+pub fn check(folder: &Path, args: &[OsString]) -> Result<Option<i32>> {
+    let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
+    let kept = Kept::of(folder, &args);
+    Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
+}
+
+/// `cargo build`. It takes damaged libraries for good ones, so they are taken away where rustc stumbles over them, and
+/// it makes them again.
+fn through_cargo(folder: &Path, cargo: &mut Command) -> Result<ExitStatus> {
+    for _ in 0..4 {
+        let (status, said) = notice::run(cargo)?;
+        let removed = if status.success() { 0 } else { remove_damaged(folder, &said) };
+        if removed == 0 {
+            print!("{said}");
+            return Ok(status);
+        }
+        eprintln!("kernel: {removed} compiled files in {} were damaged; cargo makes them again", folder.display());
+    }
+    let (status, said) = notice::run(cargo)?;
+    print!("{said}");
+    Ok(status)
+}
+
+/// Makes a cell that writes to stdout itself show, when it ends, what has no line end: nobody else would.
+fn flush_at_end(source: &Path) -> std::io::Result<()> {
+    let text = fs::read_to_string(source)?;
+    const END: &str = "\nevcxr_variable_store\n}";
+    match text.rfind(END).filter(|_| text.contains("stdout()")) {
+        Some(at) => {
+            let flush = "\nlet _ = ::std::io::Write::flush(&mut ::std::io::stdout()); evcxr_variable_store\n}";
+            fs::write(source, format!("{}{flush}{}", &text[..at], &text[at + END.len()..]))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,103 @@
+//! `cargo` for evcxr and for the rust-analyzer inside it.
+//!
+//! rust-analyzer runs it to learn which crates a cell depends on. It then reads and analyses all of them, though cells name
+//! only the crate and tch: what these two are made of is left out of the answer. evcxr runs it to compile cells
+//! ([`crate::compile`]).
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cells::compile::{build, metadata};
+use anyhow::{Context, Result};
+
+/// The user's own `CARGO_HOME`. rust-analyzer prefers the cargo below `CARGO_HOME` to all others, so the kernel's points
+/// to a folder with a link to this program.
+const HOME: &str = "KDLAB_CARGO_HOME";
+
+/// Whether this program was started under this name.
+pub fn is_named(tool: &str) -> bool {
+    std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == tool))
+}
+
+/// Takes the folder with the links out of the environment.
+pub fn restore_home() {
+    let own = std::env::current_exe().ok();
+    let is_ours = |folder: &PathBuf| own.is_some() && folder.join("cargo").canonicalize().ok() == own;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::env::split_paths(&path).filter(|folder| !is_ours(folder)));
+    // SAFETY: called before there are other threads.
+    unsafe {
+        if let Ok(path) = path {
+            std::env::set_var("PATH", path);
+        }
+        if let Some(home) = std::env::var_os(HOME) {
+            std::env::set_var("CARGO_HOME", home);
+        }
+    }
+}
+
+/// `rustup`, which evcxr asks for the cargo behind rustup's own: it is told of this one.
+pub fn rustup() -> Result<()> {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if args == ["which", "cargo"] {
+        let link = which("cargo").context("no cargo in PATH")?;
+        println!("{}", link.display());
+        return Ok(());
+    }
+    restore_home();
+    Err(Command::new("rustup").args(&args).exec()).context("cannot start rustup")
+}
+
+fn which(tool: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(tool)).find(|file| file.is_file())
+}
+
+pub fn run() -> Result<()> {
+    restore_home();
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut command = Command::new(real());
+    command.args(&args);
+    if let Some(folder) = cells() {
+        let here = std::env::current_dir().is_ok_and(|here| here == folder);
+        match args.first().and_then(|name| name.to_str()) {
+            Some("build") if here => std::process::exit(build::build(&folder, &mut command, &args)?),
+            Some("check") if here => {
+                if let Some(status) = build::check(&folder, &args)? {
+                    std::process::exit(status);
+                }
+            }
+            Some("metadata") if here || is_about_cells(&args) => {
+                let found = match metadata::metadata(&folder, &mut command, &args)? {
+                    Ok(found) => found,
+                    Err(status) => std::process::exit(status),
+                };
+                let said = if is_about_cells(&args) { metadata::pruned(found) } else { found };
+                return std::io::stdout().write_all(said.as_bytes()).context("nobody listens");
+            }
+            _ => {}
+        }
+    }
+    Err(command.exec()).context("cannot start cargo")
+}
+
+/// The folder in which evcxr builds cells.
+fn cells() -> Option<PathBuf> {
+    std::env::var_os("EVCXR_TMPDIR").and_then(|folder| Path::new(&folder).canonicalize().ok())
+}
+
+/// rust-analyzer names the toolchain by its folder; there cargo starts sooner than through rustup.
+fn real() -> PathBuf {
+    let toolchain = std::env::var_os("RUSTUP_TOOLCHAIN").map(|folder| Path::new(&folder).join("bin/cargo"));
+    toolchain.filter(|cargo| cargo.is_file()).unwrap_or_else(|| "cargo".into())
+}
+
+/// `cargo metadata`, with dependencies, of the package that evcxr makes of a cell.
+fn is_about_cells(args: &[OsString]) -> bool {
+    let cells = std::env::var_os("EVCXR_TMPDIR").map(|dir| Path::new(&dir).join("Cargo.toml").into_os_string());
+    let has = |name: &str| args.iter().any(|arg| arg == name);
+    has("metadata") && !has("--no-deps") && cells.is_some_and(|cells| args.contains(&cells))
+}

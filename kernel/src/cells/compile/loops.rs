@@ -1,0 +1,137 @@
+//! Whether a cell may run long by itself, and so needs the optimiser.
+
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast, ast::HasArgList};
+
+/// Whether code may run long by itself: by a loop, by a chain of iterators or by recursion. What another cell takes
+/// time for is done in crates, which are optimised.
+pub fn loops(code: &str) -> bool {
+    repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), 4)
+}
+
+/// Methods of iterators alone, and of collections, that call what they are given once for each element.
+const REPEATING: &str = " all any chunk_by cmp_by dedup_by dedup_by_key filter_map find_map flat_map fold for_each is_sorted_by \
+    map_while max_by max_by_key min_by min_by_key partition position reduce retain rposition scan skip_while sort_by \
+    sort_by_cached_key sort_by_key sort_unstable_by sort_unstable_by_key take_while try_fold try_for_each ";
+
+/// Methods that go through an iterator, which other types have too: `Option`'s `map`, a tensor's `sum`.
+const OF_MANY: &str = " collect count cycle filter find inspect last map max min nth product step_by sum unzip ";
+
+/// Methods that make an iterator.
+const SOURCES: &str =
+    " bytes chars chunks chunks_exact drain into_iter iter iter_mut lines split split_whitespace windows zip ";
+
+/// Functions that make one by calling what they are given.
+const MAKERS: &str = " from_fn repeat_with successors ";
+
+/// Looks into the arguments of macros, down to a depth. They are tokens, so this parses them as expressions first.
+fn repeats(node: &SyntaxNode, depth: u8) -> bool {
+    let is_in = |name: &str, list: &str| list.contains(&format!(" {name} "));
+    node.descendants().any(|node| {
+        let found = match node.kind() {
+            SyntaxKind::FOR_EXPR | SyntaxKind::WHILE_EXPR | SyntaxKind::LOOP_EXPR => true,
+            SyntaxKind::METHOD_CALL_EXPR => ast::MethodCallExpr::cast(node.clone()).is_some_and(|call| {
+                let name = call.name_ref().map(|name| name.text().to_string()).unwrap_or_default();
+                let closure = call.arg_list().is_some_and(|list| list.syntax().children().any(|arg| is_function(&arg)));
+                closure && is_in(&name, REPEATING) || is_in(&name, OF_MANY) && call.receiver().is_some_and(iterates)
+            }),
+            SyntaxKind::CALL_EXPR => called(&node).is_some_and(|name| is_in(&name, MAKERS)),
+            SyntaxKind::FN => ast::Fn::cast(node.clone()).is_some_and(|function| calls_itself(&function)),
+            SyntaxKind::MACRO_CALL if depth > 0 => ast::MacroCall::cast(node.clone())
+                .and_then(|call| call.token_tree())
+                .map(|tokens| tokens.to_string())
+                .and_then(|text| Some(text.get(1..text.len().checked_sub(1)?)?.to_owned()))
+                .is_some_and(|inner| {
+                    // As arguments, or as the body of a function.
+                    [format!("fn f() {{ g({inner}); }}"), format!("fn f() {{ {inner} }}")]
+                        .iter()
+                        .any(|code| repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), depth - 1))
+                }),
+            _ => false,
+        };
+        found && !node.ancestors().any(|node| is_evcxr_s_own(&node))
+    })
+}
+
+fn is_evcxr_s_own(node: &SyntaxNode) -> bool {
+    let module = ast::Module::cast(node.clone()).and_then(|module| ast::HasName::name(&module));
+    module.is_some_and(|name| name.text() == "evcxr_internal_runtime")
+}
+
+fn is_function(argument: &SyntaxNode) -> bool {
+    argument.kind() == SyntaxKind::CLOSURE_EXPR || argument.kind() == SyntaxKind::PATH_EXPR
+}
+
+/// Whether a chain of methods begins with a range or has one that makes an iterator.
+fn iterates(chain: ast::Expr) -> bool {
+    match chain {
+        ast::Expr::RangeExpr(_) => true,
+        ast::Expr::ParenExpr(inner) => inner.expr().is_some_and(iterates),
+        ast::Expr::CallExpr(call) => called(call.syntax()).is_some_and(|name| MAKERS.contains(&format!(" {name} "))),
+        ast::Expr::MethodCallExpr(call) => {
+            let name = call.name_ref().map(|name| name.text().to_string()).unwrap_or_default();
+            SOURCES.contains(&format!(" {name} ")) || call.receiver().is_some_and(iterates)
+        }
+        _ => false,
+    }
+}
+
+/// The last name in the path of a function that is called.
+fn called(call: &SyntaxNode) -> Option<String> {
+    let ast::Expr::PathExpr(path) = ast::CallExpr::cast(call.clone())?.expr()? else { return None };
+    Some(path.path()?.segment()?.name_ref()?.text().to_string())
+}
+
+fn calls_itself(function: &ast::Fn) -> bool {
+    let Some(own) = ast::HasName::name(function).map(|name| name.text().to_string()) else { return false };
+    let body = function.body().map(|body| body.syntax().clone());
+    body.into_iter().flat_map(|body| body.descendants()).any(|node| {
+        let method = || ast::MethodCallExpr::cast(node.clone()).filter(|call| is_self(call.receiver()))?.name_ref();
+        called(&node).or_else(|| method().map(|name| name.text().to_string())).is_some_and(|name| name == own)
+    })
+}
+
+/// A method may well call another type's of its name: `forward` those of its layers.
+fn is_self(receiver: Option<ast::Expr>) -> bool {
+    receiver.is_some_and(|receiver| receiver.syntax().text() == "self")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_found_in_what_people_wrote() {
+        let generated = "mod evcxr_internal_runtime { fn f() { loop {} } }\nimpl<T> From<T> for E { }\n";
+        let once = [
+            "let x = y.map(|z| z + 1);",
+            "let s = t.sum(Kind::Float).max().min();",
+            "let s = t.size().first().map(|n| n + 1);",
+            "let y = net.forward(&x).relu().view([-1, 10]);",
+            "let y = tch::no_grad(|| net.forward(&x)); println!(\"{y} {:?}\", y.size());",
+            "fn forward(&self, x: &Tensor) -> Tensor { self.fc.forward(&forward_of(x)) }",
+        ];
+        for body in once {
+            assert!(!loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
+        }
+        let again = [
+            "for i in 0..3 {}",
+            "while true {}",
+            "let n = loop { break 1 };",
+            "let f = || { for x in y {} };",
+            "let s = (0..n).map(|x| x * x).sum::<u64>();",
+            "let s: f64 = (1..=n).map(f64::from).sum();",
+            "let n = v.iter().filter(|x| **x > 0).count();",
+            "let s = y.fold(0, |a, b| a + b);",
+            "v.sort_by(|a, b| a.total_cmp(b));",
+            "let n = std::iter::successors(Some(1u64), |x| x.checked_mul(3)).last();",
+            "println!(\"{}\", (0..n).map(|x| x ^ 1).max().unwrap_or(0));",
+            "assert!(v.iter().all(|x| x.is_finite()));",
+            "let s = vec![xs.iter().sum::<f64>(); 3];",
+            "fn fib(n: u64) -> u64 { if n < 2 { n } else { fib(n - 1) + fib(n - 2) } }",
+            "impl T { fn depth(&self) -> u64 { Self::depth(&self.0) } }",
+        ];
+        for body in again {
+            assert!(loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
+        }
+    }
+}

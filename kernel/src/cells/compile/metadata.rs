@@ -1,0 +1,112 @@
+//! `cargo metadata` of a cell: kept like a compilation, and for rust-analyzer without the crates that no cell can name.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::cells::compile::kept::Kept;
+
+/// Crates with nothing of their dependencies in their interface, other than the named ones.
+const CLOSED: [(&str, &[&str]); 2] = [("kdlab", &["tch"]), ("tch", &[])];
+
+/// What `cargo metadata` says of the package in `folder`; the exit status where it failed.
+pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<Result<String, i32>> {
+    let kept = Kept::of(folder, args);
+    if let Some(Value::String(found)) = kept.find() {
+        return Ok(Ok(found));
+    }
+    let Output { status, stdout, .. } = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    if !status.success() {
+        print!("{text}");
+        return Ok(Err(status.code().unwrap_or(1)));
+    }
+    let found: Value = serde_json::from_str(&text).unwrap_or_default();
+    // Packages that lie in folders of the user's.
+    let own = found["packages"].as_array().into_iter().flatten().filter(|package| package["source"].is_null());
+    let manifests = own.filter_map(|package| package["manifest_path"].as_str().map(PathBuf::from));
+    // What can't be kept is asked for again.
+    let _ = kept.keep(text.clone().into(), manifests.filter(|path| !path.starts_with(folder)).collect());
+    Ok(Ok(text))
+}
+
+/// `metadata` as rust-analyzer is shown it.
+pub fn pruned(metadata: String) -> String {
+    serde_json::from_str(&metadata).map_or(metadata, |found| prune(found).to_string())
+}
+
+fn prune(mut metadata: Value) -> Value {
+    let name = |packages: &Value, id: &Value| -> String {
+        let package = packages.as_array().into_iter().flatten().find(|package| package["id"] == *id);
+        package.and_then(|package| package["name"].as_str()).unwrap_or_default().to_owned()
+    };
+    let mut reached = HashSet::new();
+    let mut left: Vec<Value> = metadata["workspace_members"].as_array().cloned().unwrap_or_default();
+    while let Some(id) = left.pop() {
+        if !reached.insert(id.clone()) {
+            continue;
+        }
+        let own = name(&metadata["packages"], &id);
+        let kept = CLOSED.iter().find(|(closed, _)| *closed == own).map(|(_, kept)| *kept);
+        let node = metadata["resolve"]["nodes"].as_array().into_iter().flatten().find(|node| node["id"] == id);
+        for dependency in node.and_then(|node| node["deps"].as_array()).into_iter().flatten() {
+            let dependency = &dependency["pkg"];
+            if kept.is_none_or(|kept| kept.contains(&name(&metadata["packages"], dependency).as_str())) {
+                left.push(dependency.clone());
+            }
+        }
+    }
+    let retain = |list: &mut Value, key: &str| {
+        if let Some(list) = list.as_array_mut() {
+            list.retain(|entry| reached.contains(if key.is_empty() { entry } else { &entry[key] }));
+        }
+    };
+    retain(&mut metadata["packages"], "id");
+    retain(&mut metadata["resolve"]["nodes"], "id");
+    for node in metadata["resolve"]["nodes"].as_array_mut().into_iter().flatten() {
+        retain(&mut node["deps"], "pkg");
+        retain(&mut node["dependencies"], "");
+    }
+    for package in metadata["packages"].as_array_mut().into_iter().flatten().filter(|p| p["name"] == "kdlab") {
+        // The folder of the manifest is read as a whole, and beside it lie a Python environment and everything built.
+        let manifest = package["manifest_path"].as_str().map(|path| path.replace("Cargo.toml", "src/Cargo.toml"));
+        package["manifest_path"] = manifest.into();
+    }
+    metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_cells_can_name_is_left() {
+        let package = |name: &str| json!({"id": name, "name": name, "manifest_path": format!("/{name}/Cargo.toml")});
+        let node = |name: &str, deps: &[&str]| {
+            let linked: Vec<Value> = deps.iter().map(|dep| json!({"name": dep, "pkg": dep})).collect();
+            json!({"id": name, "deps": linked, "dependencies": deps})
+        };
+        let all = ["ctx", "kdlab", "tch", "image", "png", "ndarray", "half", "rand", "core"];
+        let metadata = json!({
+            "packages": all.map(package),
+            "workspace_members": ["ctx"],
+            "resolve": {"nodes": [
+                node("ctx", &["kdlab", "tch", "ndarray"]), node("kdlab", &["tch", "image", "rand"]),
+                node("tch", &["ndarray", "half"]), node("image", &["png"]), node("png", &[]),
+                node("ndarray", &["rand"]), node("half", &[]), node("rand", &["core"]), node("core", &[]),
+            ]},
+        });
+        let pruned = prune(metadata);
+        let names: Vec<_> = pruned["packages"].as_array().into_iter().flatten().map(|p| p["name"].clone()).collect();
+        // What a cell asks for by `:dep` is there with all that it needs.
+        assert_eq!(json!(names), json!(["ctx", "kdlab", "tch", "ndarray", "rand", "core"]));
+        assert_eq!(pruned["resolve"]["nodes"][1]["dependencies"], json!(["tch", "rand"]));
+        assert_eq!(pruned["resolve"]["nodes"][2], node("tch", &["ndarray"]));
+        assert_eq!(pruned["packages"][1]["manifest_path"], "/kdlab/src/Cargo.toml");
+    }
+}

@@ -1,0 +1,12 @@
+//! How cells are compiled: this program stands in for cargo, rustup and cargo's wrapper around rustc.
+
+pub mod build;
+pub mod cargo;
+pub mod damaged;
+pub mod environment;
+pub mod kept;
+pub mod level;
+pub mod loops;
+pub mod metadata;
+pub mod notice;
+pub mod rustc;

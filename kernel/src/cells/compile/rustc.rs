@@ -1,0 +1,189 @@
+//! One call of rustc: noted while cargo makes it, and made again without cargo.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::cells::compile::damaged::{LIBRARIES, names_unread_crate};
+use crate::cells::compile::environment::environment;
+use crate::cells::compile::kept::{Kept, copy, write_private};
+use crate::cells::compile::loops::loops;
+use crate::cells::replaced;
+use crate::private;
+
+/// Set where this program is cargo's wrapper around rustc: where it notes what it was told.
+pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
+
+/// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this
+/// program.
+const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
+
+/// As cargo's wrapper around rustc: notes the compilation of a cell, and becomes rustc.
+pub fn note(path: &OsStr) -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (rustc, rest) = args.split_first().context("cargo named no rustc")?;
+    if rest.windows(2).any(|pair| pair == ["--crate-name", "ctx"]) {
+        let call = json!({"args": args, "environment": environment()});
+        write_private(Path::new(path), &call.to_string())
+            .with_context(|| format!("cannot write {}", Path::new(path).display()))?;
+    }
+    Err(Command::new(rustc).args(rest).exec()).with_context(|| format!("cannot start {rustc}"))
+}
+
+/// The cell as evcxr wrote it.
+pub fn code(folder: &Path) -> String {
+    fs::read_to_string(folder.join("src/lib.rs")).unwrap_or_default()
+}
+
+pub fn read(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// The files that may change while a kernel runs, or before the next one does: rustc, sources and manifests of crates
+/// that lie in folders of the user's, and the libraries that a cell is linked with.
+pub fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
+    let args = call["args"].as_array()?;
+    let mut files: BTreeSet<PathBuf> = args.first()?.as_str().map(PathBuf::from).into_iter().collect();
+    for pair in args.windows(2).filter(|pair| pair[0] == "--extern") {
+        files.extend(pair[1].as_str()?.split_once('=').map(|(_, path)| PathBuf::from(path)));
+    }
+    let registry = call["environment"]["CARGO_HOME"].as_str().map(|home| Path::new(home).join("registry"));
+    for listed in fs::read_dir(out_dir(args)?).ok()?.flatten().map(|entry| entry.path()) {
+        let name = listed.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let compiled = LIBRARIES.iter().any(|end| listed.extension().is_some_and(|found| found == *end));
+        // rustc reads crates that no argument names, through the crates that use them. Without one of them, every cell
+        // would fail until somebody runs cargo.
+        if compiled && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell)) {
+            files.insert(listed);
+            continue;
+        }
+        if listed.extension().is_none_or(|extension| extension != "d") {
+            continue;
+        }
+        let text = fs::read_to_string(&listed).ok()?;
+        let sources = text.lines().filter_map(|line| line.strip_suffix(':')).map(|path| path.replace("\\ ", " "));
+        for source in sources.map(PathBuf::from).filter(|path| path.is_absolute()) {
+            if source.starts_with(folder) || registry.as_ref().is_some_and(|registry| source.starts_with(registry)) {
+                continue;
+            }
+            let package = source.ancestors().find(|folder| folder.join("Cargo.toml").is_file());
+            files.extend(package.iter().flat_map(|folder| ["Cargo.toml", "build.rs"].map(|name| folder.join(name))));
+            files.insert(source);
+        }
+    }
+    Some(files)
+}
+
+fn out_dir(args: &[Value]) -> Option<PathBuf> {
+    args.windows(2).find(|pair| pair[0] == "--out-dir").and_then(|pair| pair[1].as_str()).map(PathBuf::from)
+}
+
+/// The library that rustc makes of a cell.
+pub fn made(args: &[Value]) -> Option<PathBuf> {
+    let library = format!("{}ctx{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    out_dir(args).map(|folder| folder.join(library))
+}
+
+/// The compilation that was kept, of the cell as it is now, at an optimisation level of the user's. None where rustc
+/// failed for no reason that it gave, or could not read a crate: cargo will know.
+pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
+    let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
+    let Some(made) = made(args) else { return Ok(None) };
+    let code = code(&kept.folder);
+    if kept.library(&code).is_some_and(|library| copy(&library, &made).is_ok()) {
+        tell_made(&made);
+        return Ok(Some(0));
+    }
+    let mut command = Command::new(rustc.as_str().unwrap_or_default());
+    let level = level.or((!loops(&code)).then_some("0"));
+    for arg in args.iter().filter_map(Value::as_str) {
+        match arg.strip_prefix("incremental=").zip(level) {
+            // What was compiled with other options is of no use to rustc.
+            Some((folder, level)) => command.arg(format!("incremental={folder}-at-{}", level.trim_matches('"'))),
+            None => command.arg(arg),
+        };
+    }
+    // A library that is used once: the linker need not make it small.
+    command.arg("-Clink-arg=-Wl,-O0").args(level.map(|level| format!("-Copt-level={}", level.trim_matches('"'))));
+    command.stdin(Stdio::null());
+    for name in OF_ITS_RUN {
+        command.env_remove(name);
+    }
+    for (name, value) in call["environment"].as_object().into_iter().flatten() {
+        if let Some(value) = value.as_str().filter(|_| !OF_ITS_RUN.contains(&name.as_str())) {
+            command.env(name, value);
+        }
+    }
+    let (private, source) = (std::env::var_os(private::FOLDER).map(PathBuf::from), kept.folder.join("src/lib.rs"));
+    let mut plain = private.as_ref().and_then(|private| replaced::put_back(private, &source).ok().flatten());
+    let mut output = command.output().context("cannot start rustc")?;
+    if !output.status.success()
+        && String::from_utf8_lossy(&output.stderr).contains(replaced::PUT_BACK)
+        && let Some(text) = plain.take()
+    {
+        fs::write(&source, text)?;
+        output = command.output().context("cannot start rustc")?;
+    }
+    private.iter().for_each(|private| replaced::set_put_back(private, plain.is_some()));
+    let Output { status, stderr, .. } = output;
+    let mut errors = 0;
+    let said = String::from_utf8_lossy(&stderr);
+    if !status.success()
+        && said.lines().filter_map(|line| serde_json::from_str(line).ok()).any(|m| names_unread_crate(&m))
+    {
+        let _ = fs::remove_file(&kept.file);
+        return Ok(None);
+    }
+    for line in said.lines() {
+        match serde_json::from_str::<Value>(line) {
+            Ok(message) if message["$message_type"] == "diagnostic" => {
+                errors += usize::from(message["level"] == "error");
+                println!("{}", json!({"reason": "compiler-message", "message": message}));
+            }
+            Ok(_) => {}
+            Err(_) => eprintln!("{line}"),
+        }
+    }
+    if status.success() {
+        kept.keep_library(&code, &made);
+        tell_made(&made);
+    }
+    Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
+}
+
+/// As cargo would.
+fn tell_made(library: &Path) {
+    println!("{}", json!({"reason": "compiler-artifact", "target": {"name": "ctx"}, "filenames": [library]}));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compilation_depends_on_all_crates_beside_it_and_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let deps = folder.path().join("deps");
+        fs::create_dir(&deps).expect("it can be made");
+        for name in ["libpxfm-1.rlib", "libctx.so", "libcode_3.so", "libctx-1.rmeta"] {
+            fs::write(deps.join(name), name).expect("it can be written");
+        }
+        let call = json!({"args": ["rustc", "--out-dir", deps], "environment": {}});
+        let found = inputs(folder.path(), &call).expect("arguments name a folder");
+        assert!(found.contains(&deps.join("libpxfm-1.rlib")) && found.len() == 2, "{found:?}");
+        let kept = Kept::of(folder.path(), &[]);
+        kept.keep("answer".into(), [deps.join("libpxfm-1.rlib")].into()).expect("it can be kept");
+        assert_eq!(kept.find(), Some("answer".into()));
+        let mode = fs::metadata(&kept.file).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::remove_file(deps.join("libpxfm-1.rlib")).expect("it is there");
+        assert_eq!(kept.find(), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! evcxr_jupyter as a process of its own: how it starts, what it inherits, and when it ends.
+
+use std::io::Read;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tokio::process::{Child, Command};
+
+use crate::private::{ADDRESS, FOLDER, TOKEN};
+
+/// rust-analyzer takes 300 MB in small pieces. With huge pages, the system clears two megabytes at each first touch: a seventh
+/// of the time until the first cell. This is for the allocator that evcxr_jupyter brings along, and for all processes below.
+const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
+
+/// Names the file descriptor by which the lock of the build directory was handed on.
+const LOCK: &str = "KDLAB_KERNEL_LOCK";
+
+/// In the inner process: holds the lock of the build directory, and keeps it from compilers and from what cells start. That may
+/// outlive the kernel, and the build directory would stay taken.
+pub fn keep_lock() {
+    if let Some(fd) = std::env::var(LOCK).ok().and_then(|fd| fd.parse().ok()).filter(|fd| *fd > 2) {
+        // SAFETY: nothing else in this process knows this descriptor, or closes it.
+        let lock = unsafe { BorrowedFd::borrow_raw(fd) };
+        // Without one of this number there is nothing to keep.
+        let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::CLOEXEC);
+    }
+    // SAFETY: called before there are other threads.
+    unsafe { std::env::remove_var(LOCK) };
+}
+
+/// In the inner process: ends with the front, and takes the cells' process and compilers along.
+pub fn end_with_parent() {
+    std::thread::spawn(|| {
+        // The front holds the other end and never writes.
+        let _ = std::io::stdin().read(&mut [0]);
+        if let Some(folder) = std::env::var_os(FOLDER) {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+        let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+    });
+}
+
+/// In the process that runs cells: gives it, and what it starts, huge pages where the system has them.
+pub fn allow_huge_pages() {
+    // SAFETY: called before there are other threads.
+    unsafe { std::env::remove_var(HUGE_PAGES) };
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(false);
+}
+
+/// Starts the inner process, in a process group of its own.
+pub fn start(folder: &Path, token: &str) -> Result<Child> {
+    // With its transport `ipc`, evcxr_jupyter binds files named ADDRESS:PORT.
+    let connection = json!({
+        "transport": "ipc", "ip": folder.join("inner"), "key": token, "signature_scheme": "hmac-sha256",
+        "shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5,
+    });
+    let file = folder.join("inner.json");
+    std::fs::write(&file, connection.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
+    Command::new(std::env::current_exe().context("cannot find this program's own file")?)
+        .arg("--control_file")
+        .arg(&file)
+        .env(FOLDER, folder)
+        .env(HUGE_PAGES, "0")
+        .env(ADDRESS, folder.join("cells"))
+        .env(TOKEN, token)
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start the process that compiles cells")
+}

@@ -1,0 +1,104 @@
+//! What comes through the sockets in the private folder: the requests of cells, and the process that runs them.
+
+use serde_json::{Value, json};
+
+use crate::cells::child::Child;
+use crate::server::front::{Client, Front, STDERR};
+use crate::server::link::LinkEvent;
+use crate::server::wire::message;
+
+impl Front {
+    pub fn handle_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Stdin(pid, stdin) => {
+                if let Some(child) = self.child.as_mut().filter(|child| child.pid == pid) {
+                    child.renew_stdin(stdin);
+                }
+            }
+            LinkEvent::Child(streams, pid, line) => match Child::new(streams, pid, line) {
+                Ok(child) => self.child = Some(child),
+                Err(error) => eprintln!("kernel: cannot read from the cells' process: {error}"),
+            },
+            LinkEvent::ChildEnded(pid) => {
+                self.drain();
+                // evcxr notices when its pipes are closed, which dropping them does.
+                if let Some(mut child) = self.child.take_if(|child| child.pid == pid) {
+                    for piece in std::mem::take(&mut child.waiting) {
+                        self.show(&mut child, piece);
+                    }
+                    let text = child.err.release_of_ended();
+                    self.print(STDERR, text);
+                    child.out.flush().into_iter().for_each(|piece| self.show(&mut child, piece));
+                }
+            }
+            LinkEvent::Opened(id, sender) => {
+                let parent = self.parent();
+                self.clients.insert(id, Client { sender, parent, watches: false });
+            }
+            LinkEvent::Request(id, request) => self.handle_request(id, &request),
+            LinkEvent::Closed(id) => {
+                let parent = self.clients.remove(&id).and_then(|client| client.parent);
+                for content in self.comms.close_all_of(id) {
+                    self.publish("comm_close", content, parent.as_ref());
+                }
+            }
+        }
+    }
+
+    pub fn handle_request(&mut self, id: u64, request: &Value) {
+        let Some(parent) = self.clients.get(&id).map(|client| client.parent.clone()) else { return };
+        let parent = parent.as_ref();
+        let asked = request.as_object().and_then(|request| request.iter().next());
+        let mut answer = json!({"ok": true});
+        match asked.map(|(kind, content)| (kind.as_str(), content)) {
+            Some(("display", _)) if parent.is_none() && self.parent().is_none() => {
+                answer = json!({"error": "no cell has run yet, so a display has no place"})
+            }
+            Some(("display", content)) if content["data"].is_object() => {
+                // What was printed before stands before it.
+                self.drain();
+                // Clients such as nbclient hear of nothing but the cell that runs; a display is known by its id anyway.
+                let current = self.parent().filter(|_| content["update"] == true);
+                self.publish_display(content, current.as_ref().or(parent));
+            }
+            Some(("display", _)) => {
+                answer = json!({"error": "a display needs `data`: an object of contents by MIME type"})
+            }
+            Some(("comm_open", content)) => {
+                self.drain();
+                self.comms.open(content, id);
+                let mut open = content.clone();
+                let metadata = open.as_object_mut().and_then(|open| open.remove("metadata")).unwrap_or(json!({}));
+                let mut message = message("comm_open", open, parent).with_metadata(metadata);
+                message.zmq_identities.clear();
+                let _ = self.iopub.send(message);
+            }
+            Some(("comm_msg", content)) => {
+                if self.comms.message(content) {
+                    self.publish("comm_msg", content.clone(), parent);
+                }
+            }
+            Some(("comm_close", content)) => {
+                self.comms.close(content);
+                self.publish("comm_close", json!({"comm_id": content["comm_id"], "data": {}}), parent);
+            }
+            Some(("comms_keep", _)) => self.comms.keep_all_of(id),
+            Some(("afterwards", code)) => {
+                if let (Some(cell), Some(code)) = (&mut self.cell, code.as_str())
+                    && !cell.afterwards.iter().any(|known| known == code)
+                {
+                    cell.afterwards.push(code.to_owned());
+                }
+            }
+            Some(("watch", _)) => {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.watches = true;
+                }
+            }
+            other => answer = json!({"error": format!("unknown request {:?}", other.map(|(kind, _)| kind))}),
+        }
+        if let Some(client) = self.clients.get(&id) {
+            let _ = client.sender.send(answer);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Completion and inspection: evcxr's, asked in a way that it understands, and without what is private.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jupyter_protocol::JupyterMessage;
+use serde_json::{Value, json};
+
+use crate::cells::names::{self, Names, Verdict};
+use crate::cells::syntax;
+use crate::server::wire::{content, message};
+
+/// More names than this that may be private belong to a type of another crate, most likely. Asking takes time.
+const MOST: usize = 16;
+
+/// What an answer of evcxr is for.
+enum Asked {
+    Completion(JupyterMessage),
+    Inspection(JupyterMessage),
+    /// One name of the completion with this number.
+    Name {
+        completion: u64,
+        index: usize,
+    },
+}
+
+/// A completion that waits for what evcxr says of some of its names.
+struct Completion {
+    request: JupyterMessage,
+    reply: Value,
+    waits_for: usize,
+    hidden: Vec<usize>,
+}
+
+/// What follows from an answer of evcxr.
+pub enum Next {
+    /// The reply to this request.
+    Reply(JupyterMessage, Value),
+    /// More questions to evcxr.
+    Ask(Vec<JupyterMessage>),
+    Wait,
+}
+
+/// The questions that evcxr has to answer, and what is known of the crates that they are about.
+pub struct Questions {
+    /// By the id of the message to evcxr.
+    asked: HashMap<String, Asked>,
+    completions: HashMap<u64, Completion>,
+    /// Completions that evcxr was asked about once more.
+    completed: u64,
+    /// evcxr's `Cargo.toml`.
+    manifest: Option<PathBuf>,
+    /// Of the `Cargo.toml` that stands before them.
+    known: Option<(String, Arc<Names>)>,
+}
+
+impl Questions {
+    pub fn new(manifest: Option<PathBuf>) -> Self {
+        Self { asked: HashMap::new(), completions: HashMap::new(), completed: 0, manifest, known: None }
+    }
+
+    /// The question to evcxr that this request is.
+    pub fn of(&mut self, request: JupyterMessage) -> JupyterMessage {
+        let asked = content(&request);
+        if request.header.msg_type == "complete_request" {
+            return self.question(message("complete_request", asked, None), Asked::Completion(request));
+        }
+        let cursor = asked["cursor_pos"].as_u64().unwrap_or_default() as usize;
+        let code = syntax::inspected(asked["code"].as_str().unwrap_or_default(), cursor);
+        self.question(inspection(&code), Asked::Inspection(request))
+    }
+
+    /// The reply while evcxr is busy.
+    pub fn unanswered(request: &JupyterMessage) -> Value {
+        if request.header.msg_type == "complete_request" {
+            let at = &content(request)["cursor_pos"];
+            return json!({"status": "ok", "matches": [], "cursor_start": at, "cursor_end": at, "metadata": {}});
+        }
+        json!({"status": "ok", "found": false, "data": {}, "metadata": {}})
+    }
+
+    fn question(&mut self, message: JupyterMessage, asked: Asked) -> JupyterMessage {
+        self.asked.insert(message.header.msg_id.clone(), asked);
+        message
+    }
+
+    /// What follows from evcxr's reply to the message `id`; `None` where that was no question of these.
+    pub fn answered(&mut self, id: &str, reply: impl FnOnce() -> Value) -> Option<Next> {
+        Some(match self.asked.remove(id)? {
+            Asked::Inspection(request) => Next::Reply(request, reply()),
+            Asked::Completion(request) => self.sift(request, reply()),
+            Asked::Name { completion, index } => {
+                let private = reply()["data"]["text/plain"].as_str().is_some_and(|said| self.names().is_private(said));
+                let waiting = self.completions.get_mut(&completion)?;
+                waiting.waits_for -= 1;
+                if private {
+                    waiting.hidden.push(index);
+                }
+                if waiting.waits_for > 0 {
+                    return Some(Next::Wait);
+                }
+                let done = self.completions.remove(&completion)?;
+                Next::Reply(done.request, without(done.reply, &done.hidden))
+            }
+        })
+    }
+
+    /// Takes private and repeated names out, or asks which are private.
+    fn sift(&mut self, request: JupyterMessage, reply: Value) -> Next {
+        let asked = content(&request);
+        let code = asked["code"].as_str().unwrap_or_default();
+        let start = reply["cursor_start"].as_u64().unwrap_or_default() as usize;
+        let before: String = code.chars().take(start).collect();
+        let matches: Vec<String> = serde_json::from_value(reply["matches"].clone()).unwrap_or_default();
+        let all = self.names();
+        let (mut hidden, mut doubtful) = (vec![], vec![]);
+        for (index, completion) in matches.iter().enumerate() {
+            match all.judge(&before, names::name(completion)) {
+                _ if matches[..index].contains(completion) => hidden.push(index),
+                Verdict::Hide => hidden.push(index),
+                Verdict::Ask => doubtful.push(index),
+                Verdict::Offer => {}
+            }
+        }
+        if doubtful.is_empty() || doubtful.len() > MOST {
+            return Next::Reply(request, without(reply, &hidden));
+        }
+        self.completed += 1;
+        let completion = self.completed;
+        let waiting = Completion { request, reply, waits_for: doubtful.len(), hidden };
+        self.completions.insert(completion, waiting);
+        let question = |index: usize| {
+            let call = if matches[index].contains('(') { "(" } else { "" };
+            let code = format!("{before}{}{call}", names::name(&matches[index]));
+            let code = syntax::inspected(&code, code.chars().count());
+            self.question(inspection(&code), Asked::Name { completion, index })
+        };
+        Next::Ask(doubtful.into_iter().map(question).collect())
+    }
+
+    /// Read again when a cell has changed which crates there are.
+    fn names(&mut self) -> Arc<Names> {
+        let text = self.manifest.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        match &self.known {
+            Some((of, names)) if *of == text => Arc::clone(names),
+            _ => {
+                let names = Arc::new(Names::of(&text));
+                self.known = Some((text, Arc::clone(&names)));
+                names
+            }
+        }
+    }
+}
+
+fn inspection(code: &str) -> JupyterMessage {
+    let asked = json!({"code": code, "cursor_pos": code.chars().count(), "detail_level": 0});
+    message("inspect_request", asked, None)
+}
+
+/// The reply to a completion without the matches at these places.
+fn without(mut reply: Value, hidden: &[usize]) -> Value {
+    let lists = ["/matches", "/metadata/_jupyter_types_experimental"];
+    for list in lists {
+        if let Some(list) = reply.pointer_mut(list).and_then(Value::as_array_mut) {
+            let mut index = 0..;
+            list.retain(|_| index.next().is_none_or(|index| !hidden.contains(&index)));
+        }
+    }
+    reply
+}

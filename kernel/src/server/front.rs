@@ -1,0 +1,220 @@
+//! What the front knows, and how it says something: on the channels of the protocol, and beneath the cell that runs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use jupyter_protocol::JupyterMessage;
+use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::cells::child::Child;
+use crate::cells::flood::Flood;
+use crate::processes::compilers;
+use crate::server::cell::Cell;
+use crate::server::channels::Outbox;
+use crate::server::comms::Comms;
+use crate::server::completion::Questions;
+use crate::server::evcxr::Connections;
+use crate::server::history::History;
+use crate::server::pages::Unseen;
+use crate::server::wire::message;
+
+/// As many bytes of stderr tell why a process ended.
+const LAST_WORDS: usize = 1 << 10;
+
+pub const KEPT: &str =
+    "checkpoints and results of finished epochs are on disk; run the notebook again from its first cell";
+pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, all variables are kept";
+
+pub const STDOUT: &str = "stdout";
+pub const STDERR: &str = "stderr";
+
+/// What the front's task learns.
+pub enum Event {
+    Shell(JupyterMessage),
+    Control(JupyterMessage),
+    Stdin(JupyterMessage),
+    Connected(Box<Connections>),
+    InnerShell(JupyterMessage),
+    InnerStdin(JupyterMessage),
+    InnerIopub(JupyterMessage),
+    /// The inner process ended, with the last it said.
+    InnerEnded(String),
+    Terminate,
+}
+
+/// A connection of a cell.
+pub struct Client {
+    pub sender: UnboundedSender<Value>,
+    pub parent: Option<JupyterMessage>,
+    pub watches: bool,
+}
+
+/// Where messages to the front end go.
+pub struct Channels {
+    pub iopub: Outbox,
+    pub shell: Outbox,
+    pub control: Outbox,
+    pub stdin: Outbox,
+}
+
+/// Everything that the front knows. It belongs to one task.
+pub struct Front {
+    pub iopub: Outbox,
+    pub shell: Outbox,
+    pub control: Outbox,
+    pub stdin: Outbox,
+    pub events: UnboundedSender<Event>,
+    pub inner: Option<(Outbox, Outbox)>,
+    pub inner_pid: i32,
+    /// evcxr has read its start-up configuration.
+    pub ready: bool,
+    pub start_error: Option<String>,
+    /// The source that evcxr writes for each cell.
+    pub generated: Option<PathBuf>,
+    pub queue: VecDeque<JupyterMessage>,
+    pub cell: Option<Cell>,
+    /// What ran last: the parent of what is printed between cells.
+    pub last: Option<JupyterMessage>,
+    /// How much may still be printed on stdout and stderr until the next cell.
+    pub floods: [Flood; 2],
+    /// The end of what the cells' process wrote on stderr.
+    pub last_words: String,
+    pub count: u64,
+    pub history: History,
+    /// A cell that ended before a page that does not show it.
+    pub unseen: Option<Unseen>,
+    pub variables: Vec<String>,
+    /// Variables that evcxr dropped since they were last made.
+    pub gone: Vec<String>,
+    pub questions: Questions,
+    /// evcxr knows that cells may end by `?`. Before, it takes a last line with `?` for one that can't be shown.
+    pub asks: bool,
+    /// For what the front and the inner process tell each other.
+    pub folder: PathBuf,
+    pub child: Option<Child>,
+    pub clients: BTreeMap<u64, Client>,
+    pub comms: Comms,
+    pub ended: bool,
+}
+
+impl Front {
+    /// Serves through `channels`; the inner process `inner_pid` builds cells in the folder `cells`.
+    pub fn new(
+        channels: Channels,
+        events: UnboundedSender<Event>,
+        inner_pid: i32,
+        folder: &Path,
+        cells: Option<&Path>,
+    ) -> Self {
+        let Channels { iopub, shell, control, stdin } = channels;
+        Self {
+            iopub,
+            shell,
+            control,
+            stdin,
+            events,
+            inner: None,
+            inner_pid,
+            ready: false,
+            start_error: None,
+            generated: cells.map(|cells| cells.join("src/lib.rs")),
+            queue: VecDeque::new(),
+            cell: None,
+            last: None,
+            floods: Default::default(),
+            last_words: String::new(),
+            count: 0,
+            history: History::default(),
+            unseen: None,
+            variables: vec![],
+            gone: vec![],
+            questions: Questions::new(cells.map(|cells| cells.join("Cargo.toml"))),
+            asks: false,
+            folder: folder.to_owned(),
+            child: None,
+            clients: BTreeMap::new(),
+            comms: Comms::default(),
+            ended: false,
+        }
+    }
+
+    pub fn publish(&self, kind: &str, content: Value, parent: Option<&JupyterMessage>) {
+        let mut message = message(kind, content, parent);
+        // On this channel identities would be topics.
+        message.zmq_identities.clear();
+        let _ = self.iopub.send(message);
+    }
+
+    pub fn status(&self, state: &str, parent: &JupyterMessage) {
+        self.publish("status", json!({"execution_state": state}), Some(parent));
+        // Front ends show the last state they heard of, whatever it was about.
+        if let Some(cell) = self.cell.as_ref().filter(|cell| state == "idle" && !cell.own) {
+            self.publish("status", json!({"execution_state": "busy"}), Some(&cell.request));
+        }
+    }
+
+    pub fn reply(&self, outbox: &Outbox, content: Value, request: &JupyterMessage) {
+        let kind = request.header.msg_type.replace("_request", "_reply");
+        let _ = outbox.send(message(&kind, content, Some(request)));
+    }
+
+    /// Replies on the shell channel, and is idle again.
+    pub fn answer(&self, request: &JupyterMessage, reply: Value) {
+        self.reply(&self.shell, reply, request);
+        self.status("idle", request);
+    }
+
+    pub fn parent(&self) -> Option<JupyterMessage> {
+        let waiting = || self.queue.front().filter(|_| !self.ready).cloned();
+        self.cell
+            .as_ref()
+            .filter(|cell| !cell.own)
+            .map(|cell| cell.request.clone())
+            .or_else(|| self.last.clone())
+            .or_else(waiting)
+    }
+
+    pub fn stream(&self, name: &str, text: &str) {
+        if !text.is_empty() {
+            self.publish("stream", json!({"name": name, "text": text}), self.parent().as_ref());
+        }
+    }
+
+    /// Shows what the cell printed, as far as a notebook holds it.
+    pub fn print(&mut self, name: &str, text: String) {
+        if name == STDERR {
+            self.last_words.push_str(&text);
+            let start = self.last_words.len().saturating_sub(LAST_WORDS);
+            self.last_words.drain(..self.last_words.ceil_char_boundary(start));
+        }
+        let flood = &mut self.floods[usize::from(name == STDERR)];
+        let shown = flood.pass(text, Instant::now());
+        self.stream(name, &shown);
+    }
+
+    /// Shows the end of what was left out.
+    pub fn end_floods(&mut self) {
+        for (index, name) in [STDOUT, STDERR].into_iter().enumerate() {
+            let end = self.floods[index].finish();
+            self.stream(name, &end);
+            self.floods[index] = Flood::default();
+        }
+    }
+
+    /// What is lost with the process of the cells.
+    pub fn lost(&mut self) -> String {
+        match std::mem::take(&mut self.variables) {
+            names if names.is_empty() => "there were no variables to lose".to_owned(),
+            names => format!("lost: {}", names.join(", ")),
+        }
+    }
+
+    pub fn stop_compilers(&self) {
+        for pid in compilers(self.inner_pid, self.child.as_ref().map(|child| child.pid)) {
+            let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, Signal::TERM));
+        }
+    }
+}

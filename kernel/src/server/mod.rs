@@ -1,0 +1,140 @@
+//! The Jupyter server that the front end talks to. Everything it knows belongs to one task, which handles one event at
+//! a time and never waits for a cell: that is why comms, completion and Interrupt are answered while one runs.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use jupyter_protocol::ConnectionInfo;
+use jupyter_zmq_client::connection;
+use rustix::process::{Pid, Signal};
+use serde_json::json;
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::cells::child::readable;
+use crate::launch::inner;
+use crate::private;
+
+pub mod cell;
+pub mod channels;
+pub mod clients;
+pub mod comms;
+pub mod completion;
+pub mod evcxr;
+pub mod front;
+pub mod history;
+pub mod link;
+pub mod pages;
+pub mod process;
+pub mod queue;
+pub mod readers;
+pub mod replies;
+pub mod requests;
+pub mod wire;
+
+use channels::{follow, follow_signals, outbox, publisher, token};
+use front::{Channels, Event, Front};
+
+const TICK: Duration = Duration::from_millis(100);
+/// When to look again whether a cell has come to rest.
+const SOON: Duration = Duration::from_millis(1);
+
+/// Serves the front end until it says shutdown, or its process is gone.
+pub fn run(connection_file: &Path) -> Result<()> {
+    let text = std::fs::read(connection_file).with_context(|| format!("cannot read {}", connection_file.display()))?;
+    let info: ConnectionInfo = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is no connection file", connection_file.display()))?;
+    let folder = private::make()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(serve(&info, folder.path()));
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
+    let (events, mut inbox) = unbounded_channel();
+    let (link_events, mut link_inbox) = unbounded_channel();
+    let token = token()?;
+    // Every message shows the session: no part of the token may stand in it.
+    let session = self::token()?;
+    let session = session.get(..16).unwrap_or_default();
+    let shell = connection::create_kernel_shell_connection(info, session).await?.split();
+    let control = connection::create_kernel_control_connection(info, session).await?.split();
+    let stdin = connection::create_kernel_stdin_connection(info, session).await?.split();
+    let iopub = readers::relay(info, folder).await?;
+    let iopub = connection::create_kernel_iopub_xpub_connection(&iopub, session).await?;
+    let mut heartbeat = connection::create_kernel_heartbeat_connection(info).await?;
+    tokio::spawn(async move {
+        loop {
+            // A malformed frame is passed over; without the pause, a closed socket would keep a core busy.
+            if heartbeat.single_heartbeat().await.is_err() {
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    });
+    link::listen(folder, &token, link_events)?;
+    let mut process = inner::start(folder, &token)?;
+    let inner_pid = process.id().map_or(0, |id| id as i32);
+    // Its end tells the inner process that this one is gone.
+    let _alive = process.stdin.take();
+    let ends = events.clone();
+    tokio::spawn(async move { ends.send(Event::InnerEnded(evcxr::ended(process).await)) });
+    let (private, secret, connected) = (folder.to_owned(), token.clone(), events.clone());
+    tokio::spawn(async move {
+        let event = match evcxr::connect(&private, &secret).await {
+            Ok(connections) => Event::Connected(Box::new(connections)),
+            Err(error) => Event::InnerEnded(format!("{error:#}")),
+        };
+        connected.send(event)
+    });
+    follow_signals(|| Event::Terminate, events.clone())?;
+    let (shell_out, control_out, stdin_out) = (outbox(shell.0), outbox(control.0), outbox(stdin.0));
+    follow(shell.1, Event::Shell, events.clone());
+    follow(control.1, Event::Control, events.clone());
+    follow(stdin.1, Event::Stdin, events.clone());
+    let cells = std::env::var_os("EVCXR_TMPDIR").map(PathBuf::from);
+    let channels = Channels { iopub: publisher(iopub), shell: shell_out, control: control_out, stdin: stdin_out };
+    let mut front = Front::new(channels, events, inner_pid, folder, cells.as_deref());
+    front.publish("status", json!({"execution_state": "starting"}), None);
+    let parent = rustix::process::getppid();
+    let watches_parent = std::env::var("JPY_PARENT_PID").ok().and_then(|pid| pid.parse().ok())
+        == parent.map(|pid| pid.as_raw_nonzero().get());
+    let mut tick = tokio::time::interval(TICK);
+    while !front.ended {
+        tokio::select! {
+            Some(event) = inbox.recv() => front.handle(event),
+            Some(event) = link_inbox.recv() => front.handle_link(event),
+            () = readable(&front.child) => front.drain(),
+            () = tokio::time::sleep(SOON), if front.child.as_ref().is_some_and(|child| !child.waiting.is_empty()) => {
+                front.look_again();
+            }
+            _ = tick.tick() => {
+                front.tick();
+                // Jupyter's server died without a word.
+                front.ended |= watches_parent && rustix::process::getppid() != parent;
+            }
+        }
+    }
+    if let Some(pid) = Pid::from_raw(inner_pid) {
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+    // Lets the last messages go out.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    Ok(())
+}
+
+impl Front {
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Shell(request) => self.handle_shell(request),
+            Event::Control(request) => self.handle_control(&request),
+            Event::Stdin(reply) => self.send_input(reply),
+            Event::Connected(connections) => self.connect(*connections),
+            Event::InnerShell(reply) => self.handle_reply(&reply),
+            Event::InnerStdin(request) => self.ask_for_input(&request),
+            Event::InnerIopub(output) => self.handle_output(&output),
+            Event::InnerEnded(why) => self.inner_ended(&why),
+            Event::Terminate => self.ended = true,
+        }
+    }
+}

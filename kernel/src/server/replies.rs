@@ -1,0 +1,106 @@
+//! What evcxr_jupyter says: replies, outputs, requests for input, and its end.
+
+use jupyter_protocol::JupyterMessage;
+use serde_json::json;
+
+use crate::cells::failures::Failure;
+use crate::server::channels::{follow, outbox};
+use crate::server::completion::Next;
+use crate::server::evcxr::Connections;
+use crate::server::front::{Event, Front, KEPT};
+use crate::server::wire::{content, message, parent_id};
+
+impl Front {
+    pub fn connect(&mut self, connections: Connections) {
+        let (shell, stdin) = (connections.shell.split(), connections.stdin.split());
+        follow(shell.1, Event::InnerShell, self.events.clone());
+        follow(stdin.1, Event::InnerStdin, self.events.clone());
+        follow(connections.iopub, Event::InnerIopub, self.events.clone());
+        let shell = outbox(shell.0);
+        // Answered when evcxr has read its start-up configuration.
+        let _ = shell.send(message("kernel_info_request", json!({}), None));
+        self.inner = Some((shell, outbox(stdin.0)));
+    }
+
+    pub fn handle_reply(&mut self, reply: &JupyterMessage) {
+        let id = parent_id(reply).to_owned();
+        if reply.header.msg_type == "kernel_info_reply" {
+            self.ready = true;
+            self.start_next();
+        } else if let Some(next) = self.questions.answered(&id, || content(reply)) {
+            self.evcxr_answered(next);
+        } else if let Some(cell) = self.cell.as_mut().filter(|cell| cell.request.header.msg_id == id) {
+            cell.reply = Some(content(reply));
+            self.finish();
+        }
+    }
+
+    pub fn handle_output(&mut self, output: &JupyterMessage) {
+        let Some(cell) = self.cell.as_mut().filter(|cell| cell.request.header.msg_id == parent_id(output)) else {
+            return;
+        };
+        let mut content = content(output);
+        let own = cell.own;
+        match output.header.msg_type.as_str() {
+            "status" if content["execution_state"] == "idle" => {
+                cell.idle = true;
+                self.finish();
+            }
+            "execute_input" => cell.inner_count = content["execution_count"].as_u64().unwrap_or_default(),
+            "error" => cell.errors.push(content),
+            kind @ ("execute_result" | "stream" | "display_data") if !own => {
+                if kind == "execute_result" {
+                    content["execution_count"] = json!(cell.count);
+                }
+                self.publish(kind, content, self.parent().as_ref());
+            }
+            _ => {}
+        }
+    }
+
+    pub fn inner_ended(&mut self, why: &str) {
+        // What went wrong stands before where in evcxr it did.
+        let why = why.split("Stack backtrace:").next().unwrap_or(why).trim();
+        if self.ready {
+            // What it says of its work is no reason.
+            let noise = ["Compiling ", "Finished ", "Blocking ", "Updating ", "Locking ", "Adding "];
+            let of_work = |line: &&str| !noise.iter().any(|word| line.trim_start().starts_with(word));
+            let why: Vec<&str> = why.lines().filter(of_work).collect();
+            let why = format!("the process that compiles cells ended: {}; {}", why.join("; "), self.lost());
+            self.end(Some(Failure::new("died", &why, &[KEPT.to_owned()])));
+            // Jupyter starts a kernel that died once more.
+            self.ended = true;
+        } else {
+            self.start_error = Some(why.to_owned());
+            self.start_next();
+        }
+    }
+
+    pub fn ask_for_input(&mut self, request: &JupyterMessage) {
+        if let Some(cell) = &mut self.cell {
+            cell.awaits_input = true;
+            let _ = self.stdin.send(message("input_request", content(request), Some(&cell.request)));
+        }
+    }
+
+    pub fn send_input(&mut self, mut reply: JupyterMessage) {
+        if let (Some(cell), Some((_, stdin))) = (&mut self.cell, &self.inner)
+            && std::mem::take(&mut cell.awaits_input)
+        {
+            reply.zmq_identities.clear();
+            let _ = stdin.send(reply);
+        }
+    }
+
+    fn evcxr_answered(&mut self, next: Next) {
+        match next {
+            Next::Reply(request, reply) => self.answer(&request, reply),
+            Next::Ask(questions) => {
+                for question in questions {
+                    let _ = self.inner.as_ref().map(|(shell, _)| shell.send(question));
+                }
+            }
+            Next::Wait => {}
+        }
+    }
+}
