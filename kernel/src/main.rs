@@ -15,6 +15,7 @@
 //! `kdlab-kernel --outline FROM TO` writes what its rust-analyzer is to see of Rust's library.
 
 mod cells;
+mod config;
 mod launch;
 mod private;
 mod processes;
@@ -26,7 +27,8 @@ use anyhow::{Result, bail};
 
 use cells::compile::{cargo, rustc};
 use cells::handover;
-use launch::{inner, outline};
+use launch::kernelspec::{self, USAGE};
+use launch::{environment, inner};
 
 fn main() -> Result<()> {
     if cargo::is_named("cargo") {
@@ -51,15 +53,17 @@ fn main() -> Result<()> {
     } else {
         let mut arguments = std::env::args_os().skip(1);
         match arguments.next() {
-            Some(name) if name == "--control_file" => inner::keep_lock(),
-            Some(name) if name == "--outline" => {
-                let (Some(from), Some(to)) = (arguments.next(), arguments.next()) else {
-                    bail!("--outline takes two folders");
-                };
-                return outline::write(Path::new(&from), Path::new(&to));
+            Some(name) if name == "--control_file" => {
+                inner::keep_lock();
+                for (name, value) in environment::prepare_alone()? {
+                    // SAFETY: there are no other threads yet.
+                    unsafe { std::env::set_var(name, value) };
+                }
             }
+            Some(name) if name == "install" => return kernelspec::install(arguments),
+            Some(name) if name.to_string_lossy().starts_with('-') => bail!("{USAGE}"),
             Some(connection_file) => return server::run(Path::new(&connection_file)),
-            None => {}
+            None => bail!("{USAGE}"),
         }
     }
     evcxr_jupyter::main()

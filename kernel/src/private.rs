@@ -5,7 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 /// Names the private folder of the sockets; set in the inner process and its children.
-pub const FOLDER: &str = "KDLAB_KERNEL_FOLDER";
+pub const FOLDER: &str = "LIVE_KERNEL_FOLDER";
+
+/// Names the file descriptor of the lock of the build directory, for the process that builds there.
+pub const LOCK: &str = "LIVE_KERNEL_LOCK";
+
+/// The user's own `CARGO_HOME`: the kernel's points to a folder with links to this program.
+pub const CARGO_HOME: &str = "LIVE_KERNEL_CARGO_HOME";
 
 /// Variables by which cells find their socket, and what they have to say there first.
 pub const ADDRESS: &str = "KDLAB_LIVE";

@@ -16,7 +16,6 @@ mod sweep;
 mod table;
 mod template;
 mod tools;
-mod view;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};

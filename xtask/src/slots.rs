@@ -37,7 +37,6 @@ pub fn take(paths: &Paths) -> Result<Slot> {
             Ok(()) => {
                 let dir = paths.slots().join(number.to_string());
                 refresh(paths, &dir)?;
-                remove_old_cells(&dir);
                 return Ok(Slot { dir, lock });
             }
             Err(fs::TryLockError::WouldBlock) => number += 1,
@@ -225,21 +224,6 @@ fn may_be_shared(path: &Path) -> bool {
     let compiled =
         path.extension().is_some_and(|ext| ["rlib", "rmeta", "so", "dylib", "a", "o"].iter().any(|e| ext == *e));
     compiled && !["kdlab", "ctx", "code_"].iter().any(|own| name.contains(own))
-}
-
-/// Every cell leaves a library behind; those of the kernel that had the slot before are of no use.
-fn remove_old_cells(dir: &Path) {
-    let Ok(targets) = fs::read_dir(dir.join("target")) else {
-        return;
-    };
-    // cargo puts the library into the first, rustc into the second.
-    for folder in targets.flatten().flat_map(|target| ["debug", "debug/deps"].map(|name| target.path().join(name))) {
-        for file in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if file.file_name().to_string_lossy().starts_with("libcode_") {
-                let _ = fs::remove_file(file.path());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

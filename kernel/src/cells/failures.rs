@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::config::Config;
+
 pub const PANICKED: &str = " panicked at ";
 pub const THREAD: &str = "thread '";
 
@@ -22,9 +24,9 @@ impl Failure {
     }
 
     /// The text that a cell's last `?` printed.
-    pub fn of_error(text: &str) -> Self {
-        let text = without_frames(text.trim());
-        Self::new("error", &text, &hint(&text).into_iter().collect::<Vec<_>>())
+    pub fn of_error(text: &str, config: &Config) -> Self {
+        let text = message(text.trim(), config);
+        Self::new("error", &text, &hint(&text, config).into_iter().collect::<Vec<_>>())
     }
 
     /// Code that is still to be written is no crash: what to write, in a sentence.
@@ -35,12 +37,12 @@ impl Failure {
     }
 
     /// A panic as Rust prints it. `cell` is what the user wrote, `generated` the source that evcxr made of it.
-    pub fn of_panic(text: &str, cell: &str, generated: Option<&Path>) -> Self {
+    pub fn of_panic(text: &str, cell: &str, generated: Option<&Path>, config: &Config) -> Self {
         let (header, rest) = text.split_once('\n').unwrap_or((text, ""));
         let place = header.split_once(PANICKED).map_or("", |(_, place)| place.trim_end_matches(':'));
         let (message, frames) = rest.split_once("\nstack backtrace:\n").unwrap_or((rest, ""));
         let message = message.split("\nnote: run with `RUST_BACKTRACE").next().unwrap_or(message);
-        let message = without_frames(message.trim());
+        let message = self::message(message.trim(), config);
         if let Some(task) = message.strip_prefix(TODO) {
             return Self::of_todo(task.trim_start_matches(':').trim(), cell);
         }
@@ -55,7 +57,7 @@ impl Failure {
             let library = place.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
             notes.push(format!("  at {}", library.map_or(place, |(_, place)| place)));
         }
-        notes.extend(hint(&message));
+        notes.extend(hint(&message, config));
         Self::new("panic", &message, &notes)
     }
 }
@@ -99,36 +101,28 @@ fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<Str
     Some(format!("  in line {} of this cell: {}", index + 1, own.trim()))
 }
 
-/// libtorch appends where in C++ an error arose; what was wrong, shapes included, stands before that.
-pub fn without_frames(text: &str) -> String {
-    let end = ["\nException raised from ", "\\nException raised from ", "\nframe #0: ", "\\nframe #0: "];
-    let end = end.iter().filter_map(|mark| text.find(mark)).min().unwrap_or(text.len());
+/// The message of an error as its author wrote it: without what a library appends, and without the words of `unwrap`.
+fn message(text: &str, config: &Config) -> String {
+    let end = config.message_ends.iter().filter_map(|mark| text.find(mark)).min().unwrap_or(text.len());
     let text = &text[..end];
-    let torch = "called `Result::unwrap()` on an `Err` value: Torch(\"";
-    match text.strip_prefix(torch) {
-        Some(message) => message.trim_end_matches("\")").replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'"),
-        None => text.to_owned(),
-    }
+    let Some(value) = text.strip_prefix("called `Result::unwrap()` on an `Err` value: ") else {
+        return text.to_owned();
+    };
+    let held = config.text_errors.iter().find_map(|name| value.strip_prefix(name)?.strip_prefix("(\""));
+    held.map_or_else(
+        || text.to_owned(),
+        |held| held.trim_end_matches("\")").replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'"),
+    )
 }
 
 /// What to do about errors that everybody meets.
-fn hint(text: &str) -> Option<String> {
-    let hints = [
-        (
-            &["shapes cannot be multiplied", "must match the size", "invalid for input of size", "size mismatch"][..],
-            "`x.size()` tells the shape of a tensor; inputs of the models here are [batch, 3, height, width]",
-        ),
-        (&["expected scalar type", "same dtype"], "`x.to_kind(Kind::Float)` converts; labels are Kind::Int64"),
-        (&["on the same device", "different devices"], "`x.to_device(lab.device)` moves a tensor"),
-        (&["CUDA out of memory"], "a smaller batch needs less: `lab.profile.batch_size = 32;`"),
-        (&["does not require grad"], "the loss has to come from a model with trainable weights, outside `no_grad`"),
-        (
-            &["called `Option::unwrap()` on a `None`", "called `Result::unwrap()` on an `Err`"],
-            "`?` instead of `unwrap()` ends the cell with the error's own words",
-        ),
-    ];
-    let found = hints.iter().find(|(words, _)| words.iter().any(|word| text.contains(word)));
-    found.map(|(_, advice)| format!("hint: {advice}"))
+fn hint(text: &str, config: &Config) -> Option<String> {
+    const UNWRAP: &str = "`?` instead of `unwrap()` ends the cell with the error's own words";
+    let configured = config.hints.iter().find(|hint| hint.words.iter().any(|word| text.contains(word)));
+    let unwrapped = ["called `Option::unwrap()` on a `None`", "called `Result::unwrap()` on an `Err`"];
+    let found = configured.map(|hint| hint.hint.as_str());
+    let found = found.or_else(|| unwrapped.iter().any(|words| text.contains(words)).then_some(UNWRAP));
+    found.map(|advice| format!("hint: {advice}"))
 }
 
 /// evcxr prints these, the end of the line by itself, and then for seconds all of its own frames, when the process of
@@ -174,7 +168,7 @@ mod tests {
     fn a_todo_is_told_in_a_sentence_and_is_no_panic() {
         let text =
             |said: &str| format!("\nthread 'x' panicked at src/lib.rs:2:5:\n{said}\nstack backtrace:\n   0: f\n");
-        let of = |said: &str, cell: &str| Failure::of_panic(text(said).trim_start(), cell, None);
+        let of = |said: &str, cell: &str| Failure::of_panic(text(said).trim_start(), cell, None, &Config::default());
         let failure = of("not yet implemented: half_width: return half the width", "check(half_width(1.0));");
         assert_eq!((failure.name.as_str(), failure.value.as_str()), ("to do", "half_width: return half the width"));
         assert_eq!(failure.traceback.len(), 2);

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cells::failures::{Failure, NO_MEMORY, PANICKED, SIGNALS, THREAD};
+use crate::config::Config;
 
 /// `error_marker.rs` in the prelude puts these around the text of an error that ends a cell through `?`.
 const ERROR_BEGIN: &str = "\u{1e}error\n";
@@ -123,15 +124,15 @@ impl Stderr {
     }
 
     /// Why the cell failed, and what else was printed before.
-    pub fn failure(&mut self, panic: bool, cell: &str, generated: Option<&Path>) -> (String, Failure) {
+    pub fn failure(&mut self, panic: bool, cell: &str, generated: Option<&Path>, config: &Config) -> (String, Failure) {
         let held = std::mem::take(&mut self.held);
         let start = if panic { last_panic(&held) } else { held.rfind(ERROR_BEGIN) };
         let (before, reason) = held.split_at(start.unwrap_or(held.len()));
         let failure = if panic {
-            Failure::of_panic(reason, cell, generated)
+            Failure::of_panic(reason, cell, generated, config)
         } else {
             let reason = reason.strip_prefix(ERROR_BEGIN).unwrap_or(reason);
-            Failure::of_error(reason.split(ERROR_END).next().unwrap_or(reason))
+            Failure::of_error(reason.split(ERROR_END).next().unwrap_or(reason), config)
         };
         self.held = before.to_owned();
         let mut before = self.release();
@@ -185,7 +186,7 @@ mod tests {
         let mut stderr = Stderr::default();
         assert_eq!(stderr.feed(b"loading\nthread pool of 4\n"), "loading\nthread pool of 4\n");
         assert_eq!(stderr.feed(b"careful\n\x1eerror\ntemperature must be > 0\n\x1eend\n"), "careful\n");
-        let (before, failure) = stderr.failure(false, "", None);
+        let (before, failure) = stderr.failure(false, "", None, &Config::default());
         assert_eq!((before.as_str(), failure.value.as_str()), ("", "temperature must be > 0"));
         // Without a failure it was what somebody wrote with eprintln!.
         assert_eq!(stderr.feed(b"\x1eerror\nodd\n\x1eend\n"), "");
@@ -205,15 +206,19 @@ mod tests {
             2x3)\\nException raised from meta at Blas.cpp:189\\nframe #0: c10::Error\")\n\
             stack backtrace:\n   0: core::panicking::panic_fmt\n             at /rustc/1/library/core/src/panicking.rs:80:14\n\
             \x20  1: run_user_code_3\n             at ./src/lib.rs:2:20\n";
+        let config = toml::from_str(
+            "message_ends = ['\\nException raised']\ntext_errors = ['Torch']\n[[hints]]\nwords = ['shapes']\nhint = 'try `x.size()`'",
+        );
+        let config = config.expect("a configuration");
         let mut stderr = Stderr::default();
         assert_eq!(stderr.feed(text.as_bytes()), "before\n");
-        let (before, failure) = stderr.failure(true, "let x = 1;\nlet y = x.matmul(&x);", Some(&generated));
+        let (before, failure) = stderr.failure(true, "let x = 1;\nlet y = x.matmul(&x);", Some(&generated), &config);
         assert_eq!(before, "");
         assert_eq!(failure.name, "panic");
         assert_eq!(failure.value, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)");
         assert_eq!(failure.traceback[1], "  in line 2 of this cell: let y = x.matmul(&x);");
         assert_eq!(failure.traceback[2], "  at tch-0.26.0/src/tensor.rs:9:5");
-        assert!(failure.traceback[3].starts_with("hint: `x.size()`"), "{failure:?}");
+        assert!(failure.traceback[3].starts_with("hint: try `x.size()`"), "{failure:?}");
     }
 
     #[test]
@@ -282,7 +287,7 @@ mod tests {
         ];
         let shown: Vec<_> = pieces.iter().map(|piece| stderr.feed(piece.as_bytes())).collect();
         assert_eq!(shown, ["note\n", "", "", ""]);
-        let (before, failure) = stderr.failure(true, "", None);
+        let (before, failure) = stderr.failure(true, "", None, &Config::default());
         assert_eq!(before, "");
         assert_eq!(failure.value, "boom");
         assert_eq!(failure.traceback.len(), 1);

@@ -174,6 +174,13 @@ fn first_of_rust(code: &str) -> Option<usize> {
     })
 }
 
+/// `code` in two parts: evcxr's commands with the comments among them, and Rust.
+pub fn parted(code: &str) -> (String, String) {
+    let lines: Vec<&str> = code.split_inclusive('\n').collect();
+    let (commands, rust) = lines.split_at(first_of_rust(code).unwrap_or(lines.len()));
+    (commands.concat(), rust.concat())
+}
+
 /// `code` as evcxr takes it for what it is: a first line that begins with `::` looks like a command to it.
 pub fn for_evcxr(code: &str) -> String {
     let path = first_of_rust(code)

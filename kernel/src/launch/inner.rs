@@ -9,14 +9,12 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use tokio::process::{Child, Command};
 
-use crate::private::{ADDRESS, FOLDER, TOKEN};
+use crate::launch::environment::Variables;
+use crate::private::{ADDRESS, FOLDER, LOCK, TOKEN};
 
 /// rust-analyzer takes 300 MB in small pieces. With huge pages, the system clears two megabytes at each first touch: a seventh
 /// of the time until the first cell. This is for the allocator that evcxr_jupyter brings along, and for all processes below.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
-
-/// Names the file descriptor by which the lock of the build directory was handed on.
-const LOCK: &str = "KDLAB_KERNEL_LOCK";
 
 /// In the inner process: holds the lock of the build directory, and keeps it from compilers and from what cells start. That may
 /// outlive the kernel, and the build directory would stay taken.
@@ -51,8 +49,8 @@ pub fn allow_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(false);
 }
 
-/// Starts the inner process, in a process group of its own.
-pub fn start(folder: &Path, token: &str) -> Result<Child> {
+/// Starts the inner process with these variables, in a process group of its own.
+pub fn start(folder: &Path, token: &str, variables: Variables) -> Result<Child> {
     // With its transport `ipc`, evcxr_jupyter binds files named ADDRESS:PORT.
     let connection = json!({
         "transport": "ipc", "ip": folder.join("inner"), "key": token, "signature_scheme": "hmac-sha256",
@@ -63,6 +61,7 @@ pub fn start(folder: &Path, token: &str) -> Result<Child> {
     Command::new(std::env::current_exe().context("cannot find this program's own file")?)
         .arg("--control_file")
         .arg(&file)
+        .envs(variables)
         .env(FOLDER, folder)
         .env(HUGE_PAGES, "0")
         .env(ADDRESS, folder.join("cells"))

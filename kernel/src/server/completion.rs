@@ -50,13 +50,13 @@ pub struct Questions {
     /// Completions that evcxr was asked about once more.
     completed: u64,
     /// evcxr's `Cargo.toml`.
-    manifest: Option<PathBuf>,
+    manifest: PathBuf,
     /// Of the `Cargo.toml` that stands before them.
     known: Option<(String, Arc<Names>)>,
 }
 
 impl Questions {
-    pub fn new(manifest: Option<PathBuf>) -> Self {
+    pub fn new(manifest: PathBuf) -> Self {
         Self { asked: HashMap::new(), completions: HashMap::new(), completed: 0, manifest, known: None }
     }
 
@@ -141,7 +141,7 @@ impl Questions {
 
     /// Read again when a cell has changed which crates there are.
     fn names(&mut self) -> Arc<Names> {
-        let text = self.manifest.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let text = std::fs::read_to_string(&self.manifest).unwrap_or_default();
         match &self.known {
             Some((of, names)) if *of == text => Arc::clone(names),
             _ => {

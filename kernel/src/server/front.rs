@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cells::child::Child;
 use crate::cells::flood::Flood;
+use crate::config::Config;
 use crate::processes::compilers;
 use crate::server::cell::Cell;
 use crate::server::channels::Outbox;
@@ -24,8 +25,6 @@ use crate::server::wire::message;
 /// As many bytes of stderr tell why a process ended.
 const LAST_WORDS: usize = 1 << 10;
 
-pub const KEPT: &str =
-    "checkpoints and results of finished epochs are on disk; run the notebook again from its first cell";
 pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, all variables are kept";
 
 pub const STDOUT: &str = "stdout";
@@ -62,6 +61,7 @@ pub struct Channels {
 
 /// Everything that the front knows. It belongs to one task.
 pub struct Front {
+    pub config: Config,
     pub iopub: Outbox,
     pub shell: Outbox,
     pub control: Outbox,
@@ -73,7 +73,7 @@ pub struct Front {
     pub ready: bool,
     pub start_error: Option<String>,
     /// The source that evcxr writes for each cell.
-    pub generated: Option<PathBuf>,
+    pub generated: PathBuf,
     pub queue: VecDeque<JupyterMessage>,
     pub cell: Option<Cell>,
     /// What ran last: the parent of what is printed between cells.
@@ -103,14 +103,16 @@ pub struct Front {
 impl Front {
     /// Serves through `channels`; the inner process `inner_pid` builds cells in the folder `cells`.
     pub fn new(
+        config: Config,
         channels: Channels,
         events: UnboundedSender<Event>,
         inner_pid: i32,
         folder: &Path,
-        cells: Option<&Path>,
+        cells: &Path,
     ) -> Self {
         let Channels { iopub, shell, control, stdin } = channels;
         Self {
+            config,
             iopub,
             shell,
             control,
@@ -120,7 +122,7 @@ impl Front {
             inner_pid,
             ready: false,
             start_error: None,
-            generated: cells.map(|cells| cells.join("src/lib.rs")),
+            generated: cells.join("src/lib.rs"),
             queue: VecDeque::new(),
             cell: None,
             last: None,
@@ -131,7 +133,7 @@ impl Front {
             unseen: None,
             variables: vec![],
             gone: vec![],
-            questions: Questions::new(cells.map(|cells| cells.join("Cargo.toml"))),
+            questions: Questions::new(cells.join("Cargo.toml")),
             asks: false,
             folder: folder.to_owned(),
             child: None,

@@ -1,7 +1,7 @@
 //! The Jupyter server that the front end talks to. Everything it knows belongs to one task, which handles one event at
 //! a time and never waits for a cell: that is why comms, completion and Interrupt are answered while one runs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,7 +12,8 @@ use serde_json::json;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::cells::child::readable;
-use crate::launch::inner;
+use crate::config::Config;
+use crate::launch::{environment, inner};
 use crate::private;
 
 pub mod cell;
@@ -73,7 +74,8 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
         }
     });
     link::listen(folder, &token, link_events)?;
-    let mut process = inner::start(folder, &token)?;
+    let (variables, cells) = environment::prepare(folder)?;
+    let mut process = inner::start(folder, &token, variables)?;
     let inner_pid = process.id().map_or(0, |id| id as i32);
     // Its end tells the inner process that this one is gone.
     let _alive = process.stdin.take();
@@ -92,9 +94,11 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     follow(shell.1, Event::Shell, events.clone());
     follow(control.1, Event::Control, events.clone());
     follow(stdin.1, Event::Stdin, events.clone());
-    let cells = std::env::var_os("EVCXR_TMPDIR").map(PathBuf::from);
     let channels = Channels { iopub: publisher(iopub), shell: shell_out, control: control_out, stdin: stdin_out };
-    let mut front = Front::new(channels, events, inner_pid, folder, cells.as_deref());
+    let config = Config::load();
+    let wrong = config.as_ref().err().map(|error| format!("{error:#}"));
+    let mut front = Front::new(config.unwrap_or_default(), channels, events, inner_pid, folder, &cells);
+    front.start_error = wrong;
     front.publish("status", json!({"execution_state": "starting"}), None);
     let parent = rustix::process::getppid();
     let watches_parent = std::env::var("JPY_PARENT_PID").ok().and_then(|pid| pid.parse().ok())

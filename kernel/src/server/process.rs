@@ -176,7 +176,7 @@ impl Front {
                     return self.print(STDOUT, format!("{line}\n"));
                 }
                 let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
-                let (before, failure) = child.err.failure(panic, &code, self.generated.as_deref());
+                let (before, failure) = child.err.failure(panic, &code, Some(&self.generated), &self.config);
                 self.print(STDERR, before);
                 if let Some(cell) = &mut self.cell {
                     cell.failure.get_or_insert(failure);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cells::failures::{Failure, end_of_process};
 use crate::cells::{advice, replaced, report, syntax};
 use crate::server::cell::Cell;
-use crate::server::front::{Front, KEPT, RAN_NOTHING};
+use crate::server::front::{Front, RAN_NOTHING};
 use crate::server::pages::Unseen;
 use crate::server::wire::{content, message};
 
@@ -194,8 +194,8 @@ impl Front {
                 Some(status) => ("died", end_of_process(&status, &self.last_words)),
                 None => ("died", "the cell ended its process".to_owned()),
             };
-            let mut notes = vec![KEPT.to_owned()];
-            notes.extend(advice::on_kill(&cell.code).filter(|_| cell.killed));
+            let mut notes = vec![self.config.after_loss.clone()];
+            notes.extend(advice::on_kill(&cell.code, &self.config).filter(|_| cell.killed));
             return Some(Failure::new(name, &format!("{why}; {lost}"), &notes));
         }
         if cell.skip {

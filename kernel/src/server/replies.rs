@@ -7,7 +7,7 @@ use crate::cells::failures::Failure;
 use crate::server::channels::{follow, outbox};
 use crate::server::completion::Next;
 use crate::server::evcxr::Connections;
-use crate::server::front::{Event, Front, KEPT};
+use crate::server::front::{Event, Front};
 use crate::server::wire::{content, message, parent_id};
 
 impl Front {
@@ -67,7 +67,7 @@ impl Front {
             let of_work = |line: &&str| !noise.iter().any(|word| line.trim_start().starts_with(word));
             let why: Vec<&str> = why.lines().filter(of_work).collect();
             let why = format!("the process that compiles cells ended: {}; {}", why.join("; "), self.lost());
-            self.end(Some(Failure::new("died", &why, &[KEPT.to_owned()])));
+            self.end(Some(Failure::new("died", &why, &[self.config.after_loss.clone()])));
             // Jupyter starts a kernel that died once more.
             self.ended = true;
         } else {

@@ -18,10 +18,11 @@ use crate::cells::compile::level::level_of_cells;
 use crate::cells::compile::notice;
 use crate::cells::compile::rustc::{NOTE, again, code, inputs, made, read};
 use crate::cells::replaced;
+use crate::config::Config;
 use crate::private;
 
 /// Does what `cargo build` of the package in `folder`, the current one, would; gives its exit status.
-pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i32> {
+pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Config) -> Result<i32> {
     if std::env::var_os("RUSTC_WRAPPER").is_some() {
         return Ok(cargo.status().context("cannot start cargo")?.code().unwrap_or(1));
     }
@@ -31,13 +32,13 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
     }
     let _ = flush_at_end(&folder.join("src/lib.rs"));
     let level = level_of_cells(folder);
-    let kept = Kept::of(folder, args);
+    let kept = Kept::of(folder, args, config);
     if let Some(status) = kept.find().map(|call| again(&kept, &call, level.as_deref())).transpose()?.flatten() {
         return Ok(status);
     }
-    let note = folder.join("target/kdlab-note");
+    let note = folder.join("target/kernel-note");
     let _ = fs::remove_file(&note);
-    let status = through_cargo(folder, cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?))?;
+    let status = through_cargo(folder, cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?), config)?;
     if status.success()
         && let Some(call) = read(&note)
         && let Some(inputs) = inputs(folder, &call)
@@ -54,18 +55,18 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<i3
 /// Says what is wrong with the cell in `folder`, for which evcxr runs `cargo check` where a variable's type cannot be
 /// named: a closure's, say. cargo would first check all that cells depend on, which takes a minute. None where no
 /// compilation was kept.
-pub fn check(folder: &Path, args: &[OsString]) -> Result<Option<i32>> {
+pub fn check(folder: &Path, args: &[OsString], config: &Config) -> Result<Option<i32>> {
     let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
-    let kept = Kept::of(folder, &args);
+    let kept = Kept::of(folder, &args, config);
     Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
 }
 
 /// `cargo build`. It takes damaged libraries for good ones, so they are taken away where rustc stumbles over them, and
 /// it makes them again.
-fn through_cargo(folder: &Path, cargo: &mut Command) -> Result<ExitStatus> {
+fn through_cargo(folder: &Path, cargo: &mut Command, config: &Config) -> Result<ExitStatus> {
     for _ in 0..4 {
         let (status, said) = notice::run(cargo)?;
-        let removed = if status.success() { 0 } else { remove_damaged(folder, &said) };
+        let removed = if status.success() { 0 } else { remove_damaged(folder, &said, config) };
         if removed == 0 {
             print!("{said}");
             return Ok(status);

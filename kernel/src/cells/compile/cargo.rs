@@ -11,11 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cells::compile::{build, metadata};
+use crate::config::Config;
+use crate::private;
 use anyhow::{Context, Result};
-
-/// The user's own `CARGO_HOME`. rust-analyzer prefers the cargo below `CARGO_HOME` to all others, so the kernel's points
-/// to a folder with a link to this program.
-const HOME: &str = "KDLAB_CARGO_HOME";
 
 /// Whether this program was started under this name.
 pub fn is_named(tool: &str) -> bool {
@@ -33,7 +31,7 @@ pub fn restore_home() {
         if let Ok(path) = path {
             std::env::set_var("PATH", path);
         }
-        if let Some(home) = std::env::var_os(HOME) {
+        if let Some(home) = std::env::var_os(private::CARGO_HOME) {
             std::env::set_var("CARGO_HOME", home);
         }
     }
@@ -62,20 +60,22 @@ pub fn run() -> Result<()> {
     let mut command = Command::new(real());
     command.args(&args);
     if let Some(folder) = cells() {
+        // The front says what is wrong with it, before the first cell.
+        let config = Config::load().unwrap_or_default();
         let here = std::env::current_dir().is_ok_and(|here| here == folder);
         match args.first().and_then(|name| name.to_str()) {
-            Some("build") if here => std::process::exit(build::build(&folder, &mut command, &args)?),
+            Some("build") if here => std::process::exit(build::build(&folder, &mut command, &args, &config)?),
             Some("check") if here => {
-                if let Some(status) = build::check(&folder, &args)? {
+                if let Some(status) = build::check(&folder, &args, &config)? {
                     std::process::exit(status);
                 }
             }
             Some("metadata") if here || is_about_cells(&args) => {
-                let found = match metadata::metadata(&folder, &mut command, &args)? {
+                let found = match metadata::metadata(&folder, &mut command, &args, &config)? {
                     Ok(found) => found,
                     Err(status) => std::process::exit(status),
                 };
-                let said = if is_about_cells(&args) { metadata::pruned(found) } else { found };
+                let said = if is_about_cells(&args) { metadata::pruned(found, &config) } else { found };
                 return std::io::stdout().write_all(said.as_bytes()).context("nobody listens");
             }
             _ => {}

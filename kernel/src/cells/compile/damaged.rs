@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::config::Config;
+
 /// How names of libraries end that rustc reads.
 pub const LIBRARIES: [&str; 4] = ["rlib", "rmeta", "so", "dylib"];
 
 /// Takes away the libraries below `folder` that rustc could not read, and those that set-up noted with another length.
 /// Gives their number, 0 where libraries are no part of what is wrong.
-pub fn remove_damaged(folder: &Path, said: &str) -> usize {
+pub fn remove_damaged(folder: &Path, said: &str, config: &Config) -> usize {
     let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let unread: Vec<String> =
         messages.map(|line| line["message"].clone()).filter(names_unread_crate).map(text).collect();
@@ -37,8 +39,9 @@ pub fn remove_damaged(folder: &Path, said: &str) -> usize {
         let (length, name) = (words.next().and_then(|length| length.parse::<u64>().ok()), words.nth(1));
         let file = folder.join(name.unwrap_or_default());
         let found = fs::metadata(&file).ok().filter(|found| found.is_file()).map(|found| found.len());
-        if found.is_some() && found != length && !line.contains("/libkdlab-") {
-            files.insert(file);
+        let library = file.file_name().unwrap_or_default().to_string_lossy();
+        if found.is_some() && found != length && !config.is_edited(&library) {
+            files.insert(file.clone());
         }
     }
     files.iter().filter(|file| fs::remove_file(file).is_ok()).count()
@@ -82,6 +85,7 @@ mod tests {
 
     #[test]
     fn libraries_that_rustc_cannot_read_are_taken_away() {
+        let config = Config::default();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let deps = folder.path().join("target/deps");
         fs::create_dir_all(&deps).expect("it can be made");
@@ -96,16 +100,16 @@ mod tests {
                 json!({"message": "found invalid metadata", "code": {"code": code}, "children": [{"message": note}]});
             json!({"reason": "compiler-message", "message": message}).to_string()
         };
-        assert_eq!(remove_damaged(folder.path(), &said("E0308")), 0);
-        assert_eq!(remove_damaged(folder.path(), &said("E0786")), 2);
+        assert_eq!(remove_damaged(folder.path(), &said("E0308"), &config), 0);
+        assert_eq!(remove_damaged(folder.path(), &said("E0786"), &config), 2);
         // As rustc says it, of a library that is cut short.
         let text = "crate `half` required to be available in rlib format, but was not found in this form";
         let half = folder.path().join("target/x/debug/deps/libhalf-1.rlib");
         fs::create_dir_all(half.parent().expect("a folder")).expect("it can be made");
         fs::write(&half, "123").expect("it can be written");
         let message = json!({"message": {"message": text, "level": "error", "code": null, "children": []}});
-        assert_eq!((remove_damaged(folder.path(), &message.to_string()), half.exists()), (1, false));
+        assert_eq!((remove_damaged(folder.path(), &message.to_string(), &config), half.exists()), (1, false));
         assert!(deps.join("libtch-1.rlib").exists() && !deps.join("libpxfm-1.rlib").exists());
-        assert_eq!(remove_damaged(folder.path(), &said("E0786")), 0, "what is gone is cargo's");
+        assert_eq!(remove_damaged(folder.path(), &said("E0786"), &config), 0, "what is gone is cargo's");
     }
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::cells::compile::environment::{OF_THE_WAY, begins, environment};
 use crate::cells::compile::level::without_level;
+use crate::config::Config;
 
 /// Nanoseconds by which the time of a change may be behind.
 const CLOCK: u128 = 20_000_000;
@@ -32,21 +33,21 @@ pub struct Kept {
 
 impl Kept {
     /// For `cargo ARGS` in `folder`, where cells are built.
-    pub fn of(folder: &Path, args: &[OsString]) -> Self {
+    pub fn of(folder: &Path, args: &[OsString], config: &Config) -> Self {
         let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
         // evcxr writes dependencies in any order.
-        let (manifest, config) = (text("Cargo.toml"), text(".cargo/config.toml"));
+        let (manifest, cargo) = (text("Cargo.toml"), text(".cargo/config.toml"));
         let manifest: BTreeSet<String> = manifest.lines().map(|line| without_level(line).to_owned()).collect();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let mut environment = environment();
+        let mut environment = environment(config);
         environment.retain(|name, _| !begins(name, OF_THE_WAY));
         // Values may be secret: a sum of them tells whether they are the same.
         let mut hasher = DefaultHasher::new();
         Value::Object(environment).to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
-        let settings = json!([manifest, config, args, format!("{:016x}", hasher.finish())]);
+        let settings = json!([manifest, cargo, args, format!("{:016x}", hasher.finish())]);
         let mut hasher = DefaultHasher::new();
         settings.to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
-        let file = folder.join(format!("target/kdlab-kept/{:016x}.json", hasher.finish()));
+        let file = folder.join(format!("target/kernel-kept/{:016x}.json", hasher.finish()));
         Self { folder: folder.to_owned(), file, settings, begun: SystemTime::now() }
     }
 
@@ -130,7 +131,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let manifest = folder.path().join("Cargo.toml");
         let write = |level: &str| fs::write(&manifest, format!("[profile.dev]\nopt-level = {level}\ndebug = false\n"));
-        let file = || Kept::of(folder.path(), &[]).file;
+        let file = || Kept::of(folder.path(), &[], &Config::default()).file;
         write("2").expect("it can be written");
         assert_eq!(level_of_cells(folder.path()), None);
         let before = file();
@@ -148,10 +149,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let dirs = ["template", "1"].map(|name| folder.path().join(name));
         let answer = |dir: &Path| json!({"args": ["--out-dir", dir.join("deps")]});
-        Kept::of(&dirs[0], &[]).keep(answer(&dirs[0]), BTreeSet::new()).expect("it can be kept");
+        Kept::of(&dirs[0], &[], &Config::default()).keep(answer(&dirs[0]), BTreeSet::new()).expect("it can be kept");
         fs::create_dir_all(&dirs[1]).expect("it can be made");
         fs::rename(dirs[0].join("target"), dirs[1].join("target")).expect("it can be moved");
-        assert_eq!(Kept::of(&dirs[1], &[]).find(), Some(answer(&dirs[1])));
+        assert_eq!(Kept::of(&dirs[1], &[], &Config::default()).find(), Some(answer(&dirs[1])));
     }
 
     #[test]
@@ -160,7 +161,7 @@ mod tests {
         let made = folder.path().join("libctx.so");
         let loaded = folder.path().join("libcode_1.so");
         fs::write(&made, "library").expect("it can be written");
-        let kept = Kept::of(folder.path(), &[]);
+        let kept = Kept::of(folder.path(), &[], &Config::default());
         let piece = |items: &str, number: u8, body: &str| format!("{items}\nfn run_user_code_{number}(\n{body}) {{}}");
         let prelude = |items: &str| piece(items, 1, "mut x: *mut u8");
         let found = |code: &str| kept.library(code).is_some_and(|library| library.is_file());
@@ -195,7 +196,8 @@ mod tests {
         write(&source, "one");
         let dir = folder.path().join("cells");
         fs::create_dir_all(&dir).expect("it can be made");
-        let of = |args: &[&str]| Kept::of(&dir, &args.iter().map(OsString::from).collect::<Vec<_>>());
+        let of =
+            |args: &[&str]| Kept::of(&dir, &args.iter().map(OsString::from).collect::<Vec<_>>(), &Config::default());
         std::thread::sleep(std::time::Duration::from_millis(50));
         let kept = of(&["build"]);
         assert!(kept.find().is_none());

@@ -9,13 +9,11 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cells::compile::kept::Kept;
-
-/// Crates with nothing of their dependencies in their interface, other than the named ones.
-const CLOSED: [(&str, &[&str]); 2] = [("kdlab", &["tch"]), ("tch", &[])];
+use crate::config::Config;
 
 /// What `cargo metadata` says of the package in `folder`; the exit status where it failed.
-pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result<Result<String, i32>> {
-    let kept = Kept::of(folder, args);
+pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Config) -> Result<Result<String, i32>> {
+    let kept = Kept::of(folder, args, config);
     if let Some(Value::String(found)) = kept.find() {
         return Ok(Ok(found));
     }
@@ -35,11 +33,11 @@ pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString]) -> Result
 }
 
 /// `metadata` as rust-analyzer is shown it.
-pub fn pruned(metadata: String) -> String {
-    serde_json::from_str(&metadata).map_or(metadata, |found| prune(found).to_string())
+pub fn pruned(metadata: String, config: &Config) -> String {
+    serde_json::from_str(&metadata).map_or(metadata, |found| prune(found, config).to_string())
 }
 
-fn prune(mut metadata: Value) -> Value {
+fn prune(mut metadata: Value, config: &Config) -> Value {
     let name = |packages: &Value, id: &Value| -> String {
         let package = packages.as_array().into_iter().flatten().find(|package| package["id"] == *id);
         package.and_then(|package| package["name"].as_str()).unwrap_or_default().to_owned()
@@ -51,11 +49,11 @@ fn prune(mut metadata: Value) -> Value {
             continue;
         }
         let own = name(&metadata["packages"], &id);
-        let kept = CLOSED.iter().find(|(closed, _)| *closed == own).map(|(_, kept)| *kept);
+        let kept = config.crates.get(&own).and_then(|found| found.interface.as_ref());
         let node = metadata["resolve"]["nodes"].as_array().into_iter().flatten().find(|node| node["id"] == id);
         for dependency in node.and_then(|node| node["deps"].as_array()).into_iter().flatten() {
             let dependency = &dependency["pkg"];
-            if kept.is_none_or(|kept| kept.contains(&name(&metadata["packages"], dependency).as_str())) {
+            if kept.is_none_or(|kept| kept.contains(&name(&metadata["packages"], dependency))) {
                 left.push(dependency.clone());
             }
         }
@@ -71,8 +69,12 @@ fn prune(mut metadata: Value) -> Value {
         retain(&mut node["deps"], "pkg");
         retain(&mut node["dependencies"], "");
     }
-    for package in metadata["packages"].as_array_mut().into_iter().flatten().filter(|p| p["name"] == "kdlab") {
-        // The folder of the manifest is read as a whole, and beside it lie a Python environment and everything built.
+    let edited = |package: &&mut Value| {
+        let name = package["name"].as_str().unwrap_or_default();
+        config.crates.get(name).is_some_and(|found| found.edited)
+    };
+    for package in metadata["packages"].as_array_mut().into_iter().flatten().filter(edited) {
+        // rust-analyzer reads the whole folder of the manifest, and everything that was built may lie beside it.
         let manifest = package["manifest_path"].as_str().map(|path| path.replace("Cargo.toml", "src/Cargo.toml"));
         package["manifest_path"] = manifest.into();
     }
@@ -101,7 +103,8 @@ mod tests {
                 node("ndarray", &["rand"]), node("half", &[]), node("rand", &["core"]), node("core", &[]),
             ]},
         });
-        let pruned = prune(metadata);
+        let config = "[crates.kdlab]\ninterface = ['tch']\nedited = true\n[crates.tch]\ninterface = []";
+        let pruned = prune(metadata, &toml::from_str(config).expect("a configuration"));
         let names: Vec<_> = pruned["packages"].as_array().into_iter().flatten().map(|p| p["name"].clone()).collect();
         // What a cell asks for by `:dep` is there with all that it needs.
         assert_eq!(json!(names), json!(["ctx", "kdlab", "tch", "ndarray", "rand", "core"]));

@@ -15,10 +15,11 @@ use crate::cells::compile::environment::environment;
 use crate::cells::compile::kept::{Kept, copy, write_private};
 use crate::cells::compile::loops::loops;
 use crate::cells::replaced;
+use crate::config::Config;
 use crate::private;
 
 /// Set where this program is cargo's wrapper around rustc: where it notes what it was told.
-pub const NOTE: &str = "KDLAB_RUSTC_NOTE";
+pub const NOTE: &str = "LIVE_KERNEL_RUSTC_NOTE";
 
 /// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this
 /// program.
@@ -27,9 +28,10 @@ const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_
 /// As cargo's wrapper around rustc: notes the compilation of a cell, and becomes rustc.
 pub fn note(path: &OsStr) -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let config = Config::load().unwrap_or_default();
     let (rustc, rest) = args.split_first().context("cargo named no rustc")?;
     if rest.windows(2).any(|pair| pair == ["--crate-name", "ctx"]) {
-        let call = json!({"args": args, "environment": environment()});
+        let call = json!({"args": args, "environment": environment(&config)});
         write_private(Path::new(path), &call.to_string())
             .with_context(|| format!("cannot write {}", Path::new(path).display()))?;
     }
@@ -178,7 +180,7 @@ mod tests {
         let call = json!({"args": ["rustc", "--out-dir", deps], "environment": {}});
         let found = inputs(folder.path(), &call).expect("arguments name a folder");
         assert!(found.contains(&deps.join("libpxfm-1.rlib")) && found.len() == 2, "{found:?}");
-        let kept = Kept::of(folder.path(), &[]);
+        let kept = Kept::of(folder.path(), &[], &Config::default());
         kept.keep("answer".into(), [deps.join("libpxfm-1.rlib")].into()).expect("it can be kept");
         assert_eq!(kept.find(), Some("answer".into()));
         let mode = fs::metadata(&kept.file).expect("it is there").permissions().mode();

@@ -1,0 +1,237 @@
+//! The environment in which evcxr works: its build directory, its configuration, its cargo, and Rust's library.
+//!
+//! rust-analyzer, which is part of evcxr, reads and analyses every crate that it hears of before the first cell's
+//! variables have types. So it is shown Rust's library in outline, and a cargo that names only what cells can name.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use rustix::io::{FdFlags, fcntl_setfd};
+
+use crate::cells::syntax;
+use crate::launch::outline;
+use crate::private::{CARGO_HOME, LOCK};
+
+/// Names the folder for what kernels keep; without it they use one in the user's cache folder.
+const CACHE: &str = "LIVE_KERNEL_CACHE";
+
+/// Macros by which the kernel knows what ended a cell, and sees lines without an end.
+const MACROS: &str = include_str!("macros.rs");
+
+/// The parts of Rust's library that cells need. Its own dependencies and the vendors' instructions in `core::arch` are
+/// three times as much.
+const LIBRARY: [&str; 3] = ["alloc", "core", "std"];
+
+/// Variables for evcxr.
+pub type Variables = Vec<(&'static str, OsString)>;
+
+/// Makes what a kernel with this private folder needs. Returns the variables, and the build directory of cells.
+pub fn prepare(private: &Path) -> Result<(Variables, PathBuf)> {
+    let cache = cache()?;
+    let (mut variables, tools) = shared(&cache)?;
+    let cells = match std::env::var_os("EVCXR_TMPDIR").map(PathBuf::from) {
+        Some(given) => given,
+        None => {
+            let (cells, lock) = build_directory(&cache.join("cells"))?;
+            // The lock lives on in the process that builds there, and ends with it, however it ends.
+            variables.push((LOCK, lock.as_raw_fd().to_string().into()));
+            fcntl_setfd(&lock, FdFlags::empty()).context("cannot hand the lock of the build directory on")?;
+            std::mem::forget(lock);
+            cells
+        }
+    };
+    remove_old_cells(&cells);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path))).context("PATH")?;
+    variables.push(("PATH", path));
+    variables.push(("EVCXR_CONFIG_DIR", configuration(private)?.into()));
+    variables.push(("EVCXR_TMPDIR", cells.clone().into()));
+    Ok((variables, cells))
+}
+
+/// Makes what evcxr_jupyter needs where it stands alone.
+pub fn prepare_alone() -> Result<Variables> {
+    if let Some(cells) = std::env::var_os("EVCXR_TMPDIR") {
+        remove_old_cells(Path::new(&cells));
+    }
+    Ok(shared(&cache()?)?.0)
+}
+
+/// What both kinds of kernel need, and the folder with this program under the names of tools.
+fn shared(cache: &Path) -> Result<(Variables, PathBuf)> {
+    let mut variables = vec![];
+    if let Some(library) = rust_library() {
+        variables.push(("RUST_SRC_PATH", outlined(&library, cache)?.into()));
+    }
+    // rust-analyzer prefers the cargo below `CARGO_HOME` to all others.
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let home = cache.join(format!("cargo-{:016x}", hash(&program)));
+    let tools = home.join("bin");
+    for name in ["cargo", "rustup"] {
+        link(&program, &tools.join(name))?;
+    }
+    variables.push((CARGO_HOME, own_cargo_home().into()));
+    variables.push(("CARGO_HOME", home.into()));
+    Ok((variables, tools))
+}
+
+fn cache() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || set("HOME").with_context(|| format!("HOME is not set: set {CACHE} to a folder for compiled crates"));
+    match (set(CACHE), set("XDG_CACHE_HOME")) {
+        (Some(folder), _) => Ok(folder),
+        _ if cfg!(target_os = "macos") => Ok(home()?.join("Library/Caches/kdlab-kernel")),
+        (None, Some(folder)) => Ok(folder.join("kdlab-kernel")),
+        (None, None) => Ok(home()?.join(".cache/kdlab-kernel")),
+    }
+}
+
+/// Where cargo keeps crates for the user.
+fn own_cargo_home() -> PathBuf {
+    let default = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from)
+}
+
+/// Takes the first build directory below `folder` that no other kernel uses. It keeps the crates that were compiled
+/// there. Two kernels may not share one.
+fn build_directory(folder: &Path) -> Result<(PathBuf, File)> {
+    let mut number = 1;
+    loop {
+        let cells = folder.join(number.to_string());
+        fs::create_dir_all(&cells).with_context(|| format!("cannot make {}", cells.display()))?;
+        let lock = File::create(cells.with_extension("lock")).context("cannot make the lock of a build directory")?;
+        match lock.try_lock() {
+            Ok(()) => return Ok((cells, lock)),
+            Err(fs::TryLockError::WouldBlock) => number += 1,
+            Err(fs::TryLockError::Error(error)) => return Err(error).context("cannot lock a build directory"),
+        }
+    }
+}
+
+/// Every cell leaves a library behind; those of the kernel that had the build directory before are of no use.
+fn remove_old_cells(cells: &Path) {
+    let targets = fs::read_dir(cells.join("target")).into_iter().flatten().flatten();
+    // cargo puts the library into the first, rustc into the second.
+    for folder in targets.flat_map(|target| ["debug", "debug/deps"].map(|name| target.path().join(name))) {
+        for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if file.file_name().to_string_lossy().starts_with("libcode_") {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+}
+
+/// evcxr's configuration, the user's own with the kernel's macros in the prelude, in a folder below `private`.
+fn configuration(private: &Path) -> Result<PathBuf> {
+    let folder = private.join("config");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let own = evcxr::config_dir();
+    for entry in own.iter().flat_map(fs::read_dir).flatten().flatten() {
+        if entry.file_name() != "prelude.rs" {
+            symlink(entry.path(), folder.join(entry.file_name())).context("cannot link to evcxr's configuration")?;
+        }
+    }
+    let file = own.unwrap_or_default().join("prelude.rs");
+    let prelude = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    fs::write(folder.join("prelude.rs"), with_macros(&prelude)).context("cannot write the prelude")?;
+    Ok(folder)
+}
+
+/// `prelude` with the kernel's macros, behind its commands, which evcxr understands only above all code.
+fn with_macros(prelude: &str) -> String {
+    let (commands, code) = syntax::parted(prelude);
+    // In one piece with all else: evcxr compiles and analyses each piece on its own.
+    format!(":build_env CARGO_HOME={}\n{commands}{MACROS}\n{code}", own_cargo_home().display())
+}
+
+/// The sources of Rust's library. Where they are missing, rust-analyzer has rustup fetch them.
+fn rust_library() -> Option<PathBuf> {
+    let of_toolchain = || {
+        let output = Command::new("rustc").args(["--print", "sysroot"]).output().ok()?;
+        Some(Path::new(String::from_utf8(output.stdout).ok()?.trim()).join("lib/rustlib/src/rust/library"))
+    };
+    std::env::var_os("RUST_SRC_PATH")
+        .map(PathBuf::from)
+        .or_else(of_toolchain)
+        .filter(|library| library.join("core").is_dir())
+}
+
+/// The library in `found` without what its functions do, written when a toolchain or this program is new.
+fn outlined(found: &Path, cache: &Path) -> Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let changed = |file: &Path| {
+        let time = fs::metadata(file).and_then(|found| found.modified());
+        time.with_context(|| format!("cannot read {}", file.display()))
+    };
+    let version = (found, changed(&found.join("core/src/lib.rs"))?, changed(&program)?);
+    let folder = cache.join("outline");
+    let library = folder.join(format!("{:016x}", hash(&version)));
+    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    // Several kernels may start at once.
+    let lock = File::create(folder.with_extension("lock"));
+    let lock = lock.with_context(|| format!("cannot write in {}", cache.display()))?;
+    lock.lock().context("cannot lock the outline of Rust's library")?;
+    if !library.is_dir() {
+        // Kernels that run have read theirs.
+        let _ = fs::remove_dir_all(&folder);
+        let beside = folder.join(std::process::id().to_string());
+        for name in LIBRARY.map(|name| format!("{name}/src")) {
+            outline::write(&found.join(&name), &beside.join(&name))?;
+        }
+        fs::rename(&beside, &library).with_context(|| format!("cannot write {}", library.display()))?;
+    }
+    Ok(library)
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Makes `link` point to `target`; another kernel may do so at the same time.
+fn link(target: &Path, link: &Path) -> Result<()> {
+    if fs::read_link(link).is_ok_and(|found| found == target) {
+        return Ok(());
+    }
+    let made = || {
+        fs::create_dir_all(link.parent().unwrap_or(link))?;
+        let beside = link.with_extension(std::process::id().to_string());
+        symlink(target, &beside)?;
+        fs::rename(&beside, link)
+    };
+    made().with_context(|| format!("cannot link {} to {}", link.display(), target.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macros_stand_behind_the_commands_of_a_prelude() {
+        let text = with_macros("// mine\n:dep serde = \"1\"\n\nuse serde::Serialize;\n");
+        let place = |words: &str| text.find(words).unwrap_or_else(|| panic!("no {words} in {text}"));
+        assert!(text.starts_with(":build_env CARGO_HOME="));
+        assert!(place(":dep serde") < place("macro_rules!") && place("macro_rules!") < place("use serde"));
+        assert!(with_macros("").contains("macro_rules!"));
+    }
+
+    #[test]
+    fn each_kernel_has_a_build_directory_of_its_own() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (first, lock) = build_directory(folder.path()).expect("a directory");
+        assert_eq!(build_directory(folder.path()).expect("another one").0, folder.path().join("2"));
+        drop(lock);
+        assert_eq!(build_directory(folder.path()).expect("the first, free again").0, first);
+    }
+}
