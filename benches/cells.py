@@ -4,6 +4,7 @@ After `cargo lab setup`, with images at hand (`KDLAB_DATA`). Nothing here trains
 Return and the answer. CPU seconds are those of the kernel with all its processes, compilers included.
 """
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import statistics
 import tempfile
 import time
 
+import psutil
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
@@ -78,20 +80,12 @@ CELLS = [
 
 def cpu_of(pid):
     """CPU seconds of a process, of all below it, and of those that it has outlived."""
-    parents, times = {}, {}
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-            times[int(entry.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    total, left = 0, [pid]
-    while left:
-        pid = left.pop()
-        total += times.get(pid, 0)
-        left += parents.get(pid, [])
+    root = psutil.Process(pid)
+    total = 0
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

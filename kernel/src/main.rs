@@ -1,18 +1,18 @@
-//! A live Jupyter kernel around evcxr_jupyter 0.22, which is used as it is.
+//! A live Jupyter kernel around evcxr_jupyter 0.22, which it uses unchanged.
 //!
-//! One binary, three lives, each the parent of the next:
-//! - front: the Jupyter server that the front end talks to ([`front`]). It relays cells to
-//! - inner: `evcxr_jupyter::main()`, which compiles cells and starts
+//! The program takes one of three parts, each the parent of the next:
+//! - front: the Jupyter server that the front end talks to ([`server`]). It hands cells to
+//! - inner: `evcxr_jupyter::main()`, which compiles cells ([`launch::inner`]) and starts
 //! - child: evcxr's runtime process, which loads compiled cells and runs them.
 //!
-//! Before evcxr's code takes over in the child, its stdin, stdout and stderr are handed to the front ([`child`]), which
-//! sees what cells print *as* they print it, together with the lines by which evcxr's own code talks to its parent
-//! ([`output`]). Cells reach the front through a socket ([`link`]): displays that update, widgets, Interrupt.
+//! Before evcxr's code takes over in the child, the child hands its stdin, stdout and stderr to the front
+//! ([`cells::handover`]). So the front sees what cells print as they print it, with the lines by which evcxr's own code
+//! reports to its parent ([`cells::output`]). Cells reach the front through a socket ([`server::link`]).
 //!
-//! Under the names `cargo` and `rustup` it is these for evcxr and the rust-analyzer in it ([`cargo`]).
+//! Under the names `cargo` and `rustup` the program stands between evcxr and the real ones ([`cells::compile`]).
 //!
-//! `kdlab-kernel CONNECTION_FILE` is the live kernel; `kdlab-kernel --control_file CONNECTION_FILE` is evcxr_jupyter;
-//! `kdlab-kernel --outline FROM TO` writes what its rust-analyzer is to see of Rust's library.
+//! The modules in order: [`private`], [`processes`], [`config`], [`cells`], [`launch`], [`server`]. Each uses only
+//! itself and those before it.
 
 mod cells;
 mod config;
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
         inner::allow_huge_pages();
         handover::hand_over()?;
     } else if set("EVCXR_RUSTC_WRAPPER") {
-        // evcxr's wrapper around rustc: nothing of ours.
+        // evcxr's own wrapper around rustc needs nothing of the kernel.
     } else if set(private::FOLDER) {
         inner::keep_lock();
         inner::end_with_parent();
@@ -61,6 +61,10 @@ fn main() -> Result<()> {
                 }
             }
             Some(name) if name == "install" => return kernelspec::install(arguments),
+            Some(name) if name == "--help" => {
+                println!("{USAGE}");
+                return Ok(());
+            }
             Some(name) if name.to_string_lossy().starts_with('-') => bail!("{USAGE}"),
             Some(connection_file) => return server::run(Path::new(&connection_file)),
             None => bail!("{USAGE}"),

@@ -1,26 +1,27 @@
-//! The private folder of a running kernel: its sockets, and the variables by which the kernel's processes find them.
+//! The private folder of a running kernel, and the environment variables by which the kernel's processes find each
+//! other.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Names the private folder of the sockets; set in the inner process and its children.
+/// Names the private folder with the sockets; set in the inner process and its children.
 pub const FOLDER: &str = "LIVE_KERNEL_FOLDER";
 
-/// Names the file descriptor of the lock of the build directory, for the process that builds there.
+/// Names the file descriptor of the lock of the build directory; set in the process that builds there.
 pub const LOCK: &str = "LIVE_KERNEL_LOCK";
 
-/// The user's own `CARGO_HOME`: the kernel's points to a folder with links to this program.
+/// Holds the user's own `CARGO_HOME`, because the kernel's points to a folder with links to this program.
 pub const CARGO_HOME: &str = "LIVE_KERNEL_CARGO_HOME";
 
-/// Variables by which cells find their socket, and what they have to say there first.
+/// The path of the socket for cells, and the token that a client sends first.
 pub const ADDRESS: &str = "KDLAB_LIVE";
 pub const TOKEN: &str = "KDLAB_LIVE_TOKEN";
 
-/// How long the path of the sockets' folder may be: that of a socket has at most 103 bytes on macOS, 107 on Linux.
+/// Maximal length of the folder's path. The path of a socket has at most 103 bytes on macOS, 107 on Linux.
 const LONGEST: usize = 85;
 
-/// In the user's folder for temporary files, or in `/tmp` where that one's path is too long for a socket.
+/// Makes the folder among the user's temporary files, or in `/tmp` where the path would be too long for a socket.
 pub fn make() -> Result<tempfile::TempDir> {
     let temporary = std::env::temp_dir();
     let fits = temporary.as_os_str().len() + "/kdlab-123456".len() <= LONGEST;
@@ -31,7 +32,7 @@ pub fn make() -> Result<tempfile::TempDir> {
     })
 }
 
-/// Where children that run cells report.
+/// Returns the socket at which the processes that run cells report.
 pub fn child_socket(folder: &Path) -> PathBuf {
     folder.join("child")
 }

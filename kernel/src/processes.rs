@@ -1,6 +1,7 @@
-//! Other processes, as the system shows them: who compiles for the kernel, and whether a process waits for input.
+//! Other processes: which of them compile for the kernel, and whether one waits for input.
 
-/// The processes that compile for the inner process `pid`: all below it but `child` and what that started.
+/// Returns the processes that compile for the inner process `pid`: all below it except `child` and those below
+/// `child`.
 pub fn compilers(pid: i32, child: Option<i32>) -> Vec<i32> {
     let all = processes();
     let mut found = vec![];
@@ -15,13 +16,14 @@ pub fn compilers(pid: i32, child: Option<i32>) -> Vec<i32> {
     found
 }
 
-/// All processes with their parents, as `ps` knows them everywhere; Linux tells without it, which is not always there.
+/// Returns all processes with their parents: on Linux from `/proc`, because `ps` may be missing there, elsewhere from
+/// `ps`.
 fn processes() -> Vec<(i32, i32)> {
     if cfg!(target_os = "linux") {
         let stat = |entry: std::fs::DirEntry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            // After the name in parentheses, which may hold anything: state, parent.
+            // The name stands in parentheses and may hold anything; state and parent follow.
             let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
             Some((pid, parent))
         };
@@ -36,12 +38,13 @@ fn processes() -> Vec<(i32, i32)> {
     text.lines().filter_map(pair).collect()
 }
 
-/// Whether the main thread of `pid` waits in a read of its stdin. Only Linux tells, and may be set not to.
+/// Returns whether the main thread of `pid` waits in a read of its stdin. Only Linux knows, and may be configured not
+/// to tell.
 pub fn reads_stdin(pid: i32) -> Option<bool> {
     std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/syscall")).ok().map(|call| is_read_of_stdin(&call))
 }
 
-/// `/proc/PID/syscall`: the number of the call, then its arguments.
+/// Reads `/proc/PID/syscall`: the number of the call, then its arguments.
 fn is_read_of_stdin(call: &str) -> bool {
     let read = if cfg!(target_arch = "x86_64") { "0" } else { "63" };
     let mut words = call.split_whitespace();

@@ -1,11 +1,11 @@
-"""A kernel as a front end sees it: starts one, runs cells, keeps every message with the time it came."""
+"""A kernel as a front end sees it: starts one, runs cells, and keeps every message with its time of arrival."""
+import contextlib
 import json
 import os
 import pathlib
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -13,20 +13,26 @@ import time
 import unittest
 from queue import Empty
 
+import psutil
 from jupyter_client import BlockingKernelClient, KernelManager
 
-# A cell may have to wait for the compiler, and that for other work on a small machine.
+# Seconds for a cell. It may have to wait for the compiler, and the compiler for other work on a small machine.
 CELL = 180
+# The other fields of an execute_request.
+REQUEST = {
+    "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True,
+}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
-# What cells use: a client of the kernel's socket, and a wait that ends when the test says so (or fails the cell).
+# Code for cells: a client of the kernel's socket, and a wait that ends when the test opens a gate (or fails the cell).
 HELPERS = r'''
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 pub struct Live { out: UnixStream, input: BufReader<UnixStream> }
 impl Live {
     pub fn open() -> Live {
-        let out = UnixStream::connect(std::env::var("KDLAB_LIVE").expect("KDLAB_LIVE is set")).expect("the socket is open");
+        let address = std::env::var("KDLAB_LIVE").expect("KDLAB_LIVE is set");
+        let out = UnixStream::connect(address).expect("the socket is open");
         let token = std::env::var("KDLAB_LIVE_TOKEN").expect("KDLAB_LIVE_TOKEN is set");
         let mut live = Live { input: BufReader::new(out.try_clone().unwrap()), out };
         live.send(&format!("{{\"token\": \"{token}\"}}"));
@@ -79,7 +85,7 @@ pub fn spin(path: &str) {
 
 
 def rust(value):
-    """A Rust literal: of a text, or of the JSON of anything else."""
+    """Returns a Rust literal of a text, or of the JSON of anything else."""
     text = value if isinstance(value, (str, pathlib.Path)) else json.dumps(value)
     return f'r####"{text}"####'
 
@@ -93,7 +99,7 @@ def plain(text):
 
 
 class Cell:
-    """One execute_request and what came of it."""
+    """One execute_request, and the messages that answer it."""
 
     def __init__(self, client, id):
         self.client, self.id = client, id
@@ -120,16 +126,16 @@ class Cell:
 
     @property
     def error_text(self):
-        """All that people read of the errors."""
-        parts = [line for m in self.errors for line in [m["content"]["ename"], m["content"]["evalue"], *m["content"]["traceback"]]]
-        return plain("\n".join(parts))
+        """The whole text of the errors."""
+        contents = [m["content"] for m in self.errors]
+        return plain("\n".join(line for c in contents for line in [c["ename"], c["evalue"], *c["traceback"]]))
 
     @property
     def running(self):
         return not any(m["content"]["execution_state"] == "idle" for m in self.all("status"))
 
     def wait(self, condition, what, timeout=CELL):
-        """Until `condition()` holds; fails when the cell ends without it."""
+        """Waits until `condition()` holds; fails when the cell ends before."""
         self.client.wait(lambda: condition() or not self.running, f"{what}, or the end of the cell", timeout)
         if not condition():
             raise AssertionError(f"the cell ended without {what}: {self.describe()}")
@@ -163,7 +169,7 @@ class OtherPage:
 
 
 class Client:
-    """One front end. A thread keeps what comes on iopub; the other channels are read when asked."""
+    """One front end. A thread keeps the messages on iopub; the other channels are read when asked."""
 
     def __init__(self, manager, timeout=600):
         self.kc = manager.client()
@@ -192,7 +198,7 @@ class Client:
                 return
 
     def wait(self, condition, what, timeout):
-        """Until `condition()` holds; it is looked at after every message."""
+        """Waits until `condition()` holds, which is checked after every message."""
         with self.news:
             if not self.news.wait_for(lambda: self.broken or condition(), timeout):
                 raise AssertionError(f"{what} did not come within {timeout} s; the last messages: {self.tail()}")
@@ -203,14 +209,12 @@ class Client:
         return [(m["msg_type"], str(m["content"])[:300]) for m in self.seen[-8:]]
 
     def first(self, type, timeout, parent=None, matching=lambda content: True):
-        """The first message of this type, waited for."""
+        """Waits for the first message of this type, and returns it."""
         found = []
 
         def look():
-            found[:] = [
-                m for m in self.seen
-                if m["msg_type"] == type and parent in (None, m["parent_header"].get("msg_id")) and matching(m["content"])
-            ]
+            same = [m for m in self.seen if m["msg_type"] == type and matching(m["content"])]
+            found[:] = [m for m in same if parent in (None, m["parent_header"].get("msg_id"))]
             return bool(found)
 
         self.wait(look, f"a message {type}", timeout)
@@ -236,8 +240,7 @@ class Client:
         return self.reply(self.send(type, content, channel), timeout, channel)["content"]
 
     def begin(self, code, **content):
-        defaults = {"silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
-        return Cell(self, self.send("execute_request", {"code": code, **defaults, **content}))
+        return Cell(self, self.send("execute_request", {"code": code, **REQUEST, **content}))
 
     def run(self, code, timeout=CELL, **content):
         return self.begin(code, **content).finish(timeout)
@@ -257,37 +260,20 @@ class Client:
         self.kc.stop_channels()
 
 
-# ---- Processes, as /proc shows them. A process is its id and its start, for ids are used again. ----
-
-
-def processes():
-    """{pid: (parent, start, state, name)} of everything that runs."""
-    table = {}
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            fields = rest.split()
-            table[int(entry.name)] = (int(fields[1]), fields[19], fields[0], name)
-    return table
-
-
 def family(pid):
-    """The process and all below it: {(pid, start): name}."""
-    table = processes()
-    found, edge = {}, [pid]
-    while edge:
-        found.update({(p, table[p][1]): table[p][3] for p in edge if p in table})
-        edge = [p for p, (parent, *_) in table.items() if parent in edge]
+    """Returns the process and all below it, with their names. psutil compares processes by id and start."""
+    found = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[process] = process.name()
     return found
 
 
 def still_there(members):
-    """Those of them that are still there, dead ones that nobody buried included."""
-    table = processes()
-    return {key: name for key, name in members.items() if key[0] in table and table[key[0]][1] == key[1]}
+    """Returns those of them that still exist, including ended ones that no parent has waited for."""
+    return {process: name for process, name in members.items() if process.is_running()}
 
 
 def wait_until(condition, what, timeout):
@@ -322,24 +308,24 @@ class Kernel:
             raise
 
     def remember(self):
-        """Its processes of now, so that those left over can be named when it is gone."""
+        """Notes its present processes, so that those left over can be named after its end."""
         self.members.update(family(self.pid))
         return self.members
 
     def environment(self, name):
-        """What the process that runs cells has in its environment; the test fails without."""
-        for (pid, _), _ in family(self.pid).items():
-            pairs = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            values = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
-            if b"EVCXR_IS_RUNTIME" in values and name.encode() in values:
-                return values[name.encode()].decode()
+        """Returns a variable of the process that runs cells; fails without one."""
+        for process in family(self.pid):
+            with contextlib.suppress(psutil.Error):
+                values = process.environ()
+                if "EVCXR_IS_RUNTIME" in values and name in values:
+                    return values[name]
         raise AssertionError(f"no process of the kernel that runs cells has {name} in its environment")
 
     def file(self, name):
         return self.folder / name
 
     def restart(self):
-        """As a front end does it: the client stays connected."""
+        """Restarts it as a front end does: the client stays connected."""
         old = dict(self.remember())
         self.manager.restart_kernel()
         self.pid = self.manager.provisioner.pid
@@ -350,7 +336,7 @@ class Kernel:
         self.remember()
 
     def stop(self, ask=True):
-        """Shuts it down as Jupyter does. Gives names of processes that outlive it by more than 15 s; they are killed."""
+        """Shuts it down as Jupyter does. Kills processes that outlive it by more than 15 s, and returns their names."""
         if self.client:
             if self.manager.is_alive():
                 self.remember()
@@ -360,8 +346,8 @@ class Kernel:
         end = time.monotonic() + 15
         while (left := still_there(self.members)) and time.monotonic() < end:
             time.sleep(0.05)
-        for pid, _ in left:
-            os.kill(pid, signal.SIGKILL)
+        for process in left:
+            process.kill()
         self.manager.cleanup_resources()
         self.log.close()
         shutil.rmtree(self.folder)
@@ -369,7 +355,7 @@ class Kernel:
 
 
 class KernelCase(unittest.TestCase):
-    """Tests that share one kernel with those of the same file, for a start takes seconds. At the end nothing may be left of it."""
+    """Tests that share one kernel with those of the same file, because a start takes seconds. It must leave nothing."""
 
     kernel: Kernel
     client: Client
@@ -394,7 +380,7 @@ class KernelCase(unittest.TestCase):
     gates = 0
 
     def gate(self):
-        """A file that a cell waits for, there at the latest when the test ends."""
+        """Returns the path of a file that a cell waits for. It exists at the latest when the test ends."""
         KernelCase.gates += 1
         path = self.kernel.file(f"gate-{KernelCase.gates}")
         self.addCleanup(path.touch)
@@ -402,10 +388,11 @@ class KernelCase(unittest.TestCase):
 
 
 def tiny_cifar(folder):
-    """600 images in CIFAR-10's layout whose brightness tells their class, enough for the smoke profile."""
+    """Writes 600 images in CIFAR-10's layout whose brightness shows their class, enough for the smoke profile."""
     draw = random.Random(0)
     folder.mkdir()
     for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
-        images = [bytes([label]) + bytes(label * 25 + b % 30 for b in draw.randbytes(3072)) for label in [*range(10)] * 10]
+        labels = [*range(10)] * 10
+        images = [bytes([label, *(label * 25 + b % 30 for b in draw.randbytes(3072))]) for label in labels]
         (folder / name).write_bytes(b"".join(images))
     return folder

@@ -1,7 +1,7 @@
 """What a person sees: JupyterLab in Chromium, a fit that runs, its sliders and its Stop button.
 
-KDLAB_SCREENSHOTS names a folder for pictures; without it they are thrown away. KDLAB_CHROMIUM names the browser, if it is
-none of the usual ones.
+KDLAB_SCREENSHOTS names a folder for pictures; without it they are thrown away. KDLAB_CHROMIUM names a browser other than
+the usual ones.
 """
 import json
 import os
@@ -37,7 +37,8 @@ TEACHER = """
     let mut teacher = head(lab.profile.arch.features(), data.classes.len() as i64, lab.device, lab.profile.seed)?;
     let train = Examples::features(&data.train, &train)?;
     let validation = Examples::features(&data.validation, &validation)?;
-    fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &FitOptions { listener: print_progress(), ..lab.teacher_options() })?;
+    let options = FitOptions { listener: print_progress(), ..lab.teacher_options() };
+    fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &options)?;
 };
 """
 AFTER = """
@@ -51,7 +52,10 @@ def chromium():
     named = os.environ.get("KDLAB_CHROMIUM")
     found = named or next(filter(None, map(shutil.which, BROWSERS)), None)
     if not found:
-        raise AssertionError("no Chromium found, which this test drives: install it (Debian: apt-get install chromium), or set KDLAB_CHROMIUM to it")
+        raise AssertionError(
+            "no Chromium found, which this test drives: install it (Debian: apt-get install chromium), "
+            "or set KDLAB_CHROMIUM to it"
+        )
     return found
 
 
@@ -155,13 +159,13 @@ class Browser(unittest.TestCase):
         """Until the cell has its number; gives the text below it."""
         prompt = self.cell(page, index).locator(".jp-InputArea-prompt").first
         wait_until(lambda: prompt.inner_text().strip("[]: ").isdigit(), f"the end of cell {index}", timeout)
-        return self.cell(page, index).locator(".jp-OutputArea").inner_text() if self.cell(page, index).locator(".jp-OutputArea-child").count() else ""
+        cell = self.cell(page, index)
+        return cell.locator(".jp-OutputArea").inner_text() if cell.locator(".jp-OutputArea-child").count() else ""
 
     def saved(self, index):
-        """The outputs of that cell in the file.
+        """Returns the outputs of that cell in the file, or None while Jupyter writes the file in place.
 
-        None while Jupyter writes over the file in place: asked meanwhile, it finds an empty one or half of one and answers
-        400 (an unreadable notebook) or 500.
+        Meanwhile Jupyter finds an empty or half-written notebook, and answers 400 or 500.
         """
         try:
             with urllib.request.urlopen(f"{self.address}/api/contents/live.ipynb", timeout=10) as answer:
@@ -328,7 +332,8 @@ class Browser(unittest.TestCase):
 
         # A page whose outputs were lost learns where the results are.
         self.run_cell(page, last)
-        wait_until(lambda: "alive" in self.cell(page, last).locator(".jp-OutputArea").inner_text(), "the next cell", CELL)
+        output = self.cell(page, last).locator(".jp-OutputArea")
+        wait_until(lambda: "alive" in output.inner_text(), "the next cell", CELL)
         text = self.cell(page, last).locator(".jp-OutputArea").inner_text()
         self.assertRegex(text, r"note: this page was opened while cell \[\d+\] ran")
         self.assertIn('lab.history("T4-alpha0.9-seed0")?', text)

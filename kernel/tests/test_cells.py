@@ -1,4 +1,7 @@
-"""Cells that people reported about notebooks elsewhere, each case in a fresh kernel: `kernel_cells.json` says what must show."""
+"""Cells that people reported about other notebooks, each case in a fresh kernel.
+
+`kernel_cells.json` holds the cells, their sources, and what they must show.
+"""
 import json
 import pathlib
 import re
@@ -65,7 +68,8 @@ class Cells(unittest.TestCase):
         self.assertIn("evcxr_input", read.stderr)
         self.prints(kept, "7\n")
         # To the end of everything, and again in a later cell.
-        code = "let mut all = String::new();\nlet n = std::io::Read::read_to_string(&mut std::io::stdin(), &mut all)?;\nn"
+        read = "std::io::Read::read_to_string(&mut std::io::stdin(), &mut all)?"
+        code = f"let mut all = String::new();\nlet n = {read};\nn"
         for _ in range(2):
             self.assertEqual(self.value(self.play_cell(code, 30)), "0")
         self.prints(self.play_cell('println!("{kept}");', 30), "7\n")

@@ -34,14 +34,16 @@ class Compile(KernelCase):
         self.assertEqual(self.value("mine::answer()"), "5")
 
     def test_values_without_a_display_are_shown_by_debug(self):
-        for code, text in [('("a", 1.5)', '("a", 1.5)'), ('"text"', '"text"'), ("vec![1u8; 3]", "[1, 1, 1]"), ("1 + 1", "2")]:
+        cases = {'("a", 1.5)': '("a", 1.5)', '"text"': '"text"', "vec![1u8; 3]": "[1, 1, 1]", "1 + 1": "2"}
+        for code, text in cases.items():
             self.assertEqual(self.value(code), text)
         self.client.ok("struct Silent(#[allow(dead_code)] i32);")
         cell = self.client.run("Silent(1)")
         self.assertEqual(cell.status, "error")
         self.assertIn("Debug", cell.error_text)
         # A display of one's own comes first, through references too.
-        self.client.ok('#[derive(Debug)] pub struct Loud; impl Loud { pub fn evcxr_display(&self) { println!("heard"); } }')
+        display = 'pub fn evcxr_display(&self) { println!("heard"); }'
+        self.client.ok(f"#[derive(Debug)] pub struct Loud; impl Loud {{ {display} }}")
         for code in ["Loud", "&Loud"]:
             cell = self.client.ok(code)
             self.assertEqual((cell.stdout, cell.all("execute_result")), ("heard\n", []))
@@ -64,8 +66,8 @@ class Compile(KernelCase):
         crates = lambda: sorted(str(path) for path in built.glob("**/deps/libtch-*"))
         before = crates()
         self.assertTrue(before)
-        for code, reason in [("let twice = |x: i64| 2 * x;", "closure"), ("let twice = |x: i64| x.twice();", "no method named `twice`")]:
-            cell = self.client.run(code)
+        for body, reason in [("2 * x", "closure"), ("x.twice()", "no method named `twice`")]:
+            cell = self.client.run(f"let twice = |x: i64| {body};")
             self.assertEqual(cell.status, "error")
             self.assertIn(reason, cell.error_text)
         self.assertEqual(crates(), before)
@@ -77,11 +79,11 @@ class Compile(KernelCase):
         self.assertNotIn("kernel/cargo", str(cell.all("execute_result")))
         self.assertEqual(self.value('std::env::vars().filter(|(name, _)| name.starts_with("MIMALLOC")).count()'), "0")
         if pathlib.Path("/proc/self/status").exists():
-            huge = 'std::fs::read_to_string("/proc/self/status")?.lines().find(|line| line.starts_with("THP")).map(str::to_owned)'
+            line = 'lines().find(|line| line.starts_with("THP")).map(str::to_owned)'
+            huge = f'std::fs::read_to_string("/proc/self/status")?.{line}'
             self.assertIn("1", self.value(huge))
-        version = self.value(
-            'String::from_utf8_lossy(&std::process::Command::new("cargo").arg("--version").output()?.stdout).into_owned()'
-        )
+        run = 'std::process::Command::new("cargo").arg("--version").output()?.stdout'
+        version = self.value(f"String::from_utf8_lossy(&{run}).into_owned()")
         self.assertRegex(version, r"^\"cargo \d")
 
 

@@ -21,7 +21,8 @@ class Conformance(jupyter_kernel_test.KernelTests):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.kc.execute_interactive("let mut fourty_two = 42;\nlet mut fourty_one = 41;\nfn full_name() -> i32 { 1 }", timeout=TIMEOUT)
+        code = "let mut fourty_two = 42;\nlet mut fourty_one = 41;\nfn full_name() -> i32 { 1 }"
+        cls.kc.execute_interactive(code, timeout=TIMEOUT)
 
     # Theirs waits 15 s for a cell, too short for a compiler on a busy machine, and for all else as long as it takes.
     def execute_helper(self, code, timeout=TIMEOUT, **options):

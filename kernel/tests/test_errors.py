@@ -4,12 +4,15 @@ import unittest
 from support import Kernel, KernelCase, rust
 
 # Words of the machinery below a cell.
-MACHINERY = ["stack backtrace", "evcxr", "EVCXR", "run_user_code", "/rustc/", "catch_unwind", "frame #", "Exception raised from", "RUST_BACKTRACE", "/.cargo/"]
+MACHINERY = [
+    "stack backtrace", "evcxr", "EVCXR", "run_user_code", "/rustc/", "catch_unwind", "frame #",
+    "Exception raised from", "RUST_BACKTRACE", "/.cargo/",
+]
 
 
 class Errors(KernelCase):
     def fails(self, code, *wanted, silent_about=MACHINERY):
-        """The cell fails with one error output that holds these words and none of the machinery's, nothing on stderr."""
+        """The cell fails with one error that holds these words and none of the machinery's, and an empty stderr."""
         cell = self.client.run(code)
         text = cell.error_text
         self.assertEqual(cell.status, "error", cell.describe())
@@ -37,7 +40,8 @@ class Errors(KernelCase):
         cls.client.ok("let kept = 41;")
 
     def test_question_mark(self):
-        cell = self.fails('println!("before");\nErr::<(), _>("the file is not there".to_string())?;\nprintln!("after");', "the file is not there")
+        error = 'Err::<(), _>("the file is not there".to_string())?;'
+        cell = self.fails(f'println!("before");\n{error}\nprintln!("after");', "the file is not there")
         self.assertEqual(cell.stdout, "before\n")
         self.assertIn("the file is not there", cell.errors[0]["content"]["evalue"])
         self.kept()
@@ -49,7 +53,9 @@ class Errors(KernelCase):
         self.fails(r'Err::<(), _>("first line\nsecond \"line\" é".to_string())?;', "first line", "second", "é")
 
     def test_panic(self):
-        cell = self.fails("println!(\"before\");\nlet v: Vec<i32> = Vec::new();\nlet w = v[kept as usize];", "index out of bounds: the len is 0 but the index is 41", "line 3", "let w = v[kept as usize];")
+        line = "let w = v[kept as usize];"
+        reason = "index out of bounds: the len is 0 but the index is 41"
+        cell = self.fails(f'println!("before");\nlet v: Vec<i32> = Vec::new();\n{line}', reason, "line 3", line)
         self.assertEqual(cell.stdout, "before\n")
         self.assertIn("index out of bounds", cell.errors[0]["content"]["evalue"])
         self.assertEqual("".join(cell.errors[0]["content"]["traceback"]).count("the index is 41"), 1)
@@ -84,7 +90,8 @@ class Errors(KernelCase):
         self.fails('let n: i32 = "x1".parse().unwrap();', "InvalidDigit", "line 1")
 
     def test_a_panic_that_the_cell_catches_is_none(self):
-        cell = self.client.ok('let caught = std::thread::spawn(|| { panic!("in a thread"); }).join().is_err(); println!("{caught}");')
+        panic = 'std::thread::spawn(|| { panic!("in a thread"); }).join().is_err()'
+        cell = self.client.ok(f'let caught = {panic}; println!("{{caught}}");')
         self.assertEqual(cell.stdout, "true\n")
         # The message of the thread is ordinary text and is not lost.
         self.assertIn("in a thread", cell.stderr)
@@ -165,23 +172,26 @@ class Errors(KernelCase):
                 cell = self.fails(f'println!("last words");\n{code}', word, "kept", "also_lost")
                 self.assertEqual(cell.stdout, "last words\n")
                 self.fails('println!("{kept}");', "kept")
-                self.assertEqual(self.client.ok("let kept = 41; kept + 1").all("execute_result")[0]["content"]["data"]["text/plain"], "42")
+                again = self.client.ok("let kept = 41; kept + 1").all("execute_result")
+                self.assertEqual(again[0]["content"]["data"]["text/plain"], "42")
         # Functions are no values of the process: they are there again.
         self.client.ok("fn twice(x: i32) -> i32 { 2 * x }")
         self.client.run("std::process::abort();")
         self.assertEqual(self.client.ok('let kept = 41; println!("{}", twice(4));').stdout, "8\n")
 
     def test_what_ended_the_process_is_told_by_its_kind(self):
-        deep = "fn deep(n: u64) -> u64 { if n == 0 { 0 } else { 1 + deep(n - 1) + std::hint::black_box(n % 2) } }\ndeep(1 << 40)"
-        for code, words in [("vec![1u64; 1 << 38].len()", "out of memory: memory allocation of"), (deep, "nested too deeply")]:
+        body = "if n == 0 { 0 } else { 1 + deep(n - 1) + std::hint::black_box(n % 2) }"
+        deep = f"fn deep(n: u64) -> u64 {{ {body} }}\ndeep(1 << 40)"
+        large = "vec![1u64; 1 << 38].len()"
+        for code, words in [(large, "out of memory: memory allocation of"), (deep, "nested too deeply")]:
             cell = self.client.run(code)
             self.assertIn(words, cell.error_text)
             self.assertNotIn("rustc", cell.stderr + cell.error_text)
             self.client.ok("let kept = 41;")
 
     def test_a_variable_of_what_never_returns(self):
-        for code in ['let t = std::thread::spawn(|| panic!("x")).join().unwrap();', 'let t = std::thread::spawn(|| panic!("x"));']:
-            self.fails(code, "its type is `!`", "|| -> ()")
+        for end in [".join().unwrap()", ""]:
+            self.fails(f'let t = std::thread::spawn(|| panic!("x")){end};', "its type is `!`", "|| -> ()")
             self.kept()
 
     def test_segfault(self):
@@ -231,7 +241,8 @@ class First(unittest.TestCase):
         self.assertIn("<table", result["data"]["text/html"])
         self.assertEqual((cell.stdout, cell.stderr), ("", ""))
         self.assertEqual(result["execution_count"], cell.reply["content"]["execution_count"])
-        self.assertEqual(kernel.client.ok("::std::println!(\"from the root\");\n  ::std::mem::drop(1);").stdout, "from the root\n")
+        code = '::std::println!("from the root");\n  ::std::mem::drop(1);'
+        self.assertEqual(kernel.client.ok(code).stdout, "from the root\n")
 
 
 if __name__ == "__main__":

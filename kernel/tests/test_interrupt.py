@@ -20,7 +20,9 @@ fn slow(vs: &nn::Path, milliseconds: u64) -> Layers {
         })
 }
 fn options(epochs: usize, batch_size: usize) -> FitOptions {
-    let listener = Listener::new(|event| if let Event::Epoch { record, .. } = event { println!("epoch {}", record.epoch) });
+    let listener = Listener::new(|event| {
+        if let Event::Epoch { record, .. } = event { println!("epoch {}", record.epoch) }
+    });
     FitOptions { epochs, batch_size, listener, ..FitOptions::default() }
 }
 '''
@@ -45,7 +47,8 @@ class Interrupt(KernelCase):
         """A fit as a running cell, at its first batch."""
         self.client.ok(OPEN + f'let mut net = Model::new("net", Device::Cpu, 0, &|vs| slow(vs, {milliseconds}))?;')
         cell = self.client.begin(f'''
-            let history = fit(&mut net, &train, &validation, &Criterion::cross_entropy(), &options({epochs}, {batch_size}))?;
+            let options = options({epochs}, {batch_size});
+            let history = fit(&mut net, &train, &validation, &Criterion::cross_entropy(), &options)?;
             {ENDED}''')
         cell.wait_text("a batch")
         return cell

@@ -8,9 +8,10 @@ import stat
 import threading
 import unittest
 
+import psutil
 import zmq
 
-from support import HELPERS, Client, Kernel, display, family, processes, rust, still_there, wait_until
+from support import HELPERS, REQUEST, Client, Kernel, display, family, rust, still_there, wait_until
 
 
 class Life(unittest.TestCase):
@@ -37,7 +38,8 @@ class Life(unittest.TestCase):
         if problems:
             raise problems[0]
         # All at once: none disturbs another.
-        cells = [k.client.begin(f'{HELPERS}\nlet own = {i}; println!("kernel {{own}}");') for i, k in enumerate(cls.kernels)]
+        code = lambda i: f'{HELPERS}\nlet own = {i}; println!("kernel {{own}}");'
+        cells = [kernel.client.begin(code(i)) for i, kernel in enumerate(cls.kernels)]
         for i, cell in enumerate(cells):
             if cell.finish().stdout != f"kernel {i}\n":
                 raise AssertionError(f"kernel {i}: {cell.describe()}")
@@ -67,7 +69,8 @@ class Life(unittest.TestCase):
         path = kernel.environment("KDLAB_LIVE")
         request = rust(display("stranger", "no")).removeprefix('r####"').removesuffix('"####')
         token = kernel.environment("KDLAB_LIVE_TOKEN")
-        starts = ['{"token": "00"}', "{}", request, "no json", f'{{"token": "{token[:-1]}"}}', '{"token": ""}', f'{{"token": ["{token}"]}}']
+        wrong = [f'{{"token": "{token[:-1]}"}}', '{"token": "00"}', '{"token": ""}', f'{{"token": ["{token}"]}}']
+        starts = [*wrong, "{}", request, "no json"]
         for start in starts:
             with self.subTest(start=start), socket.socket(socket.AF_UNIX) as stranger:
                 stranger.settimeout(5)
@@ -90,7 +93,7 @@ class Life(unittest.TestCase):
         client = self.kernels[0].client
         session, right = client.kc.session, client.kc.session.key
         proof = self.kernels[0].file("proof")
-        content = {"code": f'std::fs::write({rust(proof)}, "")?;', "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
+        content = {"code": f'std::fs::write({rust(proof)}, "")?;', **REQUEST}
         session.key = b"a wrong key"
         try:
             forged = [client.send("execute_request", content), client.send("kernel_info_request", {})]
@@ -109,12 +112,15 @@ class Life(unittest.TestCase):
         one, two = kernel.file("gate-one"), kernel.file("gate-two")
         self.addCleanup(one.touch)
         self.addCleanup(two.touch)
-        cell = kernel.client.begin(f'println!("first"); gate({rust(one)}); println!("second"); gate({rust(two)}); println!("third"); let late = 7;')
+        second = f'gate({rust(one)}); println!("second");'
+        third = f'gate({rust(two)}); println!("third");'
+        cell = kernel.client.begin(f'println!("first"); {second} {third} let late = 7;')
         cell.wait_text("first")
         joined = Client(kernel.manager, timeout=10)
         self.assertEqual(joined.ask("kernel_info_request", {}, timeout=2)["status"], "ok")
         one.touch()
-        joined.wait(lambda: any(m["msg_type"] == "stream" and "second" in m["content"]["text"] for m in joined.seen), "the output of the cell that another client runs", 10)
+        texts = lambda: [m["content"]["text"] for m in joined.seen if m["msg_type"] == "stream"]
+        joined.wait(lambda: any("second" in text for text in texts()), "the output of another client's cell", 10)
         cell.wait_text("second")
         # The first one goes away while its cell runs.
         kernel.client.close()
@@ -175,8 +181,8 @@ class Life(unittest.TestCase):
         cell = kernel.client.begin('println!("begun"); loop { std::thread::sleep(std::time::Duration::from_secs(1)); }')
         cell.wait_text("begun")
         kernel.remember()
-        [inner] = [pid for pid, (parent, *_) in processes().items() if parent == kernel.pid]
-        os.kill(inner, signal.SIGKILL)
+        [inner] = psutil.Process(kernel.pid).children()
+        inner.kill()
         kernel.client.wait(lambda: cell.errors, "the error", 10)
         for word in ["the process that compiles cells ended", "SIGKILL", "lost: dear", "are on disk"]:
             self.assertIn(word, cell.error_text)
@@ -201,7 +207,8 @@ class Life(unittest.TestCase):
             if port != "iopub_port":
                 dealer.send(b"")
                 dealer.send_multipart([b"\xff"] * 3)
-                dealer.send_multipart([b"<IDS|MSG>", b"0" * 64, b'{"msg_type": "shutdown_request"}', b"{}", b"{}", b"{}"])
+                header = b'{"msg_type": "shutdown_request"}'
+                dealer.send_multipart([b"<IDS|MSG>", b"0" * 64, header, b"{}", b"{}", b"{}"])
         for _ in range(20):
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as link:
                 link.connect(kernel.environment("KDLAB_LIVE"))

@@ -62,7 +62,8 @@ class Streams(KernelCase):
 
     def test_text_without_a_newline_arrives(self):
         gate = self.gate()
-        cell = self.client.begin(f'print!("no newline"); std::io::stdout().flush()?; gate({rust(gate)}); println!(" and on");')
+        flush = "std::io::stdout().flush()?;"
+        cell = self.client.begin(f'print!("no newline"); {flush} gate({rust(gate)}); println!(" and on");')
         cell.wait_text("no newline")
         self.assertTrue(cell.running)
         gate.touch()
@@ -93,7 +94,8 @@ class Streams(KernelCase):
             self.assertEqual(self.client.ok(code).stdout, f"{marker}\nafter\n")
             # As the last that a cell does, and in a thread.
             self.client.ok(f'println!("{marker}");')
-            self.client.ok(f'std::thread::spawn(|| println!("{marker}")).join().unwrap(); std::thread::sleep(std::time::Duration::from_secs(1));')
+            wait = "std::thread::sleep(std::time::Duration::from_secs(1));"
+            self.client.ok(f'std::thread::spawn(|| println!("{marker}")).join().unwrap(); {wait}')
             self.assertEqual(self.client.ok('println!("{value}");').stdout, "7\n")
 
     def test_both_streams_keep_what_is_theirs(self):
@@ -102,7 +104,8 @@ class Streams(KernelCase):
         self.assertEqual(cell.stderr, "".join(f"err {i}\n" for i in range(500)))
 
     def test_invalid_utf8_neither_hangs_nor_takes_other_text_along(self):
-        cell = self.client.ok(r'std::io::stdout().write_all(b"caf\xe9 au\n\xff\xfe\n")?; println!("lait é");', timeout=60)
+        bytes_ = r'b"caf\xe9 au\n\xff\xfe\n"'
+        cell = self.client.ok(f'std::io::stdout().write_all({bytes_})?; println!("lait é");', timeout=60)
         self.assertIn("caf", cell.stdout)
         self.assertIn(" au\n", cell.stdout)
         self.assertTrue(cell.stdout.endswith("lait é\n"), cell.stdout)

@@ -43,7 +43,8 @@ class Slots(unittest.TestCase):
         slot = slot_of(kernel)
         self.assertEqual(value(kernel), "2")
         self.end(kernel)
-        gone = [*libraries(slot, "libpxfm-*.rlib"), *libraries(slot, "libimage-*.r*"), *libraries(slot, "libhalf-*.rmeta")]
+        names = ["libpxfm-*.rlib", "libimage-*.r*", "libhalf-*.rmeta"]
+        gone = [path for name in names for path in libraries(slot, name)]
         self.assertGreaterEqual(len(gone), 4)
         for path in gone:
             path.unlink()
@@ -95,7 +96,8 @@ class Slots(unittest.TestCase):
         kernel = self.start()
         slot = slot_of(kernel)
         pid = kernel.file("pid")
-        start = f'std::process::Command::new("setsid").args(["sh", "-c", "echo $$ > {pid}; exec sleep 60"]).spawn()?; ()'
+        shell = f'["sh", "-c", "echo $$ > {pid}; exec sleep 60"]'
+        start = f'std::process::Command::new("setsid").args({shell}).spawn()?; ()'
         kernel.client.ok(start)
         wait_until(lambda: pid.exists() and pid.read_text().strip(), "the process that a cell started", 10)
         left = int(pid.read_text())
@@ -111,7 +113,8 @@ class Slots(unittest.TestCase):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def test_another_cargo_home_and_opt_compile_no_crate(self):
-        with tempfile.TemporaryDirectory() as other, mock.patch.dict(os.environ, {"CARGO_HOME": other, "RUSTFLAGS": "-Cdebuginfo=1"}):
+        own = lambda home: {"CARGO_HOME": home, "RUSTFLAGS": "-Cdebuginfo=1"}
+        with tempfile.TemporaryDirectory() as other, mock.patch.dict(os.environ, own(other)):
             kernel = self.start()
             slot = slot_of(kernel)
             before = {path: path.stat().st_mtime_ns for path in libraries(slot, "libtch-*.rlib")}

@@ -1,4 +1,4 @@
-//! What to do where a cell met a limit of evcxr: sentences beside an error, and notes under a cell that ran.
+//! Advice where a cell met a limit of evcxr: sentences beside an error, and notes below a cell that ran.
 
 use ra_ap_syntax::ast::HasName;
 use ra_ap_syntax::{AstNode, SyntaxKind, SyntaxNode, ast};
@@ -9,10 +9,10 @@ use crate::cells::report;
 use crate::cells::syntax::body;
 use crate::config::Config;
 
-/// The line by which evcxr says on stderr that a variable is gone.
+/// Beginning and end of the line that evcxr prints where it dropped a variable.
 const REDEFINED: (&str, &str) = ("The type of the variable ", " was redefined, so was lost.");
 
-/// Notes for a cell that ran: what will not do what it looks like.
+/// Returns notes on code that does not do what it seems to do.
 pub fn notes(code: &str) -> Vec<String> {
     let Some(body) = body(code) else { return vec![] };
     let mut notes = vec![];
@@ -52,7 +52,7 @@ pub fn notes(code: &str) -> Vec<String> {
     notes
 }
 
-/// The note on variables that evcxr dropped.
+/// Returns the note on variables that evcxr dropped.
 pub fn dropped(names: &[String]) -> String {
     let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     let (was, whose, it) = match names {
@@ -65,24 +65,24 @@ pub fn dropped(names: &[String]) -> String {
     )
 }
 
-/// The note on variables that a failed cell moved away, and would have replaced.
+/// Returns the note on variables that a failed cell moved away and would have replaced.
 pub fn lost(names: &[String]) -> String {
     let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     let (is, it) = if names.len() == 1 { ("is", "it") } else { ("are", "them") };
     format!(
-        "note: {} {is} lost, because the cell moved {it} away before it replaced {it}, and then failed. Run the cell that makes {it} \
-         again, and use a new name here.",
+        "note: {} {is} lost, because the cell moved {it} away before it replaced {it}, and then failed. \
+         Run the cell that makes {it} again, and use a new name here.",
         quoted.join(", ")
     )
 }
 
-/// `text` without evcxr's own line about variables that it dropped.
+/// Removes evcxr's own lines about dropped variables from `text`.
 pub fn without_redefined(text: &str) -> String {
     let own = |line: &str| line.starts_with(REDEFINED.0) && line.trim_end().ends_with(REDEFINED.1);
     text.split_inclusive('\n').filter(|line| !own(line)).collect()
 }
 
-/// Advice on what the compiler said of `code`, after the names in `gone` were dropped.
+/// Returns advice on what the compiler `said` of `code`; `gone` holds the names of dropped variables.
 pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
     let mut advice = vec![];
     if said.contains("conflicting implementations of trait") || said.contains("duplicate definitions with name") {
@@ -110,8 +110,8 @@ pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
     advice
 }
 
-/// What evcxr means where it can't keep a variable of the type `!`: it says so without a place, or gives warnings for
-/// errors.
+/// Explains evcxr's errors about a variable of type `!`, which evcxr cannot keep. evcxr names no place, or shows
+/// warnings as errors.
 pub fn on_never(errors: &[Value]) -> Option<Failure> {
     let text = |error: &Value| error["evalue"].as_str().unwrap_or_default().to_owned();
     let is_warning = |error: &Value| {
@@ -126,7 +126,7 @@ pub fn on_never(errors: &[Value]) -> Option<Failure> {
     })
 }
 
-/// How a loop of the user's own can listen to Interrupt.
+/// Returns advice for a cell that Interrupt could stop only by ending its process.
 pub fn on_kill(code: &str, config: &Config) -> Option<String> {
     if body(code)?.syntax().descendants().any(|node| node.kind() == SyntaxKind::AWAIT_EXPR) {
         return Some(format!("help: if this cell awaited what another cell started: {TASK}."));
@@ -136,7 +136,7 @@ pub fn on_kill(code: &str, config: &Config) -> Option<String> {
     Some(format!("help: {}", config.stoppable_loop))
 }
 
-/// A line to paste for a closure that a variable can't hold.
+/// Returns a line to paste in place of a closure that no variable can hold.
 fn closure(code: &str, said: &str) -> Option<String> {
     let name = said.split_once("The variable `")?.1.split_once("` is a closure")?.0;
     let statements = body(code)?.syntax().children().filter_map(ast::LetStmt::cast);
@@ -146,7 +146,7 @@ fn closure(code: &str, said: &str) -> Option<String> {
     let types: Option<Vec<String>> = parameters.map(|param| Some(param.ty()?.syntax().text().to_string())).collect();
     let returned = closure.ret_type().and_then(|given| given.ty()).map(|ty| ty.syntax().text().to_string());
     let types = types.unwrap_or_else(|| vec!["INPUT".to_owned()]).join(", ");
-    // What one number becomes is most often a number of that type.
+    // A function of one number most often returns a number of the same type.
     let returned = match returned {
         Some(ty) => ty,
         None if !types.contains(',') && !types.is_empty() && !types.contains("INPUT") => types.clone(),
@@ -159,7 +159,7 @@ fn closure(code: &str, said: &str) -> Option<String> {
     ))
 }
 
-/// Names that the compiler could not find.
+/// Returns the names that the compiler could not find.
 fn missing_names(said: &str) -> Vec<String> {
     let mut found: Vec<String> = vec![];
     for rest in said.split("cannot find ").skip(1) {
@@ -173,7 +173,7 @@ fn missing_names(said: &str) -> Vec<String> {
     found
 }
 
-/// Only what can change, or is made when it is first asked for, can start over.
+/// Returns whether a static can change or is made at its first use. Others look the same in every cell.
 fn may_change(item: &ast::Static) -> bool {
     let last = |path: ast::PathType| Some(path.path()?.segment()?.name_ref()?.text().to_string());
     let types = item.ty().into_iter().flat_map(|ty| ty.syntax().descendants().collect::<Vec<_>>());
@@ -189,18 +189,18 @@ fn calls(body: &SyntaxNode, name: &str) -> bool {
     calls.any(|call| call.expr().is_some_and(|called| called.syntax().text() == name))
 }
 
-/// The macros that the cell's own statements call.
+/// Returns the macro calls among the cell's own statements.
 fn macro_calls(code: &str) -> impl Iterator<Item = ast::MacroCall> {
     let children = body(code).into_iter().flat_map(|body| body.syntax().children().collect::<Vec<_>>());
     let within = |node: SyntaxNode| node.descendants().take(4).find_map(ast::MacroCall::cast);
     children.filter(|node| node.kind() != SyntaxKind::FN).filter_map(within)
 }
 
-/// Of a task that runs on beside its cell.
-const TASK: &str = "a task is not woken by other cells, for each cell has a copy of tokio of its own. Await it in the cell that \
-    starts it; what `std::thread::spawn` starts can be joined in any cell";
+/// Advice on a task that goes on after its cell.
+const TASK: &str = "a task is not woken by other cells, for each cell has a copy of tokio of its own. Await it in the \
+    cell that starts it; what `std::thread::spawn` starts can be joined in any cell";
 
-/// The names of variables that are tasks and not what comes of them.
+/// Returns the names of variables that hold a task instead of its result.
 fn tasks(body: &ast::StmtList) -> impl Iterator<Item = String> {
     let bound = body.syntax().children().filter_map(ast::LetStmt::cast);
     bound.filter_map(|bound| {
@@ -215,7 +215,7 @@ fn macro_name(call: &ast::MacroCall) -> String {
     call.path().map(|path| path.syntax().text().to_string()).unwrap_or_default()
 }
 
-/// Whether `name` stands in what the macro is given as that of an item.
+/// Returns whether the arguments of the macro declare an item `name`.
 fn declares(call: &ast::MacroCall, name: &str) -> bool {
     let given = call.token_tree().into_iter().flat_map(|tree| {
         tree.syntax().descendants_with_tokens().filter_map(|element| element.into_token()).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! The streams of the process that runs cells, in the hands of the front.
+//! The process that runs cells, as the front sees it: its streams and its state.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
@@ -16,32 +16,32 @@ use crate::cells::output::{Piece, Stdout};
 use crate::cells::stderr::Stderr;
 use crate::processes::reads_stdin;
 
-/// The process that runs cells, as the front sees it.
+/// The process that runs cells.
 pub struct Child {
     pub pid: i32,
     pub commands: Option<pipe::Receiver>,
     pub answers: std::fs::File,
-    /// None when evcxr has nothing more to say: the child ends then, and evcxr waits for that.
+    /// `None` once evcxr has closed its end. The child then ends, and evcxr waits for that.
     pub stdin: Option<Stdin>,
     pub stdout: Option<pipe::Receiver>,
     pub stderr: Option<pipe::Receiver>,
     pub out: Stdout,
     pub err: Stderr,
-    /// It runs a cell's code, and evcxr waits for it.
+    /// The child runs a cell's code, and evcxr waits for its end.
     pub running: bool,
-    /// What it printed, from the line on that says that the cell has ended, until that is sure.
+    /// Output from the line on that announces the end of the cell, kept back until the end is certain.
     pub waiting: VecDeque<Piece>,
     pub waits_since: Option<Instant>,
-    /// That line turned out to be one that the cell printed, unless the child comes to rest all the same.
+    /// Such a line that was shown as text of the cell. It counts all the same if the child comes to rest later.
     pub doubtful: Option<String>,
-    /// Whom to ask for a new stdin, and whether it was asked.
+    /// The socket on which the child can be asked for a new stdin, and whether it was asked.
     pub line: UnixStream,
     pub renews_stdin: bool,
-    /// The cell asked evcxr for input, which has not come yet.
+    /// The cell asked evcxr for input and still waits for it.
     pub asked_input: bool,
 }
 
-/// Waits until the child, or evcxr on its way to the child, has something to say.
+/// Waits until the child has written something, or evcxr has sent it a command.
 pub async fn readable(child: &Option<Child>) {
     async fn one(pipe: &Option<pipe::Receiver>) {
         match pipe {
@@ -59,10 +59,10 @@ pub async fn readable(child: &Option<Child>) {
     }
 }
 
-/// One read of what is there; None when there is nothing now. An end closes the pipe.
+/// Reads once what is there. Returns `None` where nothing is there now, and closes a pipe that has ended.
 pub fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> Option<usize> {
     let open = pipe.as_ref()?;
-    // tokio answers from what it was last told of the pipe; only the pipe itself knows what was written a moment ago.
+    // tokio goes by the last event of the pipe and may miss what was written a moment ago, so ask the pipe itself.
     let found = match open.try_read(buffer) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
             rustix::io::read(open, &mut *buffer).map_err(std::io::Error::from)
@@ -77,13 +77,13 @@ pub fn read(pipe: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> Option<usiz
     None
 }
 
-/// The end of the child's stdin that is written to, by a thread of its own: a cell that takes its input slowly, or
-/// never, keeps nobody else waiting.
+/// The writing end of the child's stdin. A thread of its own writes, so that a cell that reads slowly or never blocks
+/// nobody else.
 pub struct Stdin {
     sender: Sender<Vec<u8>>,
-    /// What was sent and is not in the pipe yet.
+    /// Number of pieces that were sent and are not in the pipe yet.
     unwritten: Arc<AtomicUsize>,
-    /// The same pipe, to ask what is left in it.
+    /// The same pipe, for asking how much is left in it.
     pipe: std::fs::File,
 }
 
@@ -109,7 +109,7 @@ impl Stdin {
         let _ = self.sender.send(bytes.to_vec());
     }
 
-    /// Whether the child has read all that was sent.
+    /// Returns whether the child has read everything.
     fn is_read(&self) -> bool {
         self.unwritten.load(Ordering::SeqCst) == 0 && rustix::io::ioctl_fionread(&self.pipe) == Ok(0)
     }
@@ -136,15 +136,16 @@ impl Child {
         })
     }
 
-    /// Whether it waits for evcxr's next command, as it does when a cell has ended. True where nobody can tell.
+    /// Returns whether the child waits for evcxr's next command, as it does after the end of a cell. Returns `true`
+    /// on systems that cannot tell.
     pub fn is_at_rest(&self) -> bool {
         !self.running || reads_stdin(self.pid) != Some(false)
     }
 
-    /// Whether the cell's code itself waits for somebody to type, which nobody can.
+    /// Returns whether the cell's code waits for input from stdin, which nobody can give.
     pub fn waits_in_vain(&self) -> bool {
-        // While a command is on its way, it is that for which the child waits. This is asked first: a read that still
-        // waits when all was taken is the cell's own.
+        // While a command is on its way, the child waits for that command. So first ask whether all was read: a read
+        // that still waits after that belongs to the cell.
         let nothing_comes = || self.stdin.as_ref().is_some_and(Stdin::is_read);
         self.running
             && !self.asked_input
@@ -153,7 +154,7 @@ impl Child {
             && reads_stdin(self.pid) == Some(true)
     }
 
-    /// Lets that read meet the end of the file.
+    /// Asks for a new stdin, so that the waiting read finds the end of the file.
     pub fn end_stdin(&mut self) {
         self.renews_stdin = true;
         ask_for_stdin(&self.line);
@@ -161,11 +162,11 @@ impl Child {
 
     pub fn renew_stdin(&mut self, stdin: OwnedFd) {
         self.renews_stdin = false;
-        // The writer of the old one ends and closes it.
+        // The thread that writes to the old one ends and closes it.
         self.stdin = Stdin::new(stdin).ok();
     }
 
-    /// Lets evcxr read a line. It listens only while it waits for a cell's code.
+    /// Sends a line to evcxr, which reads only while it waits for a cell's code.
     pub fn answer(&mut self, line: &str) {
         if self.running {
             let _ = writeln!(self.answers, "{line}");

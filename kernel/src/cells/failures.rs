@@ -1,4 +1,4 @@
-//! Why a cell failed, for people: found in what it printed on stderr, without what only tells about generated code.
+//! Why a cell failed, in the words of its own code: found in the text on stderr, without places in generated code.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::config::Config;
 pub const PANICKED: &str = " panicked at ";
 pub const THREAD: &str = "thread '";
 
-/// An `error` output of Jupyter.
+/// The content of an `error` output of Jupyter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {
     pub name: String,
@@ -17,26 +17,28 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(name: &str, value: &str, notes: &[String]) -> Self {
-        // Bold in the theme's own colour: no red has enough contrast on the light and the dark background of errors.
+        // The name is bold and has the theme's own colour, because no red has enough contrast on both the light and
+        // the dark background of errors.
         let mut traceback = vec![format!("\u{1b}[1m{name}\u{1b}[0m: {value}")];
         traceback.extend(notes.iter().cloned());
         Self { name: name.into(), value: value.into(), traceback }
     }
 
-    /// The text that a cell's last `?` printed.
+    /// Makes a failure of the text that a failed `?` printed.
     pub fn of_error(text: &str, config: &Config) -> Self {
         let text = message(text.trim(), config);
         Self::new("error", &text, &hint(&text, config).into_iter().collect::<Vec<_>>())
     }
 
-    /// Code that is still to be written is no crash: what to write, in a sentence.
+    /// Makes a failure of `todo!`, which is a task and no crash.
     fn of_todo(task: &str, cell: &str) -> Self {
         let task = if task.is_empty() { "this code is still to be written" } else { task };
         let then = if cell.contains("todo!") { "run this cell again" } else { "run its cell, then this one" };
         Self::new("to do", task, &[format!("Write your code in the place of `todo!`, and {then}.")])
     }
 
-    /// A panic as Rust prints it. `cell` is what the user wrote, `generated` the source that evcxr made of it.
+    /// Makes a failure of a panic as Rust prints it. `cell` is the user's code, and the file `generated` holds the
+    /// source that evcxr made of it.
     pub fn of_panic(text: &str, cell: &str, generated: Option<&Path>, config: &Config) -> Self {
         let (header, rest) = text.split_once('\n').unwrap_or((text, ""));
         let place = header.split_once(PANICKED).map_or("", |(_, place)| place.trim_end_matches(':'));
@@ -52,7 +54,8 @@ impl Failure {
         if let Some(line) = places.iter().find_map(|place| line_of_cell(place, cell, generated)) {
             notes.push(line);
         }
-        // Generated code is no place for a reader, and of libraries the name says more than the folder.
+        // A place in generated code means nothing to the reader. Of a place in a library, its name says more than its
+        // folder.
         if !place.is_empty() && !is_generated(place) && !place.starts_with("/rustc/") {
             let library = place.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
             notes.push(format!("  at {}", library.map_or(place, |(_, place)| place)));
@@ -62,15 +65,15 @@ impl Failure {
     }
 }
 
-/// What `todo!` panics with, and ": " before its text.
+/// The message of `todo!`; its own text follows after ": ".
 const TODO: &str = "not yet implemented";
 
-/// `src/lib.rs` of the package that evcxr makes of a cell.
+/// Returns whether `place` lies in the `src/lib.rs` that evcxr makes of a cell.
 fn is_generated(place: &str) -> bool {
     place.starts_with("src/lib.rs:") || place.starts_with("./src/lib.rs:")
 }
 
-/// Which line of the cell stands at `place` of the generated source.
+/// Returns the line of the cell that stands at `place` of the generated source.
 fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<String> {
     let generated = generated?;
     let local = place.strip_prefix(generated.to_str()?).map(|rest| format!("src/lib.rs{rest}"));
@@ -81,7 +84,7 @@ fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<Str
     let number: usize = place.rsplit(':').nth(1)?.parse().ok()?;
     let source = std::fs::read_to_string(generated).ok()?;
     let line = source.lines().nth(number.checked_sub(1)?)?.trim();
-    // evcxr puts statements on lines of their own, and its own code before some.
+    // evcxr puts each statement on a line of its own, and its own code before some.
     let ends_with = |line: &str, own: &str| {
         let before = line.strip_suffix(own).and_then(|before| before.chars().next_back());
         line == own || before.is_some_and(|c| !c.is_alphanumeric() && c != '_' && c != '.')
@@ -93,7 +96,8 @@ fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<Str
         let same = |own: &str| !own.trim().is_empty() && alike(line, own.trim());
         let all: Vec<_> = cell.lines().enumerate().filter(|(_, own)| same(own)).collect();
         let (_, own) = all.last()?;
-        // Of equal lines it is the one that as many follow: what other cells left in the source stands before.
+        // Of equal lines, take the one that is followed by as many equal lines in the source. Code of other cells
+        // stands before.
         let after = source.lines().skip(number).filter(|other| alike(other.trim(), own.trim())).count();
         all.get(all.len().saturating_sub(1 + after)).copied()
     });
@@ -101,7 +105,7 @@ fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<Str
     Some(format!("  in line {} of this cell: {}", index + 1, own.trim()))
 }
 
-/// The message of an error as its author wrote it: without what a library appends, and without the words of `unwrap`.
+/// Returns the message of an error without what a library appends, and without the words of `unwrap`.
 fn message(text: &str, config: &Config) -> String {
     let end = config.message_ends.iter().filter_map(|mark| text.find(mark)).min().unwrap_or(text.len());
     let text = &text[..end];
@@ -115,7 +119,7 @@ fn message(text: &str, config: &Config) -> String {
     )
 }
 
-/// What to do about errors that everybody meets.
+/// Returns advice on a common error.
 fn hint(text: &str, config: &Config) -> Option<String> {
     const UNWRAP: &str = "`?` instead of `unwrap()` ends the cell with the error's own words";
     let configured = config.hints.iter().find(|hint| hint.words.iter().any(|word| text.contains(word)));
@@ -125,14 +129,14 @@ fn hint(text: &str, config: &Config) -> Option<String> {
     found.map(|advice| format!("hint: {advice}"))
 }
 
-/// evcxr prints these, the end of the line by itself, and then for seconds all of its own frames, when the process of
-/// the cells dies of a signal.
+/// Lines that evcxr prints when a signal ends the process of the cells. The end of the line comes separately, and for
+/// seconds all frames of evcxr follow.
 pub const SIGNALS: [&str; 3] = ["Segmentation fault.", "Illegal instruction.", "Bus error."];
 
-/// How Rust says that there is no more memory; frames of evcxr's follow here, too.
+/// Beginning of Rust's message on lack of memory. Frames of evcxr follow here, too.
 pub const NO_MEMORY: &str = "memory allocation of ";
 
-/// Why a process ended with `status`, after it said `said` on stderr.
+/// Says why a process ended with `status` after it wrote `said` to stderr.
 pub fn end_of_process(status: &str, said: &str) -> String {
     let memory = said.lines().rev().find(|line| line.starts_with(NO_MEMORY));
     if status.contains("SIGKILL") {
@@ -140,7 +144,7 @@ pub fn end_of_process(status: &str, said: &str) -> String {
     } else if let Some(line) = memory {
         format!("the cell ended its process: {status}; out of memory: {line}")
     } else if status.contains("SIGSEGV") || said.contains("has overflowed its stack") {
-        // evcxr's handler of signals needs some stack itself.
+        // evcxr's signal handler needs some stack itself, so it cannot report a full one.
         format!("the cell ended its process: {status}; its stack is full: calls are nested too deeply")
     } else if SIGNALS.iter().any(|signal| said.contains(signal)) {
         format!("the cell ended its process: {status}; unsafe code used memory that is not its own")

@@ -1,21 +1,21 @@
-//! How much a cell may print: front ends choke on more, and a notebook file would keep all of it.
+//! A limit on what a cell prints: front ends choke on more, and the notebook file would keep all of it.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Bytes that a cell may print at once, with [`LINE`] more for each line.
+/// Bytes that a cell may print at once. Each line counts [`LINE`] bytes more.
 const AT_ONCE: f64 = (20 << 20) as f64;
 const LINE: usize = 64;
-/// What comes back each second: long work may go on to report.
+/// Bytes by which the limit grows each second, so that long work can go on reporting.
 const A_SECOND: f64 = 2048.0;
-/// What was cut goes on when this much came back.
+/// Output goes on once the limit has grown to this many bytes.
 const RESUME: f64 = (64 << 10) as f64;
-/// As much of the end of what was left out is shown.
+/// Number of bytes that are shown of the end of what was left out.
 const END: usize = 4 << 10;
 const CUT: &str =
     "\n[cut: this is more than a notebook can hold. The cell goes on; the end of its output will follow.]\n";
 
-/// One stream of one cell.
+/// The limit of one stream of one cell.
 pub struct Flood {
     left: f64,
     since: Instant,
@@ -30,7 +30,7 @@ impl Default for Flood {
 }
 
 impl Flood {
-    /// What to show now of `text`, which was printed at `now`.
+    /// Returns what to show of `text`, which was printed at `now`.
     pub fn pass(&mut self, text: String, now: Instant) -> String {
         let passed = now.saturating_duration_since(self.since).as_secs_f64();
         self.left = (self.left + passed * A_SECOND).min(AT_ONCE);
@@ -48,7 +48,7 @@ impl Flood {
             self.left -= cost(&text);
             return text;
         }
-        // Whole lines, as many as there is room for.
+        // Show as many whole lines as there is room for.
         let mut room = 0;
         for line in text.split_inclusive('\n') {
             self.left -= cost(line);
@@ -64,14 +64,14 @@ impl Flood {
         shown + CUT
     }
 
-    /// The end of what was left out, with its size; nothing if all was shown.
+    /// Returns the size and the end of what was left out; an empty text if all was shown.
     pub fn finish(&mut self) -> String {
         if self.left_out == 0 {
             return String::new();
         }
         let (left_out, end) = (std::mem::take(&mut self.left_out), std::mem::take(&mut self.end));
         let end = String::from_utf8_lossy(&Vec::from(end)).into_owned();
-        // From the start of a line, where there is one.
+        // Begin at the start of a line, if there is one.
         let end =
             end.split_once('\n').map_or(end.as_str(), |(first, lines)| if lines.is_empty() { first } else { lines });
         let size = match left_out {

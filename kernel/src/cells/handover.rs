@@ -1,7 +1,7 @@
-//! The process that runs cells: gives its standard streams to the front, then lets evcxr take over.
+//! The process that runs cells hands its standard streams over to the front before evcxr's code takes over.
 //!
-//! The front holds the other ends of the pipes, so what a cell printed survives the death of this process, however it
-//! dies.
+//! The front holds the other ends of the pipes, so it can read what a cell printed even after this process has
+//! crashed.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write, pipe, stderr, stdin, stdout};
 use std::mem::MaybeUninit;
@@ -17,19 +17,19 @@ use rustix::net::{
 
 use crate::private::{self, TOKEN};
 
-/// What the child hands over, in this order on the wire.
+/// The file descriptors that the child hands over, in this order.
 pub struct Streams {
-    /// The commands that evcxr sends to the child.
+    /// Reads the commands that evcxr sends to the child.
     pub commands: OwnedFd,
-    /// Where evcxr reads what the child answers.
+    /// Writes what evcxr reads as the child's answers.
     pub answers: OwnedFd,
-    /// The child's new stdin, stdout and stderr.
+    /// The other ends of the child's new stdin, stdout and stderr.
     pub stdin: OwnedFd,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
 }
 
-/// In the child. Without a front, as on stock evcxr_jupyter, nothing happens.
+/// In the child: hands the streams over. Without a front, as in stock evcxr_jupyter, nothing happens.
 pub fn hand_over() -> Result<()> {
     let Some(folder) = std::env::var_os(private::FOLDER) else {
         return Ok(());
@@ -43,33 +43,34 @@ pub fn hand_over() -> Result<()> {
     let (commands, answers) = (stdin(), stdout());
     let given = [commands.as_fd(), answers.as_fd(), to_stdin.as_fd(), from_stdout.as_fd(), from_stderr.as_fd()];
     send(&front, format!("{token} {}\n", std::process::id()).as_bytes(), &given)?;
-    // evcxr waits for the end of the old stderr when this process ends: it has to stay open until then.
+    // evcxr waits until the old stderr closes, so it must stay open until this process ends.
     std::mem::forget(stderr().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdin(&new_stdin)?;
     rustix::stdio::dup2_stdout(&new_stdout)?;
     rustix::stdio::dup2_stderr(&new_stderr)?;
     std::thread::spawn(move || {
-        // Each byte asks for a new stdin. Without one the front is gone, and nobody is left to run cells for.
+        // Each byte from the front asks for a new stdin. When the socket closes, the front is gone, and this process
+        // ends.
         while front.read(&mut [0]).is_ok_and(|length| length == 1) && renew_stdin(&front).is_ok() {}
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     });
     Ok(())
 }
 
-/// Puts a new pipe in place of stdin and gives the front its other end. A read of the old one meets the end of the file
-/// as soon as the front closes that, and later ones, evcxr's own among them, use the new pipe.
+/// Puts a new pipe in place of stdin and sends the front its other end. When the front closes the old pipe, a waiting
+/// read finds the end of the file. Later reads, evcxr's among them, use the new pipe.
 fn renew_stdin(front: &UnixStream) -> Result<()> {
     let (new_stdin, to_stdin) = pipe()?;
     rustix::stdio::dup2_stdin(&new_stdin)?;
     send(front, b"stdin\n", &[to_stdin.as_fd()])
 }
 
-/// In the front: asks for a new stdin of the child, which [`next_stdin`] gets.
+/// In the front: asks the child for a new stdin, which [`next_stdin`] receives.
 pub fn ask_for_stdin(child: &UnixStream) {
     let _ = (&mut &*child).write_all(&[1]);
 }
 
-/// In the front: the new stdin, once it was asked for; None when the child is gone.
+/// In the front: waits for a new stdin of the child. Returns `None` when the child is gone.
 pub fn next_stdin(child: &UnixStream) -> Option<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -89,7 +90,7 @@ fn send(front: &UnixStream, text: &[u8], fds: &[BorrowedFd]) -> Result<()> {
     Ok(())
 }
 
-/// In the front: what a new child sent, and its process id.
+/// In the front: receives the streams and the process id of a new child.
 pub fn receive(child: &UnixStream, token: &str) -> Result<(Streams, i32)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -1,4 +1,4 @@
-//! Cells: their source, how it is compiled, the process that runs them, and what comes out of it.
+//! Cells: their source, its compilation, the process that runs them, and its output.
 
 pub mod advice;
 pub mod child;

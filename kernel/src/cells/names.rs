@@ -1,5 +1,5 @@
-//! Which names of the crates that are compiled from a folder are private. evcxr has its rust-analyzer complete those
-//! too, as if they were the user's own, and a cell that takes one does not compile.
+//! The private names of crates that are compiled from a folder. evcxr's rust-analyzer completes them as if the user
+//! were inside the crate, but a cell that uses one does not compile.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -10,18 +10,18 @@ use ra_ap_syntax::ast::{self, HasModuleItem, HasName, HasVisibility};
 use ra_ap_syntax::{AstNode, Edition, SourceFile};
 use regex::Regex;
 
-/// A line of evcxr's `Cargo.toml`: a dependency in a folder.
+/// A line of evcxr's `Cargo.toml` that names a dependency in a folder.
 static IN_FOLDER: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r#"(?m)^([\w-]+) *= *\{[^}\n]*\bpath *= *"([^"]+)""#).ok());
-/// A path that goes on, or whose group is open.
+/// A path before its last name, or before a name in its open group.
 static PATH: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"((?:\w+::)*\w+)::(?:\{[^{}]*)?$").ok());
 
-/// Whether a completion is offered.
+/// What to do with a completion.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
     Offer,
     Hide,
-    /// A private method or field has this name: what rust-analyzer says of it decides.
+    /// A private method or field has this name, so rust-analyzer must decide which is meant.
     Ask,
 }
 
@@ -29,7 +29,7 @@ pub enum Verdict {
 struct Module {
     public: HashSet<String>,
     private: HashSet<String>,
-    /// It passes on all that another module has.
+    /// The module re-exports everything of another one.
     open: bool,
 }
 
@@ -37,14 +37,15 @@ struct Module {
 #[derive(Default)]
 pub struct Names {
     crates: Vec<String>,
-    /// By path, `kdlab::data`.
+    /// By path, such as `my_crate::data`.
     modules: HashMap<String, Module>,
-    /// Fields and methods that are private in one type at least.
+    /// Fields and methods that are private in at least one type.
     members: HashSet<String>,
 }
 
 impl Names {
-    /// Of the crates that this `Cargo.toml` finds in folders. What can't be read hides nothing.
+    /// Finds the names of the crates that this `Cargo.toml` takes from folders. A file that cannot be read hides no
+    /// name.
     pub fn of(cargo_toml: &str) -> Self {
         let mut names = Self::default();
         let Some(line) = &*IN_FOLDER else { return names };
@@ -130,7 +131,7 @@ impl Names {
         }
     }
 
-    /// The name that one end of a `use` brings in.
+    /// Notes the name that one branch of a `use` imports.
     fn import(&mut self, tree: &ast::UseTree, public: bool, path: &str) {
         let module = self.modules.entry(path.to_owned()).or_default();
         if tree.star_token().is_some() {
@@ -141,7 +142,7 @@ impl Names {
                 None => tree.path().map(|path| path.syntax().text().to_string().trim().to_owned()),
             };
             let Some(name) = name else { return };
-            // `self` is the module that stands before the group.
+            // `self` means the module before the group.
             let last = name.rsplit("::").next().unwrap_or(&name).to_owned();
             if public {
                 module.public.insert(last)
@@ -151,7 +152,7 @@ impl Names {
         }
     }
 
-    /// Whether `name` is offered behind the code `before`. Behind neither `.` nor `::` there is nothing private.
+    /// Decides whether to offer `name` after the code `before`. Private names can only follow `.` or `::`.
     pub fn judge(&self, before: &str, name: &str) -> Verdict {
         let before = before.trim_end();
         let ask = if self.members.contains(name) { Verdict::Ask } else { Verdict::Offer };
@@ -167,7 +168,7 @@ impl Names {
         }
     }
 
-    /// By its whole path, or by the end of it where that is the end of one alone.
+    /// Finds a module by its path, or by the end of its path where only one module fits.
     fn module(&self, path: &str) -> Option<&Module> {
         if let Some(module) = self.modules.get(path) {
             return Some(module);
@@ -177,7 +178,8 @@ impl Names {
         found.next().filter(|_| found.next().is_none()).map(|(_, module)| module)
     }
 
-    /// Whether rust-analyzer's words on a name tell that it is private here: its place, an empty line, its declaration.
+    /// Returns whether a name is private here, according to rust-analyzer's text: its module, an empty line, its
+    /// declaration.
     pub fn is_private(&self, said: &str) -> bool {
         let (place, said) = said.split_once("\n\n").unwrap_or((said, ""));
         let krate = place.trim().split("::").next().unwrap_or_default();
@@ -185,12 +187,12 @@ impl Names {
     }
 }
 
-/// `pub` without a restriction.
+/// Returns whether the item is `pub` without a restriction.
 fn is_public(item: &impl HasVisibility) -> bool {
     item.visibility().is_some_and(|visibility| visibility.syntax().text() == "pub")
 }
 
-/// The identifier that a completion begins with.
+/// Returns the identifier at the beginning of a completion.
 pub fn name(completion: &str) -> &str {
     completion.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
 }

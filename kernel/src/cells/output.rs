@@ -1,4 +1,4 @@
-//! What the child prints on stdout: text of the cell, results to show, and lines meant for evcxr.
+//! The child's stdout: text of the cell, results to show, and lines for evcxr.
 
 use std::time::Instant;
 
@@ -9,48 +9,48 @@ const ERROR: &str = "EVCXR_ERROR_OCCURRED";
 const PANIC: &str = "EVCXR_PANIC_NOTIFICATION";
 const BEGIN_CONTENT: &str = "EVCXR_BEGIN_CONTENT ";
 const END_CONTENT: &str = "EVCXR_END_CONTENT";
-/// Other lines that evcxr wants: it ignores what it does not know of them.
+/// Beginnings of other lines for evcxr, which ignores those that it does not know.
 const FOR_EVCXR: [&str; 2] = [CHANGED_TYPE, ASKS_INPUT];
 pub const CHANGED_TYPE: &str = "EVCXR_VARIABLE_CHANGED_TYPE:";
 pub const ASKS_INPUT: &str = "EVCXR_INPUT_REQUEST";
-/// What a line begins with that may turn out to be one of the above.
+/// Common beginning of all these lines.
 const OURS: &str = "EVCXR_";
 
-/// A piece of a child's stdout, in order.
+/// A piece of the child's stdout.
 #[derive(Debug, PartialEq)]
 pub enum Piece {
     Text(String),
-    /// Something to show in every form it has, by MIME type.
+    /// Something to show, in all its forms by MIME type.
     Display(Map<String, Value>),
-    /// The same, as the value of the cell: nothing came after it.
+    /// The value of the cell, in all its forms: nothing came after it.
     Result(Map<String, Value>),
-    /// The cell returned early through `?`, or panicked; `line` is for evcxr.
+    /// The cell ended by `?` or a panic; `line` is for evcxr.
     Failed {
         panic: bool,
         line: String,
     },
     /// A line for evcxr alone.
     Control(String),
-    /// The cell is done; `line` is for evcxr.
+    /// The cell has ended; `line` is for evcxr.
     Complete {
         line: String,
     },
 }
 
-/// Takes stdout apart as it comes.
+/// Divides stdout into pieces as it arrives.
 #[derive(Default)]
 pub struct Stdout {
     rest: Vec<u8>,
     text: String,
     content: Option<(String, String)>,
     bundle: Map<String, Value>,
-    /// When the last of it came.
+    /// When the last form arrived.
     since: Option<Instant>,
     pieces: Vec<Piece>,
 }
 
 impl Stdout {
-    /// Everything that can be told from what was printed so far.
+    /// Takes bytes in and returns the pieces that are complete.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Piece> {
         self.rest.extend_from_slice(bytes);
         let rest = std::mem::take(&mut self.rest);
@@ -65,12 +65,12 @@ impl Stdout {
         std::mem::take(&mut self.pieces)
     }
 
-    /// Since when something waits that may be the cell's value.
+    /// Returns since when something waits that may be the cell's value.
     pub fn since(&self) -> Option<Instant> {
         self.since.filter(|_| !self.bundle.is_empty())
     }
 
-    /// What waits: it turned out not to be the cell's value.
+    /// Returns what waits as a display, because it is not the cell's value.
     pub fn flush(&mut self) -> Option<Piece> {
         (!self.bundle.is_empty()).then(|| Piece::Display(std::mem::take(&mut self.bundle)))
     }
@@ -91,7 +91,7 @@ impl Stdout {
                 return;
             }
         }
-        // A line of evcxr's may follow text without a line end.
+        // A line for evcxr may follow text that does not end its line.
         let split = |marker| line.strip_suffix(marker).map(|text| (text, marker));
         if let Some((text, marker)) = split(COMPLETE).or(split(ERROR)).or(split(PANIC)) {
             self.print(text, "");
@@ -118,7 +118,8 @@ impl Stdout {
         }
     }
 
-    /// The forms of one thing follow each other; the same form again belongs to the next thing.
+    /// Adds a form. The forms of one thing follow each other, and a second form of the same type begins the next
+    /// thing.
     fn add_content(&mut self, mime: String, content: String) {
         self.end_text();
         if self.bundle.contains_key(&mime) {
@@ -148,7 +149,7 @@ impl Stdout {
         }
     }
 
-    /// Progress that rewrites its line should not wait for the line's end; but it must not be one of evcxr's lines.
+    /// Shows a line before its end, such as progress that rewrites it, unless it may be a line for evcxr.
     fn show_unfinished_line(&mut self) {
         let start = &self.rest[..self.rest.len().min(OURS.len())];
         if self.content.is_some() || OURS.as_bytes().starts_with(start) {
@@ -156,7 +157,7 @@ impl Stdout {
         }
         let shown = match std::str::from_utf8(&self.rest) {
             Ok(_) => self.rest.len(),
-            // The last character may still be coming.
+            // The rest of the last character may still arrive.
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             Err(_) => self.rest.len(),
         };

@@ -1,8 +1,8 @@
-//! Values that a cell replaces, as in `let history = fit(..)?` where there is a `history`. evcxr takes all variables
-//! out of its store before a cell runs, and a cell that fails drops those that it would have replaced. So the source
-//! that evcxr makes of the cell is changed, by the cargo of the inner process: what no statement can see stays in the
-//! store, and what the cell looks at first is put back at its end, unless it was moved away. evcxr forgets both
-//! nevertheless, and gets them back by a cell of the front's own.
+//! Variables that a cell replaces, as in `let history = fit(..)?` where a `history` exists. evcxr takes all variables
+//! out of its store before a cell runs, and a cell that fails drops those that it would have replaced. So the
+//! kernel's cargo changes the source that evcxr makes of the cell. A variable that the cell does not use stays in the
+//! store. One that it uses is put back at the end, unless the cell moved it away. evcxr forgets both nevertheless,
+//! and recovers them by a cell that the front runs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cells::syntax::body;
 
-/// In the private folder: what the front says to the inner process, and its answer.
+/// File in the private folder by which the front and the kernel's cargo exchange the variables of a cell.
 const FILE: &str = "replaced.json";
 
 /// The variables that a cell replaces, by name.
@@ -21,15 +21,15 @@ pub type Replaced = BTreeMap<String, Variable>;
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Variable {
-    /// Whether the cell looks at the earlier value before it replaces it.
+    /// Whether the cell uses the earlier value before it replaces it.
     pub used: bool,
-    /// A statement by which evcxr would take the earlier value out of its store.
+    /// The statement by which evcxr takes the earlier value out of its store.
     load: Option<String>,
-    /// It is put back at the end of a cell that fails.
+    /// The value is put back at the end of a cell that fails.
     put_back: bool,
 }
 
-/// The variables among `known` that `code` replaces.
+/// Returns the variables among `known` that `code` replaces.
 pub fn of(code: &str, known: &[String]) -> Replaced {
     let mut replaced = Replaced::new();
     let Some(body) = body(code) else { return replaced };
@@ -43,7 +43,7 @@ pub fn of(code: &str, known: &[String]) -> Replaced {
             let used = before.iter().any(|node| mentions(node, &name, None)) || mentions(&statement, &name, own);
             replaced.entry(name).or_insert(Variable { used, load: None, put_back: false });
         }
-        // Functions see no variables of the cell.
+        // Functions do not see the variables of the cell.
         if !matches!(statement.kind(), SyntaxKind::FN | SyntaxKind::STRUCT | SyntaxKind::IMPL | SyntaxKind::USE) {
             before.push(statement);
         }
@@ -51,7 +51,7 @@ pub fn of(code: &str, known: &[String]) -> Replaced {
     replaced
 }
 
-/// Whether `name` stands in `node`, outside `except`: as a name, or in a string that may be a format.
+/// Returns whether `node` mentions `name` outside of `except`, as a name or in a string that may be a format.
 fn mentions(node: &SyntaxNode, name: &str, except: Option<&SyntaxNode>) -> bool {
     node.children_with_tokens().any(|child| match child {
         NodeOrToken::Node(child) => Some(&child) != except && mentions(&child, name, except),
@@ -65,11 +65,11 @@ fn mentions(node: &SyntaxNode, name: &str, except: Option<&SyntaxNode>) -> bool 
     })
 }
 
-/// In the front: tells the inner process what the next cell replaces.
+/// In the front: writes down which variables the next cell replaces.
 pub fn announce(folder: &Path, replaced: &Replaced) {
     let _ = match replaced.is_empty() {
         true => fs::remove_file(folder.join(FILE)),
-        // Without it the cell runs as evcxr made it.
+        // A failure does no harm: the cell then runs as evcxr made it.
         false => serde_json::to_vec(replaced).map_err(Into::into).and_then(|text| fs::write(folder.join(FILE), text)),
     };
 }
@@ -78,7 +78,7 @@ fn read(folder: &Path) -> Option<Replaced> {
     serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
 }
 
-/// In the inner process: leaves in the store what `source`, the cell as evcxr wrote it, takes out to no purpose.
+/// In the kernel's cargo: changes `source`, which evcxr made of the cell, so that unused variables stay in the store.
 pub fn leave_in_store(folder: &Path, source: &Path) -> std::io::Result<()> {
     let Some(mut replaced) = read(folder) else { return Ok(()) };
     let text = fs::read_to_string(source)?;
@@ -87,12 +87,12 @@ pub fn leave_in_store(folder: &Path, source: &Path) -> std::io::Result<()> {
     fs::write(folder.join(FILE), serde_json::to_vec(&replaced)?)
 }
 
-/// The method by which a value is put back; stands in what rustc says where the value was moved away.
+/// The method that puts a value back. rustc's error names it where the cell moved the value away.
 pub const PUT_BACK: &str = "put_back_what_was_replaced";
 
-/// In the inner process: lets `source`, the cell as evcxr wrote it, put back at its end what it used before it replaced
-/// it. Gives the text that was there, if anything is to be put back: rustc refuses the changed one where a value was
-/// moved away.
+/// In the kernel's cargo: changes `source` so that the cell puts back at its end what it used before replacing it.
+/// Returns the earlier text if something was changed, because rustc refuses the changed one where the cell moved a
+/// value away.
 pub fn put_back(folder: &Path, source: &Path) -> std::io::Result<Option<String>> {
     let replaced = read(folder).unwrap_or_default();
     let loads = replaced.iter().filter(|(_, variable)| variable.used).filter_map(|(name, variable)| {
@@ -113,14 +113,14 @@ pub fn put_back(folder: &Path, source: &Path) -> std::io::Result<Option<String>>
     Ok(Some(text))
 }
 
-/// In the inner process: whether the cell that was compiled puts back what it used.
+/// In the kernel's cargo: notes whether the compiled cell puts back what it used.
 pub fn set_put_back(folder: &Path, put_back: bool) {
     let Some(mut replaced) = read(folder) else { return };
     replaced.values_mut().for_each(|variable| variable.put_back = put_back);
     announce(folder, &replaced);
 }
 
-/// `line`, or an empty one in its place: those behind it keep their numbers.
+/// Returns `line`, or an empty line, so that later lines keep their numbers.
 fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
     let loaded = line.strip_prefix("let ").and_then(|line| line.split_once(" = evcxr_variable_store.take_variable::<"));
     let name = loaded.map(|(name, _)| name.trim_start_matches("mut "));
@@ -133,8 +133,8 @@ fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
     }
 }
 
-/// Of the variables that the last cell would have replaced: the code that gives evcxr those back that are in the store,
-/// and the names of those that are not. With `all`, the cell did not run, and all are there.
+/// Of the variables that the last cell would have replaced, returns code by which evcxr recovers those in the store,
+/// and the names of the others. With `all`, the cell did not run, so all are there.
 pub fn restore(folder: &Path, all: bool) -> (String, Vec<String>) {
     let (lost, kept): (Vec<_>, Vec<_>) =
         read(folder).unwrap_or_default().into_iter().partition(|(_, v)| v.used && !v.put_back && !all);
@@ -142,12 +142,12 @@ pub fn restore(folder: &Path, all: bool) -> (String, Vec<String>) {
     (kept.into_iter().filter_map(load).collect(), lost.into_iter().map(|(name, _)| name).collect())
 }
 
-/// `let a = store.take_variable::<T>(..)` as `let a: T = ..`: evcxr need not find out the type.
+/// Turns `let a = store.take_variable::<T>(..)` into `let a: T = ..`, so that evcxr need not find out the type.
 fn with_type(load: &str) -> String {
     parts(load).map_or_else(|| load.to_owned(), |(start, ty, value)| format!("{start}: {ty} = {value}"))
 }
 
-/// Of such a statement: what stands before ` = `, the type, and the value.
+/// Divides such a statement into the part before ` = `, the type, and the value.
 fn parts(load: &str) -> Option<(&str, &str, &str)> {
     let (start, value) = load.split_once(" = ")?;
     let (_, ty) = value.split_once("take_variable::<")?;
@@ -204,7 +204,7 @@ mod tests {
         let typed = |name: &str| load(name).replacen(" =", ": Vec<u8> =", 1) + "\n";
         assert_eq!(restore(folder.path(), false), (typed("mut history"), vec!["x".to_owned()]));
         assert_eq!(restore(folder.path(), true), (typed("mut history") + &typed("x"), vec![]));
-        // What was used is put back at the end.
+        // A used variable is put back at the end.
         let runtime = "impl VariableStore {\n    pub fn new() -> VariableStore {\n";
         let whole = format!("{runtime}{}{}\nevcxr_variable_store\n}}\n", load("x"), load("other"));
         fs::write(&source, &whole).expect("it can be written");

@@ -1,4 +1,5 @@
-//! The compiler's report on a cell as people read it: the true place, and no colours that a theme makes unreadable.
+//! The compiler's report on a cell, corrected for readers: with the right place, and without colours that a theme
+//! makes unreadable.
 
 use std::sync::LazyLock;
 
@@ -6,16 +7,16 @@ use regex::Regex;
 use serde_json::Value;
 
 static COLOURS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("\u{1b}\\[[0-9;]*m").ok());
-/// evcxr's header names the beginning of the cell, whatever the error is about.
+/// evcxr's header, which always names the beginning of the cell as the place.
 static HEADER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^(\s*[╭├,]─\[ ?[^\]]*?):\d+:\d+( ?\])$").ok());
 static SOURCE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^(\s*(\d+) [│|] )").ok());
 
-/// Colours chosen for one background can't be read on another: the theme's own colour of text can.
+/// Removes colours: they suit one background only, but the theme's own colour of text suits all.
 pub fn plain(line: &str) -> String {
     COLOURS.as_ref().map_or_else(|| line.to_owned(), |colours| colours.replace_all(line, "").into_owned())
 }
 
-/// `lines` of one error without colours, its place in the header.
+/// Removes colours from the lines of an error, and puts its place into the header.
 pub fn readable(lines: &[String]) -> Vec<String> {
     let mut lines: Vec<String> = lines.iter().map(|line| plain(line)).collect();
     if let Some(header) = HEADER.as_ref() {
@@ -33,14 +34,14 @@ pub fn readable(lines: &[String]) -> Vec<String> {
     lines
 }
 
-/// How the words at marks begin that stand beside the one that the error is about.
+/// Beginnings of labels that explain another place than that of the error.
 const BESIDE: [&str; 4] = ["expected due to", "note:", "help:", "arguments to this"];
 
-/// Errors that repeat an earlier one, or follow from it.
+/// Errors that follow from an earlier one: beginnings of the cause, which may be any, and of the effect.
 const FOLLOW: [(&str, &str); 2] =
     [("duplicate definitions", "multiple applicable items in scope"), ("", "type annotations needed")];
 
-/// `errors` without those that only follow from an earlier one.
+/// Removes errors that only follow from an earlier one.
 pub fn without_consequences(errors: &[Value]) -> Vec<&Value> {
     let text = |error: &Value| error["evalue"].as_str().unwrap_or_default().to_owned();
     let mut kept: Vec<&Value> = vec![];
@@ -48,7 +49,7 @@ pub fn without_consequences(errors: &[Value]) -> Vec<&Value> {
         let said = text(error);
         let follows = |first: &&Value| {
             let first = text(first);
-            // The same words about another place are one mistake to the reader.
+            // The same words about another place are the same mistake to the reader.
             first == said && !said.is_empty() && said.starts_with("cannot find ")
                 || FOLLOW
                     .iter()
@@ -61,13 +62,14 @@ pub fn without_consequences(errors: &[Value]) -> Vec<&Value> {
     kept
 }
 
-/// Line and column of the first mark in a report.
+/// Returns line and column of the first mark in a report.
 fn place(lines: &[String]) -> Option<(usize, usize)> {
     let source = SOURCE.as_ref()?;
     let numbered = lines.iter().enumerate().filter_map(|(at, line)| Some((at, source.captures(line)?)));
     for (at, captures) in numbered {
         let (margin, row) = (captures[1].chars().count(), captures[2].parse().ok()?);
-        // The line below a marked one has the marks, those below it what they mean, each at the column of its mark.
+        // The line below a source line holds the marks. The lines below that hold the labels, each at the column of
+        // its mark.
         let Some(marks) = lines.get(at + 1).filter(|line| !source.is_match(line)) else { continue };
         let marks: Vec<char> = marks.chars().skip(margin).collect();
         let is_mark = |c: &char| matches!(c, '─' | '┬' | '╭' | '^');
@@ -99,7 +101,7 @@ mod tests {
         let errors = ["duplicate definitions with name `a`", "multiple applicable items in scope", "mismatched types"];
         let errors = errors.map(|text| json!({"evalue": text}));
         assert_eq!(without_consequences(&errors), [&errors[0], &errors[2]]);
-        // Two places of one kind of mistake are two mistakes.
+        // Two places of the same kind of mistake are two mistakes.
         assert_eq!(without_consequences(&[errors[2].clone(), errors[2].clone()]).len(), 2);
     }
 

@@ -1,4 +1,4 @@
-//! What the child prints on stderr: text to show at once, and text that may turn out to be why a cell failed.
+//! The child's stderr: text to show at once, and text that may turn out to be the reason why a cell failed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use crate::cells::failures::{Failure, NO_MEMORY, PANICKED, SIGNALS, THREAD};
 use crate::config::Config;
 
-/// `error_marker.rs` in the prelude puts these around the text of an error that ends a cell through `?`.
+/// The kernel's macro `eprintln!` puts these around the text of an error that ends a cell by `?`.
 const ERROR_BEGIN: &str = "\u{1e}error\n";
 const ERROR_END: &str = "\n\u{1e}end\n";
-/// What stands before and behind the frames of a panic.
+/// The lines before and after the frames of a panic.
 const FRAMES: &str = "stack backtrace:\n";
 const END_OF_FRAMES: &str = "note: Some details are omitted";
 
-/// What may be why a cell fails is held back no longer than this.
+/// Text that may be the reason of a failure is held back no longer than this.
 pub const HOLD: Duration = Duration::from_millis(300);
 const HOLD_OF_FRAMES: Duration = Duration::from_secs(10);
 
-/// The child's stderr. Text that may turn out to be why the cell failed is held back for a moment.
+/// The child's stderr. It holds text back for a moment that may be the reason of a failure.
 #[derive(Default)]
 pub struct Stderr {
     held: String,
@@ -26,11 +26,11 @@ pub struct Stderr {
     frames: Frames,
 }
 
-/// Takes the frames away that follow a panic in a thread of the cell's own.
+/// Removes the frames that follow a panic in a thread of the cell's own.
 #[derive(Default)]
 struct Frames {
     within: bool,
-    /// A line that has not ended.
+    /// The beginning of a line that has not ended.
     rest: String,
 }
 
@@ -63,7 +63,7 @@ fn is_frame(line: &str) -> bool {
 }
 
 impl Stderr {
-    /// Gives what can be shown at once.
+    /// Takes bytes in and returns the text that can be shown at once.
     pub fn feed(&mut self, bytes: &[u8]) -> String {
         self.bytes.extend_from_slice(bytes);
         let whole = match std::str::from_utf8(&self.bytes) {
@@ -79,23 +79,22 @@ impl Stderr {
         self.frames.without(&shown)
     }
 
-    /// Whether something is held back for too long, that need not wait for the end of the cell, which is `running` or
-    /// not.
+    /// Returns whether text has been held back for too long. The cell may be `running` or not.
     pub fn is_overdue(&self, running: bool) -> bool {
-        // Frames come slowly where libraries are large.
+        // Finding frames takes seconds where libraries are large.
         let panics = self.held.contains(FRAMES) || running && self.held.contains(PANICKED);
         let hold = if panics && !self.held.contains(END_OF_FRAMES) { HOLD_OF_FRAMES } else { HOLD };
         self.since.is_some_and(|since| since.elapsed() > hold) && self.end_of_signal().is_none()
     }
 
-    /// Gives what was held back: it was ordinary text.
+    /// Returns the text that was held back, because it is ordinary text.
     pub fn release(&mut self) -> String {
         self.since = None;
         let text = std::mem::take(&mut self.held);
         self.frames.without(&text.replace(ERROR_BEGIN, "").replace(ERROR_END, "\n"))
     }
 
-    /// Gives what was held back when the process has ended, without evcxr's frames.
+    /// Returns the text that was held back when the process ended, without evcxr's frames.
     pub fn release_of_ended(&mut self) -> String {
         if let Some(end) = self.end_of_signal() {
             self.held.truncate(end);
@@ -103,12 +102,12 @@ impl Stderr {
         self.release()
     }
 
-    /// Whether the text of a `?` is held back.
+    /// Returns whether the text of a failed `?` is held back.
     pub fn holds_error(&self) -> bool {
         self.held.contains(ERROR_BEGIN)
     }
 
-    /// The byte behind the line that tells of a signal.
+    /// Returns the end of the line that reports a signal.
     fn end_of_signal(&self) -> Option<usize> {
         if let Some(start) = line_start(&self.held, NO_MEMORY) {
             return Some(self.held[start..].find('\n').map_or(self.held.len(), |length| start + length + 1));
@@ -123,7 +122,7 @@ impl Stderr {
         })
     }
 
-    /// Why the cell failed, and what else was printed before.
+    /// Returns the text that was printed before the failure, and the failure.
     pub fn failure(&mut self, panic: bool, cell: &str, generated: Option<&Path>, config: &Config) -> (String, Failure) {
         let held = std::mem::take(&mut self.held);
         let start = if panic { last_panic(&held) } else { held.rfind(ERROR_BEGIN) };
@@ -142,12 +141,12 @@ impl Stderr {
         (before, failure)
     }
 
-    /// The first byte that may belong to a panic or an error.
+    /// Returns the first byte that may belong to a panic or an error.
     fn held_from(&self) -> usize {
         let lines = std::iter::once(0).chain(self.held.match_indices('\n').map(|(at, _)| at + 1));
         for start in lines {
             let line = &self.held[start..];
-            // Rust begins a panic with an empty line.
+            // Rust prints an empty line before a panic.
             let text = line.strip_prefix('\n').unwrap_or(line);
             let panic = match text.split_once('\n') {
                 Some((first, _)) => first.starts_with(THREAD) && first.contains(PANICKED),
@@ -162,7 +161,7 @@ impl Stderr {
     }
 }
 
-/// Whether `line`, of which more may come, begins like `start`.
+/// Returns whether an unfinished `line` may begin with `start`.
 fn may_be(line: &str, start: &str) -> bool {
     !line.is_empty() && (line.starts_with(start) || start.starts_with(line))
 }
@@ -188,7 +187,7 @@ mod tests {
         assert_eq!(stderr.feed(b"careful\n\x1eerror\ntemperature must be > 0\n\x1eend\n"), "careful\n");
         let (before, failure) = stderr.failure(false, "", None, &Config::default());
         assert_eq!((before.as_str(), failure.value.as_str()), ("", "temperature must be > 0"));
-        // Without a failure it was what somebody wrote with eprintln!.
+        // Without a failure, it is text that somebody wrote with `eprintln!`.
         assert_eq!(stderr.feed(b"\x1eerror\nodd\n\x1eend\n"), "");
         std::thread::sleep(HOLD);
         assert!(stderr.is_overdue(false));
@@ -201,13 +200,16 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let generated = folder.path().join("lib.rs");
         std::fs::write(&generated, "fn run() {\n{ let y = x.matmul(&x);\n}\n").expect("it can be written");
-        let text = "before\n\nthread '<unnamed>' (7) panicked at /home/user/.cargo/registry/src/index-1/tch-0.26.0/src/tensor.rs:9:5:\n\
+        let text = "before\n\nthread '<unnamed>' (7) panicked at \
+            /home/user/.cargo/registry/src/index-1/tch-0.26.0/src/tensor.rs:9:5:\n\
             called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2 shapes cannot be multiplied (2x3 and \
             2x3)\\nException raised from meta at Blas.cpp:189\\nframe #0: c10::Error\")\n\
-            stack backtrace:\n   0: core::panicking::panic_fmt\n             at /rustc/1/library/core/src/panicking.rs:80:14\n\
+            stack backtrace:\n   0: core::panicking::panic_fmt\n\
+            \x20            at /rustc/1/library/core/src/panicking.rs:80:14\n\
             \x20  1: run_user_code_3\n             at ./src/lib.rs:2:20\n";
         let config = toml::from_str(
-            "message_ends = ['\\nException raised']\ntext_errors = ['Torch']\n[[hints]]\nwords = ['shapes']\nhint = 'try `x.size()`'",
+            "message_ends = ['\\nException raised']\ntext_errors = ['Torch']\n\
+             hints = [{ words = ['shapes'], hint = 'try `x.size()`' }]",
         );
         let config = config.expect("a configuration");
         let mut stderr = Stderr::default();
@@ -225,7 +227,8 @@ mod tests {
     fn a_panic_of_a_thread_comes_without_frames() {
         let mut stderr = Stderr::default();
         let panic = "\nthread '<unnamed>' (7) panicked at src/lib.rs:3:9:\nout\n";
-        let frames = "stack backtrace:\n   0: __rustc::rust_begin_unwind\n             at /rustc/1/library/std/src/panicking.rs:689:5\n";
+        let frames = "stack backtrace:\n   0: __rustc::rust_begin_unwind\n\
+            \x20            at /rustc/1/library/std/src/panicking.rs:689:5\n";
         stderr.feed(format!("{panic}{frames}").as_bytes());
         std::thread::sleep(HOLD);
         assert!(!stderr.is_overdue(false), "the last frame has not come");
@@ -251,7 +254,7 @@ mod tests {
         assert!(end_of_process(abort, "Segmentation fault.\n").contains("unsafe code"));
         assert!(end_of_process("signal: 9 (SIGKILL)", "").contains("out of memory?"));
         assert_eq!(end_of_process(abort, ""), "the cell ended its process: signal: 6 (SIGABRT)");
-        // Somebody's own words on memory, in a cell that goes on.
+        // The cell's own words on memory, and the cell goes on.
         assert_eq!(stderr.feed(b"memory allocation of the plan\n"), "");
         assert_eq!(stderr.release(), "memory allocation of the plan\n");
     }
@@ -260,18 +263,18 @@ mod tests {
     fn frames_that_follow_a_signal_late_are_not_shown() {
         let mut stderr = Stderr::default();
         assert_eq!(stderr.feed(b"before\nSegmentation fault.\n"), "before\n");
-        // The frames take longer than anything is held back.
+        // The frames take longer than text is held back.
         std::thread::sleep(HOLD);
         assert!(!stderr.is_overdue(false));
         assert_eq!(stderr.feed(b"   0: evcxr::runtime\n  10: main\n"), "");
         assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
-        // The end of the line comes by itself.
+        // The end of the line arrives separately.
         let pieces: [&[u8]; 3] = [b"Segmentation fault.", b"\n", b"   0: evcxr::runtime\n"];
         assert_eq!(pieces.map(|piece| stderr.feed(piece)), ["", "", ""]);
         std::thread::sleep(HOLD);
         assert!(!stderr.is_overdue(false));
         assert_eq!(stderr.release_of_ended(), "Segmentation fault.\n");
-        // A cell that goes on has written these words itself.
+        // The cell goes on, so it wrote these words itself.
         assert_eq!(stderr.feed(b"Segmentation fault.\nof somebody else\n"), "");
         assert_eq!(stderr.release(), "Segmentation fault.\nof somebody else\n");
     }

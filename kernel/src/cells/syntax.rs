@@ -1,8 +1,8 @@
-//! What rust-analyzer's parser tells about a cell before it runs.
+//! What rust-analyzer's parser finds in a cell before it runs.
 
 use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxToken, TextSize, ast};
 
-/// `is_complete_reply`'s status: whether Return should run the code or start a new line.
+/// Returns the status of `is_complete_reply`: whether Return should run the code or start a new line.
 pub fn completeness(code: &str) -> &'static str {
     let code = without_commands(code);
     let mut open = vec![];
@@ -29,7 +29,7 @@ pub fn completeness(code: &str) -> &'static str {
         return "incomplete";
     }
     let parse = in_function(&code);
-    // An error where the code ends may be mended by more code.
+    // More code can mend an error at the end of the code.
     let end = TextSize::of(BEFORE) + TextSize::of(code.trim_end());
     match parse.errors().iter().map(|error| error.range().start()).min() {
         None => "complete",
@@ -38,9 +38,9 @@ pub fn completeness(code: &str) -> &'static str {
     }
 }
 
-/// The first mistake, and its line, in code that no further line could mend.
+/// Returns the first mistake, with its line, in code that no further line can mend.
 pub fn error(code: &str) -> Option<String> {
-    // evcxr would take it, and no cell would be compiled from then on.
+    // evcxr would accept the level, and could not compile any cell from then on.
     let levels = ["", "0", "1", "2", "3", "s", "z"];
     let commands = code.lines().take(first_of_rust(code).unwrap_or(usize::MAX));
     if let Some(level) =
@@ -57,7 +57,7 @@ pub fn error(code: &str) -> Option<String> {
     Some(format!("syntax error in line {line} of this cell: {first}"))
 }
 
-/// The names that a cell binds for later cells, in order.
+/// Returns the names that a cell binds for later cells, in order.
 pub fn variables(code: &str) -> Vec<String> {
     let statements = body(code).into_iter().flat_map(|body| body.syntax().children()).filter_map(ast::LetStmt::cast);
     let patterns = statements.filter_map(|statement| statement.syntax().children().find_map(ast::Pat::cast));
@@ -68,19 +68,20 @@ pub fn variables(code: &str) -> Vec<String> {
         .collect()
 }
 
-/// The statements and items of a cell.
+/// Returns the statements and items of a cell.
 pub fn body(code: &str) -> Option<ast::StmtList> {
     in_function(&without_commands(code)).tree().syntax().descendants().find_map(ast::StmtList::cast)
 }
 
-/// Whether the value of the cell comes out of a `?`.
+/// Returns whether the cell's value contains a `?`.
 pub fn ends_by_question_mark(code: &str) -> bool {
     let tail = body(code).and_then(|body| body.tail_expr());
     tail.is_some_and(|tail| tail.syntax().descendants().any(|node| node.kind() == SyntaxKind::TRY_EXPR))
 }
 
-/// The code that evcxr is to inspect for the word at `cursor`, counted in characters: it looks at the last word alone,
-/// and understands no bracket that is still open. Behind no word it is the function whose call is open.
+/// Returns the code by which evcxr inspects the word at `cursor`, counted in characters. evcxr inspects the last word
+/// of the code, and understands no open bracket. Where there is no word, the function is inspected whose call is
+/// open.
 pub fn inspected(code: &str, cursor: usize) -> String {
     let at = code.char_indices().nth(cursor).map_or(code.len(), |(at, _)| at);
     let in_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -94,7 +95,7 @@ pub fn inspected(code: &str, cursor: usize) -> String {
             None => return code[..end].to_owned(),
         }
     }
-    // The name of a method means something only before its bracket.
+    // evcxr recognises the name of a method only before a bracket.
     let call = if code[end..].starts_with('(') { "(" } else { "" };
     let brackets = Brackets::of(&code[..end]);
     let first = brackets.open.iter().find(|open| open.kind != SyntaxKind::L_CURLY);
@@ -107,12 +108,12 @@ pub fn inspected(code: &str, cursor: usize) -> String {
 struct Open {
     kind: SyntaxKind,
     at: usize,
-    /// Where the statement that it stands in begins, and the argument.
+    /// Where the statement around the bracket begins, and where the argument begins.
     statement: usize,
     argument: usize,
 }
 
-/// The brackets that are open at the end of some code, and where its last argument begins.
+/// The brackets that are open at the end of code, and where its last argument begins.
 struct Brackets {
     open: Vec<Open>,
     argument: usize,
@@ -156,8 +157,8 @@ fn tokens(code: &str) -> impl Iterator<Item = SyntaxToken> {
     parse.tree().syntax().clone().descendants_with_tokens().filter_map(|element| element.into_token())
 }
 
-/// Lines such as `:dep` and `!ls` are evcxr's, above the first line of Rust, which may begin with a path from the root,
-/// `::`.
+/// Replaces evcxr's commands, such as `:dep` and `!ls`, by empty lines. They stand above the first line of Rust,
+/// which may begin with `::`.
 fn without_commands(code: &str) -> String {
     let rust = first_of_rust(code);
     let lines =
@@ -165,7 +166,7 @@ fn without_commands(code: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The index of the first line that is neither a command, nor a comment, nor empty.
+/// Returns the index of the first line that is neither a command, nor a comment, nor empty.
 fn first_of_rust(code: &str) -> Option<usize> {
     code.lines().position(|line| {
         let begun = line.trim_start();
@@ -174,14 +175,14 @@ fn first_of_rust(code: &str) -> Option<usize> {
     })
 }
 
-/// `code` in two parts: evcxr's commands with the comments among them, and Rust.
+/// Divides code into evcxr's commands, with the comments among them, and Rust.
 pub fn parted(code: &str) -> (String, String) {
     let lines: Vec<&str> = code.split_inclusive('\n').collect();
     let (commands, rust) = lines.split_at(first_of_rust(code).unwrap_or(lines.len()));
     (commands.concat(), rust.concat())
 }
 
-/// `code` as evcxr takes it for what it is: a first line that begins with `::` looks like a command to it.
+/// Indents a first line of Rust that begins with `::`, because evcxr would take it for a command.
 pub fn for_evcxr(code: &str) -> String {
     let path = first_of_rust(code)
         .filter(|&rust| code.lines().nth(rust).is_some_and(|line| line.trim_start().starts_with(':')));

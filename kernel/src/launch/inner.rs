@@ -1,4 +1,4 @@
-//! evcxr_jupyter as a process of its own: how it starts, what it inherits, and when it ends.
+//! evcxr_jupyter as a process of its own: its start, its settings, and its end.
 
 use std::io::Read;
 use std::os::fd::BorrowedFd;
@@ -12,24 +12,25 @@ use tokio::process::{Child, Command};
 use crate::launch::environment::Variables;
 use crate::private::{ADDRESS, FOLDER, LOCK, TOKEN};
 
-/// rust-analyzer takes 300 MB in small pieces. With huge pages, the system clears two megabytes at each first touch: a seventh
-/// of the time until the first cell. This is for the allocator that evcxr_jupyter brings along, and for all processes below.
+/// Switches huge pages off in evcxr_jupyter's allocator, and in all processes below. rust-analyzer takes 300 MB in
+/// small pieces, and with huge pages the system clears two megabytes at each first touch. That would take a seventh
+/// of the time until the first cell.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 
-/// In the inner process: holds the lock of the build directory, and keeps it from compilers and from what cells start. That may
-/// outlive the kernel, and the build directory would stay taken.
+/// In the inner process: keeps the lock of the build directory, and does not pass it on to compilers and to programs
+/// that cells start. Such a program may outlive the kernel, and the build directory would stay locked.
 pub fn keep_lock() {
     if let Some(fd) = std::env::var(LOCK).ok().and_then(|fd| fd.parse().ok()).filter(|fd| *fd > 2) {
-        // SAFETY: nothing else in this process knows this descriptor, or closes it.
+        // SAFETY: no other code in this process uses or closes this descriptor.
         let lock = unsafe { BorrowedFd::borrow_raw(fd) };
-        // Without one of this number there is nothing to keep.
+        // Without a descriptor of this number there is nothing to keep.
         let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::CLOEXEC);
     }
     // SAFETY: called before there are other threads.
     unsafe { std::env::remove_var(LOCK) };
 }
 
-/// In the inner process: ends with the front, and takes the cells' process and compilers along.
+/// In the inner process: ends when the front does, together with the cells' process and compilers.
 pub fn end_with_parent() {
     std::thread::spawn(|| {
         // The front holds the other end and never writes.
@@ -41,7 +42,7 @@ pub fn end_with_parent() {
     });
 }
 
-/// In the process that runs cells: gives it, and what it starts, huge pages where the system has them.
+/// In the process that runs cells: allows huge pages for it and for the programs that it starts.
 pub fn allow_huge_pages() {
     // SAFETY: called before there are other threads.
     unsafe { std::env::remove_var(HUGE_PAGES) };

@@ -9,6 +9,8 @@ use serde_json::json;
 
 /// What the command takes.
 pub const USAGE: &str = "\
+kdlab-kernel CONNECTION_FILE                   the kernel, as Jupyter starts it
+kdlab-kernel --control_file CONNECTION_FILE    evcxr_jupyter as it is
 kdlab-kernel install [--user | --prefix FOLDER] [--name NAME] [--display-name TEXT] [--config FOLDER]
   --user          for this user, which is the default
   --prefix        for the environment in this folder, such as a Python venv

@@ -1,6 +1,6 @@
-//! Rust's own library as rust-analyzer is shown it. Before the first cell's variables have types it reads all of core, alloc
-//! and std, and expands their macros: a quarter of a kernel's opening went into what is inside functions, and into comments
-//! that macros repeat for each kind of number.
+//! Rust's own library in outline, for rust-analyzer. It reads all of core, alloc and std and expands their macros
+//! before the first cell's variables have types. The bodies of functions, and comments that macros repeat for each
+//! number type, would take a quarter of a kernel's start.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use ra_ap_syntax::SyntaxKind::{
 };
 use ra_ap_syntax::{AstNode, Edition, NodeOrToken, SourceFile, SyntaxNode, T, TextRange, WalkEvent, ast};
 
-/// In place of what a function does: right for any type that it returns.
+/// Replaces the body of a function; valid for any type that it returns.
 const BODY: &str = "{ loop {} }";
 
 /// Writes the sources below `from` as outlines below `to`.
@@ -29,8 +29,8 @@ pub fn write(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Functions without their bodies, macros without their comments. A `const fn` stays whole, for the length of an array may be
-/// what it computes, and so does a function whose body says of which type its `impl Trait` is.
+/// Removes the bodies of functions and the comments in macros. A `const fn` stays whole, because the length of an
+/// array may depend on it. So does a function whose body determines the type behind `impl Trait`.
 fn outline(code: &str) -> String {
     let file = SourceFile::parse(code, Edition::CURRENT).tree();
     let mut cuts: Vec<(TextRange, &str)> = vec![];
@@ -63,21 +63,22 @@ fn outline(code: &str) -> String {
     text + &code[end..]
 }
 
-/// `impl const`, `const trait`.
+/// Returns whether this is an `impl const` or a `const trait`.
 fn has_const(node: &SyntaxNode) -> bool {
     node.children_with_tokens().any(|child| child.kind() == T![const])
 }
 
-/// The same in the tokens of a macro's definition.
+/// Does the same in the tokens of a macro's definition.
 fn in_macro(tree: &SyntaxNode, cuts: &mut Vec<(TextRange, &str)>) {
-    // What the next token follows: `const`, but for `unsafe` and the like; the head of a function that may lose its body.
+    // `constant`: the next token follows `const`, except for `unsafe` and the like. `head`: it belongs to the head of
+    // a function that may lose its body.
     let (mut constant, mut head, mut last) = (false, false, WHITESPACE);
     let mut children = tree.children_with_tokens().filter(|child| child.kind() != WHITESPACE).peekable();
     while let Some(child) = children.next() {
         let kind = child.kind();
         match kind {
             COMMENT => cuts.push((child.text_range(), "")),
-            // Others are types.
+            // An `fn` without a name is a type.
             T![fn] => head = !constant && children.peek().is_some_and(|next| matches!(next.kind(), IDENT | T![$])),
             T![impl] | T![;] => head = false,
             _ => {}
@@ -89,7 +90,7 @@ fn in_macro(tree: &SyntaxNode, cuts: &mut Vec<(TextRange, &str)>) {
                 cuts.push((inner.text_range(), BODY));
                 head = false;
             } else if last != T![!] {
-                // What another macro is given stays as it is: that macro may ask for it.
+                // The arguments of another macro stay as they are, because that macro may need them.
                 in_macro(&inner, cuts);
             }
         }
@@ -120,12 +121,16 @@ mod tests {
             ),
             ("const N: usize = { 3 };\nfn f() {}", "const N: usize = { 3 };\nfn f() { loop {} }"),
             (
-                "macro_rules! m { ($t:ident) => { /// Doc.\n pub fn $t<T>(f: fn() -> u8) -> $t where T: A { 1 } fn g() { 2 } } }",
-                "macro_rules! m { ($t:ident) => { \n pub fn $t<T>(f: fn() -> u8) -> $t where T: A { loop {} } fn g() { loop {} } } }",
+                "macro_rules! m { ($t:ident) => { /// Doc.\n pub fn $t<T>(f: fn() -> u8) -> $t where T: A { 1 } \
+                 fn g() { 2 } } }",
+                "macro_rules! m { ($t:ident) => { \n pub fn $t<T>(f: fn() -> u8) -> $t where T: A { loop {} } \
+                 fn g() { loop {} } } }",
             ),
             (
-                "macro_rules! m { () => { pub const unsafe fn f() { 1 } fn g(); struct S { f: fn() } fn h() -> impl A { 2 } } }",
-                "macro_rules! m { () => { pub const unsafe fn f() { 1 } fn g(); struct S { f: fn() } fn h() -> impl A { 2 } } }",
+                "macro_rules! m { () => { pub const unsafe fn f() { 1 } fn g(); struct S { f: fn() } \
+                 fn h() -> impl A { 2 } } }",
+                "macro_rules! m { () => { pub const unsafe fn f() { 1 } fn g(); struct S { f: fn() } \
+                 fn h() -> impl A { 2 } } }",
             ),
         ] {
             assert_eq!(outline(code), left);

@@ -1,4 +1,4 @@
-//! A cell from the moment it is handed to evcxr until it is answered.
+//! One cell, from the moment the front hands it to evcxr until the front replies.
 
 use std::time::Instant;
 
@@ -10,31 +10,31 @@ use crate::cells::failures::Failure;
 /// What the front knows of the cell that evcxr has.
 pub struct Cell {
     pub request: JupyterMessage,
-    /// It is the front's own: nothing of it is shown.
+    /// The front runs this cell for itself and shows nothing of it.
     pub own: bool,
     pub code: String,
     pub count: u64,
-    /// evcxr's own count, which its messages name.
+    /// The number that evcxr gives the cell; evcxr's messages name it.
     pub inner_count: u64,
     pub failure: Option<Failure>,
-    /// `error` messages of evcxr.
+    /// The contents of evcxr's `error` messages.
     pub errors: Vec<Value>,
     pub reply: Option<Value>,
-    /// evcxr has nothing more to say about it.
+    /// evcxr has sent its last message about this cell.
     pub idle: bool,
-    /// When those who watch were last told to stop.
+    /// When the front last asked the watching clients to stop.
     pub told: Option<Instant>,
-    /// Interrupt came before it ran.
+    /// The user interrupted the cell before it ran.
     pub skip: bool,
     pub killed: bool,
     pub awaits_input: bool,
-    /// Its stdin has ended, and it says so only once.
+    /// The cell read the end of its stdin, and the note about that was shown.
     pub met_end: bool,
-    /// Another page came while it ran.
+    /// Another page was opened while the cell ran.
     pub joined: bool,
-    /// Code that shows afterwards what it made.
+    /// Code that shows the cell's results afterwards.
     pub afterwards: Vec<String>,
-    /// Variables that evcxr dropped, for their types were defined again.
+    /// Variables that evcxr dropped because the cell defined their types again.
     pub dropped: Vec<String>,
 }
 

@@ -1,4 +1,5 @@
-//! Between sockets and the one task of the front: every message that comes becomes an event, every outbox sends in order.
+//! Connects sockets with the front's one task: every incoming message becomes an event, and an outbox sends messages
+//! in order.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::server::wire::{message, parent_id, read};
 
 pub type Outbox = UnboundedSender<JupyterMessage>;
 
-/// 256 random bits, as text.
+/// Draws 256 random bits, as hexadecimal text.
 pub fn token() -> Result<String> {
     let mut bytes = [0; 32];
     let mut source = std::fs::File::open("/dev/urandom").context("cannot draw a random token")?;
@@ -26,20 +27,20 @@ pub fn outbox<S: SocketSend + Send + 'static>(mut socket: Connection<S>) -> Outb
     let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
     tokio::spawn(async move {
         while let Some(message) = receiver.recv().await {
-            // A front end that is gone gets no answer.
+            // A failure means that the front end is gone, and then nobody waits for the message.
             let _ = socket.send(message).await;
         }
     });
     sender
 }
 
-/// Text that follows other text sooner than this waits for more of it.
+/// Text that follows other text within this time waits for more, so that several lines share a message.
 const GATHER: Duration = Duration::from_millis(10);
-/// As much of it goes into one message.
+/// Maximal length of the text in one message.
 const FULL: usize = 1 << 20;
 
-/// The iopub channel, with a word of welcome to everyone who subscribes (JEP 65), so that nobody misses what follows.
-/// A flood of printed lines becomes few messages: front ends choke on a hundred thousand.
+/// Starts the iopub channel. It welcomes every subscriber (JEP 65), so that none misses what follows. It joins
+/// printed lines into few messages, because front ends choke on a hundred thousand.
 pub fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
     let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
     tokio::spawn(async move {
@@ -74,7 +75,7 @@ pub fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
     sender
 }
 
-/// Appends the text of `next`, or gives it back: it is something else, or the message is full.
+/// Appends the text of `next` to `message`. Returns `next` where it is of another kind or does not fit.
 fn join(message: &mut JupyterMessage, next: JupyterMessage) -> Option<JupyterMessage> {
     let same = next.header.msg_type == "stream" && parent_id(message) == parent_id(&next);
     if let (true, JupyterMessageContent::UnknownMessage(first), JupyterMessageContent::UnknownMessage(more)) =
@@ -103,10 +104,10 @@ where
                         return;
                     }
                 }
-                // A forged signature, or no message at all: as if nothing had come.
+                // The message is malformed or its signature forged, so it is ignored.
                 Err(error) => {
                     eprintln!("kernel: ignored a message: {error}");
-                    // A socket whose other side is gone may say so again and again.
+                    // A socket whose other side is gone may fail again and again, which must not keep a core busy.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -122,7 +123,7 @@ pub fn follow_signals<E: Send + 'static>(terminate: fn() -> E, events: Unbounded
     tokio::spawn(async move {
         loop {
             tokio::select! {
-                // Interrupt comes as a message; Ctrl-C in the terminal of the server is not meant for kernels.
+                // Jupyter sends Interrupt as a message. Ctrl-C in the server's terminal is not meant for kernels.
                 _ = interrupts.recv() => {}
                 _ = terminations.recv() => drop(events.send(terminate())),
             }

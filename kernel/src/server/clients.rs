@@ -1,4 +1,5 @@
-//! What comes through the sockets in the private folder: the requests of cells, and the process that runs them.
+//! Handles what comes through the sockets in the private folder: the requests of cells, and the process that runs
+//! them.
 
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ impl Front {
             },
             LinkEvent::ChildEnded(pid) => {
                 self.drain();
-                // evcxr notices when its pipes are closed, which dropping them does.
+                // Dropping the child closes its pipes, by which evcxr notices the end.
                 if let Some(mut child) = self.child.take_if(|child| child.pid == pid) {
                     for piece in std::mem::take(&mut child.waiting) {
                         self.show(&mut child, piece);
@@ -55,9 +56,9 @@ impl Front {
                 answer = json!({"error": "no cell has run yet, so a display has no place"})
             }
             Some(("display", content)) if content["data"].is_object() => {
-                // What was printed before stands before it.
+                // Text that the cell printed before must appear before the display.
                 self.drain();
-                // Clients such as nbclient hear of nothing but the cell that runs; a display is known by its id anyway.
+                // Clients such as nbclient listen only to the running cell. They find a display by its id.
                 let current = self.parent().filter(|_| content["update"] == true);
                 self.publish_display(content, current.as_ref().or(parent));
             }

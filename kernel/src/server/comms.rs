@@ -1,16 +1,16 @@
-//! Widgets: which there are, in which state, and whose. The front answers for them, so that they stay alive while a
-//! cell runs (`jupyter.widget` comm protocol, version 2, of ipywidgets 8).
+//! The open widgets with their states and owners. The front answers for them, so that they stay alive while a cell
+//! runs (`jupyter.widget` comm protocol, version 2, of ipywidgets 8).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-/// The target on which a front end that reloads its page asks for the states of all widgets.
+/// The comm target by which a reloaded page asks for the states of all widgets.
 const CONTROL_TARGET: &str = "jupyter.widget.control";
 
 struct Comm {
     target: Value,
-    /// Everything `comm_open` and later updates set.
+    /// The state as `comm_open` and later updates set it.
     state: Map<String, Value>,
     buffer_paths: Value,
     /// The connection of the cell that made it.
@@ -23,21 +23,21 @@ pub struct Comms {
     controls: BTreeSet<String>,
 }
 
-/// What a front end's message leads to: messages to all front ends, and one to the owner.
+/// The effect of a front end's message: messages to all front ends, and one to the owner.
 #[derive(Default, Debug, PartialEq)]
 pub struct Effect {
-    /// Types and contents, for iopub.
+    /// Types and contents of messages for iopub.
     pub publish: Vec<(&'static str, Value)>,
     pub push: Option<(u64, Value)>,
     /// A page asked for the states of all widgets.
     pub opened: bool,
 }
 
-/// The owner of widgets that outlive the connection that made them.
+/// Stands for the owner of widgets that outlive their connection.
 const NOBODY: u64 = u64::MAX;
 
 impl Comms {
-    /// `comm_open` from a cell.
+    /// Handles `comm_open` from a cell.
     pub fn open(&mut self, content: &Value, owner: u64) {
         let data = &content["data"];
         let comm = Comm {
@@ -49,7 +49,8 @@ impl Comms {
         self.open.insert(id(content), comm);
     }
 
-    /// `comm_msg` from a cell. An unknown comm was closed by a front end: there is nobody to tell.
+    /// Handles `comm_msg` from a cell. Returns `false` where a front end has closed the comm, so that nobody needs
+    /// the message.
     pub fn message(&mut self, content: &Value) -> bool {
         match self.open.get_mut(&id(content)) {
             Some(comm) => comm.merge(&content["data"]),
@@ -62,12 +63,12 @@ impl Comms {
         self.open.remove(&id(content));
     }
 
-    /// Has the widgets of a connection stay when it ends, as they are then.
+    /// Keeps the widgets of a connection in their present state when it ends.
     pub fn keep_all_of(&mut self, owner: u64) {
         self.open.values_mut().filter(|comm| comm.owner == owner).for_each(|comm| comm.owner = NOBODY);
     }
 
-    /// Closes what a connection that ended left open; gives the contents of the messages to publish.
+    /// Closes the widgets of a connection that ended. Returns the contents of the messages to publish.
     pub fn close_all_of(&mut self, owner: u64) -> Vec<Value> {
         let (gone, kept) = std::mem::take(&mut self.open).into_iter().partition(|(_, comm)| comm.owner == owner);
         self.open = kept;
@@ -75,14 +76,14 @@ impl Comms {
         gone.into_keys().map(|comm_id| json!({"comm_id": comm_id, "data": {}})).collect()
     }
 
-    /// `comms` of a `comm_info_reply`.
+    /// Returns `comms` of a `comm_info_reply`.
     pub fn info(&self, target: &Value) -> Value {
         let wanted = |comm: &&Comm| target.as_str().is_none_or(|name| name.is_empty() || comm.target == name);
         let all = self.open.iter().filter(|(_, comm)| wanted(comm));
         all.map(|(id, comm)| (id.clone(), json!({"target_name": comm.target}))).collect::<Map<_, _>>().into()
     }
 
-    /// A `comm_open`, `comm_msg` or `comm_close` of a front end.
+    /// Handles `comm_open`, `comm_msg` or `comm_close` from a front end.
     pub fn receive(&mut self, kind: &str, content: &Value) -> Effect {
         let comm_id = id(content);
         let closed = ("comm_close", json!({"comm_id": comm_id, "data": {}}));
@@ -139,7 +140,7 @@ impl Comm {
                     ..Effect::default()
                 };
             }
-            // Other front ends of the same notebook hear of it, and the one that sent it that it arrived.
+            // The echo updates other front ends of the notebook, and confirms the update to the sender.
             Some("update") => {
                 self.merge(data);
                 message(json!({"method": "echo_update", "state": data["state"], "buffer_paths": data["buffer_paths"]}))

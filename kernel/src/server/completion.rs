@@ -1,4 +1,4 @@
-//! Completion and inspection: evcxr's, asked in a way that it understands, and without what is private.
+//! Completion and inspection by evcxr: asks in a form that evcxr understands, and leaves private names out.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,21 +11,22 @@ use crate::cells::names::{self, Names, Verdict};
 use crate::cells::syntax;
 use crate::server::wire::{content, message};
 
-/// More names than this that may be private belong to a type of another crate, most likely. Asking takes time.
+/// Asking evcxr about a name takes time. Where more names than this may be private, they most likely belong to a type
+/// of another crate, and all are offered.
 const MOST: usize = 16;
 
-/// What an answer of evcxr is for.
+/// The purpose of a question to evcxr.
 enum Asked {
     Completion(JupyterMessage),
     Inspection(JupyterMessage),
-    /// One name of the completion with this number.
+    /// Whether one name of the completion with this number is private.
     Name {
         completion: u64,
         index: usize,
     },
 }
 
-/// A completion that waits for what evcxr says of some of its names.
+/// A completion that waits for evcxr's answers about some of its names.
 struct Completion {
     request: JupyterMessage,
     reply: Value,
@@ -33,25 +34,25 @@ struct Completion {
     hidden: Vec<usize>,
 }
 
-/// What follows from an answer of evcxr.
+/// The next step after an answer of evcxr.
 pub enum Next {
-    /// The reply to this request.
+    /// Send this reply to this request.
     Reply(JupyterMessage, Value),
-    /// More questions to evcxr.
+    /// Ask evcxr these questions.
     Ask(Vec<JupyterMessage>),
     Wait,
 }
 
-/// The questions that evcxr has to answer, and what is known of the crates that they are about.
+/// The questions that evcxr has not answered yet, and the names of crates that are being edited.
 pub struct Questions {
     /// By the id of the message to evcxr.
     asked: HashMap<String, Asked>,
     completions: HashMap<u64, Completion>,
-    /// Completions that evcxr was asked about once more.
+    /// Number of completions that needed further questions.
     completed: u64,
     /// evcxr's `Cargo.toml`.
     manifest: PathBuf,
-    /// Of the `Cargo.toml` that stands before them.
+    /// The names, and the text of the `Cargo.toml` from which they were found.
     known: Option<(String, Arc<Names>)>,
 }
 
@@ -60,7 +61,7 @@ impl Questions {
         Self { asked: HashMap::new(), completions: HashMap::new(), completed: 0, manifest, known: None }
     }
 
-    /// The question to evcxr that this request is.
+    /// Turns a request of the front end into a question to evcxr.
     pub fn of(&mut self, request: JupyterMessage) -> JupyterMessage {
         let asked = content(&request);
         if request.header.msg_type == "complete_request" {
@@ -71,7 +72,7 @@ impl Questions {
         self.question(inspection(&code), Asked::Inspection(request))
     }
 
-    /// The reply while evcxr is busy.
+    /// Returns the reply to give while evcxr is busy.
     pub fn unanswered(request: &JupyterMessage) -> Value {
         if request.header.msg_type == "complete_request" {
             let at = &content(request)["cursor_pos"];
@@ -85,7 +86,7 @@ impl Questions {
         message
     }
 
-    /// What follows from evcxr's reply to the message `id`; `None` where that was no question of these.
+    /// Takes evcxr's reply to the message `id` in. Returns `None` where the message was not a question from here.
     pub fn answered(&mut self, id: &str, reply: impl FnOnce() -> Value) -> Option<Next> {
         Some(match self.asked.remove(id)? {
             Asked::Inspection(request) => Next::Reply(request, reply()),
@@ -106,7 +107,7 @@ impl Questions {
         })
     }
 
-    /// Takes private and repeated names out, or asks which are private.
+    /// Removes private and repeated names from a completion, or asks evcxr which are private.
     fn sift(&mut self, request: JupyterMessage, reply: Value) -> Next {
         let asked = content(&request);
         let code = asked["code"].as_str().unwrap_or_default();
@@ -139,7 +140,7 @@ impl Questions {
         Next::Ask(doubtful.into_iter().map(question).collect())
     }
 
-    /// Read again when a cell has changed which crates there are.
+    /// Returns the names, found again where a cell has changed the dependencies.
     fn names(&mut self) -> Arc<Names> {
         let text = std::fs::read_to_string(&self.manifest).unwrap_or_default();
         match &self.known {
@@ -158,7 +159,7 @@ fn inspection(code: &str) -> JupyterMessage {
     message("inspect_request", asked, None)
 }
 
-/// The reply to a completion without the matches at these places.
+/// Removes the matches at these places from the reply to a completion.
 fn without(mut reply: Value, hidden: &[usize]) -> Value {
     let lists = ["/matches", "/metadata/_jupyter_types_experimental"];
     for list in lists {

@@ -1,4 +1,4 @@
-//! evcxr_jupyter as the front reaches it.
+//! The front's connections to evcxr_jupyter, and its end.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
 use zeromq::{DealerSocket, Socket, SocketOptions, SubSocket};
 
-/// evcxr_jupyter's own sockets carry messages for nobody but the front.
+/// The session of the messages between the front and evcxr_jupyter.
 const SESSION: &str = "kdlab-kernel-front";
 
 pub struct Connections {
@@ -19,7 +19,7 @@ pub struct Connections {
     pub iopub: ClientIoPubConnection,
 }
 
-/// Connects as soon as evcxr_jupyter listens.
+/// Connects to evcxr_jupyter once it listens.
 pub async fn connect(folder: &Path, token: &str) -> Result<Connections> {
     let endpoint = |port: u16| format!("ipc://{}:{port}", folder.join("inner").display());
     while !(1..=5).all(|port| folder.join(format!("inner:{port}")).exists()) {
@@ -27,7 +27,7 @@ pub async fn connect(folder: &Path, token: &str) -> Result<Connections> {
     }
     let dealer = async |port| {
         let mut options = SocketOptions::default();
-        // Requests for input come to whoever has the identity of the shell connection.
+        // evcxr_jupyter sends requests for input to the peer with the identity of the shell connection.
         options.peer_identity(peer_identity_for_session(SESSION)?);
         let mut socket = DealerSocket::with_options(options);
         socket.connect(&endpoint(port)).await?;
@@ -39,7 +39,7 @@ pub async fn connect(folder: &Path, token: &str) -> Result<Connections> {
     Ok(Connections { shell: dealer(1).await?, stdin: dealer(3).await?, iopub: Connection::new(iopub, token, SESSION) })
 }
 
-/// Waits for the end of evcxr_jupyter; gives the last that it said, and its exit status.
+/// Waits until evcxr_jupyter ends. Returns its last lines of output and its exit status.
 pub async fn ended(mut process: Child) -> String {
     let out = tokio::spawn(last_lines(process.stdout.take()));
     let err = tokio::spawn(last_lines(process.stderr.take()));
@@ -49,13 +49,13 @@ pub async fn ended(mut process: Child) -> String {
     format!("{}\nevcxr_jupyter ended with {status}", said.join("\n"))
 }
 
-/// Passes a stream on to the log of the Jupyter server, and keeps its end.
+/// Copies a stream into the log of the Jupyter server. Returns its last lines.
 async fn last_lines(stream: Option<impl AsyncRead + Unpin>) -> Vec<String> {
     let mut last = VecDeque::new();
     if let Some(stream) = stream {
         let mut lines = BufReader::new(stream).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            // It looks for a file that this kernel has no use for.
+            // evcxr_jupyter looks for a file that this kernel does not use.
             if line.starts_with("No configuration file found") {
                 continue;
             }

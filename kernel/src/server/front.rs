@@ -1,4 +1,4 @@
-//! What the front knows, and how it says something: on the channels of the protocol, and beneath the cell that runs.
+//! The state of the front, and its output: on the channels of the protocol, and below the running cell.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::server::history::History;
 use crate::server::pages::Unseen;
 use crate::server::wire::message;
 
-/// As many bytes of stderr tell why a process ended.
+/// Length of the end of stderr, in bytes, that is searched for the reason why a process ended.
 const LAST_WORDS: usize = 1 << 10;
 
 pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, all variables are kept";
@@ -30,7 +30,7 @@ pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, a
 pub const STDOUT: &str = "stdout";
 pub const STDERR: &str = "stderr";
 
-/// What the front's task learns.
+/// An event that the front's task handles.
 pub enum Event {
     Shell(JupyterMessage),
     Control(JupyterMessage),
@@ -39,19 +39,19 @@ pub enum Event {
     InnerShell(JupyterMessage),
     InnerStdin(JupyterMessage),
     InnerIopub(JupyterMessage),
-    /// The inner process ended, with the last it said.
+    /// The inner process ended; holds its last words.
     InnerEnded(String),
     Terminate,
 }
 
-/// A connection of a cell.
+/// A connection from a cell's code.
 pub struct Client {
     pub sender: UnboundedSender<Value>,
     pub parent: Option<JupyterMessage>,
     pub watches: bool,
 }
 
-/// Where messages to the front end go.
+/// The outboxes of the four channels to the front end.
 pub struct Channels {
     pub iopub: Outbox,
     pub shell: Outbox,
@@ -59,7 +59,7 @@ pub struct Channels {
     pub stdin: Outbox,
 }
 
-/// Everything that the front knows. It belongs to one task.
+/// The state of the front, which belongs to one task.
 pub struct Front {
     pub config: Config,
     pub iopub: Outbox,
@@ -76,23 +76,23 @@ pub struct Front {
     pub generated: PathBuf,
     pub queue: VecDeque<JupyterMessage>,
     pub cell: Option<Cell>,
-    /// What ran last: the parent of what is printed between cells.
+    /// The last cell's request: the parent of output between cells.
     pub last: Option<JupyterMessage>,
-    /// How much may still be printed on stdout and stderr until the next cell.
+    /// Limits of stdout and stderr until the next cell.
     pub floods: [Flood; 2],
-    /// The end of what the cells' process wrote on stderr.
+    /// The last bytes that the cells' process wrote to stderr.
     pub last_words: String,
     pub count: u64,
     pub history: History,
-    /// A cell that ended before a page that does not show it.
+    /// A cell that ended before a page was opened that does not show it.
     pub unseen: Option<Unseen>,
     pub variables: Vec<String>,
-    /// Variables that evcxr dropped since they were last made.
+    /// Variables that evcxr dropped and no cell has made again.
     pub gone: Vec<String>,
     pub questions: Questions,
-    /// evcxr knows that cells may end by `?`. Before, it takes a last line with `?` for one that can't be shown.
+    /// evcxr has run a cell that ends by `?`. Before that, it cannot show a last line that ends by `?`.
     pub asks: bool,
-    /// For what the front and the inner process tell each other.
+    /// The private folder, through which the front and the inner process exchange files.
     pub folder: PathBuf,
     pub child: Option<Child>,
     pub clients: BTreeMap<u64, Client>,
@@ -101,7 +101,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// Serves through `channels`; the inner process `inner_pid` builds cells in the folder `cells`.
+    /// Makes the state before the first event. The inner process `inner_pid` builds cells in the folder `cells`.
     pub fn new(
         config: Config,
         channels: Channels,
@@ -145,14 +145,14 @@ impl Front {
 
     pub fn publish(&self, kind: &str, content: Value, parent: Option<&JupyterMessage>) {
         let mut message = message(kind, content, parent);
-        // On this channel identities would be topics.
+        // On iopub, identities would be topics.
         message.zmq_identities.clear();
         let _ = self.iopub.send(message);
     }
 
     pub fn status(&self, state: &str, parent: &JupyterMessage) {
         self.publish("status", json!({"execution_state": state}), Some(parent));
-        // Front ends show the last state they heard of, whatever it was about.
+        // Front ends show the last state they received, whatever it refers to.
         if let Some(cell) = self.cell.as_ref().filter(|cell| state == "idle" && !cell.own) {
             self.publish("status", json!({"execution_state": "busy"}), Some(&cell.request));
         }
@@ -163,7 +163,7 @@ impl Front {
         let _ = outbox.send(message(&kind, content, Some(request)));
     }
 
-    /// Replies on the shell channel, and is idle again.
+    /// Sends a reply on the shell channel, then the status idle.
     pub fn answer(&self, request: &JupyterMessage, reply: Value) {
         self.reply(&self.shell, reply, request);
         self.status("idle", request);
@@ -185,7 +185,7 @@ impl Front {
         }
     }
 
-    /// Shows what the cell printed, as far as a notebook holds it.
+    /// Shows text that the cell printed, up to the limit of its stream.
     pub fn print(&mut self, name: &str, text: String) {
         if name == STDERR {
             self.last_words.push_str(&text);
@@ -197,7 +197,7 @@ impl Front {
         self.stream(name, &shown);
     }
 
-    /// Shows the end of what was left out.
+    /// Shows the end of the text that exceeded a limit, and resets the limits.
     pub fn end_floods(&mut self) {
         for (index, name) in [STDOUT, STDERR].into_iter().enumerate() {
             let end = self.floods[index].finish();
@@ -206,7 +206,7 @@ impl Front {
         }
     }
 
-    /// What is lost with the process of the cells.
+    /// Forgets all variables and says which are lost.
     pub fn lost(&mut self) -> String {
         match std::mem::take(&mut self.variables) {
             names if names.is_empty() => "there were no variables to lose".to_owned(),

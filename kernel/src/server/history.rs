@@ -1,4 +1,4 @@
-//! The inputs of this kernel's life, for the front end to recall. There is no store of earlier ones.
+//! The inputs since the kernel started, which the front end can recall. Earlier ones are not stored.
 
 use regex::Regex;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ impl History {
         self.0.push((count, code.to_owned()));
     }
 
-    /// `history` of the answer to a `history_request`.
+    /// Returns `history` of the reply to a `history_request`.
     pub fn recall(&self, asked: &Value) -> Value {
         let number = |name: &str| asked[name].as_u64();
         let mut found: Vec<&(u64, String)> = self.0.iter().collect();
@@ -25,7 +25,7 @@ impl History {
                 let wanted = format!("(?s)^{}$", pattern.replace(r"\*", ".*").replace(r"\?", "."));
                 found.retain(|(_, code)| Regex::new(&wanted).is_ok_and(|wanted| wanted.is_match(code)));
                 if asked["unique"] == true {
-                    // Of equal inputs the last one.
+                    // Keep the last one of equal inputs.
                     let last = |count, code| self.0.iter().rfind(|(_, c)| c == code).is_some_and(|(n, _)| *n == count);
                     found.retain(|(count, code)| last(*count, code));
                 }

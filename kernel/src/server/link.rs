@@ -1,17 +1,21 @@
-//! The socket between cells and the front: JSON, one object a line.
+//! The sockets in the private folder. Cells send JSON to one of them, one object a line.
 //!
-//! A client connects from any thread of the cells' process, finds address and token in its environment, and sends
-//! `{"token": ...}` first. Then requests, each answered by `{"ok": true}` or `{"error": text}` in their order:
-//! - `{"display": {"id", "update", "data", "metadata"}}`: a display, or a new state of one. It is published before the
-//!   answer.
-//! - `{"comm_open": {"comm_id", "target_name", "data", "metadata"}}`, `{"comm_msg": {"comm_id", "data"}}`,
-//!   `{"comm_close": {"comm_id"}}`: widgets. They end with the connection, but for those open at `{"comms_keep": {}}`.
-//! - `{"watch": label}`: until the connection ends, Interrupt is sent here instead of ending the process.
-//! - `{"afterwards": code}`: code that shows what the running cell made, for a page that did not see it.
+//! A client connects from any thread of the cells' process. It finds address and token in its environment
+//! ([`crate::private`]) and sends `{"token": ...}` first. Then it sends requests. The front answers each by
+//! `{"ok": true}` or `{"error": text}`, in the order of the requests:
+//! - `{"display": {"id", "update", "data", "metadata"}}` shows a display, or replaces what it shows. The front
+//!   publishes it before it answers.
+//! - `{"comm_open": {"comm_id", "target_name", "data", "metadata"}}`, `{"comm_msg": {"comm_id", "data"}}` and
+//!   `{"comm_close": {"comm_id"}}` open, change and close widgets. Those that are still open close with the connection,
+//!   unless it has sent `{"comms_keep": {}}`.
+//! - `{"watch": label}` asks the front to report Interrupt here until the connection ends, instead of ending the
+//!   process.
+//! - `{"afterwards": code}` names code that shows the results of the running cell, for a page that did not see them.
 //!
-//! The front sends `{"stop": "interrupted"}` to those who watch, and `{"comm_msg": {"comm_id", "data"}}` for what the
-//! front end did with a widget, and `{"opened": true}` when a page was opened that shows the connection's widgets and
-//! cannot show its displays.
+//! The front sends without being asked:
+//! - `{"stop": "interrupted"}` to clients that watch, when the user presses Interrupt;
+//! - `{"comm_msg": {"comm_id", "data"}}` when the front end has changed a widget;
+//! - `{"opened": true}` when a page was opened that shows the connection's widgets and cannot show its displays.
 
 use std::fs::Permissions;
 use std::os::fd::OwnedFd;
@@ -28,11 +32,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::cells::handover::{self, Streams};
 use crate::private::child_socket;
 
-/// What happens on the sockets in the private folder.
+/// An event on the sockets in the private folder.
 pub enum LinkEvent {
-    /// A process is ready to run cells; its stream ends when it does.
+    /// A process is ready to run cells. Its socket closes when the process ends.
     Child(Streams, i32, StdStream),
-    /// What it reads its commands from by now, in place of what it had.
+    /// The pipe from which the process now reads its commands, in place of the earlier one.
     Stdin(i32, OwnedFd),
     ChildEnded(i32),
     Opened(u64, UnboundedSender<Value>),
@@ -40,7 +44,7 @@ pub enum LinkEvent {
     Closed(u64),
 }
 
-/// Makes the folder with its sockets and listens for as long as the front runs. Nobody but the user can open it.
+/// Makes the sockets and listens as long as the front runs. Only the user can open their folder.
 pub fn listen(folder: &Path, token: &str, events: UnboundedSender<LinkEvent>) -> Result<()> {
     std::fs::set_permissions(folder, Permissions::from_mode(0o700))
         .context("cannot close the sockets' folder to others")?;
@@ -56,7 +60,7 @@ pub fn listen(folder: &Path, token: &str, events: UnboundedSender<LinkEvent>) ->
     let token = token.to_owned();
     tokio::spawn(async move {
         for id in 0.. {
-            // One that fails, for want of file descriptors say, is no reason to leave later cells without displays.
+            // One connection may fail, for example for lack of file descriptors. Later ones may succeed.
             let Ok((stream, _)) = cells.accept().await else {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 continue;

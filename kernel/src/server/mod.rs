@@ -1,5 +1,5 @@
-//! The Jupyter server that the front end talks to. Everything it knows belongs to one task, which handles one event at
-//! a time and never waits for a cell: that is why comms, completion and Interrupt are answered while one runs.
+//! The Jupyter server that the front end talks to. One task owns its state, handles one event at a time, and never
+//! waits for a cell. So the kernel answers comms, completion and Interrupt while a cell runs.
 
 use std::path::Path;
 use std::time::Duration;
@@ -37,10 +37,10 @@ use channels::{follow, follow_signals, outbox, publisher, token};
 use front::{Channels, Event, Front};
 
 const TICK: Duration = Duration::from_millis(100);
-/// When to look again whether a cell has come to rest.
+/// Interval for checking whether a cell has ended.
 const SOON: Duration = Duration::from_millis(1);
 
-/// Serves the front end until it says shutdown, or its process is gone.
+/// Serves the front end until it asks for shutdown, or its process ends.
 pub fn run(connection_file: &Path) -> Result<()> {
     let text = std::fs::read(connection_file).with_context(|| format!("cannot read {}", connection_file.display()))?;
     let info: ConnectionInfo = serde_json::from_slice(&text)
@@ -56,7 +56,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let (events, mut inbox) = unbounded_channel();
     let (link_events, mut link_inbox) = unbounded_channel();
     let token = token()?;
-    // Every message shows the session: no part of the token may stand in it.
+    // Every message contains the session, so the session must not contain a part of the token.
     let session = self::token()?;
     let session = session.get(..16).unwrap_or_default();
     let shell = connection::create_kernel_shell_connection(info, session).await?.split();
@@ -67,7 +67,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let mut heartbeat = connection::create_kernel_heartbeat_connection(info).await?;
     tokio::spawn(async move {
         loop {
-            // A malformed frame is passed over; without the pause, a closed socket would keep a core busy.
+            // A malformed frame is ignored. The pause keeps a closed socket from using a whole core.
             if heartbeat.single_heartbeat().await.is_err() {
                 tokio::time::sleep(TICK).await;
             }
@@ -77,7 +77,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let (variables, cells) = environment::prepare(folder)?;
     let mut process = inner::start(folder, &token, variables)?;
     let inner_pid = process.id().map_or(0, |id| id as i32);
-    // Its end tells the inner process that this one is gone.
+    // The inner process notices by the end of this pipe that the front is gone.
     let _alive = process.stdin.take();
     let ends = events.clone();
     tokio::spawn(async move { ends.send(Event::InnerEnded(evcxr::ended(process).await)) });
@@ -114,7 +114,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
             }
             _ = tick.tick() => {
                 front.tick();
-                // Jupyter's server died without a word.
+                // The Jupyter server ended without a shutdown request.
                 front.ended |= watches_parent && rustix::process::getppid() != parent;
             }
         }
@@ -122,7 +122,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     if let Some(pid) = Pid::from_raw(inner_pid) {
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
-    // Lets the last messages go out.
+    // The sockets need a moment to send the last messages.
     tokio::time::sleep(Duration::from_millis(100)).await;
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! Pages that are closed, reloaded or opened while a cell runs. To a page that came later the cell's displays are
-//! unknown: it shows them as the notebook was saved, or not at all. Widgets are the one thing that it gets whole.
+//! Pages that are closed, reloaded or opened while a cell runs. A page that was opened later does not know the cell's
+//! displays: it shows them as they were saved in the notebook, or not at all. It shows only the widgets in full.
 
 use jupyter_protocol::JupyterMessage;
 
-/// A cell that went on after the page that had asked for it was gone.
+/// A cell that went on after its page was gone.
 pub struct Unseen {
     pub count: u64,
     pub session: String,
@@ -11,7 +11,7 @@ pub struct Unseen {
 }
 
 impl Unseen {
-    /// What the first cell of another page says of it: where its results are.
+    /// Returns the note that appears below the first cell of another page: where the results are.
     pub fn note(&self) -> String {
         let look = match self.afterwards.as_slice() {
             [] => "Its variables are kept; run it again to see its output.\n".to_owned(),
@@ -24,7 +24,7 @@ impl Unseen {
     }
 }
 
-/// Whether both messages come from the same page.
+/// Returns whether both messages come from the same page.
 pub fn same_page(one: &JupyterMessage, other: &JupyterMessage) -> bool {
     one.header.session == other.header.session
 }

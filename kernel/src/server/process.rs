@@ -1,4 +1,4 @@
-//! What the process that runs cells prints, and what evcxr tells it.
+//! Handles the output of the process that runs cells, and evcxr's commands to it.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::cells::stderr::HOLD;
 use crate::server::front::{Front, RAN_NOTHING, STDERR, STDOUT};
 use crate::server::wire::content;
 
-/// How much of a flood is read before something else gets its turn: twice what a pipe holds at most.
+/// Number of reads before other events get their turn. Together they hold twice the maximum of a pipe.
 const READS: usize = 32;
 
-/// How long a cell that seems to have ended may take to come to rest.
+/// A cell that seems to have ended must come to rest within this time.
 const UNSURE: Duration = Duration::from_millis(200);
 
-/// Said once a cell.
-const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it ends at once. The crate evcxr_input asks in an \
-    input box: `:dep evcxr_input = \"1\"`, then `evcxr_input::get_string(\"name?\")`.\n";
+/// Note on stdin, shown once a cell.
+const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it ends at once. The crate evcxr_input \
+    asks in an input box: `:dep evcxr_input = \"1\"`, then `evcxr_input::get_string(\"name?\")`.\n";
 
-/// Form of a value that holds the metadata of its other forms, such as the width of a picture.
+/// MIME type of a form that holds the metadata of the other forms, such as the width of a picture.
 const METADATA: &str = "application/vnd.kdlab.metadata+json";
 
 fn take_metadata(data: &mut Map<String, Value>) -> Value {
@@ -41,8 +41,8 @@ impl Front {
         self.publish(kind, content, parent);
     }
 
-    /// Everything the child printed so far. A pipe holds no more than this reads, however fast the child fills it
-    /// again.
+    /// Reads everything that the child has printed so far. The number of reads is limited, because the child may go
+    /// on printing.
     pub fn drain(&mut self) {
         for _ in 0..READS {
             if !self.pump_once() {
@@ -73,7 +73,7 @@ impl Front {
         any
     }
 
-    /// Looks again at what waits.
+    /// Checks again whether the waiting output can be shown.
     pub fn look_again(&mut self) {
         if let Some(mut child) = self.child.take() {
             self.show_waiting(&mut child);
@@ -81,8 +81,8 @@ impl Front {
         }
     }
 
-    /// Shows what the child printed. A cell may print the line by which evcxr's runtime says that it has ended, a
-    /// program about evcxr, say: it counts when the child has come to rest.
+    /// Shows what the child printed. evcxr's runtime prints a certain line when a cell has ended, but the cell may
+    /// print the same line itself. So the line counts only once the child has come to rest.
     fn show_waiting(&mut self, child: &mut Child) {
         while let Some(piece) = child.waiting.pop_front() {
             match piece {
@@ -98,7 +98,7 @@ impl Front {
             }
             child.waits_since = None;
         }
-        // The child was slow to come to rest, or the cell printed that line and its true end went by in the meantime.
+        // Either the child came to rest late, or the cell printed that line itself and has really ended since.
         if child.doubtful.is_some()
             && child.running
             && !child.asked_input
@@ -109,7 +109,7 @@ impl Front {
         }
     }
 
-    /// All of stderr that was there when this began.
+    /// Reads everything that has been on stderr when this began.
     fn drain_stderr(&mut self, child: &mut Child) {
         let mut buffer = [0; 64 * 1024];
         let _ = (0..READS).all(|_| self.read_stderr(child, &mut buffer));
@@ -126,14 +126,15 @@ impl Front {
         }
     }
 
-    /// A line from evcxr to the child: run compiled code, or input that a cell waits for.
+    /// Handles a line from evcxr to the child: a command to run compiled code, or input for a cell.
     pub fn command(&mut self, child: &mut Child, line: &[u8]) {
         if line.starts_with(b"LOAD_AND_RUN ") {
             child.running = true;
             self.last_words.clear();
             child.doubtful = None;
             if let Some(cell) = self.cell.as_mut().filter(|cell| cell.skip) {
-                // As if the cell had returned an error at once: evcxr forgets the variables it would have made.
+                // Answer as if the cell had failed at once, so that evcxr forgets the variables that it would have
+                // made.
                 cell.failure = Some(Failure::new("interrupted", RAN_NOTHING, &[]));
                 child.answer("EVCXR_ERROR_OCCURRED");
                 child.answer("EVCXR_EXECUTION_COMPLETE");
@@ -158,7 +159,7 @@ impl Front {
                     let content = json!({"data": data, "metadata": metadata, "execution_count": cell.count});
                     self.publish("execute_result", content, Some(&cell.request));
                 }
-                // evcxr tries itself out while it starts.
+                // evcxr runs a test while it starts.
                 None if !self.ready => {}
                 None => self.show_display(data),
             },
@@ -172,7 +173,7 @@ impl Front {
             Piece::Failed { panic, line } => {
                 self.drain_stderr(child);
                 if !panic && !child.err.holds_error() {
-                    // No `?` printed this line.
+                    // The cell printed this line itself.
                     return self.print(STDOUT, format!("{line}\n"));
                 }
                 let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
@@ -211,7 +212,8 @@ impl Front {
             self.child = Some(child);
         }
         if self.child.as_ref().is_some_and(Child::waits_in_vain) {
-            // It waited before this, so what told of the cell's end is read by now if the wait is evcxr's own.
+            // The child waited already before this read. If it waits for evcxr's next command, the end of the cell
+            // has been read by now.
             self.drain();
             if let (Some(child), Some(cell)) =
                 (self.child.as_mut().filter(|child| child.waits_in_vain()), &mut self.cell)

@@ -1,4 +1,4 @@
-//! The life of a cell: in line, handed to evcxr, interrupted, answered.
+//! The queue of cells: which runs next, how one begins and ends, and Interrupt.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::server::front::{Front, RAN_NOTHING};
 use crate::server::pages::Unseen;
 use crate::server::wire::{content, message};
 
-/// A second Interrupt within this time ends the process.
+/// A second Interrupt within this time ends the cells' process.
 const AGAIN: Duration = Duration::from_secs(3);
 
 impl Front {
@@ -40,7 +40,7 @@ impl Front {
             replaced::announce(&self.folder, &replaced::of(&code, &self.variables));
             self.begin(request.clone());
             if let Some(error) = syntax::error(&code) {
-                // evcxr leaves out what it cannot parse, and reports ok.
+                // evcxr would leave out the code that it cannot parse, and report success.
                 self.end(Some(Failure::new("error", &error, &[])));
                 return self.start_next();
             }
@@ -53,7 +53,7 @@ impl Front {
         }
     }
 
-    /// Runs a cell of the front's own. What comes of it shows in what evcxr knows afterwards.
+    /// Runs a cell for the front itself, which changes what evcxr knows.
     fn run_own(&mut self, code: &str) {
         let Some((shell, _)) = &self.inner else { return };
         replaced::announce(&self.folder, &Default::default());
@@ -81,12 +81,12 @@ impl Front {
         }
     }
 
-    /// Ends the cell once evcxr has answered and has nothing more to say.
+    /// Ends the cell once evcxr has replied and is idle.
     pub fn finish(&mut self) {
         if !self.cell.as_ref().is_some_and(|cell| cell.idle && cell.reply.is_some()) {
             return;
         }
-        // A process that ended may have left something to read.
+        // A process that ended may have left output in its pipes.
         self.drain();
         let Some(mut cell) = self.cell.take() else { return };
         let (ran, skipped, own) = (cell.failure.is_some(), cell.skip, cell.own);
@@ -111,7 +111,8 @@ impl Front {
         }
     }
 
-    /// The code that gives evcxr back what a cell that failed would have replaced. Says what is lost.
+    /// Returns code by which evcxr recovers the variables that a failed cell would have replaced. Shows which are
+    /// lost.
     fn restore(&mut self, skipped: bool) -> String {
         let (code, lost) = replaced::restore(&self.folder, skipped);
         if !lost.is_empty() {
@@ -129,7 +130,7 @@ impl Front {
         let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
         match &failure {
             None => {
-                // evcxr ends the process and forgets all of them, before it runs what else is in the cell.
+                // evcxr ends the process and forgets all variables before it runs the rest of the cell.
                 if cell.code.lines().any(|line| line.trim() == ":clear") {
                     self.variables.clear();
                     self.asks = false;
@@ -155,7 +156,7 @@ impl Front {
         }
     }
 
-    /// Says under the cell what it did beside what it was asked for.
+    /// Shows notes on side effects of the cell.
     fn note(&mut self, ran: bool) {
         let Some(cell) = &self.cell else { return };
         let mut notes = if ran { advice::notes(&cell.code) } else { vec![] };
@@ -172,13 +173,13 @@ impl Front {
     pub fn abort_queue(&mut self) {
         for request in std::mem::take(&mut self.queue) {
             self.status("busy", &request);
-            // A front end shows a count that it is given, though the cell never ran.
+            // The reply holds no count, because a front end would show it although the cell never ran.
             self.reply(&self.shell, json!({"status": "aborted"}), &request);
             self.status("idle", &request);
         }
     }
 
-    /// What evcxr's own errors mean.
+    /// Returns why the cell failed, according to evcxr's replies.
     pub fn explain(&mut self, cell: &Cell) -> Option<Failure> {
         let failed = cell.reply.as_ref().is_some_and(|reply| reply["status"] == "error");
         if !failed && cell.errors.is_empty() && !cell.killed {
@@ -238,7 +239,7 @@ impl Front {
             return;
         }
         cell.killed = true;
-        // evcxr would wait for the input first.
+        // evcxr waits for the input, and would notice the end of the process only afterwards.
         if std::mem::take(&mut cell.awaits_input)
             && let Some((_, stdin)) = &self.inner
         {
@@ -256,7 +257,7 @@ impl Front {
         }
     }
 
-    /// Says at the first cell of another page where the results of the earlier cell are.
+    /// Shows below the first cell of another page where the results of the earlier cell are.
     fn tell_unseen(&mut self, request: &JupyterMessage) {
         if let Some(unseen) = self.unseen.take().filter(|unseen| unseen.session != request.header.session) {
             self.stream("stderr", &unseen.note());

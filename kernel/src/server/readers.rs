@@ -1,6 +1,6 @@
-//! Between the iopub socket and those who read it. The socket hands each message to one reader after the other and
-//! waits for each, so it serves this relay instead, and what a slow or stopped reader has not taken waits here, for
-//! that reader alone.
+//! A relay between the iopub socket and its readers. The socket sends each message to one reader after the other and
+//! waits for each. So it sends to this relay, where messages wait for a slow or stopped reader without delaying the
+//! others.
 
 use std::path::Path;
 
@@ -10,16 +10,16 @@ use jupyter_protocol::connection_info::Transport;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 
-/// A reader that is this many bytes behind is disconnected. Readers of ZeroMQ connect again by themselves.
+/// The relay disconnects a reader that is this many bytes behind. ZeroMQ connects it again by itself.
 const BEHIND: usize = 64 << 20;
 
-/// Listens where readers look for iopub, and gives the place where the socket itself is to listen.
+/// Listens at the address where readers expect iopub. Returns the address where the socket itself must listen.
 pub async fn relay(info: &ConnectionInfo, folder: &Path) -> Result<ConnectionInfo> {
-    // With `ipc`, readers find a file that only the socket makes.
+    // With the transport `ipc`, readers connect to a file that only the socket can make.
     if !matches!(info.transport, Transport::TCP) {
         return Ok(info.clone());
     }
-    // As ZeroMQ reads them.
+    // ZeroMQ understands these names so.
     let ip = match info.ip.as_str() {
         "*" => "0.0.0.0",
         "localhost" => "127.0.0.1",
@@ -37,7 +37,7 @@ pub async fn relay(info: &ConnectionInfo, folder: &Path) -> Result<ConnectionInf
     let socket = folder.join("iopub-1");
     tokio::spawn(async move {
         loop {
-            // A reader that leaves at once, or too many open files, ends nothing.
+            // A failed connection must not end the relay.
             let Ok((reader, _)) = listener.accept().await else {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
@@ -53,7 +53,7 @@ pub async fn relay(info: &ConnectionInfo, folder: &Path) -> Result<ConnectionInf
 
 type Ends<R, W> = (R, W);
 
-/// Copies both ways until one side ends, or the reader is more than `behind` bytes behind.
+/// Copies both ways until one side closes, or the reader is more than `behind` bytes behind.
 async fn pass_on<R, W, P, Q>(reader: Ends<R, W>, publisher: Ends<P, Q>, behind: usize)
 where
     R: AsyncRead + Unpin,
@@ -102,7 +102,7 @@ mod tests {
         let (mut reader, outside) = tokio::io::duplex(16);
         let (mut publisher, inside) = tokio::io::duplex(16);
         tokio::spawn(pass_on(tokio::io::split(outside), tokio::io::split(inside), 100));
-        // Far more than the pipes hold, and nobody reads: the publisher is not kept waiting.
+        // Nobody reads, and the pipes hold far less, but the publisher does not have to wait.
         publisher.write_all(&[7; 100]).await.expect("it is taken");
         reader.write_all(b"subscribe").await.expect("it is taken");
         let mut heard = [0; 9];
@@ -111,7 +111,7 @@ mod tests {
         let mut read = [0; 100];
         reader.read_exact(&mut read).await.expect("all of it waited");
         assert_eq!(read, [7; 100]);
-        // More than may wait: the reader is cut off, and the publisher's line ends.
+        // This is more than may wait, so both connections end.
         let _ = publisher.write_all(&[8; 200]).await;
         let mut rest = vec![];
         reader.read_to_end(&mut rest).await.expect("it ends");

@@ -1,4 +1,4 @@
-//! What evcxr_jupyter says: replies, outputs, requests for input, and its end.
+//! Handles the messages of evcxr_jupyter: replies, output, requests for input, and its end.
 
 use jupyter_protocol::JupyterMessage;
 use serde_json::json;
@@ -17,7 +17,7 @@ impl Front {
         follow(stdin.1, Event::InnerStdin, self.events.clone());
         follow(connections.iopub, Event::InnerIopub, self.events.clone());
         let shell = outbox(shell.0);
-        // Answered when evcxr has read its start-up configuration.
+        // evcxr replies once it has read its start-up configuration.
         let _ = shell.send(message("kernel_info_request", json!({}), None));
         self.inner = Some((shell, outbox(stdin.0)));
     }
@@ -59,16 +59,16 @@ impl Front {
     }
 
     pub fn inner_ended(&mut self, why: &str) {
-        // What went wrong stands before where in evcxr it did.
+        // The reason precedes the backtrace of evcxr.
         let why = why.split("Stack backtrace:").next().unwrap_or(why).trim();
         if self.ready {
-            // What it says of its work is no reason.
+            // cargo's progress lines are not the reason.
             let noise = ["Compiling ", "Finished ", "Blocking ", "Updating ", "Locking ", "Adding "];
             let of_work = |line: &&str| !noise.iter().any(|word| line.trim_start().starts_with(word));
             let why: Vec<&str> = why.lines().filter(of_work).collect();
             let why = format!("the process that compiles cells ended: {}; {}", why.join("; "), self.lost());
             self.end(Some(Failure::new("died", &why, &[self.config.after_loss.clone()])));
-            // Jupyter starts a kernel that died once more.
+            // Jupyter restarts a kernel that ended.
             self.ended = true;
         } else {
             self.start_error = Some(why.to_owned());

@@ -1,4 +1,4 @@
-//! What front ends ask for on the shell and control channels.
+//! Handles the requests of front ends on the shell and control channels.
 
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ impl Front {
         self.ended = true;
     }
 
-    /// Asks evcxr, which answers only between cells.
+    /// Passes completion and inspection to evcxr, which answers only between cells.
     fn ask_evcxr(&mut self, request: JupyterMessage) {
         self.status("busy", &request);
         let free = self.ready && self.cell.is_none() && self.queue.is_empty();
@@ -89,7 +89,7 @@ impl Front {
         }
     }
 
-    /// Tells the connections that another page now shows their widgets, so that they show more in them.
+    /// Tells the clients that another page now shows their widgets, so that they put more into them.
     fn page_opened(&self, request: &JupyterMessage) {
         let elsewhere =
             |parent: &Option<JupyterMessage>| parent.as_ref().is_some_and(|parent| !same_page(parent, request));
@@ -98,7 +98,7 @@ impl Front {
         }
     }
 
-    /// Every page asks what kernel this is before anything else.
+    /// Notes a new page: every page sends `kernel_info_request` first.
     fn somebody_came(&mut self, request: &JupyterMessage) {
         if let Some(cell) = self.cell.as_mut().filter(|cell| !same_page(&cell.request, request)) {
             cell.joined = true;

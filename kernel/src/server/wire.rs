@@ -1,4 +1,4 @@
-//! Messages to the front end, with their contents as plain JSON.
+//! Jupyter messages with their contents as plain JSON.
 
 use anyhow::Result;
 use jupyter_protocol::{Header, JupyterMessage, JupyterMessageContent, UnknownMessage};
@@ -6,7 +6,8 @@ use jupyter_zmq_client::{Connection, RawMessage};
 use serde_json::{Value, json};
 use zeromq::SocketRecv;
 
-/// The next message, its signature checked. Contents stay as they are: front ends leave out what has a default.
+/// Receives the next message and checks its signature. Its content is not checked against a schema, because front
+/// ends leave out fields that have a default.
 pub async fn read<S: SocketRecv>(connection: &mut Connection<S>) -> Result<JupyterMessage> {
     let raw = RawMessage::from_multipart(connection.socket.recv().await?, &connection.mac)?;
     let header: Header = serde_json::from_slice(&raw.jparts[0])?;
@@ -23,23 +24,24 @@ pub async fn read<S: SocketRecv>(connection: &mut Connection<S>) -> Result<Jupyt
     })
 }
 
-/// A message of this type and content that answers `parent`, on any channel.
+/// Makes a message of this type and content that answers `parent`.
 pub fn message(kind: &str, content: Value, parent: Option<&JupyterMessage>) -> JupyterMessage {
     let content = JupyterMessageContent::UnknownMessage(UnknownMessage { msg_type: kind.to_owned(), content });
     JupyterMessage::new(content, parent)
 }
 
-/// What a message carries, whatever its type.
+/// Returns the content of a message of any type.
 pub fn content(message: &JupyterMessage) -> Value {
     serde_json::to_value(&message.content).unwrap_or_default()
 }
 
-/// The id of the message that this one answers.
+/// Returns the id of the message that this one answers.
 pub fn parent_id(message: &JupyterMessage) -> &str {
     message.parent_header.as_ref().map_or("", |header| header.msg_id.as_str())
 }
 
-/// What `kernel_info_request` asks for: evcxr_jupyter's answer, so that notebooks are the same on both.
+/// Returns the reply to `kernel_info_request`. It describes the language as evcxr_jupyter does, so that notebooks are
+/// the same on both.
 pub fn kernel_info() -> Value {
     json!({
         "status": "ok",

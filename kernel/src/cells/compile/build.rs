@@ -1,8 +1,8 @@
-//! `cargo build` and `cargo check` of a cell, by rustc alone where nothing but the cell changed.
+//! `cargo build` and `cargo check` of a cell, by rustc alone where only the cell changed.
 //!
-//! To see that nothing else changed, cargo looks at a hundred crates, which takes longer than rustc does for the cell. So
-//! the first compilation goes through cargo and is kept; where since then nothing changed that cargo would have looked
-//! at, the same rustc is run with the same words.
+//! To see that nothing else changed, cargo looks at a hundred crates, which takes longer than compiling the cell. So
+//! the first compilation goes through cargo, and the kernel keeps the call of rustc. While nothing changes that cargo
+//! would look at, later cells are compiled by the same call.
 
 use std::ffi::OsString;
 use std::fs;
@@ -21,13 +21,13 @@ use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
 
-/// Does what `cargo build` of the package in `folder`, the current one, would; gives its exit status.
+/// Builds the package in `folder`, the current one, as `cargo build` would. Returns the exit status.
 pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Config) -> Result<i32> {
     if std::env::var_os("RUSTC_WRAPPER").is_some() {
         return Ok(cargo.status().context("cannot start cargo")?.code().unwrap_or(1));
     }
     if let Some(private) = std::env::var_os(private::FOLDER) {
-        // A cell that fails then loses more than it has to, which is better than a cell that does not run.
+        // If this fails, a failing cell loses more variables than necessary, which is better than not running it.
         let _ = replaced::leave_in_store(Path::new(&private), &folder.join("src/lib.rs"));
     }
     let _ = flush_at_end(&folder.join("src/lib.rs"));
@@ -44,7 +44,7 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
         && let Some(inputs) = inputs(folder, &call)
         && let Some(made) = call["args"].as_array().and_then(|args| made(args))
     {
-        // On a full disk the cell runs all the same, and the next one goes through cargo.
+        // On a full disk, the cell runs all the same, and the next one goes through cargo.
         if kept.keep(call, inputs).is_ok() {
             kept.keep_library(&code(folder), &made);
         }
@@ -52,17 +52,17 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
     Ok(status.code().unwrap_or(1))
 }
 
-/// Says what is wrong with the cell in `folder`, for which evcxr runs `cargo check` where a variable's type cannot be
-/// named: a closure's, say. cargo would first check all that cells depend on, which takes a minute. None where no
-/// compilation was kept.
+/// Reports the errors of the cell in `folder`. evcxr runs `cargo check` where it cannot name a variable's type, such
+/// as that of a closure. cargo would first check all dependencies, which takes a minute. Returns `None` where no
+/// compilation is kept.
 pub fn check(folder: &Path, args: &[OsString], config: &Config) -> Result<Option<i32>> {
     let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
     let kept = Kept::of(folder, &args, config);
     Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
 }
 
-/// `cargo build`. It takes damaged libraries for good ones, so they are taken away where rustc stumbles over them, and
-/// it makes them again.
+/// Runs `cargo build`. cargo does not notice damaged libraries, so those that rustc cannot read are removed, and
+/// cargo makes them again.
 fn through_cargo(folder: &Path, cargo: &mut Command, config: &Config) -> Result<ExitStatus> {
     for _ in 0..4 {
         let (status, said) = notice::run(cargo)?;
@@ -78,7 +78,8 @@ fn through_cargo(folder: &Path, cargo: &mut Command, config: &Config) -> Result<
     Ok(status)
 }
 
-/// Makes a cell that writes to stdout itself show, when it ends, what has no line end: nobody else would.
+/// Lets a cell that writes to stdout itself flush it at the end. Otherwise a last line without an end would never
+/// appear.
 fn flush_at_end(source: &Path) -> std::io::Result<()> {
     let text = fs::read_to_string(source)?;
     const END: &str = "\nevcxr_variable_store\n}";

@@ -1,8 +1,7 @@
-//! `cargo` for evcxr and for the rust-analyzer inside it.
+//! `cargo` and `rustup` as evcxr and its rust-analyzer find them.
 //!
-//! rust-analyzer runs it to learn which crates a cell depends on. It then reads and analyses all of them, though cells name
-//! only the crate and tch: what these two are made of is left out of the answer. evcxr runs it to compile cells
-//! ([`crate::compile`]).
+//! evcxr runs cargo to compile cells. rust-analyzer runs it to learn which crates a cell depends on, and then reads
+//! and analyses them all.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -15,12 +14,12 @@ use crate::config::Config;
 use crate::private;
 use anyhow::{Context, Result};
 
-/// Whether this program was started under this name.
+/// Returns whether this program was started under this name.
 pub fn is_named(tool: &str) -> bool {
     std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == tool))
 }
 
-/// Takes the folder with the links out of the environment.
+/// Removes the folder with the links to this program from the environment.
 pub fn restore_home() {
     let own = std::env::current_exe().ok();
     let is_ours = |folder: &PathBuf| own.is_some() && folder.join("cargo").canonicalize().ok() == own;
@@ -37,7 +36,7 @@ pub fn restore_home() {
     }
 }
 
-/// `rustup`, which evcxr asks for the cargo behind rustup's own: it is told of this one.
+/// Acts as `rustup`, which evcxr asks for the path of cargo: names the link to this program.
 pub fn rustup() -> Result<()> {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args == ["which", "cargo"] {
@@ -60,7 +59,7 @@ pub fn run() -> Result<()> {
     let mut command = Command::new(real());
     command.args(&args);
     if let Some(folder) = cells() {
-        // The front says what is wrong with it, before the first cell.
+        // The front reports an error in the configuration before the first cell.
         let config = Config::load().unwrap_or_default();
         let here = std::env::current_dir().is_ok_and(|here| here == folder);
         match args.first().and_then(|name| name.to_str()) {
@@ -84,18 +83,19 @@ pub fn run() -> Result<()> {
     Err(command.exec()).context("cannot start cargo")
 }
 
-/// The folder in which evcxr builds cells.
+/// Returns the folder in which evcxr builds cells.
 fn cells() -> Option<PathBuf> {
     std::env::var_os("EVCXR_TMPDIR").and_then(|folder| Path::new(&folder).canonicalize().ok())
 }
 
-/// rust-analyzer names the toolchain by its folder; there cargo starts sooner than through rustup.
+/// Returns the real cargo. rust-analyzer names the toolchain by its folder, where cargo starts sooner than through
+/// rustup.
 fn real() -> PathBuf {
     let toolchain = std::env::var_os("RUSTUP_TOOLCHAIN").map(|folder| Path::new(&folder).join("bin/cargo"));
     toolchain.filter(|cargo| cargo.is_file()).unwrap_or_else(|| "cargo".into())
 }
 
-/// `cargo metadata`, with dependencies, of the package that evcxr makes of a cell.
+/// Returns whether this is `cargo metadata`, with dependencies, of the package that evcxr makes of a cell.
 fn is_about_cells(args: &[OsString]) -> bool {
     let cells = std::env::var_os("EVCXR_TMPDIR").map(|dir| Path::new(&dir).join("Cargo.toml").into_os_string());
     let has = |name: &str| args.iter().any(|arg| arg == name);

@@ -1,4 +1,4 @@
-//! Compiled libraries that rustc cannot read: which they are, and their removal.
+//! Finds and removes compiled libraries that rustc cannot read.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::config::Config;
 
-/// How names of libraries end that rustc reads.
+/// Extensions of the libraries that rustc reads.
 pub const LIBRARIES: [&str; 4] = ["rlib", "rmeta", "so", "dylib"];
 
-/// Takes away the libraries below `folder` that rustc could not read, and those that set-up noted with another length.
-/// Gives their number, 0 where libraries are no part of what is wrong.
+/// Removes the libraries below `folder` that rustc could not read, and those whose length differs from the list in
+/// `libraries`. Returns their number, 0 where rustc `said` nothing about unreadable libraries.
 pub fn remove_damaged(folder: &Path, said: &str, config: &Config) -> usize {
     let messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let unread: Vec<String> =
@@ -22,7 +22,7 @@ pub fn remove_damaged(folder: &Path, said: &str, config: &Config) -> usize {
         return 0;
     }
     let mut files = BTreeSet::new();
-    // A linker's words hold all libraries.
+    // A linker's message names all libraries.
     for message in unread.iter().filter(|message| !message.starts_with(LINKING)) {
         if let Some(name) = message.split('`').nth(1).filter(|_| message.contains(UNAVAILABLE)) {
             files.extend(beside_cells(folder).filter(|path| is_library_of(path, name)));
@@ -47,7 +47,7 @@ pub fn remove_damaged(folder: &Path, said: &str, config: &Config) -> usize {
     files.iter().filter(|file| fs::remove_file(file).is_ok()).count()
 }
 
-/// All files in the folders of libraries.
+/// Returns all files in the folders of libraries.
 fn beside_cells(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let targets = fs::read_dir(folder.join("target")).into_iter().flatten().flatten();
     let folders = targets.map(|target| target.path().join("debug/deps")).chain([folder.join("target/debug/deps")]);
@@ -59,8 +59,8 @@ fn is_library_of(path: &Path, name: &str) -> bool {
     file.starts_with(&format!("lib{name}-")) && (file.ends_with(".rlib") || file.ends_with(".rmeta"))
 }
 
-/// Whether rustc says that it could not find or read a crate: E0460 to E0464, a library of another compiler, damaged
-/// metadata, and, without a code, a file cut short, which linkers tell, too.
+/// Returns whether rustc could not find or read a crate: E0460 to E0464, a library of another compiler, damaged
+/// metadata, and, without a code, a truncated file. Linkers report the last one, too.
 pub fn names_unread_crate(message: &Value) -> bool {
     let code = message["code"]["code"].as_str().unwrap_or_default();
     let text = message["message"].as_str().unwrap_or_default();
@@ -68,11 +68,11 @@ pub fn names_unread_crate(message: &Value) -> bool {
         || code.is_empty() && message["level"] == "error" && (text.contains(UNAVAILABLE) || text.starts_with(LINKING))
 }
 
-/// Of rustc's messages about libraries that are cut short, and of linkers.
+/// Parts of the messages of rustc and of linkers on truncated libraries.
 const UNAVAILABLE: &str = "required to be available in";
 const LINKING: &str = "linking with";
 
-/// A message of rustc with all its notes.
+/// Returns a message of rustc with all its notes.
 fn text(message: Value) -> String {
     let notes = message["children"].as_array().into_iter().flatten().filter_map(|note| note["message"].as_str());
     once(message["message"].as_str().unwrap_or_default()).chain(notes).collect::<Vec<_>>().join("\n")
@@ -102,7 +102,7 @@ mod tests {
         };
         assert_eq!(remove_damaged(folder.path(), &said("E0308"), &config), 0);
         assert_eq!(remove_damaged(folder.path(), &said("E0786"), &config), 2);
-        // As rustc says it, of a library that is cut short.
+        // rustc's message on a truncated library.
         let text = "crate `half` required to be available in rlib format, but was not found in this form";
         let half = folder.path().join("target/x/debug/deps/libhalf-1.rlib");
         fs::create_dir_all(half.parent().expect("a folder")).expect("it can be made");

@@ -6,22 +6,22 @@ use serde_json::{Map, Value};
 
 use crate::config::Config;
 
-/// Variables that are new for each command, or that rust-analyzer sets, and of no concern to compilers.
+/// Variables that each command or rust-analyzer sets anew, and that do not concern compilers.
 const OF_A_COMMAND: &str = "CARGO_RESOLVER_LOCKFILE_PATH RUST_RECURSION_COUNT RUST_SRC_PATH";
 
-/// Where programs and libraries are found, at which cargo does not look either: `RUSTC` names the compiler. What
-/// started the kernel adds to these, `cargo lab` or another front end.
+/// Search paths of programs and libraries, which differ between front ends. cargo does not compare them either,
+/// because `RUSTC` names the compiler.
 pub const OF_THE_WAY: &str = "LD_LIBRARY_PATH PATH RUSTUP_";
 
-/// How variables begin that cargo, rustc, build scripts, compilers and linkers go by. All others, and so the secrets of
-/// whoever started the kernel, are neither looked at nor written down.
+/// Beginnings of the variables that cargo, rustc, build scripts, compilers and linkers read. All others, such as the
+/// user's secrets, are neither compared nor written down.
 const OF_COMPILERS: &str = "AR CARGO CC CFLAGS CPATH CPLUS CPP CXX C_INCLUDE DYLD_ HOME LDFLAGS LD_ LIBRARY_PATH \
     MACOSX_ OUT_DIR PATH PKG_CONFIG RUST SDKROOT";
 
 pub fn environment(config: &Config) -> Map<String, Value> {
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let found = std::env::vars_os().filter_map(text).filter(|(name, _)| !begins(name, OF_A_COMMAND));
-    // A registry's token is of no use to a compilation.
+    // A compilation does not need the token of a registry.
     let found = found.filter(|(name, _)| concerns_compilers(name, config) && !name.contains("TOKEN"));
     found.map(|(name, value)| (name, value.into())).collect()
 }

@@ -1,4 +1,5 @@
-//! What cargo did or said once, kept in a file with all that it depends on, and used again until one of these changes.
+//! A result of cargo that is kept in a file, with all inputs that it depends on, and used again until one of them
+//! changes.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,13 +18,13 @@ use crate::cells::compile::environment::{OF_THE_WAY, begins, environment};
 use crate::cells::compile::level::without_level;
 use crate::config::Config;
 
-/// Nanoseconds by which the time of a change may be behind.
+/// Maximal delay of a file's time of change, in nanoseconds.
 const CLOCK: u128 = 20_000_000;
 
-/// In kept files for the folder of the cells: set-up's files serve in copies of its folder.
+/// Stands for the folder of the cells in kept files, so that they are valid in copies of the folder.
 const CELLS: &str = "{cells}";
 
-/// Something that cargo did, kept in a file below the folder of the cells, and all that it depends on.
+/// A result of cargo, kept in a file below the folder of the cells, with everything that it depends on.
 pub struct Kept {
     pub folder: PathBuf,
     pub file: PathBuf,
@@ -32,16 +33,16 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// For `cargo ARGS` in `folder`, where cells are built.
+    /// Describes the result of `cargo ARGS` in `folder`, where cells are built.
     pub fn of(folder: &Path, args: &[OsString], config: &Config) -> Self {
         let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
-        // evcxr writes dependencies in any order.
+        // evcxr writes dependencies in random order, so the lines are sorted.
         let (manifest, cargo) = (text("Cargo.toml"), text(".cargo/config.toml"));
         let manifest: BTreeSet<String> = manifest.lines().map(|line| without_level(line).to_owned()).collect();
         let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         let mut environment = environment(config);
         environment.retain(|name, _| !begins(name, OF_THE_WAY));
-        // Values may be secret: a sum of them tells whether they are the same.
+        // Values may be secret, so only their hash is kept.
         let mut hasher = DefaultHasher::new();
         Value::Object(environment).to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
         let settings = json!([manifest, cargo, args, format!("{:016x}", hasher.finish())]);
@@ -60,10 +61,10 @@ impl Kept {
         current.then(|| found["answer"].take())
     }
 
-    /// Where the library lies, or may lie, that was made of `code` under these very circumstances. None for a cell of
-    /// the user's, which hardly comes again.
+    /// Returns the path of the library that was, or may be, compiled from `code` in exactly these settings. Returns
+    /// `None` for a cell of the user's, which hardly comes again.
     pub fn library(&self, code: &str) -> Option<PathBuf> {
-        // As evcxr writes a piece with nothing to run, the second that it compiles.
+        // evcxr writes code without statements so; of these it compiles the prelude second.
         if !code.contains("run_user_code_1(\nmut x:") || code.contains("include") {
             return None;
         }
@@ -73,16 +74,17 @@ impl Kept {
         Some(self.file.with_extension(format!("{:016x}.so", hasher.finish())))
     }
 
-    /// Keeps the library `made` of `code`. Without it, the next kernel compiles it again.
+    /// Keeps the library `made` from `code`. If that fails, the next kernel compiles it again.
     pub fn keep_library(&self, code: &str, made: &Path) {
         let _ = self.library(code).map(|library| copy(made, &library));
     }
 
-    /// Keeps `answer` until one of `inputs` changes.
+    /// Keeps `answer` until one of the `inputs` changes.
     pub fn keep(&self, answer: Value, inputs: BTreeSet<PathBuf>) -> Result<()> {
         let times: Vec<(PathBuf, u128)> = inputs.into_iter().map(|path| (path.clone(), changed(&path))).collect();
         let begun = self.begun.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        // What changed meanwhile may have come too late. Libraries that cargo made are of now.
+        // cargo may have read an input before it changed. Libraries in the folder are new, because cargo has just
+        // made them.
         let late = |time: u128| time + CLOCK >= begun;
         if times.iter().any(|(path, time)| late(*time) && !path.starts_with(&self.folder)) {
             return Ok(());
@@ -95,27 +97,27 @@ impl Kept {
     }
 }
 
-/// For the user's eyes alone.
+/// Writes a file that only the user can read.
 pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    // The mode holds for new files only.
+    // The mode applies only to new files.
     let _ = fs::remove_file(path);
     let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())
 }
 
-/// Nanoseconds since 1970; 0 for a file that is not there.
+/// Returns a file's time of change in nanoseconds since 1970; 0 for a missing file.
 fn changed(path: &Path) -> u128 {
     let time = fs::metadata(path).and_then(|found| found.modified()).ok();
     time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_nanos())
 }
 
-/// In one step: a library that was there may be loaded, and is not written over.
+/// Replaces a file in one step. An earlier library may be loaded, so it must not be overwritten.
 pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     let beside = to.with_extension("new");
     fs::copy(from, &beside).and_then(|_| fs::rename(&beside, to))
 }
 
-/// The items of a file in one order: evcxr writes imports and macros in any.
+/// Returns the items of a file in sorted order, because evcxr writes imports and macros in random order.
 fn items(code: &str) -> BTreeSet<String> {
     let file = SourceFile::parse(code, Edition::CURRENT).tree();
     file.syntax().children().map(|item| item.to_string()).collect()
@@ -206,7 +208,7 @@ mod tests {
         assert!(of(&["build", "--release"]).find().is_none());
         write(&source, "two");
         assert!(of(&["build"]).find().is_none(), "a source was edited");
-        // It is younger than what was asked before it: the answer may be about the old one.
+        // The source is newer than the question, so the answer may be about the old one.
         kept.keep("late".into(), [source.clone()].into()).expect("nothing fails");
         assert!(of(&["build"]).find().is_none());
         std::thread::sleep(std::time::Duration::from_millis(50));

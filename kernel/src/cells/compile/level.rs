@@ -1,13 +1,13 @@
-//! The optimisation level of cells, which `:opt` changes.
+//! The optimisation level of cells, which the user changes by `:opt`.
 
 use std::fs;
 use std::path::Path;
 
-/// Stands in the manifest before the optimisation level of cells, where that is the user's.
+/// Precedes the user's optimisation level in the manifest.
 const FOR_CELLS: &str = " # for cells ";
 
-/// The level that the user gave by `:opt`, for cells alone: evcxr writes it into the profile of all crates, and at
-/// another level than set-up's, cargo would compile all of them again. None for evcxr's own, 2.
+/// Returns the level that the user gave by `:opt`, and applies it to cells alone. evcxr writes it into the profile of
+/// all crates, and cargo would compile all of them again. Returns `None` for evcxr's own level, 2.
 pub fn level_of_cells(folder: &Path) -> Option<String> {
     let manifest = folder.join("Cargo.toml");
     let text = fs::read_to_string(&manifest).ok()?;
@@ -22,7 +22,7 @@ pub fn level_of_cells(folder: &Path) -> Option<String> {
     Some(level)
 }
 
-/// `line` of a manifest without the level that the user gave.
+/// Returns a line of the manifest without the user's level.
 pub fn without_level(line: &str) -> &str {
     line.split(FOR_CELLS).next().unwrap_or_default()
 }

@@ -1,29 +1,30 @@
-//! Whether a cell may run long by itself, and so needs the optimiser.
+//! Decides whether a cell may run long by itself and so needs the optimiser.
 
 use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast, ast::HasArgList};
 
-/// Whether code may run long by itself: by a loop, by a chain of iterators or by recursion. What another cell takes
-/// time for is done in crates, which are optimised.
+/// Returns whether code may run long by itself: by a loop, a chain of iterators or recursion. Other cells spend their
+/// time in crates, which are always optimised.
 pub fn loops(code: &str) -> bool {
     repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), 4)
 }
 
-/// Methods of iterators alone, and of collections, that call what they are given once for each element.
-const REPEATING: &str = " all any chunk_by cmp_by dedup_by dedup_by_key filter_map find_map flat_map fold for_each is_sorted_by \
-    map_while max_by max_by_key min_by min_by_key partition position reduce retain rposition scan skip_while sort_by \
-    sort_by_cached_key sort_by_key sort_unstable_by sort_unstable_by_key take_while try_fold try_for_each ";
+/// Methods of iterators and collections only, which call their argument once for each element.
+const REPEATING: &str = " all any chunk_by cmp_by dedup_by dedup_by_key filter_map find_map flat_map fold for_each \
+    is_sorted_by map_while max_by max_by_key min_by min_by_key partition position reduce retain rposition scan skip_while \
+    sort_by sort_by_cached_key sort_by_key sort_unstable_by sort_unstable_by_key take_while try_fold try_for_each ";
 
-/// Methods that go through an iterator, which other types have too: `Option`'s `map`, a tensor's `sum`.
+/// Methods that go through an iterator, but that other types have too, such as `map` of `Option`.
 const OF_MANY: &str = " collect count cycle filter find inspect last map max min nth product step_by sum unzip ";
 
 /// Methods that make an iterator.
 const SOURCES: &str =
     " bytes chars chunks chunks_exact drain into_iter iter iter_mut lines split split_whitespace windows zip ";
 
-/// Functions that make one by calling what they are given.
+/// Functions that make an iterator by calling their argument.
 const MAKERS: &str = " from_fn repeat_with successors ";
 
-/// Looks into the arguments of macros, down to a depth. They are tokens, so this parses them as expressions first.
+/// Looks also into the arguments of macros, down to a depth. They are tokens, so they are parsed as expressions
+/// first.
 fn repeats(node: &SyntaxNode, depth: u8) -> bool {
     let is_in = |name: &str, list: &str| list.contains(&format!(" {name} "));
     node.descendants().any(|node| {
@@ -41,7 +42,7 @@ fn repeats(node: &SyntaxNode, depth: u8) -> bool {
                 .map(|tokens| tokens.to_string())
                 .and_then(|text| Some(text.get(1..text.len().checked_sub(1)?)?.to_owned()))
                 .is_some_and(|inner| {
-                    // As arguments, or as the body of a function.
+                    // The tokens may be arguments or the body of a function.
                     [format!("fn f() {{ g({inner}); }}"), format!("fn f() {{ {inner} }}")]
                         .iter()
                         .any(|code| repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), depth - 1))
@@ -61,7 +62,7 @@ fn is_function(argument: &SyntaxNode) -> bool {
     argument.kind() == SyntaxKind::CLOSURE_EXPR || argument.kind() == SyntaxKind::PATH_EXPR
 }
 
-/// Whether a chain of methods begins with a range or has one that makes an iterator.
+/// Returns whether a chain of methods begins with a range or contains a method that makes an iterator.
 fn iterates(chain: ast::Expr) -> bool {
     match chain {
         ast::Expr::RangeExpr(_) => true,
@@ -75,7 +76,7 @@ fn iterates(chain: ast::Expr) -> bool {
     }
 }
 
-/// The last name in the path of a function that is called.
+/// Returns the last name in the path of a called function.
 fn called(call: &SyntaxNode) -> Option<String> {
     let ast::Expr::PathExpr(path) = ast::CallExpr::cast(call.clone())?.expr()? else { return None };
     Some(path.path()?.segment()?.name_ref()?.text().to_string())
@@ -90,7 +91,7 @@ fn calls_itself(function: &ast::Fn) -> bool {
     })
 }
 
-/// A method may well call another type's of its name: `forward` those of its layers.
+/// A method may call a method of the same name of another type, as `forward` does with its layers.
 fn is_self(receiver: Option<ast::Expr>) -> bool {
     receiver.is_some_and(|receiver| receiver.syntax().text() == "self")
 }

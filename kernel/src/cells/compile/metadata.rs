@@ -1,4 +1,5 @@
-//! `cargo metadata` of a cell: kept like a compilation, and for rust-analyzer without the crates that no cell can name.
+//! `cargo metadata` of a cell, which is kept like a compilation. rust-analyzer gets it without the crates that no
+//! cell can name.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use crate::cells::compile::kept::Kept;
 use crate::config::Config;
 
-/// What `cargo metadata` says of the package in `folder`; the exit status where it failed.
+/// Returns the output of `cargo metadata` for the package in `folder`, or the exit status where it failed.
 pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Config) -> Result<Result<String, i32>> {
     let kept = Kept::of(folder, args, config);
     if let Some(Value::String(found)) = kept.find() {
@@ -24,15 +25,15 @@ pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString], config: &
         return Ok(Err(status.code().unwrap_or(1)));
     }
     let found: Value = serde_json::from_str(&text).unwrap_or_default();
-    // Packages that lie in folders of the user's.
+    // Packages in folders of the user's may change.
     let own = found["packages"].as_array().into_iter().flatten().filter(|package| package["source"].is_null());
     let manifests = own.filter_map(|package| package["manifest_path"].as_str().map(PathBuf::from));
-    // What can't be kept is asked for again.
+    // If it cannot be kept, cargo is asked again.
     let _ = kept.keep(text.clone().into(), manifests.filter(|path| !path.starts_with(folder)).collect());
     Ok(Ok(text))
 }
 
-/// `metadata` as rust-analyzer is shown it.
+/// Returns `metadata` without the crates that no cell can name.
 pub fn pruned(metadata: String, config: &Config) -> String {
     serde_json::from_str(&metadata).map_or(metadata, |found| prune(found, config).to_string())
 }
@@ -106,7 +107,7 @@ mod tests {
         let config = "[crates.kdlab]\ninterface = ['tch']\nedited = true\n[crates.tch]\ninterface = []";
         let pruned = prune(metadata, &toml::from_str(config).expect("a configuration"));
         let names: Vec<_> = pruned["packages"].as_array().into_iter().flatten().map(|p| p["name"].clone()).collect();
-        // What a cell asks for by `:dep` is there with all that it needs.
+        // A crate that a cell asks for by `:dep` is there with all its dependencies.
         assert_eq!(json!(names), json!(["ctx", "kdlab", "tch", "ndarray", "rand", "core"]));
         assert_eq!(pruned["resolve"]["nodes"][1]["dependencies"], json!(["tch", "rand"]));
         assert_eq!(pruned["resolve"]["nodes"][2], node("tch", &["ndarray"]));

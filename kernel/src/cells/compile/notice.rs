@@ -1,4 +1,5 @@
-//! Says in the notebook that crates are being compiled, where that takes long: minutes of silence look like a dead kernel.
+//! Shows in the notebook that crates are being compiled where that takes long, because minutes of silence look like a
+//! dead kernel.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,10 +12,10 @@ use serde_json::{Value, json};
 
 use crate::private;
 
-/// Within this time a cell that needs no new crate is compiled.
+/// A cell that needs no new crate is compiled within this time.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Runs `cargo build`, with its messages on stderr handed on as they come. Gives what it wrote on stdout.
+/// Runs `cargo build` and passes its stderr on as it arrives. Returns the exit status and its stdout.
 pub fn run(cargo: &mut Command) -> Result<(ExitStatus, String)> {
     let mut child = cargo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start cargo")?;
     let (mut stdout, stderr) = (child.stdout.take().context("no stdout")?, child.stderr.take().context("no stderr")?);
@@ -61,7 +62,7 @@ pub fn run(cargo: &mut Command) -> Result<(ExitStatus, String)> {
     Ok((status, String::from_utf8_lossy(&said).into_owned()))
 }
 
-/// One display that changes. Nothing comes of it on stock evcxr_jupyter, or before somebody runs a cell.
+/// A display that changes. Nothing appears in stock evcxr_jupyter, or before the first cell.
 #[derive(Default)]
 struct Notice {
     connection: Option<UnixStream>,

@@ -1,4 +1,4 @@
-//! One call of rustc: noted while cargo makes it, and made again without cargo.
+//! The call of rustc that compiles a cell: noted while cargo makes it, and repeated without cargo.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -18,14 +18,13 @@ use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
 
-/// Set where this program is cargo's wrapper around rustc: where it notes what it was told.
+/// Set where this program is cargo's wrapper around rustc; names the file for the call.
 pub const NOTE: &str = "LIVE_KERNEL_RUSTC_NOTE";
 
-/// What cargo would hand on to a rustc of its own run alone: a server of job tokens that is gone by then, and this
-/// program.
+/// Variables that concern one run of cargo only: its server of job tokens, and this program as the wrapper.
 const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
 
-/// As cargo's wrapper around rustc: notes the compilation of a cell, and becomes rustc.
+/// As cargo's wrapper around rustc: notes the call that compiles a cell, and becomes rustc.
 pub fn note(path: &OsStr) -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let config = Config::load().unwrap_or_default();
@@ -38,7 +37,7 @@ pub fn note(path: &OsStr) -> Result<()> {
     Err(Command::new(rustc).args(rest).exec()).with_context(|| format!("cannot start {rustc}"))
 }
 
-/// The cell as evcxr wrote it.
+/// Returns the source that evcxr made of the cell.
 pub fn code(folder: &Path) -> String {
     fs::read_to_string(folder.join("src/lib.rs")).unwrap_or_default()
 }
@@ -47,8 +46,8 @@ pub fn read(path: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-/// The files that may change while a kernel runs, or before the next one does: rustc, sources and manifests of crates
-/// that lie in folders of the user's, and the libraries that a cell is linked with.
+/// Returns the files on which a compilation depends: rustc, the sources and manifests of crates in folders of the
+/// user's, and the libraries with which a cell is linked.
 pub fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     let args = call["args"].as_array()?;
     let mut files: BTreeSet<PathBuf> = args.first()?.as_str().map(PathBuf::from).into_iter().collect();
@@ -59,8 +58,8 @@ pub fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     for listed in fs::read_dir(out_dir(args)?).ok()?.flatten().map(|entry| entry.path()) {
         let name = listed.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let compiled = LIBRARIES.iter().any(|end| listed.extension().is_some_and(|found| found == *end));
-        // rustc reads crates that no argument names, through the crates that use them. Without one of them, every cell
-        // would fail until somebody runs cargo.
+        // rustc also reads crates that no argument names, through the crates that use them. Without one of them,
+        // every cell would fail until somebody runs cargo.
         if compiled && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell)) {
             files.insert(listed);
             continue;
@@ -86,14 +85,14 @@ fn out_dir(args: &[Value]) -> Option<PathBuf> {
     args.windows(2).find(|pair| pair[0] == "--out-dir").and_then(|pair| pair[1].as_str()).map(PathBuf::from)
 }
 
-/// The library that rustc makes of a cell.
+/// Returns the library that rustc makes of a cell.
 pub fn made(args: &[Value]) -> Option<PathBuf> {
     let library = format!("{}ctx{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     out_dir(args).map(|folder| folder.join(library))
 }
 
-/// The compilation that was kept, of the cell as it is now, at an optimisation level of the user's. None where rustc
-/// failed for no reason that it gave, or could not read a crate: cargo will know.
+/// Repeats the kept call for the present cell, at the user's optimisation level. Returns the exit status, or `None`
+/// where rustc failed without a reason or could not read a crate, so that cargo has to find out.
 pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
     let Some(made) = made(args) else { return Ok(None) };
@@ -106,12 +105,12 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     let level = level.or((!loops(&code)).then_some("0"));
     for arg in args.iter().filter_map(Value::as_str) {
         match arg.strip_prefix("incremental=").zip(level) {
-            // What was compiled with other options is of no use to rustc.
+            // rustc cannot use what was compiled with other options.
             Some((folder, level)) => command.arg(format!("incremental={folder}-at-{}", level.trim_matches('"'))),
             None => command.arg(arg),
         };
     }
-    // A library that is used once: the linker need not make it small.
+    // The library is used once, so the linker need not make it small.
     command.arg("-Clink-arg=-Wl,-O0").args(level.map(|level| format!("-Copt-level={}", level.trim_matches('"'))));
     command.stdin(Stdio::null());
     for name in OF_ITS_RUN {
@@ -159,7 +158,7 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
 }
 
-/// As cargo would.
+/// Reports the library as cargo would.
 fn tell_made(library: &Path) {
     println!("{}", json!({"reason": "compiler-artifact", "target": {"name": "ctx"}, "filenames": [library]}));
 }
