@@ -37,7 +37,7 @@ struct Completion {
 /// The next step after an answer of evcxr.
 pub enum Next {
     /// Send this reply to this request.
-    Reply(JupyterMessage, Value),
+    Reply(Box<JupyterMessage>, Value),
     /// Ask evcxr these questions.
     Ask(Vec<JupyterMessage>),
     Wait,
@@ -89,7 +89,7 @@ impl Questions {
     /// Takes evcxr's reply to the message `id` in. Returns `None` where the message was not a question from here.
     pub fn answered(&mut self, id: &str, reply: impl FnOnce() -> Value) -> Option<Next> {
         Some(match self.asked.remove(id)? {
-            Asked::Inspection(request) => Next::Reply(request, reply()),
+            Asked::Inspection(request) => Next::Reply(Box::new(request), reply()),
             Asked::Completion(request) => self.sift(request, reply()),
             Asked::Name { completion, index } => {
                 let private = reply()["data"]["text/plain"].as_str().is_some_and(|said| self.names().is_private(said));
@@ -102,7 +102,7 @@ impl Questions {
                     return Some(Next::Wait);
                 }
                 let done = self.completions.remove(&completion)?;
-                Next::Reply(done.request, without(done.reply, &done.hidden))
+                Next::Reply(Box::new(done.request), without(done.reply, &done.hidden))
             }
         })
     }
@@ -125,7 +125,7 @@ impl Questions {
             }
         }
         if doubtful.is_empty() || doubtful.len() > MOST {
-            return Next::Reply(request, without(reply, &hidden));
+            return Next::Reply(Box::new(request), without(reply, &hidden));
         }
         self.completed += 1;
         let completion = self.completed;

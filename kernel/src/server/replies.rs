@@ -67,7 +67,7 @@ impl Front {
             let of_work = |line: &&str| !noise.iter().any(|word| line.trim_start().starts_with(word));
             let why: Vec<&str> = why.lines().filter(of_work).collect();
             let why = format!("the process that compiles cells ended: {}; {}", why.join("; "), self.lost());
-            self.end(Some(Failure::new("died", &why, &[self.config.after_loss.clone()])));
+            self.end(Some(Failure::new("died", &why, std::slice::from_ref(&self.config.after_loss))));
             // Jupyter restarts a kernel that ended.
             self.ended = true;
         } else {
@@ -96,8 +96,8 @@ impl Front {
         match next {
             Next::Reply(request, reply) => self.answer(&request, reply),
             Next::Ask(questions) => {
-                for question in questions {
-                    let _ = self.inner.as_ref().map(|(shell, _)| shell.send(question));
+                if let Some((shell, _)) = &self.inner {
+                    questions.into_iter().for_each(|question| drop(shell.send(question)));
                 }
             }
             Next::Wait => {}
