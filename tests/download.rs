@@ -1,4 +1,4 @@
-//! Downloads against a server on this machine that does what servers do on bad days.
+//! Downloads from a local server that fails in the ways real servers do.
 
 use kdlab::Error;
 use kdlab::store::download::{Limits, Remote, Sum, fetch};
@@ -19,9 +19,9 @@ enum Act {
     Break(usize),
     /// Serves everything whatever the range, and closes after so many bytes.
     IgnoreRange(usize),
-    /// Serves as many bytes, but other ones.
+    /// Serves the right number of bytes with wrong values.
     Corrupt,
-    /// Sends so many bytes and then nothing, keeping the connection.
+    /// Sends so many bytes and then nothing, but keeps the connection open.
     Stall(usize),
     /// Answers a range with one that starts elsewhere.
     OtherRange,
@@ -34,7 +34,7 @@ struct Server {
     ranges: Arc<Mutex<Vec<Option<usize>>>>,
 }
 
-/// A server that acts once per request, in this order; the last act is repeated.
+/// A server that performs one act for each request, in this order, and repeats the last act.
 fn server(content: &[u8], acts: &[Act]) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/file.bin", listener.local_addr().unwrap());
@@ -45,14 +45,14 @@ fn server(content: &[u8], acts: &[Act]) -> Server {
             let stream = stream.unwrap();
             let start = range(&stream);
             seen.lock().unwrap().push(start);
-            // The client may go away in the middle: that is its right.
+            // The client may close the connection early.
             let _ = act(&acts[i.min(acts.len() - 1)], stream, start, &content);
         }
     });
     Server { url, ranges }
 }
 
-/// Reads a request; gives the start of the range it asks for.
+/// Reads a request and returns the start of its range.
 fn range(stream: &TcpStream) -> Option<usize> {
     let lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty());
     let lines: Vec<String> = lines.map(|l| l.to_lowercase()).collect();
@@ -171,7 +171,7 @@ fn md5_sums_are_checked_too() {
 #[test]
 fn a_broken_download_goes_on_where_it_stopped() {
     let case = Case::new();
-    // More breaks than tries are allowed: each brings new bytes, so none counts.
+    // There are more breaks than retries. None counts, because each request brings new bytes.
     let acts = [Act::Break(50_000), Act::Break(50_000), Act::Break(50_000), Act::Break(50_000), Act::Serve];
     let server = server(&case.content, &acts);
     case.fetch(&[&server]).unwrap();

@@ -135,7 +135,7 @@ fn images_without_labels_are_taught_by_the_teacher_alone() {
         CachedTensor::new(split, random([split.len() as i64, 10], 5).to_kind(Kind::Float), "t").unwrap()
     };
     let (logits, validation_logits) = (of(train), of(&data.validation));
-    let few = train.few(0.3, 7).unwrap();
+    let few = train.labelled_subset(0.3, 7).unwrap();
     let examples =
         Examples::images(train, &transform).unwrap().with_teacher(&logits).unwrap().with_labels_of(&few).unwrap();
     let validation = Examples::images(&data.validation, &transform).unwrap().with_teacher(&validation_logits).unwrap();
@@ -174,12 +174,12 @@ fn few_and_noisy_labels_are_seeded_stratified_and_as_many_as_asked() {
     let folder = tempfile::tempdir().unwrap();
     let train = dataset(folder.path(), 0).train;
     let labels = Vec::<i64>::try_from(train.labels().unwrap()).unwrap();
-    let few = train.few(0.25, 1).unwrap();
+    let few = train.labelled_subset(0.25, 1).unwrap();
     assert_eq!(few.len(), train.len() / 4);
     assert!((0..10).all(|class| few.iter().any(|&i| labels[i as usize] == class)));
-    assert_eq!(few, train.few(0.25, 1).unwrap());
-    assert_ne!(few, train.few(0.25, 2).unwrap());
-    assert_eq!(train.few(0.0001, 1).unwrap().len(), 10, "one of each class at least");
+    assert_eq!(few, train.labelled_subset(0.25, 1).unwrap());
+    assert_ne!(few, train.labelled_subset(0.25, 2).unwrap());
+    assert_eq!(train.labelled_subset(0.0001, 1).unwrap().len(), 10, "one of each class at least");
     let noisy = |fraction, seed| Vec::<i64>::try_from(train.noisy_labels(fraction, seed).unwrap()).unwrap();
     let wrong = |noisy: &[i64]| noisy.iter().zip(&labels).filter(|(a, b)| a != b).count();
     assert_eq!(wrong(&noisy(0.25, 1)), train.len() / 4);
@@ -188,7 +188,7 @@ fn few_and_noisy_labels_are_seeded_stratified_and_as_many_as_asked() {
     assert!(noisy(1.0, 1).iter().all(|l| (0..10).contains(l)));
     assert_eq!(noisy(0.25, 1), noisy(0.25, 1));
     assert_ne!(noisy(0.25, 1), noisy(0.25, 2));
-    assert!(train.few(0.0, 1).unwrap_err().to_string().contains("(0, 1], got 0"));
+    assert!(train.labelled_subset(0.0, 1).unwrap_err().to_string().contains("(0, 1], got 0"));
     assert!(train.noisy_labels(1.5, 1).unwrap_err().to_string().contains("[0, 1], got 1.5"));
 }
 

@@ -1,4 +1,4 @@
-//! Views of images, and a teacher whose word on each is kept on disk.
+//! Augmented views of images, and the teacher's logits of each view on disk.
 
 mod common;
 
@@ -44,7 +44,7 @@ fn largest(difference: &Tensor) -> f64 {
 fn views_are_flips_and_shifts_with_repeated_borders() {
     let image = Tensor::arange(9, (Kind::Uint8, Device::Cpu)).reshape([1, 1, 3, 3]).repeat([3, 3, 1, 1]);
     let views = Views::new(true, &[(1, -1)]).unwrap();
-    assert_eq!(views.len(), 4);
+    assert_eq!(views.count(), 4);
     let seen = |view: i64| {
         let one = views.apply(&image.narrow(0, 0, 1), &[view]).unwrap();
         Vec::<i64>::try_from(one.select(1, 2).to_kind(Kind::Int64).reshape(-1)).unwrap()
@@ -53,13 +53,13 @@ fn views_are_flips_and_shifts_with_repeated_borders() {
     assert_eq!(seen(1), [2, 1, 0, 5, 4, 3, 8, 7, 6]);
     assert_eq!(seen(2), [3, 3, 4, 6, 6, 7, 6, 6, 7]); // one to the right, one up
     assert_eq!(seen(3), [4, 3, 3, 7, 6, 6, 7, 6, 6]);
-    // Each image of a batch in its own view.
+    // Each image of a batch has its own view.
     let mixed = views.apply(&image, &[2, 0, 1]).unwrap();
     for (row, view) in [(0, 2), (1, 0), (2, 1)] {
         let one = Vec::<i64>::try_from(mixed.get(row).get(0).to_kind(Kind::Int64).reshape(-1)).unwrap();
         assert_eq!(one, seen(view));
     }
-    assert_eq!(Views::cross(3).unwrap().len(), 10);
+    assert_eq!(Views::cross(3).unwrap().count(), 10);
     let said = |e: kdlab::Result<Tensor>| e.unwrap_err().to_string();
     assert!(said(views.apply(&image, &[0, 1])).contains("2 views for images [3, 3, 3, 3]"));
     assert!(said(views.apply(&image, &[0, 1, 4])).contains("a view of 0 to 3"));
@@ -78,13 +78,13 @@ fn logits_on_disk_are_the_teacher_s_own_and_a_pass_goes_on_where_it_was_cut() {
     let seen: Vec<i64> = (0..40).map(|i| (i * 3) % 10).collect();
     let wanted = online(&teacher, &train, &images, &seen);
     let got = rows(&made, &images, &seen);
-    // f16 keeps 11 bits.
+    // f16 has 11 significant bits.
     assert!(largest(&(&got - &wanted)) < largest(&wanted) / 2048.0);
     // PyTorch's own tools can read the file.
     let file = Tensor::read_safetensors(&path).unwrap();
     assert_eq!((file[0].0.as_str(), file[0].1.size()), ("logits", vec![train.len() as i64, 10, 10]));
     assert_eq!(file[0].1.kind(), Kind::Half);
-    // Cut in the middle of a row, the rest is computed, and only that.
+    // The file ends in the middle of a row: only the missing rows are computed.
     let whole = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     std::fs::write(path.with_extension("part"), &whole[..whole.len() - 16 * 20 - 7]).unwrap();
@@ -99,7 +99,7 @@ fn logits_on_disk_are_the_teacher_s_own_and_a_pass_goes_on_where_it_was_cut() {
     assert_eq!(std::fs::read(&path).unwrap(), whole);
     assert_eq!(*passed.lock().unwrap(), 17, "rows that were computed again");
     assert!(logits_of(&train, &teacher, &cache, &counting).unwrap().from_disk);
-    // Another teacher's are other logits; another split's are refused; damage is noticed.
+    // Another teacher has other logits, logits of another split are refused, and damage is detected.
     let other = Model::new("teacher", Device::Cpu, 2, &net).unwrap();
     assert_ne!(logits_of(&train, &other, &cache, &quiet).unwrap().path, made.path);
     let transform = Transform::cifar10(32);
@@ -120,7 +120,7 @@ fn logits_on_disk_are_the_teacher_s_own_and_a_pass_goes_on_where_it_was_cut() {
     assert!(matches!(logits_of(&train, &teacher, &cache, &quiet), Err(Error::Data(why)) if why.contains("is damaged")));
 }
 
-/// In every batch of every epoch, what the student's network is given is what the teacher's logits are of.
+/// In every batch of every epoch, the teacher's logits are of the very images that the student's network gets.
 #[test]
 fn the_student_sees_the_view_that_the_teacher_judged() {
     let folder = tempfile::tempdir().unwrap();
@@ -159,7 +159,7 @@ fn the_student_sees_the_view_that_the_teacher_judged() {
         let online = |x: &Tensor| tch::no_grad(|| teacher.forward(x, false).unwrap());
         given.iter().zip(judged.iter()).map(|(x, t)| largest(&(online(x) - t))).collect::<Vec<_>>()
     };
-    // f16 rounds logits below 2 by up to 2^-11 = 4.9e-4; another view changes more, in the least of 12 batches.
+    // f16 rounds logits below 2 by up to 2^-11 = 4.9e-4. Another view changes them more, in each of 12 batches.
     let (same, apart) = (differences(false), differences(true));
     assert!(same.iter().all(|d| *d < 5e-4), "{same:?}");
     assert!(apart.iter().all(|d| *d > 1e-3), "{apart:?}");
@@ -182,7 +182,7 @@ fn views_of_an_epoch_are_seeded_and_new_in_each() {
     let views = Views::cross(4).unwrap();
     assert_eq!(curve(Some(&views), 1), curve(Some(&views), 1));
     assert_ne!(curve(Some(&views), 1), curve(None, 1));
-    // One view only: the images as they are, bit for bit.
+    // With a single view, the images are unchanged bit for bit.
     assert_eq!(curve(Some(&Views::new(false, &[]).unwrap()), 1), curve(None, 1));
 }
 

@@ -1,7 +1,8 @@
-//! A data set: labelled images in three splits, and how they are divided.
+//! A dataset: labelled images in three splits, and how a reader's images are divided among them.
 
-use super::pool::{Pool, Split};
-use super::split::{Purpose, stratified};
+use super::pool::Pool;
+use super::sampling::{Purpose, stratified};
+use super::split::Split;
 use crate::store::{cache_folder, digest::sha256, variable};
 use crate::{Error, Result};
 use std::fmt;
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 
 /// Labelled images in three disjoint splits.
 ///
-/// `validation` is held out of the training images and picks the best weights; `test` is for one look at the end.
+/// `validation` is held out of the training images and selects the best weights. `test` is for one look at the end.
 pub struct Dataset {
     pub name: String,
     /// Class names; a label is an index into this.
@@ -17,30 +18,32 @@ pub struct Dataset {
     pub train: Split,
     pub validation: Split,
     pub test: Split,
-    /// What the user should know: why this data was chosen, what was missing, what was skipped.
+    /// Messages for the user: why this data was chosen, what was missing, what was skipped.
     pub notices: Vec<String>,
-    /// Hex SHA-256 over pixels, labels and the membership of the splits.
+    /// Hex SHA-256 over pixels, labels and the rows of the splits.
     pub key: String,
 }
 
 /// Which data to open and how to divide it.
 #[derive(Clone, Debug)]
 pub struct DataOptions {
-    /// Share of the training images held out for validation, inside (0, 1).
+    /// Share of the training images to hold out for validation, inside (0, 1).
     pub validation: f64,
-    /// Seed of the hold-out and of the subsets.
+    /// Seed of the validation split and of the subsets.
     pub seed: u64,
-    /// Use only so many training images (stratified, after the hold-out); `None` for all.
+    /// Number of training images to use (stratified, after the validation split); `None` for all.
     pub train_images: Option<usize>,
+    /// Number of validation images to use; `None` for all.
     pub validation_images: Option<usize>,
+    /// Number of test images to use; `None` for all.
     pub test_images: Option<usize>,
     /// The user's own data; `KDLAB_DATA` by default.
     pub folder: Option<PathBuf>,
-    /// Where downloads are kept; see [`cache_folder`].
+    /// Folder for downloads; see [`cache_folder`].
     pub cache: PathBuf,
     /// Whether missing data may be downloaded.
     pub download: bool,
-    /// Height and width that [`open`] loads an image folder at, in pixels.
+    /// Height and width in pixels to which [`open`](super::open) resizes the images of a folder.
     pub folder_size: i64,
 }
 
@@ -60,86 +63,89 @@ impl Default for DataOptions {
     }
 }
 
-/// Rows of a pool that are given to train, validation and test; validation is held out of train where it is `None`.
-pub(super) struct Rows {
+impl DataOptions {
+    /// Refuses options that no data could satisfy, before anything is downloaded or read.
+    pub(super) fn check(&self) -> Result<()> {
+        if !(self.validation > 0.0 && self.validation < 1.0) {
+            let fraction = self.validation;
+            let why = format!("validation fraction {fraction}: it must lie inside (0, 1), 0.1 is usual");
+            return Err(Error::Input(why));
+        }
+        let sizes = [
+            ("train_images", self.train_images),
+            ("validation_images", self.validation_images),
+            ("test_images", self.test_images),
+        ];
+        match sizes.iter().find(|(_, n)| *n == Some(0)) {
+            Some((name, _)) => Err(Error::Input(format!("{name} 0: a split needs images; None takes all of them"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a reader found.
+pub(super) struct Found {
+    /// Name of the dataset.
+    pub name: String,
+    pub classes: Vec<String>,
+    pub pool: Pool,
+    /// Rows of the pool for each split.
     pub train: Vec<i64>,
+    /// `None` if the validation split is to be held out of `train`.
     pub validation: Option<Vec<i64>>,
     pub test: Vec<i64>,
+    pub notices: Vec<String>,
 }
 
-/// Refuses options that no data could satisfy, before anything is downloaded or read.
-pub(super) fn check(options: &DataOptions) -> Result<()> {
-    if !(options.validation > 0.0 && options.validation < 1.0) {
-        return Err(Error::Input(format!(
-            "validation fraction {}: it must lie inside (0, 1), 0.1 is usual",
-            options.validation
-        )));
-    }
-    let sizes = [
-        ("train_images", options.train_images),
-        ("validation_images", options.validation_images),
-        ("test_images", options.test_images),
-    ];
-    match sizes.iter().find(|(_, n)| *n == Some(0)) {
-        Some((name, _)) => Err(Error::Input(format!("{name} 0: a split needs images; None takes all of them"))),
-        None => Ok(()),
-    }
-}
-
-/// Divides a filled pool into the three splits.
-pub(super) fn assemble(
-    name: String,
-    classes: Vec<String>,
-    pool: Pool,
-    rows: Rows,
-    mut notices: Vec<String>,
-    options: &DataOptions,
-) -> Result<Dataset> {
-    check(options)?;
-    if classes.len() < 2 {
-        return Err(Error::Data(format!(
-            "the dataset {name} has one class only ({}): add a subfolder with images of a second one",
-            classes.join("")
-        )));
-    }
-    let stock = pool.finish()?;
-    let (train, validation) = match rows.validation {
-        Some(validation) => (rows.train, validation),
-        None => {
-            let n = (rows.train.len() as f64 * options.validation).round() as usize;
-            let (held, rest) = stratified(&rows.train, &stock.labels, n.max(1), Purpose::Validation, options.seed);
-            (rest, held)
-        }
-    };
-    let mut part = |part: &str, rows: Vec<i64>, wanted: Option<usize>| -> Result<Split> {
-        if let Some(class) = (0..classes.len()).find(|&k| !rows.iter().any(|&r| stock.labels[r as usize] == k as i64)) {
+impl Found {
+    /// Divides the images into the three splits.
+    pub fn into_dataset(self, options: &DataOptions) -> Result<Dataset> {
+        let Found { name, classes, pool, train, validation, test, mut notices } = self;
+        if classes.len() < 2 {
             return Err(Error::Data(format!(
-                "class \"{}\" has no image in the {part} split of {name}: add images of it (3 are the least), or \
-                 leave the class out",
-                classes[class]
+                "the dataset {name} has one class only ({}): add a subfolder with images of a second one",
+                classes.join("")
             )));
         }
-        let rows = match wanted {
-            Some(n) if n < classes.len() => {
-                return Err(Error::Input(format!(
-                    "{part}_images {n}: less than one for each of the {} classes",
-                    classes.len()
+        let (train, validation) = match validation {
+            Some(validation) => (train, validation),
+            None => {
+                let n = (train.len() as f64 * options.validation).round() as usize;
+                let (held, rest) = stratified(&train, &pool.labels, n.max(1), Purpose::Validation, options.seed);
+                (rest, held)
+            }
+        };
+        let mut split = |split: &str, rows: Vec<i64>, wanted: Option<usize>| -> Result<Split> {
+            let has = |class: usize| rows.iter().any(|&row| pool.labels[row as usize] == class as i64);
+            if let Some(class) = (0..classes.len()).find(|&class| !has(class)) {
+                return Err(Error::Data(format!(
+                    "class \"{}\" has no image in the {split} split of {name}: add images of it (3 are the least), or \
+                     leave the class out",
+                    classes[class]
                 )));
             }
-            Some(n) if n < rows.len() => stratified(&rows, &stock.labels, n, Purpose::Subset, options.seed).0,
-            Some(n) if n > rows.len() => {
-                notices.push(format!("{n} {part} images were asked for; all {} there are used", rows.len()));
-                rows
-            }
-            _ => rows,
+            let rows = match wanted {
+                Some(n) if n < classes.len() => {
+                    let of = classes.len();
+                    return Err(Error::Input(format!(
+                        "{split}_images {n}: less than one for each of the {of} classes"
+                    )));
+                }
+                Some(n) if n < rows.len() => stratified(&rows, &pool.labels, n, Purpose::Subset, options.seed).0,
+                Some(n) if n > rows.len() => {
+                    notices.push(format!("{n} {split} images were asked for; all {} there are used", rows.len()));
+                    rows
+                }
+                _ => rows,
+            };
+            Ok(Split::new(split, &pool, rows, classes.len()))
         };
-        Ok(Split::new(part, &stock, rows, classes.len()))
-    };
-    let train = part("train", train, options.train_images)?;
-    let validation = part("validation", validation, options.validation_images)?;
-    let test = part("test", rows.test, options.test_images)?;
-    let key = sha256([train.key.as_bytes(), validation.key.as_bytes(), test.key.as_bytes()]);
-    Ok(Dataset { name, classes, train, validation, test, notices, key })
+        let train = split("train", train, options.train_images)?;
+        let validation = split("validation", validation, options.validation_images)?;
+        let test = split("test", test, options.test_images)?;
+        let key = sha256([train.key.as_bytes(), validation.key.as_bytes(), test.key.as_bytes()]);
+        Ok(Dataset { name, classes, train, validation, test, notices, key })
+    }
 }
 
 impl fmt::Display for Dataset {
@@ -147,7 +153,7 @@ impl fmt::Display for Dataset {
         let (height, width) = self.train.size();
         let Dataset { name, classes, train, validation, test, notices, .. } = self;
         writeln!(f, "{name}: {} classes ({}),", classes.len(), classes.join(", "))?;
-        // On a line of its own: JupyterLab breaks a long one anywhere, and 500 behind the end of it reads as 50 and 0.
+        // On its own line: JupyterLab breaks a long line anywhere, even inside a number.
         write!(f, "{height}x{width} pixels, ")?;
         write!(f, "{} train, {} validation, {} test images", train.len(), validation.len(), test.len())?;
         notices.iter().try_for_each(|notice| write!(f, "\nNote: {notice}"))

@@ -1,9 +1,9 @@
-//! Images with labels: found or downloaded, checked, held in memory once as bytes, and handed out by sample index.
+//! Images with labels: found or downloaded, checked, kept in memory once as bytes, and returned by sample index.
 //!
 //! ```no_run
 //! use kdlab::data::{self, DataOptions};
 //! let data = data::open(&DataOptions::default())?;
-//! println!("{data}"); // says also which data this is, and why
+//! println!("{data}"); // names the dataset and says why it was chosen
 //! for rows in data::batches(&data::shuffled(data.train.len(), 0, 0), 64)? {
 //!     let batch = data.train.batch(&rows)?; // images u8 [64, 3, 32, 32], labels i64 [64]
 //! }
@@ -12,6 +12,7 @@
 
 mod dataset;
 mod pool;
+mod sampling;
 mod sources;
 mod split;
 mod transform;
@@ -19,9 +20,9 @@ mod views;
 
 pub use crate::store::cache_folder;
 pub use dataset::{DataOptions, Dataset};
-pub use pool::{Batch, Split};
+pub use sampling::{batches, shuffled};
 pub use sources::{cifar10, fashion_mnist, image_folder, open, read_image};
-pub use split::{batches, shuffled};
+pub use split::{Batch, Split};
 pub use transform::Transform;
-pub(crate) use views::Drawn;
+pub(crate) use views::EpochViews;
 pub use views::Views;

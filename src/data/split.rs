@@ -1,151 +1,205 @@
-//! Which image belongs to which split, and in which order it is visited. Everything here is a pure function of
-//! labels and seeds: the same call gives the same rows on every machine.
+//! A split: some of the images of a dataset, by sample index.
 
+use super::pool::Pool;
+use super::sampling::{Purpose, noisy, stratified};
+use crate::store::digest::sha256;
+use crate::store::tensors::upload;
 use crate::{Error, Result};
-use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use std::fmt;
+use tch::{Device, Tensor};
 
-/// What random numbers are drawn for; each purpose has a stream of its own, so that no draw shifts another.
-#[derive(Clone, Copy)]
-pub(crate) enum Purpose {
-    Test = 1,
-    Validation = 2,
-    Subset = 3,
-    Order = 4,
-    Epoch = 5,
-    Labelled = 6,
-    Noise = 7,
-    View = 8,
-    TeacherView = 9,
-}
-
-fn rng(purpose: Purpose, seed: u64, stream: u64) -> ChaCha8Rng {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    bytes[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
-    bytes[16..24].copy_from_slice(&stream.to_le_bytes());
-    ChaCha8Rng::from_seed(bytes)
-}
-
-/// The sample indices `0..len` in random order: stateless, the same for the same `(len, seed, epoch)`.
-pub fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<i64> {
-    let mut order: Vec<i64> = (0..len as i64).collect();
-    order.shuffle(&mut rng(Purpose::Epoch, seed, epoch));
-    order
-}
-
-/// A number in `0..choices` for each of `len` samples, the same for the same arguments.
-pub(crate) fn draws(len: usize, choices: usize, purpose: Purpose, seed: u64, epoch: u64) -> Vec<i64> {
-    let mut rng = rng(purpose, seed, epoch);
-    (0..len).map(|_| rng.random_range(0..choices.max(1) as i64)).collect()
-}
-
-/// `labels` with `round(len * fraction)` of them replaced by another class, evenly among the others.
-pub(crate) fn noisy(labels: &[i64], classes: usize, fraction: f64, seed: u64) -> Vec<i64> {
-    let mut rng = rng(Purpose::Noise, seed, 0);
-    let mut order: Vec<usize> = (0..labels.len()).collect();
-    order.shuffle(&mut rng);
-    let mut noisy = labels.to_vec();
-    for &i in &order[..(labels.len() as f64 * fraction).round() as usize] {
-        let other = rng.random_range(0..classes as i64 - 1);
-        noisy[i] = if other >= labels[i] { other + 1 } else { other };
-    }
-    noisy
-}
-
-/// Cuts `order` into batches of `batch_size` sample indices; the last batch may be smaller.
+/// Some of the images of a dataset. A sample index is a position `0..len()` in this split.
 ///
-/// # Errors
-/// When `batch_size` is 0.
-pub fn batches(order: &[i64], batch_size: usize) -> Result<Vec<Vec<i64>>> {
-    if batch_size == 0 {
-        return Err(Error::Input("batch size 0: a batch holds at least one image (64 is usual)".into()));
-    }
-    Ok(order.chunks(batch_size).map(<[i64]>::to_vec).collect())
+/// CIFAR-10 and IDX keep the order of their files, in which the classes are mixed; image folders are mixed on load.
+/// The splits of a dataset and their clones share the images in memory.
+#[derive(Clone)]
+pub struct Split {
+    pub name: String,
+    /// Hex SHA-256 over the pixels and labels of the dataset and the rows of this split: a different key means
+    /// different images or a different order.
+    pub key: String,
+    pool: Pool,
+    /// Positions in the pool.
+    rows: Vec<i64>,
+    classes: usize,
 }
 
-/// `rows` in a seeded random order.
-pub(crate) fn reordered(mut rows: Vec<i64>, seed: u64) -> Vec<i64> {
-    rows.shuffle(&mut rng(Purpose::Order, seed, 0));
-    rows
+/// Images, their labels and their sample indices.
+pub struct Batch {
+    /// u8 `[B, 3, H, W]` on the CPU, red, green, blue, 0 to 255.
+    pub images: Tensor,
+    /// i64 `[B]` on the CPU.
+    pub labels: Tensor,
+    /// Sample indices into the split, `B` of them.
+    pub indices: Vec<i64>,
 }
 
-/// Divides `rows` in two, class by class in proportion: `(the n picked, the rest)`, both in the order of `rows`.
-/// Every class present gets at least one row in the picked part; a hold-out also leaves one of each class behind.
-pub(crate) fn stratified(rows: &[i64], labels: &[i64], n: usize, purpose: Purpose, seed: u64) -> (Vec<i64>, Vec<i64>) {
-    let classes = rows.iter().map(|&r| labels[r as usize] as usize + 1).max().unwrap_or(0);
-    let mut members = vec![Vec::new(); classes];
-    for &row in rows {
-        members[labels[row as usize] as usize].push(row);
+impl Split {
+    pub(super) fn new(name: &str, pool: &Pool, rows: Vec<i64>, classes: usize) -> Self {
+        let bytes: Vec<u8> = rows.iter().flat_map(|r| r.to_le_bytes()).collect();
+        let key = sha256([pool.key().as_bytes(), name.as_bytes(), &bytes]);
+        Split { name: name.into(), key, pool: pool.clone(), rows, classes }
     }
-    let counts: Vec<usize> = members.iter().map(Vec::len).collect();
-    let hold_out = matches!(purpose, Purpose::Test | Purpose::Validation);
-    let mut picked = std::collections::HashSet::with_capacity(n);
-    for (class, (members, quota)) in members.iter_mut().zip(quotas(&counts, n, hold_out)).enumerate() {
-        members.shuffle(&mut rng(purpose, seed, class as u64));
-        picked.extend(members[..quota].iter().copied());
-    }
-    rows.iter().partition(|row| picked.contains(row))
-}
 
-/// How many of each class make `n` in all: in proportion, rounded by largest remainder (ties to the lower class),
-/// at least one of each class that has any, and with `leave_one` never all of a class that has two.
-fn quotas(counts: &[usize], n: usize, leave_one: bool) -> Vec<usize> {
-    let total: usize = counts.iter().sum();
-    let n = n.min(total);
-    if total == 0 {
-        return vec![0; counts.len()];
+    /// Returns the number of images.
+    pub fn len(&self) -> usize {
+        self.rows.len()
     }
-    let mut quotas: Vec<usize> = counts.iter().map(|c| c * n / total).collect();
-    let mut by_remainder: Vec<usize> = (0..counts.len()).collect();
-    by_remainder.sort_by_key(|&k| std::cmp::Reverse(counts[k] * n % total));
-    let missing = n - quotas.iter().sum::<usize>();
-    for &k in by_remainder.iter().take(missing) {
-        quotas[k] += 1;
+
+    /// Returns whether the split has no images.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
-    for k in 0..counts.len() {
-        if counts[k] > 0 && quotas[k] == 0 {
-            quotas[k] = 1;
-            // Paid for by the class with the most, where one can pay.
-            if let Some(rich) = (0..counts.len()).filter(|&j| quotas[j] > 1).max_by_key(|&j| (quotas[j], j)) {
-                quotas[rich] -= 1;
-            }
+
+    /// Returns the height and width in pixels, which are the same for all images of a split.
+    pub fn size(&self) -> (i64, i64) {
+        let shape = self.pool.images.size();
+        (shape[2], shape[3])
+    }
+
+    /// Returns all labels in split order, i64 `[N]` on the CPU.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn labels(&self) -> Result<Tensor> {
+        Ok(Tensor::f_from_slice(&self.labels_of(&self.rows))?)
+    }
+
+    fn labels_of(&self, rows: &[i64]) -> Vec<i64> {
+        rows.iter().map(|&r| self.pool.labels[r as usize]).collect()
+    }
+
+    /// Returns the number of images of each class, indexed by label.
+    pub fn class_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes];
+        self.labels_of(&self.rows).iter().for_each(|&label| counts[label as usize] += 1);
+        counts
+    }
+
+    /// Returns the images at these sample indices, in this order; an index may occur more than once.
+    ///
+    /// # Errors
+    /// When `indices` is empty or one is outside `0..len()`.
+    pub fn batch(&self, indices: &[i64]) -> Result<Batch> {
+        let rows = self.rows_at(indices, "an empty batch")?;
+        let mut images = self.pool.images.f_index_select(0, &upload(&rows, self.pool.images.device())?)?; // [B, C, H, W]
+        if images.size()[1] == 1 {
+            // Grey becomes three equal channels; much faster than expand and copy.
+            images = Tensor::f_cat(&[&images, &images, &images], 1)?;
         }
-        if leave_one && counts[k] > 1 && quotas[k] == counts[k] {
-            quotas[k] -= 1;
-        }
+        Ok(Batch { images, labels: Tensor::f_from_slice(&self.labels_of(&rows))?, indices: indices.to_vec() })
     }
-    quotas
+
+    /// Returns the image at a sample index, u8 `[3, H, W]` on the CPU, 0 to 255.
+    ///
+    /// # Errors
+    /// When `index` is outside `0..len()`.
+    pub fn image(&self, index: i64) -> Result<Tensor> {
+        Ok(self.batch(&[index])?.images.f_squeeze_dim(0)?)
+    }
+
+    /// Returns the label at a sample index.
+    ///
+    /// # Errors
+    /// When `index` is outside `0..len()`.
+    pub fn label(&self, index: i64) -> Result<i64> {
+        Ok(self.pool.labels[self.row(index)? as usize])
+    }
+
+    /// Returns the first `n` images as a split with its own key.
+    ///
+    /// # Errors
+    /// When `n` is 0 or more than there are.
+    pub fn take(&self, n: usize) -> Result<Split> {
+        if n == 0 || n > self.len() {
+            let (name, len) = (&self.name, self.len());
+            return Err(Error::Input(format!("{n} images of the {name} split were asked for: take 1 to {len}")));
+        }
+        Ok(Split::new(&self.name, &self.pool, self.rows[..n].to_vec(), self.classes))
+    }
+
+    /// Returns the images at these sample indices, in this order, as a split with its own key.
+    ///
+    /// # Errors
+    /// When `indices` is empty or one is outside `0..len()`.
+    pub fn select(&self, indices: &[i64]) -> Result<Split> {
+        let rows = self.rows_at(indices, "a selection of no images")?;
+        Ok(Split::new(&self.name, &self.pool, rows, self.classes))
+    }
+
+    /// Returns the sample indices, in split order, of a stratified share of the images: the images that keep their
+    /// labels in an experiment with few labels. There is at least one image of each class. The same seed gives the same
+    /// indices.
+    ///
+    /// # Errors
+    /// When `fraction` is outside (0, 1].
+    pub fn labelled_subset(&self, fraction: f64, seed: u64) -> Result<Vec<i64>> {
+        if !(fraction > 0.0 && fraction <= 1.0) {
+            return Err(Error::Input(format!("labelled fraction must be in (0, 1], got {fraction}; try 0.05")));
+        }
+        let n = (self.len() as f64 * fraction).round() as usize;
+        let all: Vec<i64> = (0..self.len() as i64).collect();
+        Ok(stratified(&all, &self.labels_of(&self.rows), n.max(self.classes), Purpose::Labelled, seed).0)
+    }
+
+    /// Returns all labels in split order, i64 `[N]`, with a `fraction` of them wrong: each is replaced by one of the other
+    /// classes with equal probability (symmetric label noise). The same seed changes the same images.
+    ///
+    /// # Errors
+    /// When `fraction` is outside [0, 1].
+    pub fn noisy_labels(&self, fraction: f64, seed: u64) -> Result<Tensor> {
+        if !(0.0..=1.0).contains(&fraction) {
+            return Err(Error::Input(format!("the share of wrong labels must be in [0, 1], got {fraction}; try 0.3")));
+        }
+        Ok(Tensor::f_from_slice(&noisy(&self.labels_of(&self.rows), self.classes, fraction, seed))?)
+    }
+
+    /// The same split with its images on a device, where batches are then assembled.
+    pub(crate) fn on(&self, device: Device) -> Result<Split> {
+        let mut moved = self.clone();
+        moved.pool.images = self.pool.images.f_narrow(0, 0, self.pool.len() as i64)?.f_to_device(device)?;
+        Ok(moved)
+    }
+
+    /// Bytes of all images of the dataset, which the splits share.
+    pub(crate) fn pool_bytes(&self) -> usize {
+        self.pool.images.numel() / self.pool.images.size()[0].max(1) as usize * self.pool.len()
+    }
+
+    /// The rows of the pool at sample indices. `nothing` names the request in the message about an empty one.
+    fn rows_at(&self, indices: &[i64], nothing: &str) -> Result<Vec<i64>> {
+        if indices.is_empty() {
+            return Err(Error::Input(format!("{nothing} of the {} split: give at least one index", self.name)));
+        }
+        indices.iter().map(|&i| self.row(i)).collect()
+    }
+
+    fn row(&self, index: i64) -> Result<i64> {
+        usize::try_from(index).ok().and_then(|i| self.rows.get(i)).copied().ok_or_else(|| {
+            Error::Input(format!(
+                "sample index {index} is outside the {} split: it has {} images, 0 to {}",
+                self.name,
+                self.len(),
+                self.len() as i64 - 1
+            ))
+        })
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotas_are_proportional_and_leave_no_class_out() {
-        let subset = |counts: &[usize], n| quotas(counts, n, false);
-        assert_eq!(subset(&[100, 100, 100], 30), [10, 10, 10]);
-        assert_eq!(subset(&[100, 100, 100], 31), [11, 10, 10]);
-        assert_eq!(subset(&[1000, 10], 101), [100, 1]);
-        assert_eq!(subset(&[1000, 3], 10), [9, 1]); // proportion gives the small class 0.03
-        assert_eq!(subset(&[2, 2], 3), [2, 1]);
-        assert_eq!(quotas(&[2, 2], 3, true), [1, 1]);
-        assert_eq!(subset(&[4, 0, 4], 4), [2, 0, 2]);
-        assert_eq!(subset(&[3, 5], 8), [3, 5]);
-        assert_eq!(subset(&[3, 5], 99), [3, 5]);
-        assert_eq!(subset(&[5, 5, 5], 2), [1, 1, 1]);
-        assert_eq!(subset(&[], 2), [0; 0]);
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (h, w) = self.size();
+        write!(f, "{}: {} images of {h}x{w} pixels, {} classes", self.name, self.len(), self.classes)
     }
+}
 
-    #[test]
-    fn purposes_and_seeds_draw_different_rows() {
-        let labels = vec![0; 100];
-        let rows: Vec<i64> = (0..100).collect();
-        let pick = |purpose, seed| stratified(&rows, &labels, 10, purpose, seed).0;
-        assert_eq!(pick(Purpose::Test, 0), pick(Purpose::Test, 0));
-        assert_ne!(pick(Purpose::Test, 0), pick(Purpose::Validation, 0));
-        assert_ne!(pick(Purpose::Test, 0), pick(Purpose::Test, 1));
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = |t: &Tensor| -> Result<String> {
+            Ok(format!("{}..={}", t.f_min()?.f_int64_value(&[])?, t.f_max()?.f_int64_value(&[])?))
+        };
+        let (images, labels) = (&self.images, &self.labels);
+        let (pixels, classes) = range(images).and_then(|i| Ok((i, range(labels)?))).map_err(|_| fmt::Error)?;
+        write!(f, "images u8 {:?} ({pixels}), labels i64 {:?} ({classes})", images.size(), labels.size())
     }
 }

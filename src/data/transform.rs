@@ -1,36 +1,38 @@
-//! From stored bytes to what a network takes: moved to the device, scaled to 0..1, resized, normalised.
+//! From stored bytes to a network's input: moved to the device, scaled to [0, 1], resized and normalised.
 
+use crate::store::tensors::upload;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// Resize and normalise, applied per batch on the device the network lives on.
+/// Resizes and normalises batches of images on the network's device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Transform {
     /// Height and width of the result, in pixels.
     pub size: i64,
-    /// Subtracted from each channel (red, green, blue), on the 0..1 scale.
+    /// Mean of each channel (red, green, blue) on the scale [0, 1].
     pub mean: [f64; 3],
-    /// Each channel is divided by this, on the 0..1 scale; above 0.
+    /// Standard deviation of each channel on the scale [0, 1]; above 0.
     pub std: [f64; 3],
 }
 
 impl Transform {
-    /// What torchvision's ImageNet weights were trained with.
+    /// Returns the normalisation of torchvision's ImageNet weights.
     /// Source: <https://docs.pytorch.org/vision/stable/models.html>.
     pub fn imagenet(size: i64) -> Self {
         Transform { size, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
     }
 
-    /// Mean and standard deviation over CIFAR-10's 50,000 training images.
+    /// Returns the mean and standard deviation of CIFAR-10's 50,000 training images.
     pub fn cifar10(size: i64) -> Self {
         Transform { size, mean: [0.4914, 0.4822, 0.4465], std: [0.2470, 0.2435, 0.2616] }
     }
 
-    /// `images` u8 `[B, 3, H, W]` on any device -> f32 `[B, 3, size, size]` on `device`, `(x / 255 - mean) / std`.
+    /// Returns `(images / 255 - mean) / std`, f32 `[B, 3, size, size]` on `device`, for `images` u8 `[B, 3, H, W]` on any
+    /// device. No gradient is recorded.
     ///
-    /// Resized bilinearly with `align_corners = false`; anti-aliased where it shrinks, as torchvision does it for
-    /// tensors. Images that have the size already are not resampled. No gradient is recorded.
+    /// Resizing is bilinear with `align_corners = false`, and anti-aliased when it shrinks, as in torchvision's
+    /// `resize` of tensors. Images of the right size are not resampled.
     ///
     /// # Errors
     /// When `images` has another shape or dtype, `size` is below 1, or a `std` is not a positive number.
@@ -60,19 +62,31 @@ impl Transform {
                 x = x.f_upsample_bilinear2d(size, false, None, None)?;
             }
             let constants = [self.mean, self.std].concat().iter().map(|&c| c as f32).collect::<Vec<_>>();
-            let constants = crate::store::tensors::upload(&constants, device)?.f_view([2, 1, 3, 1, 1])?;
+            let constants = upload(&constants, device)?.f_view([2, 1, 3, 1, 1])?;
             let x = x.f_sub_(&constants.f_get(0)?)?.f_div_(&constants.f_get(1)?)?;
             if device == Device::Mps {
                 return Ok(x);
             }
-            // The same numbers with channels innermost in memory: what convolutions are quickest with.
+            // The same values with channels innermost in memory, the fastest layout for convolutions.
             Ok(x.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
         })
     }
 
-    /// A short text that differs whenever the result of [`Transform::apply`] may differ; fit for a file name.
-    pub fn key(&self) -> String {
+    /// A short text that differs whenever the result of [`Transform::apply`] may differ.
+    pub(crate) fn key(&self) -> String {
         let join = |v: [f64; 3]| v.map(|c| c.to_string()).join("_");
         format!("{}px-mean{}-std{}", self.size, join(self.mean), join(self.std))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_tell_transforms_apart() {
+        let plain = |size| Transform { size, mean: [0.0; 3], std: [1.0; 3] };
+        let keys = [plain(2), plain(3), Transform::imagenet(2), Transform::cifar10(2)].map(|t| t.key());
+        assert_eq!(std::collections::HashSet::from(keys).len(), 4);
     }
 }

@@ -292,7 +292,7 @@ impl Display for CachedTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let (Some(views), Some(path)) = (&self.views, &self.path) {
             let from = if self.from_disk { "found" } else { "computed, now" };
-            return write!(f, "logits f16 of {} views of each image, {from} at {}", views.len(), path.display());
+            return write!(f, "logits f16 of {} views of each image, {from} at {}", views.count(), path.display());
         }
         let from = if self.from_disk { "found on disk, once computed" } else { "computed" };
         write!(f, "f32 {:?}, {from} in {:.1} s", self.tensor.size(), self.seconds)

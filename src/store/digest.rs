@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::Path;
 
-/// Hex SHA-256 over parts, each preceded by its length so that neighbours cannot run together.
+/// Hex SHA-256 over parts, each after its length, so that moving bytes from one part to the next changes the digest.
 pub(crate) fn digest(parts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -20,7 +20,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// A file's checksum in lower-case hex, read piece by piece.
+/// A file's checksum in lower-case hex. The file is read in pieces of 1 MiB.
 pub(crate) fn file_digest<D: Digest>(path: &Path) -> Result<String> {
     let io = |e| Error::io("reading", path, e);
     let mut file = std::fs::File::open(path).map_err(io)?;
@@ -35,7 +35,7 @@ pub(crate) fn file_digest<D: Digest>(path: &Path) -> Result<String> {
     }
 }
 
-/// Hex SHA-256 over parts one after the other.
+/// Hex SHA-256 over concatenated parts.
 pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     parts.into_iter().for_each(|p| hash.update(p));

@@ -1,4 +1,4 @@
-//! Files from the network: resumed where they broke off, checked against their sum, whole or absent.
+//! Downloads that resume where they broke off, are compared with a checksum, and put a whole file in place or none.
 
 use crate::store::{atomic, digest};
 use crate::{Error, Result};
@@ -8,34 +8,35 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use ureq::tls::{RootCerts, TlsConfig};
 
-/// A file and the addresses it can be had from, tried in order.
+/// A file to download.
 #[derive(Clone, Debug)]
 pub struct Remote {
-    /// For messages.
+    /// Name of the file for messages.
     pub name: String,
+    /// Addresses to try, in this order.
     pub urls: Vec<String>,
     pub sum: Sum,
-    /// What else the user can do when no address works, as the end of a sentence: "or set ...".
+    /// What else the user can do if no address works, as the end of a sentence: "or set ...".
     pub otherwise: String,
 }
 
-/// The checksum a file must have, in hex.
+/// The checksum that a file must have, in hex; upper or lower case.
 #[derive(Clone, Debug)]
 pub enum Sum {
     Sha256(String),
     Md5(String),
 }
 
-/// How long to wait, and how often to try again.
+/// Timeouts and retries of a download.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// For a connection; short, so that a machine without network falls back soon.
+    /// Timeout of a connection; short, so that a machine without network falls back soon.
     pub connect: Duration,
-    /// For the next bytes on an open connection.
+    /// Timeout for the next bytes on an open connection.
     pub stall: Duration,
-    /// Further tries at one address that bring no new bytes; tries that do are not counted.
+    /// Number of retries at one address without a new byte. A retry that brings new bytes is not counted.
     pub retries: usize,
-    /// Between tries at one address.
+    /// Pause before a retry.
     pub pause: Duration,
 }
 
@@ -50,11 +51,10 @@ impl Default for Limits {
     }
 }
 
-/// Told of the bytes on disk and of the size of the whole file where it is known.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
+type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
-/// A progress callback that prints a line at the start, every three seconds, and at the end.
-pub fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
+/// Returns a progress callback for [`fetch`] that prints a line at the start, every three seconds and at the end.
+pub(crate) fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
     let name = name.to_owned();
     let mut last: Option<Instant> = None;
     move |done, total| {
@@ -72,22 +72,23 @@ pub fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
     }
 }
 
-/// Makes sure that `to` is the file `remote` describes: checked where it is there, else downloaded beside its place
-/// (`.part`, which a later call takes up again), checked, and renamed. Two processes may call this for the same file.
+/// Makes sure that `to` is the file that `remote` describes. A file that is there is compared with the checksum. A missing
+/// one is downloaded to `.part` beside its place, which a later call continues, then compared and renamed. Two processes
+/// may call this for the same file. `progress` gets the bytes on disk, and the size of the whole file if it is known.
 ///
 /// # Errors
-/// [`Error::Network`] lists each address with its reason, and names the place where the file can be put by hand;
-/// [`Error::Data`] when the file that is there has another sum; [`Error::Io`] when the disk refuses.
-pub fn fetch(remote: &Remote, to: &Path, limits: &Limits, progress: Progress) -> Result<()> {
+/// [`Error::Network`] names each address with its failure, and the place where the user can put the file;
+/// [`Error::Data`] when the file that is there has another checksum; [`Error::Io`] when the disk refuses.
+pub fn fetch(remote: &Remote, to: &Path, limits: &Limits, progress: &mut dyn FnMut(u64, Option<u64>)) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let part = folder.join(format!("{name}.part"));
-    // Before anything is written: a shared cache may be read-only.
+    // A shared cache may be read-only, so nothing is written before this check.
     if in_place(remote, to, &part)? {
         return Ok(());
     }
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
-    // Held until the end: one process downloads, the others find the file in place.
+    // One process downloads; the others wait and find the file in place.
     let _lock = atomic::lock(&folder.join(format!(".{name}.lock")))?;
     if in_place(remote, to, &part)? {
         return Ok(());
@@ -96,10 +97,7 @@ pub fn fetch(remote: &Remote, to: &Path, limits: &Limits, progress: Progress) ->
     let mut reasons = Vec::new();
     for url in &remote.urls {
         match from_one(url, remote, &part, limits, progress)? {
-            None => {
-                std::fs::rename(&part, to).map_err(|e| Error::io("writing", to, e))?;
-                return Ok(());
-            }
+            None => return std::fs::rename(&part, to).map_err(|e| Error::io("writing", to, e)),
             Some(reason) => reasons.push(format!("{url}: {reason}")),
         }
     }
@@ -112,7 +110,7 @@ pub fn fetch(remote: &Remote, to: &Path, limits: &Limits, progress: Progress) ->
     )))
 }
 
-/// Whether the file is there; then its sum is right and no `part` of it is left.
+/// Whether the file is there. If so, its checksum is right, and a `part` of it is deleted.
 fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     if !to.exists() {
         return Ok(false);
@@ -120,13 +118,13 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     if let Some(sums) = mismatch(to, &remote.sum)? {
         return Err(Error::Data(format!("{} is not {}: {sums}; delete the file", to.display(), remote.name)));
     }
-    // Left by a download that somebody cut short by putting the file there.
+    // The user stopped a download and put the file there.
     discard(part).map_err(|e| Error::io("deleting", part, e))?;
     Ok(true)
 }
 
-/// Downloads to `part` from one address, trying again as long as there is hope. `None` when the file is there and
-/// its sum is right, else the reason to give the address up.
+/// Downloads to `part` from one address, with retries. Returns `None` when the file is whole and its checksum is right, else
+/// the reason to give the address up.
 fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: Progress) -> Result<Option<String>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(limits.connect))
@@ -134,7 +132,7 @@ fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: 
         .timeout_recv_response(Some(limits.stall))
         .timeout_per_read(Some(limits.stall))
         .http_status_as_error(false)
-        // The system's certificates: companies and schools add their own.
+        // Companies and schools add their own certificates to the system's.
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .build()
         .into();
@@ -146,7 +144,7 @@ fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: 
                 None => return Ok(None),
                 Some(sums) => {
                     discard(part).map_err(|e| Error::io("deleting", part, e))?;
-                    // What was there before may be to blame: once more from the start.
+                    // The part that was there before may be the cause, so the download starts anew once.
                     Failure { reason: format!("{sums}; the download was deleted"), again: resumed }
                 }
             },
@@ -164,7 +162,7 @@ fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: 
 
 struct Failure {
     reason: String,
-    /// Whether the same address may do better.
+    /// Whether a retry at the same address may succeed.
     again: bool,
 }
 
@@ -177,7 +175,7 @@ fn net(reason: impl ToString, again: bool) -> Stop {
     Stop::Net(Failure { reason: reason.to_string().lines().next().unwrap_or_default().to_owned(), again })
 }
 
-/// One request: continues `part` where the server can, else starts it anew.
+/// Makes one request, which continues `part` if the server supports it and else starts it anew.
 fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: Progress) -> std::result::Result<(), Stop> {
     let have = length(part);
     let mut request = agent.get(url).header("Accept-Encoding", "identity");
@@ -185,15 +183,11 @@ fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: Progress) -> s
         request = request.header("Range", format!("bytes={have}-"));
     }
     let response = request.call().map_err(|e| {
-        // A connection that was made and lost may do better next time; no such host, or nobody there, will not.
+        // A lost connection may succeed next time; a missing host or a refused connection will not.
+        let lost =
+            [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted, ErrorKind::UnexpectedEof, ErrorKind::BrokenPipe];
         let again = match &e {
-            ureq::Error::Io(io) => matches!(
-                io.kind(),
-                ErrorKind::ConnectionReset
-                    | ErrorKind::ConnectionAborted
-                    | ErrorKind::UnexpectedEof
-                    | ErrorKind::BrokenPipe
-            ),
+            ureq::Error::Io(io) => lost.contains(&io.kind()),
             ureq::Error::Timeout(t) => !matches!(t, ureq::Timeout::Connect | ureq::Timeout::Resolve),
             _ => false,
         };
@@ -209,7 +203,7 @@ fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: Progress) -> s
                 return Err(net("the server sent another range than asked for", true));
             }
         },
-        // Nothing behind what we have: either it is complete (the sum will tell) or it is of another file.
+        // The server has no more bytes: `part` is complete or of another file, and the checksum will show which.
         416 => return Ok(()),
         code => return Err(net(response.status(), code >= 500 || code == 429)),
     };
@@ -240,7 +234,7 @@ fn discard(part: &Path) -> std::io::Result<()> {
     }
 }
 
-/// First byte and size of the whole in `bytes 100-199/200`.
+/// The first byte and the size of the whole file in `bytes 100-199/200`.
 fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
@@ -250,7 +244,7 @@ fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |m| m.len())
 }
 
-/// `None` when the file has the sum it should have, else both sums in words.
+/// `None` if the file has the right checksum, else a text with both.
 fn mismatch(path: &Path, sum: &Sum) -> Result<Option<String>> {
     let (name, expected, got) = match sum {
         Sum::Sha256(expected) => ("SHA-256", expected, digest::file_digest::<sha2::Sha256>(path)),

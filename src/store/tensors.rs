@@ -44,12 +44,12 @@ pub(crate) fn tensor_file(tensors: &[(String, Tensor)], mut metadata: HashMap<St
         .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(bad)?;
-    // What PyTorch's own tools write, so that they read these files too.
+    // PyTorch's own tools write this entry and look for it.
     metadata.insert("format".to_owned(), "pt".to_owned());
     safetensors::serialize(views, Some(metadata)).map_err(bad)
 }
 
-/// Tensors of a safetensors file, on the CPU.
+/// Reads the tensors of a safetensors file onto the CPU.
 pub(crate) fn parse_tensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Tensor)>, String> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|e| format!("neither safetensors nor .pth, or damaged ({e}); download or save it again"))?;
@@ -62,17 +62,17 @@ pub(crate) fn parse_tensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Te
     file.iter().map(tensor).collect()
 }
 
-/// A tensor of raw little-endian numbers, as many as `size` says.
+/// Makes a tensor of shape `size` from raw little-endian values.
 pub(crate) fn numbers(data: &[u8], size: &[i64], kind: Kind) -> std::result::Result<Tensor, String> {
     let made = match kind {
-        // A bool other than 0 and 1 is undefined behaviour in C++.
+        // In C++ a bool other than 0 and 1 is undefined behaviour.
         Kind::Bool => Tensor::f_from_data_size(data, size, Kind::Uint8).and_then(|t| t.f_ne(0)),
         _ => Tensor::f_from_data_size(data, size, kind),
     };
     made.map_err(|e| Error::from(e).to_string())
 }
 
-/// Reads what [`save_tensors`] wrote: tensors on the CPU, and the metadata.
+/// Reads a file of [`save_tensors`]: the tensors, on the CPU, and the metadata.
 pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, HashMap<String, String>)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
     let broken = |e: String| Error::Data(format!("{}: {e}", path.display()));
@@ -88,12 +88,12 @@ fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A digest of named tensors: names, shapes and values. A backbone's 90 MB are shared out among the cores, and XXH3 takes a
-/// fifth of SHA-256's time; nobody forges weights to be given another's cache.
+/// A digest of the names, shapes and values of tensors. A backbone has 90 MB, so all cores share the work, and the hash of
+/// the values is XXH3, which takes a fifth of SHA-256's time. It need not resist forgery: the digest only names a cache.
 pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
     let sum = |(name, tensor): (String, Tensor)| -> Result<String> {
         let shape = format!("{:?}", tensor.size());
-        // Channels innermost, as a convolution's weights lie: no need to lay them out anew.
+        // The weights of a convolution are stored with channels innermost; this avoids a copy.
         let values = match tensor.dim() {
             4 => tensor.f_permute([0, 2, 3, 1])?,
             _ => tensor,
@@ -120,12 +120,12 @@ pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
     Ok(digest(&in_order))
 }
 
-/// A copy of `values` on a device. A GPU is not waited for: it is still at work on the batch before.
+/// Copies `values` to a device. The call does not wait for a GPU, which may still work on the previous batch.
 pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Result<Tensor> {
     let here = Tensor::f_from_slice(values)?;
     match device {
         Device::Cpu => Ok(here),
-        // CUDA has read memory like this when the call returns.
+        // This memory is not pinned, so CUDA has read it when the call returns.
         _ => Ok(here.f_internal_to_copy((here.kind(), device), device.is_cuda())?),
     }
 }

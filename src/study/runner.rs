@@ -175,7 +175,7 @@ impl<'a> Ground<'a> {
 
     /// The labels that the student gets with this seed: which images have one, and all labels, wrong ones among them.
     fn told(&self, setting: &Setting, seed: u64) -> Result<(Vec<i64>, Tensor)> {
-        Ok((self.split.few(setting.labelled, seed)?, self.split.noisy_labels(setting.noise, seed)?))
+        Ok((self.split.labelled_subset(setting.labelled, seed)?, self.split.noisy_labels(setting.noise, seed)?))
     }
 
     /// The labelled images again and again, as many as there are images.

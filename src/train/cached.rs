@@ -167,7 +167,7 @@ pub fn view_logits(
     folder: &Path,
     listener: &Listener,
 ) -> Result<CachedTensor> {
-    let (device, per_image) = (teacher.device(), views.len() as i64);
+    let (device, per_image) = (teacher.device(), views.count() as i64);
     let title = format!("{} on {per_image} views of {}", teacher.name, split.name);
     let (weights, precision) = (digest_tensors(&teacher.state())?, teacher.precision.to_string());
     let parts = ["view logits", &weights, &split.key, &transform.key(), &views.key(), &precision];
@@ -215,7 +215,7 @@ impl Computation<'_> {
     ) -> Result<CachedTensor> {
         let (samples, views, start) = (self.split.len() as i64, self.views.cloned(), Instant::now());
         let shape = match &views {
-            Some(views) => vec![samples, views.len() as i64, self.width],
+            Some(views) => vec![samples, views.count() as i64, self.width],
             None => vec![samples, self.width],
         };
         let Some(folder) = folder else {

@@ -3,7 +3,7 @@
 use super::CachedTensor;
 use super::cached::{features_key, pick_views};
 use super::loss::{UNLABELLED, cross_entropy, labelled_cross_entropy};
-use crate::data::{Drawn, Split, Transform, Views};
+use crate::data::{EpochViews, Split, Transform, Views};
 use crate::models::Backbone;
 use crate::store::tensors::upload;
 use crate::{Error, Result};
@@ -239,7 +239,7 @@ impl Examples {
     }
 
     /// The views of an epoch; none where images are seen as they are.
-    pub(super) fn draw_views(&self, seed: u64, epoch: usize) -> Option<Drawn> {
+    pub(super) fn draw_views(&self, seed: u64, epoch: usize) -> Option<EpochViews> {
         let apart = matches!(self.teacher, Some(Teacher::Views { apart: true, .. }));
         self.views.as_ref().map(|views| views.draw(self.len(), apart, seed, epoch as u64))
     }
@@ -250,7 +250,7 @@ impl Examples {
         &self,
         indices: &[i64],
         others: &[i64],
-        drawn: Option<&Drawn>,
+        drawn: Option<&EpochViews>,
         device: Device,
     ) -> Result<Minibatch> {
         let own = upload(indices, self.labels.device())?;

@@ -1,5 +1,6 @@
-//! Image folders.
+//! Image folders: classes, splits, and what is left out.
 
+use super::images::{ODD, two_halves};
 use super::*;
 
 /// `n` PNG images of one colour.
@@ -171,7 +172,7 @@ fn a_jpeg_that_was_cut_off_is_skipped_and_named() -> Done {
     picture.save(&whole)?;
     let bytes = fs::read(&whole)?;
     fs::write(folder.path().join("cat/half.jpg"), &bytes[..bytes.len() / 2])?;
-    // Some cameras write more behind the end.
+    // Some cameras write more data after the end marker.
     fs::write(folder.path().join("cat/more.jpg"), [&bytes[..], b"trailer"].concat())?;
     let data = data::open(&options(folder.path()))?;
     assert_eq!(data.train.len() + data.validation.len() + data.test.len(), 42);
@@ -219,142 +220,6 @@ fn a_picture_in_two_splits_or_two_classes_is_named() -> Done {
     Ok(())
 }
 
-/// Red on the left, blue on the right; 16 pixels square.
-fn two_halves() -> RgbImage {
-    RgbImage::from_fn(16, 16, |x, _| if x < 8 { Rgb([200, 40, 40]) } else { Rgb([40, 40, 200]) })
-}
-
-/// The pixels of a picture near its corners: top left, top right, bottom left.
-fn corners(path: &Path) -> Result<[[i64; 3]; 3], Box<dyn std::error::Error>> {
-    let image = data::read_image(path, 8)?;
-    Ok([(1, 1), (1, 6), (6, 1)].map(|(y, x)| [0, 1, 2].map(|c| image.int64_value(&[c, y, x]))))
-}
-
-fn near(found: [[i64; 3]; 3], wanted: [[i64; 3]; 3]) -> bool {
-    found.iter().flatten().zip(wanted.iter().flatten()).all(|(a, b)| (a - b).abs() <= 3)
-}
-
-const RED: [i64; 3] = [200, 40, 40];
-const BLUE: [i64; 3] = [40, 40, 200];
-const ODD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/odd");
-
-#[test]
-fn sixteen_bits_are_scaled_and_not_cut() -> Done {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("deep.png");
-    // 900 of 65,535 is 3.5 of 255; its low byte alone would be 132.
-    for (value, wanted) in [(900u16, 4), (0x8080, 128), (0xff00, 254), (0xffff, 255), (0x00ff, 1)] {
-        image::ImageBuffer::<Luma<u16>, Vec<u16>>::from_pixel(9, 9, Luma([value])).save(&path)?;
-        assert_eq!(corners(&path)?, [[wanted; 3]; 3], "grey {value:#x}");
-        image::ImageBuffer::<Rgb<u16>, Vec<u16>>::from_pixel(9, 9, Rgb([value, 0, 0xffff])).save(&path)?;
-        assert_eq!(corners(&path)?, [[wanted, 0, 255]; 3], "colour {value:#x}");
-    }
-    // Half transparent black of 16 bits on white.
-    image::ImageBuffer::<image::LumaA<u16>, Vec<u16>>::from_pixel(9, 9, image::LumaA([0, 0x3333])).save(&path)?;
-    assert_eq!(corners(&path)?, [[204; 3]; 3]);
-    Ok(())
-}
-
-/// Exif in a JPEG: one entry, the orientation.
-fn turned_jpeg(image: &RgbImage, orientation: u8) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 95).encode_image(image)?;
-    let exif =
-        [b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[orientation, 0, 0, 0, 0, 0, 0]]
-            .concat();
-    let bytes = bytes.into_inner();
-    let length = (exif.len() as u16 + 2).to_be_bytes();
-    Ok([&bytes[..2], &[0xff, 0xe1], &length, &exif, &bytes[2..]].concat())
-}
-
-#[test]
-fn turned_photographs_stand_upright() -> Done {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("photo.jpg");
-    // What a viewer shows for each value of Exif's orientation, 1 to 8: where red and blue are then.
-    let wanted = [
-        [RED, BLUE, RED],
-        [BLUE, RED, BLUE],
-        [BLUE, RED, BLUE],
-        [RED, BLUE, RED],
-        [RED, RED, BLUE],
-        [RED, RED, BLUE],
-        [BLUE, BLUE, RED],
-        [BLUE, BLUE, RED],
-    ];
-    for (orientation, wanted) in (1..).zip(wanted) {
-        fs::write(&path, turned_jpeg(&two_halves(), orientation)?)?;
-        let found = corners(&path)?;
-        assert!(near(found, wanted), "{orientation}: {found:?}");
-    }
-    for name in ["turned.png", "turned.webp"] {
-        let found = corners(&Path::new(ODD).join(name))?;
-        assert!(near(found, wanted[5]), "{name}: {found:?}");
-    }
-    Ok(())
-}
-
-#[test]
-fn pictures_in_odd_colours_are_read_right() -> Done {
-    let odd = |name: &str| corners(&Path::new(ODD).join(name));
-    assert!(near(odd("cmyk.jpg")?, [RED, BLUE, RED]), "{:?}", odd("cmyk.jpg")?);
-    // Red is transparent in it.
-    assert_eq!(odd("palette_alpha.png")?, [[255; 3], BLUE, [255; 3]]);
-    for name in ["moving.gif", "moving.webp"] {
-        assert!(near(odd(name)?, [RED, BLUE, RED]), "{name}: the first frame: {:?}", odd(name)?);
-    }
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("x.png");
-    image::GrayAlphaImage::from_pixel(5, 5, image::LumaA([0, 51])).save(&path)?;
-    assert_eq!(corners(&path)?, [[204; 3]; 3]);
-    for name in ["one.png", "one.gif", "one.bmp", "one.tiff", "one.webp"] {
-        let path = folder.path().join(name);
-        RgbImage::from_pixel(1, 1, Rgb([9, 8, 7])).save(&path)?;
-        assert_eq!(corners(&path)?, [[9, 8, 7]; 3], "{name}");
-    }
-    Ok(())
-}
-
-#[test]
-fn cut_and_empty_pictures_of_every_kind_are_skipped_with_a_reason() -> Done {
-    let folder = tempfile::tempdir()?;
-    let noise = RgbImage::from_fn(90, 90, |x, y| {
-        Rgb([0, 7, 13].map(|k| (x.wrapping_mul(2_654_435_761) ^ (y + k).wrapping_mul(40_503_001) >> 7) as u8))
-    });
-    let said = |path: &Path| message(data::read_image(path, 8));
-    for kind in ["png", "jpg", "webp", "gif", "bmp", "tiff"] {
-        let path = folder.path().join(format!("cut.{kind}"));
-        noise.save(&path)?;
-        let _ = data::read_image(&path, 8)?;
-        let bytes = fs::read(&path)?;
-        for part in [bytes.len() / 2, bytes.len() / 10, 20, 3] {
-            fs::write(&path, &bytes[..part])?;
-            assert_says(&said(&path), &[&format!("cut.{kind} cannot be used")]);
-        }
-        fs::write(&path, "")?;
-        assert_says(&said(&path), &["the file is empty"]);
-    }
-    Ok(())
-}
-
-/// A file of a few kilobytes may claim any number of pixels, and would take the memory of the machine.
-#[test]
-fn a_picture_that_claims_too_many_pixels_is_refused() -> Done {
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("bomb.png");
-    let small = GrayImage::from_pixel(1, 1, Luma([0]));
-    small.save(&path)?;
-    let mut bytes = fs::read(&path)?;
-    // Width and height in the header, and the sum of it.
-    bytes[16..24].copy_from_slice(&[0, 0, 0xc0, 0, 0, 0, 0xc0, 0]);
-    let mut sum = flate2::Crc::new();
-    sum.update(&bytes[12..29]);
-    bytes[29..33].copy_from_slice(&sum.sum().to_be_bytes());
-    fs::write(&path, bytes)?;
-    assert_says(&message(data::read_image(&path, 8)), &["49152 x 49152 pixels are too many"]);
-    Ok(())
-}
-
 #[test]
 fn what_is_no_picture_by_its_name_is_judged_by_its_bytes_and_nothing_is_dropped_without_a_word() -> Done {
     let folder = tempfile::tempdir()?;
@@ -372,7 +237,7 @@ fn what_is_no_picture_by_its_name_is_judged_by_its_bytes_and_nothing_is_dropped_
     for name in ["Thumbs.db", "desktop.ini", ".DS_Store", "._x.png", "notes.txt"] {
         fs::write(a.join(name), "\u{1}nothing to look at, for people")?;
     }
-    // Beside the folders of classes.
+    // An image beside the class folders.
     two_halves().save(root.join("cover.png"))?;
     fs::copy(Path::new(ODD).join("moving.gif"), a.join("moving.gif"))?;
     let data = data::open(&options(root))?;
@@ -404,7 +269,7 @@ fn links_that_lead_in_a_circle_multiply_nothing() -> Done {
         pngs(&root.join(class), 12, [1, 2, 3])?;
     }
     symlink(".", root.join("a/again"))?;
-    symlink("../b", root.join("a/other"))?; // another class's images: that is what somebody linked
+    symlink("../b", root.join("a/other"))?; // the user linked another class's images
     symlink("nowhere", root.join("a/broken.png"))?;
     fs::create_dir(root.join("a/folder.png"))?;
     let name = std::ffi::OsStr::from_bytes(b"caf\xe9.png"); // Latin-1, from an old archive
@@ -415,7 +280,7 @@ fn links_that_lead_in_a_circle_multiply_nothing() -> Done {
     assert_says(&said, &["not looked into, for they lie too deep or lead back", "a/again"]);
     assert_says(&said, &["1 of 39 files skipped", "broken.png"]);
     assert_says(&said, &["13 pictures are in another class as well"]);
-    // Two names that only bytes tell apart would be one class.
+    // Two names that are not UTF-8 and read the same would be one class.
     for name in [b"\xe8", b"\xe9"] {
         pngs(&root.join(std::ffi::OsStr::from_bytes(name)), 4, [1, 2, 3])?;
     }
@@ -441,7 +306,7 @@ fn val_and_valid_and_strangers_beside_train_are_named() -> Done {
     Ok(())
 }
 
-/// "Folder Structure" for one label an image: folders of classes in `train/`, `valid/` and `test/`, and two texts.
+/// Roboflow's "Folder Structure": class folders in `train/`, `valid/` and `test/`, and two text files.
 #[test]
 fn roboflow_s_folders_are_read() -> Done {
     let folder = tempfile::tempdir()?;
@@ -490,13 +355,13 @@ fn roboflow_s_table_of_classes_is_read_where_each_image_has_one() -> Done {
     let table = root.join("train/_classes.csv");
     let whole = fs::read_to_string(&table)?;
     let load = || data::open(&options(root));
-    // Without a label, in no line, and in a line but not there: each is counted and named.
+    // An image without a label, an image without a line and a line without an image are each counted and named.
     let other = whole.replace("0_jpg.rf.png, 1, 0, 0", "0_jpg.rf.png, 0, 0, 0").replace("1_jpg.rf.png, 0, 1, 0\n", "");
     fs::write(&table, other + "gone.jpg, 1, 0, 0\n")?;
     let said = load()?.notices.join("\n");
     assert_says(&said, &["2 pictures are in no folder of a class and in no table", "0_jpg.rf.png", "1_jpg.rf.png"]);
     assert_says(&said, &["1 picture is named in a table and missing", "gone.jpg"]);
-    // Several labels are another task.
+    // Several labels an image are a different task.
     fs::write(&table, whole.replace("0_jpg.rf.png, 1, 0, 0", "0_jpg.rf.png, 1, 1, 0"))?;
     assert_says(&message(load()), &["_classes.csv gives 1 of its 18 images more than one class", "multi-label"]);
     for (from, to, reason) in [
@@ -520,7 +385,7 @@ fn data_sets_of_boxes_and_splits_without_classes_are_refused_by_name() -> Done {
         for part in ["train", "valid", "test"] {
             pngs(&folder.path().join(part), 6, [1, 2, 3])?;
         }
-        // Three folders of images would be three classes: the splits.
+        // The three split folders must not become three classes.
         let e = message(data::open(&options(folder.path())));
         assert_says(&e, &["holds no folders of classes, only test, train, valid, which name splits"]);
         fs::write(folder.path().join("train").join(annotations), "filename,width,height,class,xmin,ymin,xmax,ymax\n")?;

@@ -39,7 +39,7 @@ fn idx_is_read_as_three_equal_channels() -> Done {
     let expected: Vec<u8> = [6u8, 12].iter().flat_map(|&a| (0..18).map(move |i| a + i % 6)).collect();
     assert_eq!(Vec::<u8>::try_from(batch.images.flatten(0, -1))?, expected);
 
-    // Through `open` the same files are only what they say: labels without names.
+    // `open` does not know the names of these classes.
     let own = data::open(&options(folder.path()))?;
     assert_eq!(own.classes[9], "9");
     assert_says(&own.name, &["IDX images in"]);
@@ -73,7 +73,7 @@ fn bad_idx_files_are_named() -> Done {
     let whole = gz(&idx(&[60, 2, 3], &(0..360).map(|i| (i % 251) as u8).collect::<Vec<_>>()));
     assert_says(&damage(packed, &whole[..whole.len() - 30]), &["truncated"]);
     let mut flipped = whole.clone();
-    let at = flipped.len() - 6; // in gzip's own sum
+    let at = flipped.len() - 6; // in gzip's own checksum
     flipped[at] ^= 1;
     assert_says(&damage(packed, &flipped), &["damaged"]);
     assert_says(&damage(packed, b"<html>not found</html>"), &["damaged"]);

@@ -4,6 +4,7 @@
 mod cifar;
 mod folders;
 mod idx;
+mod images;
 mod transform;
 
 use flate2::{Compression, write::GzEncoder};
@@ -18,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 
-/// Options that look at nothing outside the test: neither environment nor network.
+/// Options that depend on neither the environment nor the network.
 fn options(folder: &Path) -> DataOptions {
     DataOptions {
         validation: 0.1,
@@ -72,7 +73,7 @@ fn cifar(folder: &Path) -> Done {
     Ok(())
 }
 
-/// The red value of the first pixel of every image: in the fixture it tells the images apart.
+/// The red value of each image's first pixel, which identifies the image in the fixture.
 fn reds(split: &Split) -> Vec<i64> {
     let all: Vec<i64> = (0..split.len() as i64).collect();
     let images = split.batch(&all).unwrap().images;
@@ -126,7 +127,7 @@ fn order_depends_on_seed_and_epoch_alone() -> Done {
     let mut sorted = order.clone();
     sorted.sort_unstable();
     assert_eq!(sorted, (0..1000).collect::<Vec<i64>>());
-    // Fixed for good: a run that is resumed by a later build must visit the rest of its epoch in the same order.
+    // This order must never change: a later build that resumes a run visits the rest of the epoch in the same order.
     assert_eq!(data::shuffled(8, 0, 0), [4, 3, 1, 7, 5, 2, 0, 6]);
     assert_eq!(data::shuffled(0, 0, 0), [0; 0]);
 
@@ -156,7 +157,7 @@ fn fashion_mnist_stands_in_and_says_so() -> Done {
     cifar(&cache.path().join("cifar-10-batches-bin"))?;
     assert_eq!(data::open(&nothing)?.name, "CIFAR-10");
 
-    // Damaged data is an error, not a reason to take other data.
+    // Damaged data is an error; other data does not replace it.
     fs::write(cache.path().join("cifar-10-batches-bin/test_batch.bin"), "cut")?;
     assert_says(&message(data::open(&nothing)), &["test_batch.bin has 3 bytes"]);
     Ok(())
@@ -198,7 +199,7 @@ fn the_data_of_the_environment_opens() -> Done {
         assert_eq!(data.train.size(), (32, 32));
         let share = data.validation.len() as f64 / (data.train.len() + data.validation.len()) as f64;
         assert!((share - options.validation).abs() < 1e-3, "{share}");
-        // Mean over real photographs, near the published mean of the training images.
+        // The mean over real photographs is near the published mean of the training images.
         let some: Vec<i64> = data::shuffled(data.train.len(), 0, 0).into_iter().take(2000).collect();
         let x = Transform::cifar10(32).apply(&data.train.batch(&some)?.images, Device::Cpu)?;
         let mean = f64::try_from(x.mean(Kind::Float))?.abs();

@@ -68,6 +68,4 @@ fn transforms_refuse_what_they_cannot_take() {
     says(&plain(2), &images.narrow(1, 0, 1), &["[1, 1, 2, 2]"]);
     says(&plain(0), &images, &["transform size 0"]);
     says(&Transform { std: [1.0, 0.0, 1.0], ..plain(2) }, &images, &["std 0"]);
-    let keys = [plain(2), plain(3), Transform::imagenet(2), Transform::cifar10(2)].map(|t| t.key());
-    assert_eq!(HashSet::from(keys).len(), 4);
 }

@@ -1,4 +1,4 @@
-//! Features and logits that are computed once belong to their images, and to nothing else.
+//! Cached features and logits belong to their images and are never used for others.
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn a_selection_keeps_images_and_answers_together() {
         assert_eq!(selected.tensor.get(i as i64), logits.tensor.get(row));
     }
     assert_eq!(examples.len(), 4);
-    // The key goes by the rows and by what the values were made from.
+    // The key depends on the rows and on the key of the values.
     let key = |seed, rows: &[i64]| teacher(&data.train, seed).select(&data.train, rows).unwrap().key;
     assert_eq!(key(1.0, &rows), selected.key);
     assert!(key(2.0, &rows) != selected.key && key(1.0, &[7, 3, 3, 40]) != selected.key);
@@ -67,7 +67,7 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     let second = run(&backbone, &data, 32);
     assert_eq!((first.from_disk, second.from_disk, *passes.lock().unwrap()), (false, true, 1));
     assert_eq!(first.tensor, second.tensor);
-    // Another size, other weights, another normalisation, another split seed, other pixels: each is computed again.
+    // Features are computed again for another size, other weights, another normalisation, split seed or pixels.
     assert!(!run(&backbone, &data, 40).from_disk);
     assert!(!run(&resnet(2), &data, 32).from_disk);
     let otherwise = |transform: Transform| {
@@ -77,7 +77,7 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     mean.mean[2] += 1e-6;
     std.std[0] += 1e-6;
     assert!(!otherwise(mean) && !otherwise(std) && otherwise(Transform::imagenet(32)));
-    // Weights that were changed in place since they were loaded.
+    // These weights were changed in place after loading.
     let changed = resnet(1);
     tch::no_grad(|| drop(changed.model.state()[0].1.shallow_clone().fill_(0.5)));
     assert!(!run(&changed, &data, 32).from_disk);
@@ -91,13 +91,13 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     let options = DataOptions { folder: Some(again.path().to_owned()), validation: 0.2, ..DataOptions::default() };
     assert!(!run(&backbone, &cifar10(&options).unwrap(), 32).from_disk);
     assert_eq!(*passes.lock().unwrap(), 8);
-    // Logits go by the head's weights too.
+    // Logits also depend on the head's weights.
     let logits = |seed| {
         let head = head(Arch::ResNet18.features(), 10, Device::Cpu, seed).unwrap();
         teacher_logits(&head, &data.validation, &first, Some(&cache)).unwrap().from_disk
     };
     assert_eq!([logits(1), logits(1), logits(2)], [false, true, false]);
-    // A damaged file is no features.
+    // A damaged file is not used.
     for file in std::fs::read_dir(&cache).unwrap() {
         let path = file.unwrap().path();
         let bytes = std::fs::read(&path).unwrap();
@@ -131,12 +131,12 @@ fn a_head_on_features_equals_the_articles_way() {
     );
     let through = |split| Examples::through_backbone(split, &transform, &backbone).unwrap();
     let forward = run(through(&data.train), through(&data.validation));
-    // Batches of another make-up may take other kernels: rounding, which Adam's normalised steps pass on.
+    // Batches of another size may use other kernels, which round differently, and Adam's normalised steps keep the difference.
     let largest = cached.iter().zip(&forward).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(largest < 1e-4, "{largest}");
 }
 
-/// A power loss leaves files that are as long as they were to be, and zeros where the disk had not got to yet.
+/// After a power loss a file may have its full length and still hold zeros where the disk had not written yet.
 #[test]
 fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     let folder = tempfile::tempdir().unwrap();
@@ -154,7 +154,7 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     let path = pass().unwrap().path.unwrap();
     let whole = std::fs::read(&path).unwrap();
     let zeroed = |n: usize| [&whole[..whole.len() - n], &vec![0; n]].concat();
-    // Each row is 10 numbers of f16. The header speaks of all rows, and of the last five the numbers are missing.
+    // A row is 10 values of f16. The header has the checksums of all rows, and the last five rows are zeros.
     std::fs::write(&path, zeroed(5 * 20)).unwrap();
     let e = pass().err().unwrap().to_string();
     assert!(e.contains("is damaged: its numbers are not those that were written") && e.contains("delete it"), "{e}");
@@ -163,7 +163,7 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     pass().unwrap();
     assert_eq!(*rows.lock().unwrap(), 5, "rows that were computed again");
     assert_eq!(std::fs::read(&path).unwrap(), whole);
-    // One number in the middle: all that comes behind it is computed again.
+    // One value in the middle is wrong: that row and all rows after it are computed again.
     let mut flipped = whole.clone();
     flipped[whole.len() - 40 * 20 + 3] ^= 1;
     std::fs::remove_file(&path).unwrap();
@@ -177,7 +177,7 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     assert!(!pass().unwrap().from_disk);
     assert_eq!(std::fs::read(&path).unwrap(), whole);
 
-    // Features and a head's logits are computed again without a word, as when anything they depend on changed.
+    // Damaged features and logits of a head are computed again without an error.
     let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
     let run = || {
         let transform = Transform::imagenet(32);

@@ -1,14 +1,13 @@
-//! CIFAR-10 in its official binary layout: records of one label byte and 3 x 32 x 32 pixel bytes.
+//! CIFAR-10 in its binary version: records of one label byte and 3 x 32 x 32 pixel bytes.
 //!
 //! Source: <https://www.cs.toronto.edu/~kriz/cifar.html> (Alex Krizhevsky, 2009).
 
-use super::file_name;
-use crate::data::dataset::{DataOptions, Dataset, Rows, assemble, check};
+use super::files::{downloads_are_off, file_name};
+use crate::data::dataset::{DataOptions, Dataset, Found};
 use crate::data::pool::Pool;
 use crate::store::atomic;
 use crate::store::download::{Limits, Remote, Sum, fetch, printer};
 use crate::{Error, Result};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const FOLDER: &str = "cifar-10-batches-bin";
@@ -16,18 +15,20 @@ const ARCHIVE: &str = "cifar-10-binary.tar.gz";
 const RECORD: usize = 1 + 3 * 32 * 32;
 /// Records in each official batch file.
 const BATCH: usize = 10_000;
+/// Records appended at a time. The key of the dataset depends on it.
+const PIECE: usize = 500;
 const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// CIFAR-10: 32x32 colour images of ten classes, 50,000 to train on and 10,000 to test.
+/// Opens CIFAR-10: 32x32 colour images of ten classes, 50,000 for training and 10,000 for the test.
 ///
-/// Read from [`DataOptions::folder`] where set (that folder or `cifar-10-batches-bin` in it), else from the cache,
-/// else downloaded into the cache. Fewer than five training batches are accepted with a notice.
+/// It is read from [`DataOptions::folder`] if that is set (that folder or `cifar-10-batches-bin` in it), else from the
+/// cache, else downloaded into the cache. Fewer than five training batches are accepted with a notice.
 ///
 /// # Errors
-/// [`Error::Network`] when it is neither on disk nor to be downloaded; [`Error::Data`] when a file is missing,
-/// truncated, oversized, or holds a label above 9; [`Error::Input`] when an option is out of range.
+/// [`Error::Network`] when it is not on disk and cannot be downloaded; [`Error::Data`] when a file is missing, truncated
+/// or oversized, or holds a label above 9; [`Error::Input`] when an option is out of range.
 pub fn cifar10(options: &DataOptions) -> Result<Dataset> {
-    check(options)?;
+    options.check()?;
     let folder = match &options.folder {
         Some(folder) => find(folder).ok_or_else(|| {
             Error::Data(format!(
@@ -47,12 +48,12 @@ pub(super) fn find(folder: &Path) -> Option<PathBuf> {
         .find(|f| f.join("test_batch.bin").exists() || f.join("data_batch_1.bin").exists())
 }
 
-/// Whether this is the Python version of the data set.
+/// Whether the folder holds the Python version of the dataset.
 pub(super) fn is_python(folder: &Path) -> bool {
     [folder.to_owned(), folder.join("cifar-10-batches-py")].iter().any(|f| f.join("data_batch_1").is_file())
 }
 
-/// The unpacked archive in the cache, downloaded where it is missing.
+/// The unpacked archive in the cache, downloaded if it is missing.
 fn cached(options: &DataOptions) -> Result<PathBuf> {
     let folder = options.cache.join(FOLDER);
     if folder.is_dir() {
@@ -62,13 +63,10 @@ fn cached(options: &DataOptions) -> Result<PathBuf> {
     std::fs::create_dir_all(&options.cache).map_err(|e| Error::io("creating", &options.cache, e))?;
     let _lock = atomic::lock(&options.cache.join(format!(".{FOLDER}.lock")))?;
     if folder.is_dir() {
-        return Ok(folder); // another kernel was at it
+        return Ok(folder); // another process unpacked it meanwhile
     }
     if !options.download && !archive.exists() {
-        return Err(Error::Network(format!(
-            "CIFAR-10 is not in {} and downloads are switched off; set KDLAB_DATA to a folder that holds it",
-            options.cache.display()
-        )));
+        return Err(downloads_are_off("CIFAR-10", &options.cache));
     }
     let remote = Remote {
         name: ARCHIVE.into(),
@@ -98,7 +96,7 @@ fn unpack(archive: &Path, folder: &Path) -> Result<()> {
 }
 
 fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
-    // These names and no others: a copy beside them would put the same images into train and validation.
+    // Only these names: a copy of a file would put the same images into train and validation.
     let train: Vec<PathBuf> =
         (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).filter(|p| p.is_file()).collect();
     let test = folder.join("test_batch.bin");
@@ -111,62 +109,49 @@ fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
         let names: Vec<String> = train.iter().map(|p| file_name(p)).collect();
         notices.push(format!("{} of 5 training batches found: {}", train.len(), names.join(", ")));
     }
-    let batches: Vec<(&PathBuf, usize)> =
-        train.iter().chain([&test]).map(|p| Ok((p, records(p)?))).collect::<Result<_>>()?;
-    for (path, n) in batches.iter().filter(|(_, n)| *n < BATCH) {
-        notices.push(format!("{} holds {n} of the official {BATCH} images", file_name(path)));
+    let mut pool = Pool::new((train.len() + 1) * BATCH, [3, 32, 32])?;
+    let mut first_test = 0;
+    for path in train.iter().chain([&test]) {
+        first_test = pool.len() as i64;
+        read(path, &mut pool)?;
+        let n = pool.len() - first_test as usize;
+        if n < BATCH {
+            notices.push(format!("{} holds {n} of the official {BATCH} images", file_name(path)));
+        }
     }
-    let mut pool = Pool::new(batches.iter().map(|(_, n)| n).sum(), [3, 32, 32])?;
-    for (path, n) in &batches {
-        read(path, *n, &mut pool)?;
-    }
-    let split = (pool.len() - batches.last().map_or(0, |(_, n)| *n)) as i64;
-    let rows = Rows { train: (0..split).collect(), validation: None, test: (split..pool.len() as i64).collect() };
+    let (train, test) = ((0..first_test).collect(), (first_test..pool.len() as i64).collect());
     let classes = class_names(folder, &mut notices)?;
-    assemble("CIFAR-10".into(), classes, pool, rows, notices, options)
+    Found { name: "CIFAR-10".into(), classes, pool, train, validation: None, test, notices }.into_dataset(options)
 }
 
-/// How many records a batch file holds, by its size.
-fn records(path: &Path) -> Result<usize> {
-    let bytes = std::fs::metadata(path).map_err(|e| Error::io("reading", path, e))?.len();
-    let (n, rest) = (bytes as usize / RECORD, bytes as usize % RECORD);
-    if rest != 0 || n == 0 || n > BATCH {
+/// Appends the records of a batch file to the pool.
+fn read(path: &Path, pool: &mut Pool) -> Result<()> {
+    let (io, shown) = (|e| Error::io("reading", path, e), path.display());
+    let length = std::fs::metadata(path).map_err(io)?.len();
+    if length == 0 || length % RECORD as u64 != 0 || length > (BATCH * RECORD) as u64 {
+        let most = BATCH * RECORD;
+        let what = if length > most as u64 { "oversized" } else { "truncated" };
         return Err(Error::Data(format!(
-            "{} has {bytes} bytes, expected a multiple of {RECORD} up to {}: the file is {}; replace it by a whole copy",
-            path.display(),
-            BATCH * RECORD,
-            if n >= BATCH { "oversized" } else { "truncated" }
+            "{shown} has {length} bytes, expected a multiple of {RECORD} up to {most}: the file is {what}; replace it by a \
+             whole copy"
         )));
     }
-    Ok(n)
-}
-
-fn read(path: &Path, n: usize, pool: &mut Pool) -> Result<()> {
-    let mut file = std::fs::File::open(path).map_err(|e| Error::io("reading", path, e))?;
-    let mut bytes = vec![0; RECORD * 500];
-    for start in (0..n).step_by(500) {
-        let count = 500.min(n - start);
-        let bytes = &mut bytes[..count * RECORD];
-        file.read_exact(bytes).map_err(|e| Error::io("reading", path, e))?;
-        let (mut labels, mut pixels) = (Vec::with_capacity(count), Vec::with_capacity(bytes.len()));
-        for (i, record) in bytes.chunks(RECORD).enumerate() {
-            if usize::from(record[0]) >= CLASSES.len() {
-                return Err(Error::Data(format!(
-                    "{} record {} has label {}, expected 0 to 9: this is not CIFAR-10's binary version, or it is damaged",
-                    path.display(),
-                    start + i,
-                    record[0]
-                )));
-            }
-            labels.push(i64::from(record[0]));
-            pixels.extend_from_slice(&record[1..]);
-        }
-        pool.push(&pixels, &labels)?;
+    let bytes = std::fs::read(path).map_err(io)?;
+    let labels: Vec<i64> = bytes.iter().step_by(RECORD).map(|&label| label.into()).collect();
+    if let Some(record) = labels.iter().position(|&label| label >= CLASSES.len() as i64) {
+        let label = labels[record];
+        return Err(Error::Data(format!(
+            "{shown} record {record} has label {label}, expected 0 to 9: this is not CIFAR-10's binary version, or it is damaged"
+        )));
+    }
+    for (labels, records) in labels.chunks(PIECE).zip(bytes.chunks(PIECE * RECORD)) {
+        let pixels: Vec<u8> = records.chunks(RECORD).flat_map(|record| &record[1..]).copied().collect();
+        pool.push(&pixels, labels)?;
     }
     Ok(())
 }
 
-/// The names in `batches.meta.txt`, or the well-known ones where the file is missing.
+/// The names in `batches.meta.txt`, or CIFAR-10's usual names if the file is missing.
 fn class_names(folder: &Path, notices: &mut Vec<String>) -> Result<Vec<String>> {
     let path = folder.join("batches.meta.txt");
     let Ok(text) = std::fs::read_to_string(&path) else {
@@ -174,12 +159,10 @@ fn class_names(folder: &Path, notices: &mut Vec<String>) -> Result<Vec<String>> 
         return Ok(CLASSES.map(String::from).into());
     };
     let names: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
-    match names.len() {
+    let (n, path) = (names.len(), path.display());
+    match n {
         10 => Ok(names),
-        n => Err(Error::Data(format!(
-            "{} names {n} classes, CIFAR-10 has 10: restore the file or delete it",
-            path.display()
-        ))),
+        _ => Err(Error::Data(format!("{path} names {n} classes, CIFAR-10 has 10: restore the file or delete it"))),
     }
 }
 

@@ -1,24 +1,30 @@
-//! Where images come from: the user's own folder, or data sets that are downloaded.
+//! Where images come from: the user's own folder, or datasets that are downloaded.
 
 mod cifar;
+mod decode;
+mod fashion_mnist;
+mod files;
 mod folder;
 mod idx;
-mod roboflow;
+mod layout;
+mod tables;
 
 pub use cifar::cifar10;
-pub use folder::{image_folder, read_image};
-pub use idx::fashion_mnist;
+pub use decode::read_image;
+pub use fashion_mnist::fashion_mnist;
+pub use folder::image_folder;
 
 use super::dataset::{DataOptions, Dataset};
 use crate::{Error, Result};
-use std::path::{Path, PathBuf};
+use files::list;
+use std::path::Path;
 
-/// The user's own data where [`DataOptions::folder`] is set (CIFAR-10, IDX files or a folder of images per class);
+/// Opens the user's own data if [`DataOptions::folder`] is set (CIFAR-10, IDX files or a folder of images per class);
 /// else CIFAR-10 from the cache or the network; else Fashion-MNIST, with a notice that says why.
 ///
 /// # Errors
-/// When the folder is set but not usable: it is never passed over for other data. When neither CIFAR-10 nor
-/// Fashion-MNIST can be had: both reasons are given. When a file is damaged or an option is out of range.
+/// When the folder is set but not usable: other data never replaces it. When neither CIFAR-10 nor Fashion-MNIST is
+/// available, with both reasons. When a file is damaged or an option is out of range.
 pub fn open(options: &DataOptions) -> Result<Dataset> {
     if let Some(folder) = &options.folder {
         return own(folder, options);
@@ -47,7 +53,7 @@ fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
             "{} holds CIFAR-10 as Python pickles: take the \"binary version\" (cifar-10-binary.tar.gz) from the same page",
             folder.display()
         )))
-    } else if folder::find(folder)? {
+    } else if layout::holds_classes_of_images(folder)? {
         image_folder(folder, options.folder_size, options)
     } else {
         Err(Error::Data(format!(
@@ -56,25 +62,4 @@ fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
             folder.display()
         )))
     }
-}
-
-/// The entries of a folder in order of name, hidden ones left out.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e: std::io::Error| {
-        Error::Io(format!("reading the data folder {}: {e}; check the path (KDLAB_DATA)", folder.display()))
-    };
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            entries.push(entry.path());
-        }
-    }
-    entries.sort();
-    Ok(entries)
-}
-
-/// The last part of a path, for names in messages.
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
