@@ -82,7 +82,8 @@ impl Split {
     /// When `indices` is empty or one is outside `0..len()`.
     pub fn batch(&self, indices: &[i64]) -> Result<Batch> {
         let rows = self.rows_at(indices, "an empty batch")?;
-        let mut images = self.pool.images.f_index_select(0, &upload(&rows, self.pool.images.device())?)?; // [B, C, H, W]
+        let all = &self.pool.images;
+        let mut images = all.f_index_select(0, &upload(&rows, all.device())?)?; // [B, C, H, W]
         if images.size()[1] == 1 {
             // Grey becomes three equal channels; much faster than expand and copy.
             images = Tensor::f_cat(&[&images, &images, &images], 1)?;
@@ -142,8 +143,8 @@ impl Split {
         Ok(stratified(&all, &self.labels_of(&self.rows), n.max(self.classes), Purpose::Labelled, seed).0)
     }
 
-    /// Returns all labels in split order, i64 `[N]`, with a `fraction` of them wrong: each is replaced by one of the other
-    /// classes with equal probability (symmetric label noise). The same seed changes the same images.
+    /// Returns all labels in split order, i64 `[N]`, with a `fraction` of them wrong: each is replaced by one of the
+    /// other classes with equal probability (symmetric label noise). The same seed changes the same images.
     ///
     /// # Errors
     /// When `fraction` is outside [0, 1].

@@ -21,8 +21,8 @@ pub(crate) struct EpochViews {
 }
 
 impl Views {
-    /// Makes one view of each shift and, with `flip`, a mirrored one. (0, 0) is always the first shift; `shifts` are the
-    /// others, in pixels to the right and down. A shifted image repeats its border.
+    /// Makes one view of each shift and, with `flip`, a mirrored one. (0, 0) is always the first shift; `shifts` are
+    /// the others, in pixels to the right and down. A shifted image repeats its border.
     ///
     /// # Errors
     /// When a shift occurs twice, or is more than 64 pixels.
@@ -52,8 +52,8 @@ impl Views {
         self.shifts.len() * if self.flip { 2 } else { 1 }
     }
 
-    /// Returns `images` u8 `[B, 3, H, W]` in their views, same shape and device: image i in view `views[i]`, which is in
-    /// `0..count()`.
+    /// Returns `images` u8 `[B, 3, H, W]` in their views, same shape and device: image i in view `views[i]`, which is
+    /// in `0..count()`.
     ///
     /// # Errors
     /// When there are not as many views as images, or one is out of range.

@@ -24,8 +24,8 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |f| f.write_all(bytes))
 }
 
-/// Waits until no other process or thread holds the lock file at `path`. The lock is held until the result is dropped or
-/// the process ends, even if it is killed.
+/// Waits until no other process or thread holds the lock file at `path`. The lock is held until the result is dropped
+/// or the process ends, even if it is killed.
 pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
     let file = std::fs::File::create(path).map_err(|e| Error::io("writing", path, e))?;
     // Some network file systems have no locks. What is written under a lock is checked and renamed anyway.

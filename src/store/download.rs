@@ -72,9 +72,10 @@ pub(crate) fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
     }
 }
 
-/// Makes sure that `to` is the file that `remote` describes. A file that is there is compared with the checksum. A missing
-/// one is downloaded to `.part` beside its place, which a later call continues, then compared and renamed. Two processes
-/// may call this for the same file. `progress` gets the bytes on disk, and the size of the whole file if it is known.
+/// Makes sure that `to` is the file that `remote` describes. A file that is there is compared with the checksum. A
+/// missing one is downloaded to `.part` beside its place, which a later call continues, then compared and renamed. Two
+/// processes may call this for the same file. `progress` gets the bytes on disk, and the size of the whole file if it
+/// is known.
 ///
 /// # Errors
 /// [`Error::Network`] names each address with its failure, and the place where the user can put the file;
@@ -123,8 +124,8 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Downloads to `part` from one address, with retries. Returns `None` when the file is whole and its checksum is right, else
-/// the reason to give the address up.
+/// Downloads to `part` from one address, with retries. Returns `None` when the file is whole and its checksum is right,
+/// else the reason to give the address up.
 fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: Progress) -> Result<Option<String>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(limits.connect))

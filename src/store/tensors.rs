@@ -88,8 +88,9 @@ fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A digest of the names, shapes and values of tensors. A backbone has 90 MB, so all cores share the work, and the hash of
-/// the values is XXH3, which takes a fifth of SHA-256's time. It need not resist forgery: the digest only names a cache.
+/// A digest of the names, shapes and values of tensors. A backbone has 90 MB, so all cores share the work, and the hash
+/// of the values is XXH3, which takes a fifth of SHA-256's time. It need not resist forgery: the digest only names a
+/// cache.
 pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
     let sum = |(name, tensor): (String, Tensor)| -> Result<String> {
         let shape = format!("{:?}", tensor.size());

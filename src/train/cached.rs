@@ -16,8 +16,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 /// Rows of a head's pass: enough that a linear layer is fast, few enough that the largest features take 64 MB.
 const HEAD_ROWS: usize = 8192;
 
-/// Values that were computed once for every sample of a split, with the key they were computed under. Values on disk are
-/// read as they are needed, so they may be larger than memory.
+/// Values that were computed once for every sample of a split, with the key they were computed under. Values on disk
+/// are read as they are needed, so they may be larger than memory.
 pub struct CachedTensor {
     /// f32 `[N, D]` for features, f32 `[N, C]` for logits, f16 `[N, V, C]` for logits of `V` views; on the CPU.
     pub tensor: Tensor,
@@ -63,15 +63,16 @@ impl CachedTensor {
 
     /// Checks that each of the `samples` of a split has its row, or its row for each view. `what` is for the message.
     pub(crate) fn check(&self, split_key: &str, samples: usize, what: &str) -> Result<()> {
+        if self.split_key != split_key {
+            return Err(Error::Input(format!(
+                "these {what} were computed for other data (another split, seed, subset or image set); compute them \
+                 again for this split"
+            )));
+        }
         let size = self.tensor.size();
         if size.len() != 2 + usize::from(self.views.is_some()) || size[0] != samples as i64 {
             return Err(Error::Input(format!(
                 "{what} are {size:?}, but the split has {samples} samples: one row each is needed"
-            )));
-        }
-        if self.split_key != split_key {
-            return Err(Error::Input(format!(
-                "these {what} were computed for other data (another split, seed, subset or image set); compute them again for this split"
             )));
         }
         Ok(())
@@ -94,7 +95,8 @@ pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Trans
     Ok(digest(&["features", &arch, &weights, split, &transform, &precision].map(str::as_bytes)))
 }
 
-/// Returns the frozen backbone's features f32 `[N, D]` of every image of `split`, in evaluation mode, without gradients.
+/// Returns the frozen backbone's features f32 `[N, D]` of every image of `split`, in evaluation mode, without
+/// gradients.
 ///
 /// With a `folder` they are kept there and found again as long as data, transform and backbone stay the same.
 ///

@@ -1,6 +1,6 @@
-//! A safetensors file of one tensor, written row by row and read through a memory map: it may be larger than memory, and
-//! an interrupted pass continues where it stopped. After a power loss a file may have its full length and still hold
-//! zeros, so the header keeps a checksum of every block of rows, and only rows whose checksum matches are used.
+//! A safetensors file of one tensor, written row by row and read through a memory map: it may be larger than memory,
+//! and an interrupted pass continues where it stopped. After a power loss a file may have its full length and still
+//! hold zeros, so the header keeps a checksum of every block of rows, and only rows whose checksum matches are used.
 
 use crate::store::atomic::lock;
 use crate::{Error, Result};
@@ -124,8 +124,8 @@ impl RowFile<'_> {
         Ok(Some((values, seconds)))
     }
 
-    /// Makes the file, whole or not at all, unless another process makes it first. `fill` gets the number of rows that an
-    /// earlier pass left and a function that appends rows `[B, D]`. These stay on disk if `fill` fails.
+    /// Makes the file, whole or not at all, unless another process makes it first. `fill` gets the number of rows that
+    /// an earlier pass left and a function that appends rows `[B, D]`. These stay on disk if `fill` fails.
     ///
     /// # Errors
     /// As `fill`, or when the disk refuses.

@@ -131,7 +131,8 @@ fn a_head_on_features_equals_the_articles_way() {
     );
     let through = |split| Examples::through_backbone(split, &transform, &backbone).unwrap();
     let forward = run(through(&data.train), through(&data.validation));
-    // Batches of another size may use other kernels, which round differently, and Adam's normalised steps keep the difference.
+    // Batches of another size may use other kernels, which round differently, and Adam's normalised steps keep the
+    // difference.
     let largest = cached.iter().zip(&forward).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(largest < 1e-4, "{largest}");
 }

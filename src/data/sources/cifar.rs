@@ -25,8 +25,8 @@ const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "d
 /// cache, else downloaded into the cache. Fewer than five training batches are accepted with a notice.
 ///
 /// # Errors
-/// [`Error::Network`] when it is not on disk and cannot be downloaded; [`Error::Data`] when a file is missing, truncated
-/// or oversized, or holds a label above 9; [`Error::Input`] when an option is out of range.
+/// [`Error::Network`] when it is not on disk and cannot be downloaded; [`Error::Data`] when a file is missing,
+/// truncated or oversized, or holds a label above 9; [`Error::Input`] when an option is out of range.
 pub fn cifar10(options: &DataOptions) -> Result<Dataset> {
     options.check()?;
     let folder = match &options.folder {
@@ -132,8 +132,8 @@ fn read(path: &Path, pool: &mut Pool) -> Result<()> {
         let most = BATCH * RECORD;
         let what = if length > most as u64 { "oversized" } else { "truncated" };
         return Err(Error::Data(format!(
-            "{shown} has {length} bytes, expected a multiple of {RECORD} up to {most}: the file is {what}; replace it by a \
-             whole copy"
+            "{shown} has {length} bytes, expected a multiple of {RECORD} up to {most}: the file is {what}; replace it \
+             by a whole copy"
         )));
     }
     let bytes = std::fs::read(path).map_err(io)?;
@@ -141,7 +141,8 @@ fn read(path: &Path, pool: &mut Pool) -> Result<()> {
     if let Some(record) = labels.iter().position(|&label| label >= CLASSES.len() as i64) {
         let label = labels[record];
         return Err(Error::Data(format!(
-            "{shown} record {record} has label {label}, expected 0 to 9: this is not CIFAR-10's binary version, or it is damaged"
+            "{shown} record {record} has label {label}, expected 0 to 9: this is not CIFAR-10's binary version, or it \
+             is damaged"
         )));
     }
     for (labels, records) in labels.chunks(PIECE).zip(bytes.chunks(PIECE * RECORD)) {

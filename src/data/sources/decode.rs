@@ -22,8 +22,8 @@ pub(super) struct Decoded {
     pub is_animated: bool,
 }
 
-/// Reads one image file as [`image_folder`](super::image_folder) does: u8 `[3, size, size]`, red, green, blue, 0 to 255, on
-/// the CPU.
+/// Reads one image file as [`image_folder`](super::image_folder) does: u8 `[3, size, size]`, red, green, blue, 0 to
+/// 255, on the CPU.
 ///
 /// # Errors
 /// When the file is missing or is not a whole image of a supported format, or `size` is not in 1..=4096.

@@ -103,8 +103,8 @@ fn debian(cache: &Path) -> Result<()> {
 fn run(command: &mut Command) -> Result<()> {
     let failed = |why: String| {
         Error::Network(format!(
-            "Debian's package {PACKAGE} could not be fetched ({why}); on Debian or Ubuntu run `apt-get update` as root and \
-             try again, or install {PACKAGE}"
+            "Debian's package {PACKAGE} could not be fetched ({why}); on Debian or Ubuntu run `apt-get update` as root \
+             and try again, or install {PACKAGE}"
         ))
     };
     let program = command.get_program().to_string_lossy().into_owned();

@@ -2,7 +2,7 @@
 
 use super::decode::{check_size, read};
 use super::files::file_name;
-use super::layout::{Labelled, Part, pictures_are, read_layout, shortened};
+use super::layout::{Labelled, Layout, Part, class_folders, pictures_are, read_layout, shortened};
 use crate::data::dataset::{DataOptions, Dataset, Found};
 use crate::data::pool::Pool;
 use crate::data::sampling::{Purpose, reordered, stratified};
@@ -13,9 +13,9 @@ use std::path::Path;
 /// Share of each class that becomes the test split if there is no `test/` folder.
 const TEST: f64 = 0.1;
 
-/// Opens images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it. Each image
-/// is resized to `size` x `size` pixels, whatever its shape. Grey images get three equal channels, transparent ones a
-/// white background. The first frame of an animated image is used.
+/// Opens images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it. Each
+/// image is resized to `size` x `size` pixels, whatever its shape. Grey images get three equal channels, transparent
+/// ones a white background. The first frame of an animated image is used.
 ///
 /// A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`,
 /// `validation/`) with the class folders in them, of which the last two may be missing. Tiny-ImageNet's layout is read
@@ -27,7 +27,18 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
     let path = path.as_ref();
     options.check()?;
     check_size(size)?;
-    let layout = read_layout(path)?;
+    let Some(layout) = read_layout(path)? else {
+        let what = if class_folders(path)?.is_empty() { "is empty" } else { "holds no images" };
+        let path = path.display();
+        return Err(Error::Data(format!("{path} {what}: put one folder of png or jpg images per class there")));
+    };
+    load(path, layout, size, options)
+}
+
+/// Decodes the images of a layout and divides them among the splits.
+pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions) -> Result<Dataset> {
+    options.check()?;
+    check_size(size)?;
     let (classes, images, mut notices) = (layout.classes, layout.images, layout.notices);
     let (pool, kept) = decode(&images, size, &mut notices)?;
     notices.extend(repeated(&kept));

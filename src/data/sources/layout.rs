@@ -37,13 +37,10 @@ pub(super) struct Layout {
     pub notices: Vec<String>,
 }
 
-/// Finds the images of a folder, their splits and their classes.
-pub(super) fn read_layout(path: &Path) -> Result<Layout> {
+/// Finds the images of a folder, their splits and their classes; `None` if there are none.
+pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
     let mut parts = parts(path)?;
-    let Some((_, root)) = parts.first() else {
-        let path = path.display();
-        return Err(Error::Data(format!("{path} is empty: put one folder of png or jpg images per class there")));
-    };
+    let Some((_, root)) = parts.first() else { return Ok(None) };
     let mut layout = Layout::default();
     let (classes, notices) = (&mut layout.classes, &mut layout.notices);
     *classes = class_names(root, notices)?;
@@ -101,10 +98,7 @@ pub(super) fn read_layout(path: &Path) -> Result<Layout> {
         }
     }
     if layout.images.is_empty() {
-        let path = path.display();
-        return Err(Error::Data(format!(
-            "{path} holds no images: put one folder of png or jpg images per class there"
-        )));
+        return Ok(None);
     }
     if search.nested > 0 {
         let nested = search.nested;
@@ -118,7 +112,7 @@ pub(super) fn read_layout(path: &Path) -> Result<Layout> {
         notices.push(format!("not looked into, for they lie too deep or lead back: {}", first_five(&search.skipped)));
     }
     layout.parts = parts.iter().map(|(part, _)| *part).collect();
-    Ok(layout)
+    Ok(Some(layout))
 }
 
 /// The classes of the training images, in the order of their labels.
@@ -140,21 +134,6 @@ fn class_names(root: &Path, notices: &mut Vec<String>) -> Result<Vec<String>> {
     Ok(classes)
 }
 
-/// Whether a folder has the layout of images per class.
-pub(super) fn holds_classes_of_images(path: &Path) -> Result<bool> {
-    for (_, root) in parts(path)? {
-        if has_table(&root) {
-            return Ok(true);
-        }
-        for folder in class_folders(&root)? {
-            if !Search::default().images(&folder, true)?.is_empty() {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
-}
-
 /// The folders that hold class folders, train first: `path` itself, or `train/` and the folders beside it.
 fn parts(path: &Path) -> Result<Vec<(Part, PathBuf)>> {
     let train = path.join("train");
@@ -174,7 +153,7 @@ fn parts(path: &Path) -> Result<Vec<(Part, PathBuf)>> {
     Ok(parts)
 }
 
-fn class_folders(root: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn class_folders(root: &Path) -> Result<Vec<PathBuf>> {
     // Archives made on a Mac hold a second tree of this name, of metadata.
     Ok(list(root)?.into_iter().filter(|path| path.is_dir() && file_name(path) != "__MACOSX").collect())
 }

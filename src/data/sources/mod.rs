@@ -50,11 +50,12 @@ fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
         idx::load(&files, false, options)
     } else if cifar::is_python(folder) {
         Err(Error::Data(format!(
-            "{} holds CIFAR-10 as Python pickles: take the \"binary version\" (cifar-10-binary.tar.gz) from the same page",
+            "{} holds CIFAR-10 as Python pickles: take the \"binary version\" (cifar-10-binary.tar.gz) from the same \
+             page",
             folder.display()
         )))
-    } else if layout::holds_classes_of_images(folder)? {
-        image_folder(folder, options.folder_size, options)
+    } else if let Some(layout) = layout::read_layout(folder)? {
+        folder::load(folder, layout, options.folder_size, options)
     } else {
         Err(Error::Data(format!(
             "the data folder {} (KDLAB_DATA) is not usable: it should hold CIFAR-10 (data_batch_*.bin), IDX files \

@@ -1,6 +1,6 @@
-//! Splits whose images lie in one folder, with a table of their classes: Tiny-ImageNet's validation split, and Roboflow's
-//! "Multi-Label Classification CSV" if each image has one class. Roboflow's exports for detection have boxes instead of
-//! classes, and are refused by name.
+//! Splits whose images lie in one folder, with a table of their classes: Tiny-ImageNet's validation split, and
+//! Roboflow's "Multi-Label Classification CSV" if each image has one class. Roboflow's exports for detection have boxes
+//! instead of classes, and are refused by name.
 //!
 //! Source of Roboflow's layouts: <https://docs.roboflow.com/datasets/versions/dataset-versions/exporting-data>.
 
@@ -77,8 +77,9 @@ fn roboflow(path: PathBuf, text: &str) -> Result<Table> {
     }
     if let Some(first) = several.first() {
         return Err(Error::Data(format!(
-            "{} gives {} of its {} images more than one class (the first is {first}): this is a multi-label data set, and \
-             networks here choose one class; keep the images with one, or export a single-label project as Folder Structure",
+            "{} gives {} of its {} images more than one class (the first is {first}): this is a multi-label data set, \
+             and networks here choose one class; keep the images with one, or export a single-label project as Folder \
+             Structure",
             path.display(),
             several.len(),
             class_of.len()
@@ -99,8 +100,8 @@ pub(super) fn refuse_others(path: &Path, classes: bool) -> Result<()> {
         let yolo = (is_yolo && path.join("data.yaml").is_file()).then(|| root.join("labels"));
         if let Some(found) = boxes.or(yolo) {
             return Err(Error::Data(format!(
-                "{} is of a data set of boxes, for detection, where an image has no single class; give a classification \
-                 data set, one folder of images per class (Roboflow: export it as Folder Structure)",
+                "{} is of a data set of boxes, for detection, where an image has no single class; give a \
+                 classification data set, one folder of images per class (Roboflow: export it as Folder Structure)",
                 found.display()
             )));
         }
