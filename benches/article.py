@@ -1,5 +1,5 @@
-"""The article's loops as published: torchvision's transforms image by image, NCHW f32, and the frozen backbone run again in
-every epoch. Its mistakes are left in: they do not change the speed.
+"""The article's loops as published: torchvision's transforms image by image, NCHW f32, the frozen backbone in every
+epoch. Its mistakes are left in, because they do not change the speed.
 """
 
 import torch
@@ -43,7 +43,7 @@ def loss_kd(outputs, labels, teacher, temperature, alpha):
 
 
 def validate(task, net, validation):
-    """As the article does: gradients are recorded, though nobody asks for them."""
+    """Validates as the article does, with gradients recorded though nothing uses them."""
     net.eval()
     for images, labels in validation:
         F.cross_entropy(net(images.to(task.device)), labels.to(task.device)).item()
@@ -51,7 +51,7 @@ def validate(task, net, validation):
 
 def student(task):
     net, (train, validation) = task.student(), loaders(task)
-    # The teacher's outputs by number of the batch, as the article keeps them.
+    # The teacher's outputs by batch number, as the article stores them.
     rows = list(task.logits().split(task.batch))
 
     def epoch(number):
@@ -72,7 +72,7 @@ def student(task):
 
 
 def teacher(task):
-    """One epoch of the article's ten: each costs the same."""
+    """Trains one of the article's ten epochs: each costs the same."""
     net, (train, validation) = task.backbone(), loaders(task)
     width = task.tensors("head")["fc.weight"].shape[1]
     net.requires_grad_(False)
@@ -96,7 +96,7 @@ def teacher(task):
 
 
 def features(task):
-    """The teacher's outputs, computed batch by batch with gradients recorded, as the article does."""
+    """Computes the teacher's outputs batch by batch with gradients recorded, as the article does."""
     net, (train, _) = task.backbone().eval(), loaders(task)
 
     def pass_(number):

@@ -1,7 +1,7 @@
-"""How long notebook cells take, in the live kernel and in stock evcxr_jupyter, in turn: `.kdlab/venv/bin/python benches/cells.py`.
+"""How long cells take in the live kernel and in stock evcxr_jupyter: `.kdlab/venv/bin/python benches/cells.py`.
 
-After `cargo lab setup`, with images at hand (`KDLAB_DATA`). Nothing here trains: what is measured is what stands between
-Return and the answer. CPU seconds are those of the kernel with all its processes, compilers included.
+Needs `cargo lab setup` and images (`KDLAB_DATA`). No cell trains: this measures the time from Return to the answer. CPU
+seconds are those of the kernel with all its processes, compilers included.
 """
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from jupyter_client.manager import KernelManager
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIRST = 'let t = Tensor::from_slice(&[1f32, 2.0, 3.0]);\nt.softmax(-1, Kind::Float)'
-# From the notebooks, in an order in which they run.
+# Cells of the notebooks, in an order in which they run.
 CELLS = [
     "let mut lab = Lab::open()?;\nlab",
     "let data = lab.dataset()?;\ndata",
@@ -45,7 +45,8 @@ CELLS = [
     '    println!("{} parameters", ours.parameters());\n};',
     "fn cost(costs: Table, name: &str, size: i64, summary: &Summary) -> Table {\n"
     '    let millions = |n: i64| format!("{:.1} M", n as f64 / 1e6);\n'
-    '    costs.row(&[name.to_string(), format!("{size} px"), millions(summary.parameters), millions(summary.macs)])\n}\n'
+    '    costs.row(&[name.to_string(), format!("{size} px"), millions(summary.parameters), '
+    "millions(summary.macs)])\n}\n"
     'let mut costs = Table::new(&["network", "image", "parameters", "MACs per image"]);\n'
     "for size in [64, 32] {\n    costs = cost(costs, \"small\", size, &small.summary([3, size, size])?);\n}\ncosts",
     "fn loss_kd(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperature: f64, alpha: f64) -> Tensor {\n"
@@ -55,7 +56,8 @@ CELLS = [
     "    let kl = (log_teacher.exp() * (&log_teacher - log_student)).sum(None) / batch;\n"
     "    let ce = student.cross_entropy_for_logits(labels);\n"
     "    kl * (alpha * temperature * temperature) + ce * (1.0 - alpha)\n}",
-    "let (s, u) = (Tensor::randn([8, 10], (Kind::Float, Device::Cpu)), Tensor::randn([8, 10], (Kind::Float, Device::Cpu)));\n"
+    "let (s, u) = (Tensor::randn([8, 10], (Kind::Float, Device::Cpu)), "
+    "Tensor::randn([8, 10], (Kind::Float, Device::Cpu)));\n"
     "let y = Tensor::randint(10, [8], (Kind::Int64, Device::Cpu));\ns.size()",
     "loss_kd(&s, &y, &u, 4.0, 0.9)",
     "KdLoss::new(4.0, 0.9)?.forward(&s, &y, &u)?",
@@ -79,7 +81,7 @@ CELLS = [
 
 
 def cpu_of(pid):
-    """CPU seconds of a process, of all below it, and of those that it has outlived."""
+    """Returns the CPU seconds of a process and of all below it, with those of their children that have ended."""
     root = psutil.Process(pid)
     total = 0
     for process in [root, *root.children(recursive=True)]:
@@ -91,7 +93,7 @@ def cpu_of(pid):
 
 class Kernel:
     def __init__(self, kind, folder, **own):
-        # The kernelspec says which repository the kernel belongs to.
+        # The kernelspec names the repository that the kernel belongs to.
         specs = KernelSpecManager(kernel_dirs=[str(ROOT / ".kdlab/jupyter/kernels")])
         self.manager = KernelManager(kernel_name="kdlab", kernel_spec_manager=specs)
         env = {**os.environ, "KDLAB_KERNEL": kind, "KDLAB_PROFILE": "smoke", **own}
@@ -128,7 +130,7 @@ def measure(kind, cells):
     with tempfile.TemporaryDirectory() as folder:
         kernel = Kernel(kind, folder)
         try:
-            # Nothing to compile: answered when the prelude is.
+            # A cell without code is answered when the prelude is compiled.
             kernel.run("// ready")
             prelude = time.monotonic() - kernel.begun
             tensor = kernel.run(FIRST)
@@ -138,8 +140,13 @@ def measure(kind, cells):
         finally:
             kernel.close()
     return {
-        "kernel answers": kernel.ready, "prelude": prelude, "first tensor cell": tensor[0], "opening to first tensor": opened,
-        "CPU of the opening": cpu, "cells": seconds, "cells' CPU": cpus,
+        "kernel answers": kernel.ready,
+        "prelude": prelude,
+        "first tensor cell": tensor[0],
+        "opening to first tensor": opened,
+        "CPU of the opening": cpu,
+        "cells": seconds,
+        "cells' CPU": cpus,
     }
 
 
@@ -168,7 +175,8 @@ def main():
     every = {kind: [s for run in runs[kind] for s in run["cells"]] for kind in args.kernels}
     rows["a cell, p50"] = [percentile(every[kind], 0.5) for kind in args.kernels]
     rows["a cell, p95"] = [percentile(every[kind], 0.95) for kind in args.kernels]
-    rows["a cell's CPU, mean"] = [statistics.mean(s for r in runs[kind] for s in r["cells' CPU"]) for kind in args.kernels]
+    cpus = {kind: [s for run in runs[kind] for s in run["cells' CPU"]] for kind in args.kernels}
+    rows["a cell's CPU, mean"] = [statistics.mean(cpus[kind]) for kind in args.kernels]
     heads = [*args.kernels, f"{args.kernels[0]} / {args.kernels[1]}"] if len(args.kernels) == 2 else args.kernels
     print(f"Seconds, median of {args.rounds}, {len(cells)} cells, {len(os.sched_getaffinity(0))} cores\n")
     print("| | " + " | ".join(heads) + " |\n| --- |" + " ---: |" * len(heads))

@@ -1,5 +1,5 @@
-//! Our side of `cargo lab bench`: told once in JSON what to measure, it runs one round for every line it reads and answers
-//! with a line. `side.py` is the same for Python.
+//! Our side of `cargo lab bench`. Its last argument is the task in JSON; then it runs one round for every line that it
+//! reads and answers with a line. `side.py` does the same for Python.
 
 use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, batches, open, shuffled};
 use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor, nn};
 const SEED: u64 = 1;
 
 fn main() {
-    // `cargo bench` hands on options of its own.
+    // `cargo bench` adds options of its own.
     let given: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     if given.is_empty() {
         println!("this is one side of a benchmark: run `cargo lab bench`");
@@ -54,7 +54,7 @@ struct Task {
     data: Dataset,
 }
 
-/// The images that a task asks for, of whatever data there is.
+/// Opens the images that a task asks for, from the data that is there.
 fn dataset(spec: &Value) -> Result<Dataset> {
     let count = |name: &str| spec[name].as_u64().map(|n| n as usize);
     open(&DataOptions {
@@ -65,7 +65,7 @@ fn dataset(spec: &Value) -> Result<Dataset> {
     })
 }
 
-/// Outputs of the student: the data's classes, or more.
+/// Returns the number of the student's outputs: the task's, else that of the data's classes.
 fn classes(spec: &Value, data: &Dataset) -> i64 {
     spec["classes"].as_i64().unwrap_or(data.classes.len() as i64)
 }
@@ -116,7 +116,7 @@ impl Task {
         }
     }
 
-    /// As PyTorch lays out weights that nobody laid out anew, where the task says so.
+    /// Lays weights out channels first, as PyTorch does by default, if the task says so.
     fn lay_out(&self, model: &Model) -> Result<()> {
         if self.spec["channels_first"] == true {
             for (_, mut tensor) in model.state() {
@@ -135,7 +135,7 @@ impl Task {
         FitOptions { epochs, batch_size: self.number("batch"), seed: SEED, listener, ..FitOptions::default() }
     }
 
-    /// One fit whose epochs are the rounds: each waits for its line.
+    /// Runs one fit whose epochs are the rounds: each waits for its line.
     fn student(&self) -> Result<()> {
         let classes = self.classes();
         let mut model = Model::new("student", self.device(), SEED, &|vs| student(vs, classes))?;
@@ -171,7 +171,7 @@ impl Task {
         Ok(())
     }
 
-    /// The whole stage: features of both splits, then the head's epochs on them.
+    /// Runs the teacher's whole stage: features of both splits, then the head's epochs on them.
     fn teacher(&self) -> Result<()> {
         let backbone = self.backbone()?;
         let (epochs, classes) = (self.number("epochs"), self.classes());
@@ -201,7 +201,7 @@ impl Task {
         self.rounds(&|| mean(&self.rows(&backbone, &self.data.train)?.tensor))
     }
 
-    /// What the batches alone take of a student's epoch.
+    /// Measures the batches of a student's epoch alone.
     fn batches(&self) -> Result<()> {
         let train = Examples::images(&self.data.train, &self.transform())?;
         let order = shuffled(train.len(), SEED, 1);
@@ -213,7 +213,7 @@ impl Task {
         })
     }
 
-    /// What reading ResNet-50's features takes of ten epochs of a head, kept as f32 or as f16.
+    /// Measures the reading of ResNet-50's features, stored as f32 or as f16, for ten epochs of a head.
     fn kept_rows(&self) -> Result<()> {
         let kind = if self.spec["f16"] == true { Kind::Half } else { Kind::Float };
         let rows = Tensor::f_rand([5000, 2048], (Kind::Float, self.device()))?.f_to_kind(kind)?;
@@ -242,7 +242,7 @@ impl Task {
     }
 }
 
-/// Seconds of a round: by the clock, and on a GPU also by its own, from one point of its queue to another.
+/// Measures the seconds of a round by the clock, and on a GPU also between two points of its queue.
 struct Timer {
     clock: Instant,
     begin: Option<cuda::Event>,
@@ -254,7 +254,7 @@ impl Timer {
         Self { clock: Instant::now(), begin }
     }
 
-    /// Adds them to what was measured.
+    /// Adds the seconds to what was measured.
     fn stop(&self, mut measured: Value) -> Value {
         if let Some(seconds) = self.begin.as_ref().and_then(|begin| begin.seconds_until(&cuda::Event::record()?)) {
             measured["device_seconds"] = json!(seconds);
@@ -264,7 +264,7 @@ impl Timer {
     }
 }
 
-/// CUDA's events, which tch does not wrap: looked up in the CUDA runtime that libtorch has loaded.
+/// CUDA's events. tch does not wrap them, so they are looked up in the CUDA runtime that libtorch has loaded.
 mod cuda {
     use std::ffi::{CStr, c_char, c_void};
     use std::ptr::null_mut;
@@ -277,10 +277,10 @@ mod cuda {
         fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
     }
 
-    /// Calls a function of two pointers; whether there is one and it succeeded.
+    /// Calls a function of two pointers. Returns whether the function exists and succeeded.
     fn call(name: &CStr, first: *mut c_void, second: *mut c_void) -> bool {
-        // SAFETY: a null library is all that is loaded. The functions named below take one or two pointers each and return
-        // `cudaError_t`; one that takes fewer leaves the second alone.
+        // SAFETY: a null library means everything that is loaded. The functions named below take one or two pointers
+        // each and return `cudaError_t`; a function of one pointer ignores the second.
         unsafe {
             let found = dlsym(null_mut(), name.as_ptr());
             let function: Option<unsafe extern "C" fn(*mut c_void, *mut c_void) -> i32> = std::mem::transmute(found);
@@ -289,7 +289,7 @@ mod cuda {
     }
 
     impl Event {
-        /// In libtorch's queue, which is the default one.
+        /// Records an event in libtorch's queue, which is the default one.
         pub fn record() -> Option<Self> {
             let mut event: *mut c_void = null_mut();
             let made = call(c"cudaEventCreate", (&raw mut event).cast(), null_mut());
@@ -297,7 +297,7 @@ mod cuda {
             call(c"cudaEventRecord", event.0, null_mut()).then_some(event)
         }
 
-        /// Waits for the later one.
+        /// Waits for the later event and returns the seconds between the two.
         pub fn seconds_until(&self, end: &Self) -> Option<f64> {
             let mut milliseconds = 0f32;
             // SAFETY: as in `call`, with three pointers.
@@ -318,7 +318,7 @@ mod cuda {
     }
 }
 
-/// CIFAR-10 as its authors ship it, 60,000 images, from disk to a data set.
+/// Reads CIFAR-10 as its authors ship it, 60,000 images, from disk into a data set.
 fn data(task: &Task) -> Result<()> {
     let folder = task.folder().join("cifar");
     if !folder.exists() {
@@ -329,7 +329,7 @@ fn data(task: &Task) -> Result<()> {
         }
     }
     let resident = |name: &str| status(name).unwrap_or_default();
-    // The most of any round: what a round frees, the allocator keeps for the next.
+    // The maximum over the rounds, because the allocator keeps what one round frees for the next.
     let most = std::cell::Cell::new(0.0f64);
     task.rounds(&|| {
         let before = resident("VmRSS:");
@@ -341,8 +341,8 @@ fn data(task: &Task) -> Result<()> {
     })
 }
 
-/// A million small images: the teacher's logits over 1,000 classes, 2 GB of them, and one epoch of a student on both. Tells
-/// the speed of the first and of the last tenth, and the most memory of our own beside the images.
+/// Computes a teacher's logits over 1,000 classes for a million small images (2 GB), and trains a student on both for
+/// one epoch. Answers with the speed of the first and of the last tenth, and the peak memory besides the images.
 fn million(task: &Task) -> Result<()> {
     let (images, side, classes) = (1_000_000, 8, 1000);
     let folder = task.folder();
@@ -368,7 +368,7 @@ fn million(task: &Task) -> Result<()> {
     task.rounds(&|| {
         let (teacher, mut student) = (net(1)?, net(2)?);
         let before = status("RssAnon:").unwrap_or_default();
-        // (seconds since the start, images done, memory of our own)
+        // (seconds since the start, images done, memory besides the images)
         let points = Arc::new(Mutex::new(vec![]));
         let (seen, start) = (Arc::clone(&points), Instant::now());
         let listener = Listener::new(move |event| {
@@ -389,7 +389,7 @@ fn million(task: &Task) -> Result<()> {
                 "most_mb": points.iter().map(|p| p.2 - before).fold(0.0, f64::max).round()})
         };
         let one_view = Views::new(false, &[])?;
-        // Below a folder of the round's own: logits that are there are not computed again.
+        // In a folder of the round's own, because logits that are there are not computed again.
         let kept = tempfile::tempdir_in(&folder).map_err(|e| Error::Io(e.to_string()))?;
         let whole = |split| view_logits(&teacher, split, &transform, &one_view, 512, kept.path(), &listener);
         let train = Examples::images(&data.train, &transform)?.with_teacher_of_views(&whole(&data.train)?, false)?;
@@ -407,7 +407,7 @@ fn million(task: &Task) -> Result<()> {
     })
 }
 
-/// Logits of a teacher that is good but not sure: the same for all sides.
+/// Returns logits of a teacher that is good but not certain. They are the same for all sides.
 fn logits(split: &Split, classes: i64) -> Tensor {
     tch::manual_seed(SEED as i64);
     let noise = Tensor::randn([split.len() as i64, classes], (Kind::Float, Device::Cpu));
@@ -415,7 +415,7 @@ fn logits(split: &Split, classes: i64) -> Tensor {
     noise + 4.0 * right
 }
 
-/// Writes what all sides begin with, and completes the task by what depends on the data.
+/// Writes what all sides begin with, and adds to the task what depends on the data.
 fn prepare(spec: &mut Value) -> Result<()> {
     let data = dataset(spec)?;
     let folder = PathBuf::from(spec["folder"].as_str().unwrap_or_default());
@@ -430,7 +430,7 @@ fn prepare(spec: &mut Value) -> Result<()> {
     write(&folder.join("images.u8"), &images)?;
     write(&folder.join("labels.u8"), &labels)?;
     let epochs = spec["rounds"].as_u64().max(spec["epochs"].as_u64()).unwrap_or(1);
-    // As `fit` visits them: epochs count from 1.
+    // In the order in which `fit` visits them: epochs count from 1.
     let order = (1..=epochs).flat_map(|epoch| shuffled(data.train.len(), SEED, epoch));
     write(&folder.join("order.i64"), &order.flat_map(i64::to_le_bytes).collect::<Vec<u8>>())?;
     Tensor::write_safetensors(&[("logits", logits(&data.train, classes))], folder.join("logits.safetensors"))?;
@@ -459,7 +459,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(|e| Error::Io(format!("writing {}: {e}", path.display())))
 }
 
-/// Waits for a line; none when the other side is done.
+/// Waits for a line. Returns `false` when the other side is done.
 fn asked() -> bool {
     std::io::stdin().lock().read_line(&mut String::new()).is_ok_and(|bytes| bytes > 0)
 }
@@ -470,7 +470,7 @@ fn answer(mut line: Value) {
     let _ = std::io::stdout().flush();
 }
 
-/// A line of what Linux tells of this process, in MB.
+/// Returns a line of Linux's status of this process, in MB.
 fn status(name: &str) -> Option<f64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let kb = text.lines().find(|line| line.starts_with(name))?.split_whitespace().nth(1)?;

@@ -1,5 +1,6 @@
-"""The best PyTorch we can write for the same work: images kept as bytes, resized and normalised by the batch on the device,
-channels-last, bf16 where the hardware has it, `torch.compile`, a fused Adam, sums left on the device, features computed once.
+"""The best PyTorch we can write for the same work. It keeps images as bytes, resizes and normalises whole batches on
+the device, and uses channels-last, bf16 where the hardware has it, `torch.compile` and a fused Adam. Sums stay on the
+device, and features are computed once.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ class Fast:
 
     def network(self, net):
         net = net.to(memory_format=torch.channels_last)
-        # On a GPU as CUDA graphs: launching its kernels one by one takes longer than they do.
+        # On a GPU as CUDA graphs, because launching its kernels one by one takes longer than running them.
         mode = "reduce-overhead" if self.task.device.type == "cuda" else "default"
         return torch.compile(net, mode=mode) if self.task.compile else net
 
@@ -56,7 +57,10 @@ class Fast:
 
 def loss_kd(outputs, labels, teacher, temperature, alpha):
     soft = F.kl_div(
-        F.log_softmax(outputs / temperature, 1), F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True
+        F.log_softmax(outputs / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+        reduction="batchmean",
+        log_target=True,
     )
     return soft * (alpha * temperature**2) + F.cross_entropy(outputs, labels) * (1.0 - alpha)
 
@@ -88,12 +92,12 @@ def student(task):
 
 def rows(fast, net, order):
     with torch.inference_mode(), fast.precision():
-        # Copies: a CUDA graph writes over what it gave before.
+        # Copies, because a CUDA graph overwrites its earlier outputs.
         return torch.cat([net(fast.batch(indices)).float().clone() for indices in order.split(fast.task.batch)])
 
 
 def teacher(task):
-    """The whole stage: features once, then the head's epochs on them."""
+    """Runs the whole stage: features once, then the head's epochs on them."""
     fast = Fast(task)
     net = fast.network(task.backbone().eval().requires_grad_(False))
     start = task.tensors("head")

@@ -1,6 +1,7 @@
-"""What both Python sides of the benchmark share: its data, and the lines it exchanges with `cargo lab bench`.
+"""What both Python sides of the benchmark share: the data, and the lines they exchange with `cargo lab bench`.
 
-A side is told once what to measure, in JSON. For every line it then reads, it runs one round and answers with one line.
+The first argument of a side is its task in JSON. For every line that it then reads, it runs one round and answers with
+one line.
 """
 
 import json
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 
 class Task:
-    """One measurement: its sizes, its images and the weights that all sides begin with."""
+    """One measurement: sizes, images and the weights that all sides begin with."""
 
     def __init__(self, spec):
         self.__dict__.update(spec)
@@ -27,7 +28,7 @@ class Task:
         self.order = torch.from_numpy(numpy.fromfile(self.folder / "order.i64", numpy.int64)).view(-1, self.train)
 
     def held_out(self):
-        """The images behind the training images are for validation."""
+        """Returns the indices of the validation images, which follow the training images."""
         return torch.arange(self.train, len(self.labels))
 
     def batches(self, epoch):
@@ -40,7 +41,8 @@ class Task:
         return self.tensors("logits")["logits"]
 
     def student(self, pool_first=False):
-        """The article's network; ReLU behind the pooling instead of before it gives the same from a quarter of the numbers."""
+        """Returns the article's network. With `pool_first`, ReLU runs after max-pooling: the two commute, and ReLU then
+        sees a quarter of the values."""
         from torch import nn
 
         class Net(nn.Module):
@@ -68,7 +70,7 @@ class Task:
         return net.to(self.device)
 
     def backbone(self):
-        """The network up to its features."""
+        """Returns the network up to its features."""
         weights = self.tensors("backbone")
         if self.arch == "efficientnet-lite0":
             from efficientnet_lite_pytorch import EfficientNet
@@ -84,7 +86,7 @@ class Task:
         return net.to(self.device)
 
     def event(self):
-        """A point in the GPU's queue; None on a CPU."""
+        """Records a point in the GPU's queue; None on a CPU."""
         if self.device.type != "cuda":
             return None
         event = torch.cuda.Event(enable_timing=True)
@@ -93,14 +95,14 @@ class Task:
 
 
 def peak_mb():
-    """The most memory this process ever had, in MB."""
+    """Returns the peak memory of this process in MB."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def serve(workloads):
-    """Makes the round of the workload that was asked for; runs it for every line."""
+    """Prepares the workload of the task, then runs a round of it for every line."""
     task = Task(json.loads(sys.argv[1]))
     round_ = workloads[task.workload](task)
     print(json.dumps({"ready": True}), flush=True)

@@ -1,7 +1,8 @@
 """From a changed T to its curve, in notebook 5 on the live kernel: `.kdlab/venv/bin/python benches/tweak.py`.
 
-After `cargo lab setup`, with images at hand (`KDLAB_DATA`). Runs the notebook's first cell and its fit, then the fit with another
-temperature in each round, and moves the slider while it runs. Seconds from Return, or from the slider, to what is seen.
+Needs `cargo lab setup` and images (`KDLAB_DATA`). Runs the notebook's first cell and its fit, then the fit with another
+temperature in each round, and moves the slider while it runs. Measures seconds from Return, or from the move of the
+slider, to the figure.
 """
 import argparse
 import json
@@ -18,14 +19,14 @@ MOVES = [0.2, 0.35, 0.45]
 
 
 def code():
-    """The first cell and the fit of notebook 5."""
+    """Returns the first cell and the fit of notebook 5."""
     cells = json.loads((ROOT / "notebooks/05_tweak.ipynb").read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return sources[0], next(source for source in sources if "fit(&mut pupil" in source)
 
 
 class Fit:
-    """A run of the fit's cell. Its figure is drawn empty, and then anew with every point."""
+    """A run of the fit's cell. Its figure is first drawn empty, then again with every point."""
 
     def __init__(self, client, source, moves):
         self.client, self.begun, self.figures, self.sliders = client, time.monotonic(), [], {}
@@ -53,7 +54,7 @@ class Fit:
         self.client.shell_channel.send(message)
 
     def after(self):
-        """From each move of the slider to the next figure."""
+        """Returns the seconds from each move of the slider to the next figure."""
         return [next(figure for figure in self.figures if figure > sent) - sent for sent in self.sent]
 
 
@@ -81,7 +82,11 @@ def main():
             kernel.close()
     print(f"Seconds, profile {args.profile}, {args.rounds} rounds, {len(os.sched_getaffinity(0))} cores\n")
     print("| | median | largest |\n| --- | ---: | ---: |")
-    rows = {"Return to the first point of the curve": points, "the slider moved to the figure that shows it": slid, "Return to a finished run": runs}
+    rows = {
+        "Return to the first point of the curve": points,
+        "the slider moved to the figure that shows it": slid,
+        "Return to a finished run": runs,
+    }
     for name, seconds in rows.items():
         print(f"| {name} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |")
 

@@ -1,7 +1,7 @@
 """Sets a machine up without a network: `python3 xtask/bundle.py FILE`, with a file that `cargo lab bundle` made.
 
-`cargo lab` itself is compiled from crates that only the bundle holds, so this script needs nothing but Python. It unpacks
-into .kdlab/bundle, makes cargo take its crates from there, and goes on with `cargo lab setup`.
+`cargo lab` itself is compiled from crates that only the bundle holds, so this script needs nothing but Python. It
+unpacks into .kdlab/bundle, makes cargo take its crates from there, and goes on with `cargo lab setup`.
 """
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ import time
 
 FORMAT = 1
 MACHINE = platform.system() + " " + platform.machine()
-# Included by .cargo/config.toml wherever it exists; relative to the repository.
+# .cargo/config.toml includes this file if it exists. Its path is relative to the repository.
 CARGO = """# Written by set-up from a bundle. Remove this file to have cargo fetch crates from the network again.
 [source.crates-io]
 replace-with = "bundle"
@@ -39,7 +39,7 @@ def remove(path):
 
 
 class Hashed:
-    """A file whose every byte that passes is counted and hashed."""
+    """Counts and hashes every byte that is read from a file or written to it."""
 
     def __init__(self, file):
         self.file, self.sum, self.count = file, hashlib.sha256(), 0
@@ -81,7 +81,7 @@ def pack(root, target, manifest, *contents):
             clock = time.monotonic()
             with open(os.path.join(staging, name), "wb") as file:
                 hashed = Hashed(file)
-                # Streamed: the sum is of the file as it is written.
+                # The hash covers the file as it is written.
                 with gzip.GzipFile("", "wb", 6, hashed, mtime=0) as packed:
                     with tarfile.open(mode="w", fileobj=packed, dereference=True) as archive:
                         for place, _, path in (content.partition("=") for content in contents):
@@ -103,7 +103,7 @@ def pack(root, target, manifest, *contents):
 
 
 def wanted(info):
-    """Without locks and half downloads, and without the names of whoever packs."""
+    """Leaves out locks, incomplete downloads and the names of the user who packs."""
     name = os.path.basename(info.name)
     if name.endswith(".part") or name.startswith(".") and name.endswith(".lock"):
         return None
@@ -130,7 +130,7 @@ def unpack(root, path):
                 part(archive, name, expected, beside)
         with open(os.path.join(beside, "manifest.json"), "w") as file:
             json.dump(manifest, file, indent=1)
-        # Never a moment in which cargo would be sent to half a bundle.
+        # At no moment may cargo be sent to an incomplete bundle.
         remove(cargo)
         remove(bundle)
         os.rename(beside, bundle)
@@ -166,7 +166,7 @@ def part(archive, name, expected, target):
     if member is None or member.name != name:
         raise tarfile.TarError("the part `%s` is missing" % name)
     hashed = Hashed(archive.extractfile(member))
-    # Python below 3.11.4 has no filters.
+    # Python has filters from 3.11.4 on.
     filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     problem = None
     try:
@@ -186,7 +186,7 @@ def part(archive, name, expected, target):
 
 
 def check(info, part):
-    """Nothing may land outside the part's own folder, and a bundle holds no links."""
+    """Refuses files outside the part's own folder, links and special files."""
     inside = os.path.normpath(info.name).split(os.sep)[0] == part
     if not inside or not (info.isreg() or info.isdir()):
         raise tarfile.TarError("`%s` does not belong into the part `%s`" % (info.name, part))
@@ -195,7 +195,7 @@ def check(info, part):
 def main(arguments):
     if sys.version_info < (3, 10):
         sys.exit("error: this is Python %s; 3.10 or newer is needed" % platform.python_version())
-    # Cleans up as after Ctrl-C.
+    # Cleans up as it does after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     try:
         if arguments[:1] == ["--pack"]:

@@ -1,7 +1,7 @@
-"""Git's clean filter for notebooks: removes what a run leaves in them. Reads a notebook from stdin, writes it to stdout.
+"""Git's clean filter for notebooks: removes what a run leaves in them. Reads one from stdin and writes it to stdout.
 
 `cargo lab setup` configures it; `.gitattributes` names the files. It keeps sources, tags and the wrong answers that
-exercises know, and writes the notebook as Jupyter does.
+exercises list, and writes a notebook as Jupyter does.
 """
 import json
 import sys
@@ -29,5 +29,5 @@ if __name__ == "__main__":
     try:
         text = clean(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError):
-        pass  # It is no notebook: git gets it as it is.
+        pass  # It is no notebook: git gets it unchanged.
     sys.stdout.buffer.write(text.encode())

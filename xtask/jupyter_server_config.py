@@ -1,7 +1,8 @@
-"""Settings of the JupyterLab that `cargo lab` starts: after it saved a notebook, it shows git that nothing changed.
+"""Settings of the JupyterLab that `cargo lab` starts: after it saved a notebook, git learns that outputs are no change.
 
-The filter of `.gitattributes` leaves outputs out of what git compares. But before git asks the filter, it takes a file of
-another size for a changed one. `git add` of a file whose filtered content is the committed one corrects only that.
+The filter of `.gitattributes` leaves outputs out of what git compares. But before git asks the filter, it takes a file
+of another size for a changed one. `git add` corrects that; if the filtered content is the committed one, it changes
+nothing else.
 """
 import os
 import subprocess

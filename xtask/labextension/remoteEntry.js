@@ -1,5 +1,5 @@
-// Names the sliders of ipywidgets for screen readers: ipywidgets puts the description beside a slider, and its handle, which
-// has the focus, gets no name. A prebuilt extension of JupyterLab, small enough to need no build.
+// Names the sliders of ipywidgets for screen readers. ipywidgets shows the description beside a slider, but gives its
+// handle, which has the focus, no name. This is a prebuilt extension of JupyterLab and needs no build.
 (() => {
   const name = () => {
     for (const handle of document.querySelectorAll(".widget-slider .noUi-handle, .widget-hslider .noUi-handle")) {

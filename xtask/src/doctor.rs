@@ -12,7 +12,7 @@ use crate::setup::{self, libtorch, weights};
 use crate::tools::{self, first_line};
 use crate::{slots, steps};
 
-/// What set-up and runs need beside what is installed already.
+/// Bytes of disk that set-up and runs need besides what is installed.
 const WANTED_DISK: u64 = 4_000_000_000;
 
 struct Report {
@@ -24,7 +24,7 @@ impl Report {
         progress::line(&format!("  ok  {what:<14} {found}"));
     }
 
-    /// Something to know that stops nothing.
+    /// Prints something to know that is no problem.
     fn note(&self, what: &str, found: &str) {
         progress::line(&format!("  --  {what:<14} {found}"));
     }
@@ -42,7 +42,10 @@ impl Report {
     }
 }
 
-/// Prints the findings. An error when something that is needed is missing.
+/// Prints the findings.
+///
+/// # Errors
+/// If something that is needed is missing.
 pub fn examine(paths: &Paths) -> Result<()> {
     let mut report = Report { problems: 0 };
     if let Err(error) = paths::check_root(paths) {
@@ -109,7 +112,8 @@ fn installed(paths: &Paths, report: &mut Report) {
     }
     let current = flavour.is_some_and(|flavour| setup::is_set_up(paths, flavour).unwrap_or(false));
     if all > 0 && !current {
-        report.note("up to date", "no: sources or versions have changed; `cargo lab setup` or the next run catches up");
+        report
+            .note("up to date", "no: sources or versions have changed; `cargo lab setup` or the next run updates them");
     }
 }
 
@@ -120,8 +124,10 @@ fn cuda(paths: &Paths, flavour: Option<Flavour>, report: &mut Report) {
         gpus.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default();
     match (tools::nvidia_driver(), flavour) {
         (Some(driver), Some(Flavour::Cpu)) => {
-            report
-                .note("CUDA", &format!("{driver}, but libtorch is for the CPU; `cargo lab setup --cuda` changes that"));
+            report.note(
+                "CUDA",
+                &format!("{driver}, but libtorch is for the CPU; `cargo lab setup --cuda` installs the one for CUDA"),
+            );
         }
         (Some(driver), Some(Flavour::Cuda)) if sees_no_gpu(paths) => {
             let found = format!("{driver}, but libtorch sees no GPU: the CPU will be used");
@@ -138,7 +144,8 @@ fn cuda(paths: &Paths, flavour: Option<Flavour>, report: &mut Report) {
     }
 }
 
-/// Asks Python's torch, if its libtorch is the crate's. If `CUDA_VISIBLE_DEVICES` is set, the user hid the GPUs on purpose.
+/// Asks Python's torch, if its libtorch is the crate's. If `CUDA_VISIBLE_DEVICES` is set, the user hid the GPUs on
+/// purpose.
 fn sees_no_gpu(paths: &Paths) -> bool {
     let whole = |path: &Path| path.canonicalize().ok();
     let same = whole(&paths.libtorch()).zip(whole(&paths.venv())).is_some_and(|(torch, venv)| torch.starts_with(venv));
@@ -169,8 +176,10 @@ fn data(paths: &Paths, report: &mut Report) -> Result<()> {
             let there = |name: &str| cache.join(name).is_dir();
             let found = match (there("cifar-10-batches-bin"), there("fashion-mnist")) {
                 (true, _) => "CIFAR-10 is there",
-                (false, true) => "no CIFAR-10, which notebooks try to fetch; Fashion-MNIST is there to stand in",
-                (false, false) => "no data yet; fetched by the first notebook",
+                (false, true) => {
+                    "no CIFAR-10, which notebooks try to fetch; else they use Fashion-MNIST, which is there"
+                }
+                (false, false) => "no data yet; the first notebook fetches it",
             };
             report.note("data", &format!("{}: {found}", cache.display()));
         }
@@ -197,11 +206,11 @@ fn disk(paths: &Paths, report: &mut Report) {
     if free >= WANTED_DISK || paths.template().is_dir() && free >= WANTED_DISK / 4 {
         report.good("disk", &found);
     } else {
-        report.bad("disk", &found, "set-up needs about 4 GB, for a while: make room, or move the repository");
+        report.bad("disk", &found, "set-up needs about 4 GB while it runs: free some, or move the repository");
     }
 }
 
-/// `2.13.0` in `2.13.0\n` or in torch's `version.py`.
+/// Finds `2.13.0` in `2.13.0\n` or in torch's `version.py`.
 fn version_in(text: &str) -> Option<String> {
     let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '+'));
     words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.')).map(str::to_owned)

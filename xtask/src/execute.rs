@@ -34,7 +34,7 @@ pub fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> 
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the venv's Python; run `cargo lab setup`")?;
-    // Held open for as long as this program lives; the executor ends when it closes.
+    // The executor ends when its stdin closes, so it does not outlive this program.
     let _alive = child.stdin.take();
     let stdout = child.stdout.take().context("the executor has no output")?;
     let (mut cells, mut current, mut failed) = (0, 0, None);

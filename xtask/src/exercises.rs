@@ -1,8 +1,8 @@
-//! `cargo lab exercises`: the copies for students and instructors, from one source for each exercise.
+//! `cargo lab exercises`: makes the copies for students and instructors from one source for each exercise.
 //!
-//! A source is a notebook that runs. Tags in its cells' metadata: `todo` holds a solution between [`BEGIN`] and [`END`]
-//! lines, and in `wrong` the answers that are often given and what the check says of each; `check` comes after it;
-//! `instructor` is not for students.
+//! A source is a notebook that runs. Tags in the metadata of its cells say what they are. A `todo` cell holds a
+//! solution between [`BEGIN`] and [`END`] lines; its metadata lists common wrong answers under `wrong`, each with
+//! what the check says about it. The `check` cell follows. An `instructor` cell is not for students.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::paths::Paths;
 use crate::progress::{self, Clock};
 use crate::steps;
 
-/// nbgrader's words. What follows after a colon is the text of the student's `todo!`.
+/// The marks of a solution, as in nbgrader. The text after the colon becomes the text of the student's `todo!`.
 const BEGIN: &str = "// BEGIN SOLUTION";
 const END: &str = "// END SOLUTION";
 
@@ -25,13 +25,13 @@ const END: &str = "// END SOLUTION";
 pub struct ExercisesArgs {
     /// Exercises: the start of a name in notebooks/exercises/source/ such as `e1` [default: all]
     notebooks: Vec<PathBuf>,
-    /// Fail where a student's copy is not what its source gives; write nothing
+    /// Fail if a student's copy is not what its source gives; write nothing
     #[arg(long, group = "mode")]
     check: bool,
-    /// Execute the sources into <runs>/<profile>/instructor/: solutions, notes and one HTML report
+    /// Execute the sources with solutions and notes into <runs>/<profile>/instructor/, with one HTML report
     #[arg(long, group = "mode")]
     instructor: bool,
-    /// Hold the checks against all answers: they have to pass each solution and refuse each wrong answer and each todo
+    /// Try the checks on all answers: they have to pass each solution, and refuse each wrong answer and each todo
     #[arg(long, group = "mode")]
     answers: bool,
     /// article, laptop or smoke, for --instructor and --answers [default: as `cargo lab run`]
@@ -77,7 +77,7 @@ pub fn run(paths: &Paths, args: &ExercisesArgs) -> Result<()> {
     Ok(())
 }
 
-/// Writes the students' copies, or only says which are not what their source gives.
+/// Writes the students' copies. With `check`, writes nothing and fails if a copy is not what its source gives.
 fn students(folder: &Path, sources: &[PathBuf], check: bool) -> Result<()> {
     let mut stale = Vec::new();
     for source in sources {
@@ -99,8 +99,7 @@ fn students(folder: &Path, sources: &[PathBuf], check: bool) -> Result<()> {
     }
     if !stale.is_empty() {
         bail!(
-            "not what notebooks/exercises/source gives: {}; `cargo lab exercises` writes them anew, but change the source, \
-             not the copy",
+            "not what notebooks/exercises/source gives: {}; edit the source and run `cargo lab exercises`",
             stale.join(", ")
         );
     }
@@ -110,7 +109,7 @@ fn students(folder: &Path, sources: &[PathBuf], check: bool) -> Result<()> {
     Ok(())
 }
 
-/// What students get: no solutions, no notes, no outputs, no metadata but the tags.
+/// Returns what students get: the source without solutions, notes, outputs and metadata other than the tags.
 fn student(source: &Value) -> Result<Value> {
     let mut kept = Vec::new();
     for (index, cell) in cells(source).iter().enumerate() {
@@ -130,7 +129,7 @@ fn student(source: &Value) -> Result<Value> {
     Ok(with_cells(source, kept))
 }
 
-/// What is executed for instructors: everything, and after each check what is often answered wrong.
+/// Returns what is executed for instructors: the whole source, and after each check the common wrong answers.
 fn instructor(source: &Value) -> Result<Value> {
     let mut kept = Vec::new();
     let mut wrong: &[Value] = &[];
@@ -153,8 +152,8 @@ fn instructor(source: &Value) -> Result<Value> {
     Ok(with_cells(source, kept))
 }
 
-/// The source with each wrong answer and the untouched todo before its solution; each of them in one cell with the
-/// check, which may fail and is told in the metadata what it has to say.
+/// Returns the source with the wrong answers and the untouched todo before each solution. Each of them shares one
+/// cell with the check. That cell may fail, and its metadata says what the check has to print.
 fn answers(source: &Value) -> Result<Value> {
     let mut kept = Vec::new();
     for (index, cell) in cells(source).iter().enumerate() {
@@ -164,8 +163,8 @@ fn answers(source: &Value) -> Result<Value> {
             let untouched = (todo.untouched(), todo.task.clone());
             for (number, (answer, says)) in given.chain([untouched]).enumerate() {
                 kept.push(json!({
-                    "cell_type": "code", "id": format!("answer{index}-{number}"), "execution_count": null, "outputs": [],
-                    "metadata": {"tags": ["raises-exception"], "says": says},
+                    "cell_type": "code", "id": format!("answer{index}-{number}"),
+                    "execution_count": null, "outputs": [], "metadata": {"tags": ["raises-exception"], "says": says},
                     "source": lines(&format!("{answer}\n{}", todo.check)),
                 }));
             }
@@ -175,7 +174,8 @@ fn answers(source: &Value) -> Result<Value> {
     Ok(with_cells(source, kept))
 }
 
-/// How many wrong answers an executed notebook holds, and those that the check did not refuse in the right words.
+/// Returns how many wrong answers an executed notebook holds, and those that the check did not refuse in the right
+/// words.
 fn misjudged(executed: &Value) -> (usize, Vec<String>) {
     let (mut tried, mut problems) = (0, Vec::new());
     for cell in cells(executed).iter().filter(|cell| cell["metadata"]["says"].is_string()) {
@@ -190,7 +190,7 @@ fn misjudged(executed: &Value) -> (usize, Vec<String>) {
     (tried, problems)
 }
 
-/// Whether a student's copy has a todo cell without a `todo!`.
+/// Returns whether a student's copy has a todo cell without a `todo!`.
 fn is_answered(copy: &str) -> bool {
     let copy: Value = serde_json::from_str(copy).unwrap_or_default();
     cells(&copy).iter().any(|cell| has_tag(cell, "todo") && !text(&cell["source"]).contains("todo!("))
@@ -200,7 +200,7 @@ fn is_answered(copy: &str) -> bool {
 struct Todo {
     before: String,
     indent: String,
-    /// What the student is told to do.
+    /// What the student has to do.
     task: String,
     after: String,
     /// The cell that judges the answer.
@@ -208,7 +208,10 @@ struct Todo {
 }
 
 impl Todo {
-    /// The todo in a cell, or None. An error where tag, marks and check don't go together.
+    /// Returns the todo in a cell, or `None` if the cell has none.
+    ///
+    /// # Errors
+    /// If tag, marks and check do not fit together.
     fn of(notebook: &Value, index: usize) -> Result<Option<Todo>> {
         let cell = &cells(notebook)[index];
         let source = text(&cell["source"]);
@@ -251,7 +254,7 @@ impl Todo {
     }
 
     fn untouched(&self) -> String {
-        // `todo!` formats its text.
+        // `todo!` takes its text as a format string.
         self.answered(&format!("todo!({:?})", self.task.replace('{', "{{").replace('}', "}}")))
     }
 }
@@ -274,7 +277,7 @@ fn has_tag(cell: &Value, tag: &str) -> bool {
     cell["metadata"]["tags"].as_array().is_some_and(|tags| tags.iter().any(|one| one == tag))
 }
 
-/// Without what an execution leaves.
+/// Returns a cell without what an execution leaves in it.
 fn stripped(cell: &Value) -> Value {
     let mut cell = cell.clone();
     if cell["cell_type"] == "code" {
@@ -284,7 +287,7 @@ fn stripped(cell: &Value) -> Value {
     cell
 }
 
-/// A string of a notebook: one, or a list of lines with their line ends.
+/// Returns a text of a notebook, which is a string or a list of lines with their line ends.
 fn text(value: &Value) -> String {
     match value {
         Value::Array(lines) => lines.iter().filter_map(Value::as_str).collect(),
@@ -292,14 +295,14 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// As Jupyter writes it, so that saving a copy unchanged changes nothing.
+/// Returns a text as Jupyter writes it, so that saving a copy unchanged changes nothing.
 fn lines(text: &str) -> Value {
     text.split_inclusive('\n').collect()
 }
 
 fn text_of(notebook: &Value) -> Result<String> {
     let wide = serde_json::to_string_pretty(notebook)?;
-    // Jupyter indents by one space. No string of JSON holds a line end.
+    // Jupyter indents by one space. Strings in JSON hold no line ends, so every line starts with its indentation.
     let narrow = |line: &str| format!("{}\n", &line[(line.len() - line.trim_start_matches(' ').len()) / 2..]);
     Ok(wide.lines().map(narrow).collect())
 }

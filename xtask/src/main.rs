@@ -1,4 +1,4 @@
-//! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. Knows no tch, so that it builds in seconds.
+//! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 
 mod bench;
 mod bundle;
@@ -34,7 +34,7 @@ use paths::{Flavour, Paths};
 struct Cli {
     #[command(subcommand)]
     command: Option<Task>,
-    /// Handed on to JupyterLab, such as `-- --no-browser --port 9000`
+    /// Arguments for JupyterLab, such as `-- --no-browser --port 9000`
     #[arg(last = true)]
     jupyter: Vec<String>,
 }
@@ -50,17 +50,17 @@ enum Task {
     },
     /// Say what was found on this machine; each problem comes with its fix
     Doctor,
-    /// Set up, run notebooks in order through the real kernel, and write executed notebooks and one HTML report of all that
-    /// were executed in the profile
+    /// Set up, run notebooks in order through the real kernel, and write the executed notebooks and one HTML report
+    /// of the profile
     Run(notebooks::RunArgs),
-    /// Train students over a grid (lists by commas), with seeds, alone and distilled, and say whether distillation beats;
-    /// survives a kill
+    /// Train students over a grid (lists with commas) with several seeds, alone and distilled, and print a verdict; a
+    /// sweep that was killed goes on
     Sweep(Box<sweep::SweepArgs>),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
     Exercises(exercises::ExercisesArgs),
-    /// Measure speed and memory beside the article's loops and the best PyTorch we can write; prints ratios
+    /// Measure speed and memory beside the article's loops and the best PyTorch we can write
     Bench(bench::BenchArgs),
-    /// Set up, with Python's torch to compare with, then run every test, notebooks included
+    /// Set up, install Python's torch to compare with, then run every test, notebooks included
     Test(TestArgs),
     /// Start the Rust kernel in a warm build directory (Jupyter calls this)
     #[command(hide = true)]
@@ -72,23 +72,23 @@ enum Task {
 
 #[derive(Args)]
 struct SetupArgs {
-    /// libtorch for the CPU only, even where an NVIDIA driver is present
+    /// Install libtorch for the CPU only, even if there is an NVIDIA driver
     #[arg(long, conflicts_with = "cuda")]
     cpu: bool,
-    /// libtorch with CUDA, even where no NVIDIA driver was found
+    /// Install libtorch with CUDA, even if there is no NVIDIA driver
     #[arg(long)]
     cuda: bool,
     /// Set up without a network, from a file that `cargo lab bundle` made
     #[arg(long, value_name = "FILE", conflicts_with = "cuda")]
     bundle: Option<PathBuf>,
-    /// What `cargo lab test` needs, too: Python's torch, and what the kernel is compiled from
+    /// Install what `cargo lab test` needs, too: Python's torch, and the compiled crates of the kernel
     #[arg(long)]
     tests: bool,
 }
 
 #[derive(Args)]
 struct TestArgs {
-    /// Handed on to `cargo test --workspace`
+    /// Arguments for `cargo test --workspace`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
@@ -103,7 +103,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// What goes to JupyterLab is an argument too, so that clap takes a wrong command for one.
+/// Returns the error for a wrong command. clap takes such a command for an argument of JupyterLab, and would not name
+/// the commands.
 fn no_command() -> Option<clap::Error> {
     let mut cli = Cli::command();
     let first =
@@ -149,7 +150,7 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
     let status = tools::ends_with_us(&mut Command::new(paths.python()))
         .args(["-m", "jupyterlab"])
         .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
-        // The venv's own Python kernel is a dependency of JupyterLab and of no use here.
+        // JupyterLab brings a Python kernel along, which is of no use here.
         .arg("--KernelSpecManager.ensure_native_kernel=False")
         .arg("--KernelSpecManager.allowed_kernelspecs=kdlab")
         .arg("--MappingKernelManager.default_kernel_name=kdlab")

@@ -1,7 +1,7 @@
 """Executes one notebook through the kernel `kdlab`: `INPUT OUTPUT [--watch]`.
 
-Says what happens as JSON, one object a line, on stdout. Ends with 0 only if every cell did what it was written to do.
-The output file holds what was executed so far after each cell. With --watch it ends when its stdin does, so that it does
+Prints what happens as JSON on stdout, one object a line. Exits with 0 only if no cell failed that may not fail. After
+each cell the output file holds what was executed so far. With --watch it ends when its stdin closes, so that it does
 not outlive the program that started it.
 """
 import json
@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-# evcxr reports cells that fail through `?` or a panic as ok. `stop_marker.rs` makes it say the first on stderr.
+# evcxr reports cells that fail through `?` or a panic as ok. `stop_marker.rs` makes such a cell print this on stderr.
 STOPPED = re.compile(r"^\^ this (error|panic) ended the cell: nothing after it ran$", re.M)
 PANIC = re.compile(r"^thread '.*'( \(\d+\))? panicked at ", re.M)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -36,7 +36,7 @@ def stderr_of(outputs):
 
 
 def failure(outputs):
-    """The error of a cell, or None. Ordinary text on stderr is none."""
+    """Returns the error of a cell, or None. Ordinary text on stderr is no error."""
     for output in outputs:
         if output.output_type == "error":
             lines = COLOURS.sub("", "\n".join(output.traceback or [output.evalue])).strip()
@@ -44,7 +44,7 @@ def failure(outputs):
     text = stderr_of(outputs)
     stopped, panic = STOPPED.search(text), PANIC.search(text)
     if panic and (stopped is None or stopped[1] == "panic"):
-        # Without its first line: that tells a place in generated code.
+        # Without its first line, which names a place in generated code.
         message = text[panic.start():].split("\nstack backtrace:")[0].split("\n^ this ")[0]
         return "panic: " + message.partition("\n")[2].strip()
     if stopped:
@@ -71,8 +71,9 @@ def execute(source, target):
             cell.outputs, cell.execution_count = [], None
     code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
     folder = os.path.dirname(os.path.abspath(source))
-    # Cells take as long as they take; a cold build directory compiles the world before the kernel answers.
-    runner = Runner(notebook, timeout=None, startup_timeout=3600, kernel_name="kdlab", resources={"metadata": {"path": folder}})
+    # No limit for a cell. Before the kernel answers, a cold build directory compiles every crate.
+    resources = {"metadata": {"path": folder}}
+    runner = Runner(notebook, timeout=None, startup_timeout=3600, kernel_name="kdlab", resources=resources)
     if "--watch" in sys.argv:
         threading.Thread(target=end_with_stdin, args=[runner], daemon=True).start()
     clock = time.monotonic()
@@ -113,7 +114,7 @@ def execute(source, target):
 
 
 def end_with_stdin(runner):
-    """The program that started this one is gone: take the kernel, a process group of its own, along."""
+    """Ends the kernel, a process group of its own, and this program when the program that started it is gone."""
     while os.read(0, 4096):
         pass
     if runner.km is not None and runner.km.has_kernel:

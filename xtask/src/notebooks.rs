@@ -12,15 +12,16 @@ use crate::paths::Paths;
 use crate::progress::{self, Clock};
 use crate::{setup, steps, table};
 
-/// The article, step by step: what a first run shows. The experiments after it train a hundred students.
+/// The notebooks of a run without arguments: the article, step by step. The experiments after them train a hundred
+/// students.
 const WALK: [&str; 7] = ["1", "2", "3", "4", "5", "6", "7"];
 const REPORT: &str = include_str!("report.py");
 
 #[derive(Args)]
 pub struct RunArgs {
-    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: the article's walk, 1 to 7]
+    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: 1 to 7]
     notebooks: Vec<PathBuf>,
-    /// The experiments too: all of notebooks/
+    /// Run the experiments too: all of notebooks/
     #[arg(long, conflicts_with = "notebooks")]
     all: bool,
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
@@ -58,7 +59,7 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// Sets up what is missing, or fails over it; gives the profile to run in.
+/// Sets up what is missing, or fails if `no_setup`. Returns the profile to run in.
 pub fn ready(paths: &Paths, no_setup: bool, profile: Option<&str>) -> Result<String> {
     if no_setup {
         setup::require(paths)?;
@@ -68,8 +69,8 @@ pub fn ready(paths: &Paths, no_setup: bool, profile: Option<&str>) -> Result<Str
     paths.profile(profile)
 }
 
-/// Executes the notebooks in turn into the folder `executed`, up to the first that fails; then one report of all that
-/// lie there.
+/// Executes the notebooks in order into the folder `executed`, up to the first that fails. Then writes one report of
+/// all notebooks in that folder.
 pub fn execute_all(
     paths: &Paths,
     notebooks: &[PathBuf],
@@ -107,12 +108,12 @@ pub fn execute_all(
     Ok(())
 }
 
-/// `1 notebook`, `7 notebooks`.
+/// Returns a count such as `1 notebook` or `7 notebooks`.
 pub fn counted(notebooks: usize) -> String {
     format!("{notebooks} notebook{}", if notebooks == 1 { "" } else { "s" })
 }
 
-/// The notebooks of a folder, in the order of their names.
+/// Returns the notebooks of a folder, in the order of their names.
 fn all_in(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut all: Vec<PathBuf> = (entries.flatten().map(|entry| entry.path()))
@@ -122,7 +123,8 @@ fn all_in(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// The notebooks of `dir` meant by `wanted`, or all of them, in the order of their names. Folders below it don't count.
+/// Returns the notebooks of `dir` that `wanted` names, or all of them in the order of their names. Folders below
+/// `dir` do not count.
 pub fn find(dir: &Path, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let all = all_in(dir)?;
     if wanted.is_empty() {
@@ -154,7 +156,8 @@ pub fn find(dir: &Path, wanted: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether `name` means this file: a number the one notebook of that number, anything else the start of its name.
+/// Returns whether `name` means this file. A number means the notebook with that number, anything else the start of its
+/// name.
 fn is_meant(file: &str, name: &str) -> bool {
     let digits = file.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
     match name.parse::<u32>() {
@@ -163,7 +166,7 @@ fn is_meant(file: &str, name: &str) -> bool {
     }
 }
 
-/// One page that needs nothing from the network.
+/// Writes one page that needs nothing from the network.
 fn make_report(paths: &Paths, title: &str, report: &Path, notebooks: &[PathBuf]) -> Result<()> {
     progress::status("writing the report");
     let mut command = Command::new(paths.python());

@@ -1,4 +1,4 @@
-//! Where everything lies, and the environment that kernels and tests are given.
+//! Where everything lies, and the environment of kernels and tests.
 
 use std::env;
 use std::ffi::OsString;
@@ -34,7 +34,8 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// `KDLAB_ROOT`, else the workspace that cargo started this program from, else the nearest one above the current folder.
+    /// Finds the repository: `KDLAB_ROOT`, else the workspace that cargo started this program from, else the nearest
+    /// one above the current folder.
     pub fn find() -> Result<Paths> {
         let named = tools::set("KDLAB_ROOT").map(PathBuf::from);
         let from_cargo = tools::set("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -78,7 +79,7 @@ impl Paths {
         self.kdlab.join("bin/kdlab-kernel")
     }
 
-    /// The copy of this program that the kernelspec names, so that `cargo clean` does not take the kernel away.
+    /// The copy of this program that the kernelspec names, so that `cargo clean` does not remove the kernel.
     pub fn lab(&self) -> PathBuf {
         self.kdlab.join("bin/lab")
     }
@@ -108,7 +109,7 @@ impl Paths {
         self.kdlab.join("logs").join(format!("{step}.log"))
     }
 
-    /// `KDLAB_CACHE`, else the user's cache folder + `kdlab`.
+    /// Returns `KDLAB_CACHE`, else `kdlab` in the user's cache folder.
     pub fn cache(&self) -> Result<PathBuf> {
         if let Some(dir) = tools::set("KDLAB_CACHE") {
             return absolute(Path::new(&dir));
@@ -123,23 +124,23 @@ impl Paths {
         absolute(&base.join("kdlab"))
     }
 
-    /// What a bundle was unpacked to, if this machine was set up from one.
+    /// The folder of the unpacked bundle, if this machine was set up from one.
     pub fn bundle(&self) -> PathBuf {
         self.kdlab.join("bundle")
     }
 
-    /// The bundle's sources of Rust's own library: below this folder cargo finds the crates that they need.
+    /// The bundle's sources of Rust's standard library. Below this folder cargo finds the crates that they need.
     pub fn rust_library(&self) -> Option<PathBuf> {
         Some(self.bundle().join("rust-src/library")).filter(|library| library.is_dir())
     }
 
-    /// `KDLAB_DATA`, else the data of the bundle, if it holds some.
+    /// Returns `KDLAB_DATA`, else the data of the bundle, if it holds some.
     pub fn data(&self) -> Option<PathBuf> {
         let bundled = || fs::read_dir(self.bundle().join("data")).ok()?.flatten().next().map(|entry| entry.path());
         tools::set("KDLAB_DATA").map(PathBuf::from).or_else(bundled)
     }
 
-    /// `KDLAB_RUNS`, else `runs/` in the repository.
+    /// Returns `KDLAB_RUNS`, else `runs/` in the repository.
     pub fn runs(&self) -> Result<PathBuf> {
         match tools::set("KDLAB_RUNS") {
             Some(dir) => absolute(Path::new(&dir)),
@@ -147,13 +148,14 @@ impl Paths {
         }
     }
 
-    /// The flavour of libtorch that set-up installed, if it did.
+    /// Returns the flavour of libtorch that set-up installed, or `None` if there is none.
     pub fn flavour(&self) -> Option<Flavour> {
         let stamp = fs::read_to_string(self.stamp("libtorch")).ok()?;
         if stamp.contains("cuda") { Some(Flavour::Cuda) } else { Some(Flavour::Cpu) }
     }
 
-    /// `wanted`, else `KDLAB_PROFILE`, else article where both the driver and libtorch know CUDA, else laptop.
+    /// Returns `wanted`, else `KDLAB_PROFILE`, else `article` if there is a driver and a libtorch for CUDA, else
+    /// `laptop`.
     pub fn profile(&self, wanted: Option<&str>) -> Result<String> {
         let from_environment = tools::set("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
         let profile = match wanted.map(str::to_owned).or(from_environment) {
@@ -167,7 +169,8 @@ impl Paths {
         Ok(profile)
     }
 
-    /// The environment of kernels, JupyterLab and tests: everything inside the repository and the user's cache folder.
+    /// Returns the environment of kernels, JupyterLab and tests. It keeps everything inside the repository and the
+    /// user's cache folder.
     pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
         let jupyter = self.jupyter();
         let mut path = vec![self.venv().join("bin")];
@@ -196,11 +199,11 @@ impl Paths {
     }
 }
 
-/// For glibc's malloc, other systems pass over it: keep what is freed, up to 2 GiB. By default tensors above 32 MB go back to the
-/// system at once, and every page of the next one is fetched and cleared anew; docs/log.md says what that costs.
+/// Makes glibc's malloc keep freed memory, up to 2 GiB; other systems ignore it. By default glibc returns tensors above
+/// 32 MB to the system at once, which then has to clear every page of the next one (docs/log.md has the cost).
 pub const ALLOCATOR: &str = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=2147483648";
 
-/// What would stop cargo or the kernel later, with what to do.
+/// Fails if something would stop cargo or the kernel later, and says what to do.
 pub fn check(paths: &Paths) -> Result<()> {
     check_root(paths)?;
     if !tools::in_path("rustc") {
@@ -209,7 +212,7 @@ pub fn check(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Whether linkers and search paths can take the repository's path.
+/// Fails if linkers or search paths cannot take the repository's path.
 pub fn check_root(paths: &Paths) -> Result<()> {
     let root = paths.root.display().to_string();
     if let Some(bad) = root.chars().find(|c| c.is_whitespace() || ":;,\"'`$\\".contains(*c)) {

@@ -10,6 +10,7 @@ use std::time::Instant;
 pub struct Clock(Instant);
 
 impl Clock {
+    /// Starts a clock.
     pub fn start() -> Clock {
         Clock(Instant::now())
     }
@@ -21,7 +22,7 @@ impl fmt::Display for Clock {
     }
 }
 
-/// `12.3 s`, or `4 min 05 s` from two minutes on.
+/// Returns a duration as `12.3 s`, or as `4 min 05 s` from two minutes on.
 pub fn seconds(seconds: f64) -> String {
     if seconds < 120.0 {
         format!("{seconds:.1} s")
@@ -31,7 +32,7 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
-/// `1.2 GB`, `34 MB`.
+/// Returns a size as `1.2 GB` or `34 MB`.
 pub fn size(bytes: u64) -> String {
     if bytes >= 1_000_000_000 { format!("{:.1} GB", bytes as f64 / 1e9) } else { format!("{} MB", bytes / 1_000_000) }
 }
@@ -48,7 +49,7 @@ pub fn line(text: &str) {
     let _ = std::io::stdout().flush();
 }
 
-/// Shows a status line that the next line replaces. Does nothing where stdout is not a terminal.
+/// Shows a status line that the next line replaces. Does nothing if stdout is not a terminal.
 pub fn status(text: &str) {
     let _guard = STATUS.lock();
     if std::io::stdout().is_terminal() {
@@ -58,6 +59,7 @@ pub fn status(text: &str) {
     }
 }
 
+/// Returns whether stdout is a terminal.
 pub fn on_terminal() -> bool {
     std::io::stdout().is_terminal()
 }

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of several executed notebooks: `TARGET TITLE NOTEBOOK...`. Fetches nothing, when made or read."""
+"""Makes one HTML page of executed notebooks: `TARGET TITLE NOTEBOOK...`. Making and reading it needs no network."""
 import html
 import os
 import re
@@ -8,14 +8,14 @@ import nbformat
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
-# Code first, so that a dollar in it stays one; then what folds away, display and inline formulas.
+# Code comes first, so that a dollar sign in it stays one; then `details` elements, display and inline formulas.
 APART = re.compile(
     r"(```.*?```|`[^`\n]*`)|(<details>\s*<summary>.*?</summary>|</details>)"
     r"|\$\$(.+?)\$\$|(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\w)",
     re.S,
 )
 
-# The template cuts long lines of code and breaks what cells print in the middle of words.
+# The template hides the ends of long lines of code, and breaks the output of cells in the middle of words.
 STYLE = """<style>
 .jp-InputArea-editor { overflow-x: auto; }
 .jp-RenderedText pre { word-break: normal; overflow-wrap: break-word; }
@@ -23,8 +23,10 @@ STYLE = """<style>
 
 
 def without_html(text, kept):
-    """Puts a word in the place of each formula and of each end of what folds away, and their HTML into `kept`: the exporter
-    takes MathML apart, and closes a `details` where its summary ends."""
+    """Replaces each formula and each end of a `details` element by a word, and puts their HTML into `kept`.
+
+    The exporter would change MathML, and close a `details` where its summary ends.
+    """
     def replace(match):
         code, fold, display, inline = match.groups()
         if code:
@@ -34,7 +36,7 @@ def without_html(text, kept):
         except Exception:
             return match[0]
         word = f"kdlabKept{len(kept) - 1}x"
-        # A comment is no paragraph: what folds away holds some.
+        # As a comment, because a `details` holds paragraphs and cannot be part of one.
         return f"\n\n<!--{word}-->\n\n" if fold else word
 
     return APART.sub(replace, text)

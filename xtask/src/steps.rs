@@ -1,4 +1,5 @@
-//! One step of set-up: skipped when its stamp matches, redone cleanly when it was interrupted, its output kept in a log.
+//! One step of set-up. It is skipped when its stamp matches and done again from its start when it was interrupted; a
+//! log keeps its output. And the operations on files that steps are made of.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,25 +15,26 @@ use crate::paths::Paths;
 use crate::progress::{self, Clock};
 use crate::tools;
 
-/// How often a long step says that it is alive where there is no terminal to show a status line on.
+/// Without a terminal for a status line, a long step prints a line this often.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
+/// One step of set-up.
 pub struct Step<'a> {
     pub name: &'static str,
-    /// What is about to happen, for people.
+    /// What is about to happen, in words for people.
     pub what: String,
-    /// The versions the step installs: it is skipped while the stamp of the last success says the same.
+    /// The versions that the step installs. It is skipped while the stamp of its last success says the same.
     pub version: String,
     pub paths: &'a Paths,
 }
 
 impl Step<'_> {
-    /// True while what the step made is still there (`artefact`) and is what this version of set-up would make.
+    /// Returns whether what the step made (`artefact`) is still there and is what this version of set-up would make.
     pub fn is_done(&self, artefact: &Path) -> bool {
         artefact.exists() && fs::read_to_string(self.paths.stamp(self.name)).is_ok_and(|stamp| stamp == self.version)
     }
 
-    /// Runs `action` unless the step is done. The stamp is taken away first and written last.
+    /// Runs `action` unless the step is done. Removes the stamp first and writes it last.
     pub fn run(&self, artefact: &Path, action: impl FnOnce() -> Result<()>) -> Result<()> {
         if self.is_done(artefact) {
             return Ok(());
@@ -49,7 +51,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Runs a program with its output in the step's log. A failure shows the end of that log.
+    /// Runs a program and appends its output to the step's log. The error of a failure shows the end of that output.
     pub fn command(&self, command: &mut Command) -> Result<()> {
         let path = self.paths.log(self.name);
         create_dir(path.parent())?;
@@ -97,7 +99,7 @@ impl Step<'_> {
     }
 }
 
-/// Copies a pipe into the log line by line and keeps the last lines at hand.
+/// Copies a pipe into the log line by line and keeps the last 12 lines in `last`.
 fn follow(pipe: impl Read, log: &Mutex<File>, last: &Mutex<Vec<String>>) {
     for text in BufReader::new(pipe).split(b'\n').map_while(|line| line.ok()) {
         let text = String::from_utf8_lossy(&text).trim_end().to_owned();
@@ -112,6 +114,7 @@ fn follow(pipe: impl Read, log: &Mutex<File>, last: &Mutex<Vec<String>>) {
     }
 }
 
+/// Creates a folder and those above it. `None` is fine.
 pub fn create_dir(dir: Option<&Path>) -> Result<()> {
     match dir {
         Some(dir) => fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display())),
@@ -119,7 +122,7 @@ pub fn create_dir(dir: Option<&Path>) -> Result<()> {
     }
 }
 
-/// Removes a file, a link or a whole folder; what is not there is fine.
+/// Removes a file, a link or a whole folder. It is fine if there is nothing.
 pub fn remove(path: &Path) -> Result<()> {
     let done = match fs::symlink_metadata(path) {
         Err(_) => return Ok(()),
@@ -129,7 +132,7 @@ pub fn remove(path: &Path) -> Result<()> {
     done.with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// Writes beside the target and renames, so that a reader sees the old text or the new.
+/// Writes a file. It writes beside the target and renames, so that a reader sees the old text or the new one.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(());
@@ -140,13 +143,13 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
     fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Takes `dir` away and puts `beside` in its place.
+/// Removes `dir` and puts `beside` in its place.
 pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
     remove(dir)?;
     fs::rename(beside, dir).with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
 }
 
-/// Bytes on disk below `dir`; files with several names count once.
+/// Returns the bytes on disk below `dir`. A file with several names counts once.
 pub fn disk_usage(dir: &Path) -> u64 {
     fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
         use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-//! `cargo lab sweep`: a grid of fits without Jupyter. What is given here replaces the values of the profile.
+//! `cargo lab sweep`: a grid of fits without Jupyter. Options replace the values of the profile.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -12,18 +12,20 @@ use crate::{progress, setup, tools};
 
 #[derive(Args)]
 pub struct SweepArgs {
-    /// Of the sweep and of its folder: one that was run before goes on, with those of its runs that still fit
+    /// The name of the sweep and of its folder. A sweep that was run before goes on, with those of its runs that
+    /// still fit
     name: String,
-    /// Each decides first weights, order of batches and which images have labels; 3 are the least for a verdict [default: 0,1,2]
+    /// Seeds: each decides the first weights, the order of batches and which images have labels; a verdict needs at
+    /// least 3 [default: 0,1,2]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// How the student is held to its teacher [default: kd]
+    /// The distillation loss [default: kd]
     #[arg(long, value_delimiter = ',', value_parser = ["kd", "dkd", "standardised-kd"])]
     method: Vec<String>,
     /// Temperatures, above 0 [default: 4]
     #[arg(short = 'T', long, value_delimiter = ',')]
     temperature: Vec<f64>,
-    /// Weights of the teacher, 0 to 1 [default: 0.9]
+    /// Weights of the teacher's term, 0 to 1 [default: 0.9]
     #[arg(long, value_delimiter = ',')]
     alpha: Vec<f64>,
     /// Shares of the images that have a label [default: 1]
@@ -32,13 +34,13 @@ pub struct SweepArgs {
     /// Shares of these labels that are wrong [default: 0]
     #[arg(long, value_delimiter = ',')]
     noise: Vec<f64>,
-    /// Flips and shifts: none, or the teacher judges the same view as the student sees, or one apart [default: none]
+    /// Flips and shifts: none; the teacher judges the same view that the student sees; or a view apart [default: none]
     #[arg(long, value_delimiter = ',', value_parser = ["none", "same", "apart"])]
     augmentation: Vec<String>,
-    /// Whose labels the teacher's head was trained on: all of the training split, or the student's [default: all]
+    /// Labels that the teacher's head is trained on: all of the training split, or the student's [default: all]
     #[arg(long, value_delimiter = ',', value_parser = ["all", "student"])]
     teacher: Vec<String>,
-    /// A class, by its number, of which the students see no image
+    /// The number of a class of which the students see no image
     #[arg(long)]
     omitted: Option<u64>,
     /// Training images [default: all of the profile]
@@ -59,7 +61,7 @@ pub struct SweepArgs {
 }
 
 impl SweepArgs {
-    /// What was given, as fields of the crate's `Sweep`.
+    /// Returns the options that were given, as fields of the crate's `Sweep`.
     fn fields(&self) -> Value {
         let axes = [
             ("seeds", json!(self.seeds)),
@@ -83,7 +85,7 @@ impl SweepArgs {
     }
 }
 
-/// Compiles and starts the crate's own program for it: this one knows no tch.
+/// Compiles and starts the crate's own program for sweeps, because this one does not use tch.
 pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     setup::set_up(paths, None)?;
     let program = paths.root.join("target/debug/sweep");
@@ -91,7 +93,7 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
         progress::line("compiling the program for sweeps, once: three to six minutes on two cores, 0.7 GB");
     }
     let built = tools::ends_with_us(tools::as_without_cargo(&mut Command::new(tools::cargo())))
-        // With the features of all members together, as set-up and the tests compile: nothing is compiled twice.
+        // With the features of all members together, as set-up and the tests do: nothing is compiled twice.
         .args(["build", "--workspace", "--bin", "sweep"])
         .current_dir(&paths.root)
         .envs(paths.environment()?)
@@ -101,7 +103,8 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     if !built.success() {
         bail!("the program for sweeps does not compile; the reason stands above");
     }
-    // In place of this process: a signal to `cargo lab sweep` then ends the training itself, and nothing trains on behind it.
+    // In place of this process: a signal to `cargo lab sweep` then ends the training, and nothing goes on in the
+    // background.
     let error = Command::new(program)
         .arg(args.fields().to_string())
         .envs(paths.environment()?)

@@ -10,7 +10,7 @@ use crate::progress::{self, seconds};
 
 const HEADINGS: [&str; 6] = ["model", "validation", "test", "parameters", "MACs", "time"];
 
-/// Prints the table; a run of some notebooks only may have left no results.
+/// Prints the table. A run of only some notebooks may have left no results.
 pub fn print(path: &Path) -> Result<()> {
     let Ok(text) = fs::read_to_string(path) else {
         progress::line(&format!("no table of results: notebook 4 writes {}", path.display()));
@@ -46,7 +46,7 @@ fn lines(rows: &[Value]) -> Vec<String> {
     cells.iter().map(format).collect()
 }
 
-/// `264,618`, `23.5 M`, `4.09 G`.
+/// Returns a count as `264,618`, `23.5 M` or `4.09 G`.
 fn short(value: f64) -> String {
     match value {
         v if v >= 1e9 => format!("{:.2} G", v / 1e9),
@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn columns_line_up_and_gaps_are_dashes() {
         let rows = [
-            json!({"model": "teacher", "val_accuracy": 0.9, "test_accuracy": 0.8925, "parameters": 23_528_522, "macs": 4.09e9, "seconds": 125.0}),
+            json!({"model": "teacher", "val_accuracy": 0.9, "test_accuracy": 0.8925, "parameters": 23_528_522,
+                "macs": 4.09e9, "seconds": 125.0}),
             json!({"model": "student alone", "val_accuracy": 0.7, "parameters": 264_618}),
         ];
         let lines = lines(&rows);

@@ -1,5 +1,6 @@
-//! Bundles: what was packed comes out, and nothing comes out of one that is damaged, of another machine or of another
-//! version of the repository. Without a network. `.ci/offline` sets a machine up from a real one.
+//! Bundles: unpacking gives what was packed. A bundle that is damaged, or was made for another machine or another
+//! version of the repository, is refused. No test uses the network; `.ci/offline` sets a machine up from a real
+//! bundle.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ fn scene() -> Scene {
     let bundle = folder.path().join("bundle.tar");
     let manifest = r#"{"commit": "abc1234", "steps": {"venv": "jupyterlab==1"}}"#;
     let contents = ["data/mine", "cache/x"].map(|place| format!("{place}={}", data.display()));
-    let packed =
-        python(&[SCRIPT, "--pack", text(&root), text(&bundle), manifest, contents[0].as_str(), contents[1].as_str()]);
+    let [data, cache] = contents.each_ref().map(String::as_str);
+    let packed = python(&[SCRIPT, "--pack", text(&root), text(&bundle), manifest, data, cache]);
     assert!(packed.status.success(), "{packed:?}");
     Scene { _folder: folder, root, bundle }
 }
@@ -54,8 +55,8 @@ fn unpack(scene: &Scene) -> Output {
     python(&[SCRIPT, "--unpack", text(&scene.root), text(&scene.bundle)])
 }
 
-/// `lab setup --bundle` must end with all of `wanted` said, and leave nothing: neither half a bundle nor a cargo that is
-/// sent to one.
+/// Asserts that `lab setup --bundle` fails with all texts of `wanted` in its message, and leaves nothing: no
+/// incomplete bundle, and no cargo configuration that names one.
 fn refused(scene: &Scene, wanted: &[&str]) {
     let output = Command::new(env!("CARGO_BIN_EXE_lab"))
         .args(["setup", "--bundle"])
@@ -74,7 +75,8 @@ fn refused(scene: &Scene, wanted: &[&str]) {
     }
 }
 
-/// Makes the bundle anew by this Python, which finds `old`, the parts of the old one by name, and `add(name, bytes)`.
+/// Writes the bundle again after a Python script changed it. The script finds the old parts by name in `old`, the
+/// manifest in `manifest`, and can replace the part `data` by `inner(name)`.
 fn forge(scene: &Scene, script: &str) {
     let frame = "
 import gzip, hashlib, io, json, sys, tarfile
@@ -110,7 +112,7 @@ fn what_was_packed_comes_out() {
     let one = fs::read_to_string(kdlab.join("bundle/data/mine/deep/one.bin")).expect("it was unpacked");
     assert_eq!(one, "one".repeat(100_000));
     assert!(kdlab.join("bundle/cache/x/deep/one.bin").is_file());
-    assert!(!kdlab.join("bundle/data/mine/two.part").exists(), "half a download is no data");
+    assert!(!kdlab.join("bundle/data/mine/two.part").exists(), "an incomplete download is no data");
     assert!(!kdlab.join("bundle/data/mine/.two.lock").exists());
     assert!(fs::read_to_string(kdlab.join("offline.toml")).expect("cargo is told").contains(".kdlab/bundle/crates"));
     assert!(!kdlab.join("bundle.parts").exists() && !kdlab.join("bundle.new").exists());
@@ -127,7 +129,7 @@ fn one_flipped_byte_is_found_in_its_part() {
 fn a_copy_that_broke_off_is_refused() {
     let scene = scene();
     let bytes = fs::read(&scene.bundle).expect("it is there");
-    // Within the first part; at its end; and before the manifest ends.
+    // Cut within the first part, at its end, and before the manifest ends.
     for length in [bytes.len() / 2, 2048, 700, 0] {
         fs::write(&scene.bundle, &bytes[..length]).expect("it can be written");
         refused(&scene, &["bundle.tar"]);

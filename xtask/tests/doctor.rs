@@ -1,10 +1,10 @@
-//! What `cargo lab` says at once: the doctor, where parts of a machine are made up, and wrong commands.
+//! What `cargo lab` says at once: the doctor on a machine with made-up parts, and wrong commands.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-/// A driver that libtorch cannot use leaves everything on the CPU without a word: the doctor says it.
+/// With a driver that libtorch cannot use, everything silently runs on the CPU: the doctor has to say so.
 #[test]
 fn a_driver_that_libtorch_cannot_use_is_a_problem() {
     let root = tempfile::tempdir().unwrap();
@@ -45,7 +45,7 @@ fn a_wrong_command_is_told_the_right_ones() {
     assert!(!fine && text.contains("--fast") && !text.contains("no command"), "{text}");
 }
 
-/// Eight minutes of set-up ended in a backtrace that never named the space.
+/// A linker would fail after minutes of set-up, with a backtrace that does not name the space.
 #[test]
 fn a_path_that_linkers_cannot_take_is_refused_before_anything_is_compiled() {
     let folder = tempfile::tempdir().unwrap();
@@ -61,7 +61,7 @@ fn a_path_that_linkers_cannot_take_is_refused_before_anything_is_compiled() {
     assert!(!root.join(".kdlab").exists());
 }
 
-/// Shells find rustup's folder by a profile; desktops and services start programs without.
+/// Shells find rustup's folder through a profile; desktops and services do not.
 #[test]
 fn cargo_beside_path_is_found() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The exercises as students and instructors get them. The kernel's part needs `cargo lab setup` to have been run.
+//! The exercises as students and instructors get them. Two of the tests need a finished `cargo lab setup`.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn the_students_copies_are_what_their_sources_give() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// All that a check is for: solutions pass, and untouched todos and the usual mistakes are told in its words.
+/// What a check is for: solutions pass, and it explains untouched todos and the usual mistakes in its own words.
 #[test]
 fn checks_pass_solutions_and_tell_wrong_answers_apart() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../notebooks/exercises/source");
@@ -59,7 +59,7 @@ fn instructors_get_executed_copies_with_notes() {
     }
     let report = fs::read_to_string(folder.join("report.html")).expect("the report is written");
     assert!(report.contains("For the instructor") && report.contains("Right: +1.30 points"));
-    // Hints are inside of what folds away.
+    // Hints are inside a `details` element.
     let folded =
         |part: &str| part.split("</details>").next().is_some_and(|inside| inside.contains("differences.iter().sum"));
     assert!(report.split("<summary>Hint</summary>").skip(1).any(folded));

@@ -1,4 +1,4 @@
-//! The run of notebooks through the real kernel, as people start it. Needs `cargo lab setup` to have been run.
+//! Runs of notebooks through the real kernel, as people start them. Needs a finished `cargo lab setup`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Cells that start like this may fail: the notebook goes on after them.
+/// A cell that starts like this may fail: the notebook goes on after it.
 const MAY_FAIL: &str = "// may fail";
 
-/// Runs `lab run --no-setup` on one notebook with these cells; gives the whole output and the folder of results.
+/// Runs `lab run --no-setup` on one notebook with these cells, with its results in `folder`. Returns its whole output.
 fn run(folder: &TempDir, name: &str, cells: &[&str]) -> Output {
     run_on("live", folder, name, cells)
 }
@@ -67,7 +67,7 @@ fn failing_cells_fail() {
         &["let a = 1;", question, "println!(\"not reached\");"],
         &["question, cell 2 of 3", "KdLoss::new(-1.0, 0.5)", "temperature must be > 0, got -1"],
     );
-    // What ran before the failure is kept, and nothing after it ran.
+    // The notebook holds what ran up to the failure, and nothing after it ran.
     let cells = executed(&folder, "question.ipynb")["cells"].clone();
     assert!(cells[1]["outputs"].to_string().contains("temperature must be > 0"), "{cells}");
     assert_eq!(cells[2]["outputs"], json!([]));
@@ -87,7 +87,8 @@ fn good_cells_pass_and_the_report_stands_alone() {
     let cells = [
         "let t = Tensor::from_slice(&[1f32, 2.0]);",
         "eprintln!(\"error: ordinary chatter on stderr\"); let n = 3; println!(\"n is {n} {}\", n + 1); println!();",
-        "fn half(x: i32) -> Result<i32, String> { if x % 2 == 0 { Ok(x / 2) } else { Err(\"odd\".into()) } }\nlet h = half(84)?; h",
+        "fn half(x: i32) -> Result<i32, String> { if x % 2 == 0 { Ok(x / 2) } else { Err(\"odd\".into()) } }\n\
+         let h = half(84)?; h",
         "let caught = half(3); if let Err(error) = &caught { eprintln!(\"{}\", error); }",
     ];
     let output = run(&folder, "good.ipynb", &cells);
@@ -122,18 +123,18 @@ fn a_failed_cell_loses_nothing() {
     assert!(cells[4]["outputs"].to_string().contains("still 264618 of 264618"), "{cells}");
 }
 
-/// Every notebook of the course, in order, in the profile that takes seconds; gives what it printed.
+/// Runs notebooks of the course in the profile that takes seconds. Returns what `lab` printed.
 fn course(runs: &TempDir, kernel: &str, notebooks: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
     command.args(["run", "--no-setup", "--profile", "smoke"]).args(notebooks);
-    // Two courses run at once: with a thread each they don't slow each other down.
+    // Two courses run at once. With one thread each they do not slow each other down.
     command.env("KDLAB_RUNS", runs.path()).env("KDLAB_KERNEL", kernel).env("OMP_NUM_THREADS", "1");
     let output = command.output().expect("lab starts");
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
 }
 
-/// The outputs of a notebook of the course.
+/// Returns the outputs of a notebook of the course.
 fn outputs(runs: &TempDir, name: &str) -> Vec<Value> {
     let path = runs.path().join("smoke/executed").join(name).with_extension("ipynb");
     let text = fs::read_to_string(path).expect("the executed notebook is written");
@@ -162,7 +163,7 @@ fn figures(runs: &TempDir, names: &[&str]) -> Vec<usize> {
 #[test]
 fn the_course_runs() {
     let runs = TempDir::new().expect("a temporary folder");
-    // Without names it is the article's walk.
+    // Without names it runs notebooks 1 to 7.
     let said = course(&runs, "live", &[]);
     for row in ["teacher efficientnet-lite0", "student alone", "student distilled", "cargo lab run --all"] {
         assert!(said.contains(row), "{row} is missing in: {said}");
@@ -197,7 +198,7 @@ fn the_workshop_runs() {
     let runs = TempDir::new().expect("a temporary folder");
     course(&runs, "live", &[&["02_teacher"], &WORKSHOP[..]].concat());
     assert_eq!(figures(&runs, &WORKSHOP), [5, 1, 0, 1, 0, 1, 5]);
-    // Every sweep came to verdicts, whatever they are in so small a run.
+    // Every sweep prints a verdict; which one does not matter in so small a run.
     for name in &WORKSHOP[1..6] {
         let said = Value::from(outputs(&runs, name)).to_string();
         let verdicts = ["BEATS", "DOES NOT BEAT", "INCONCLUSIVE"];
@@ -205,11 +206,11 @@ fn the_workshop_runs() {
     }
 }
 
-/// The same notebooks without live parts, on evcxr_jupyter as it is.
+/// The same notebooks run without live parts on evcxr_jupyter as it is.
 #[test]
 fn the_course_runs_on_stock_evcxr_jupyter() {
     let runs = TempDir::new().expect("a temporary folder");
-    // Of the sweeps one is enough.
+    // One of the sweeps is enough.
     let names = [&ARTICLE[..5], &WORKSHOP[1..2]].concat();
     course(&runs, "stock", &names);
     assert_eq!(figures(&runs, &names), [2, 2, 0, 3, 3, 1]);
@@ -217,7 +218,7 @@ fn the_course_runs_on_stock_evcxr_jupyter() {
     assert!(sweep.contains("few-labels run 15/15"), "a sweep prints its runs: {sweep}");
     let fits = Value::from(outputs(&runs, "04_distillation")).to_string();
     assert!(fits.contains("student-distilled  2/2  train"), "a fit prints its epochs: {fits}");
-    // There, too, a cell that fails stops the run.
+    // A cell that fails stops the run there, too.
     let folder = TempDir::new().expect("a temporary folder");
     let output = run_on("stock", &folder, "question.ipynb", &["let kd = KdLoss::new(-1.0, 0.5)?;", "1 + 1"]);
     assert!(!output.status.success());

@@ -1,4 +1,4 @@
-//! What `cargo lab` leaves behind when it is told to end: nothing. Needs `cargo lab setup` to have been run.
+//! `cargo lab` leaves nothing behind when it is ended. Needs a finished `cargo lab setup`.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-/// In the environment of all that a test starts.
+/// A variable in the environment of every process that a test starts.
 const MARK: &str = "KDLAB_TEST_MARK";
 
 fn start(folder: &Path, args: &[&str]) -> Child {
@@ -21,7 +21,7 @@ fn start(folder: &Path, args: &[&str]) -> Child {
         .expect("lab starts")
 }
 
-/// Command lines of processes with the mark, without those that only wait to be buried.
+/// Returns the command lines of processes with the mark. Zombies have no environment, so they do not count.
 fn marked(folder: &Path) -> Vec<String> {
     let mark = format!("{MARK}={}", folder.display());
     let line = |process: fs::DirEntry| {
@@ -57,7 +57,8 @@ fn a_run_that_is_ended_leaves_no_process() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let begun = folder.path().join("begun");
     let source = format!("std::fs::write({begun:?}, \"\")?; loop {{ std::hint::black_box(0); }}");
-    let cell = json!({"cell_type": "code", "id": "a", "execution_count": null, "metadata": {}, "outputs": [], "source": source});
+    let cell = json!({"cell_type": "code", "id": "a", "execution_count": null, "metadata": {}, "outputs": [],
+        "source": source});
     let notebook = folder.path().join("endless.ipynb");
     let text = json!({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).to_string();
     fs::write(&notebook, text).expect("it can be written");

@@ -7,7 +7,7 @@ import shutil
 import sys
 import zipfile
 
-# Of torch's CUDA wheel, what runs on a CPU; of the two NVIDIA wheels, what libtorch_cpu is linked against.
+# From torch's CUDA wheel what runs on a CPU; from the two NVIDIA wheels what libtorch_cpu is linked against.
 WANTED = re.compile(
     r"torch/(include/.*"
     r"|lib/(libtorch|libtorch_cpu|libc10|libshm|libgomp|libomp)[^/]*\.(so|dylib)[^/]*"
