@@ -8,10 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::files;
 use crate::paths::{Flavour, Paths};
 use crate::progress::{self, Clock};
 use crate::setup::{self, compile, libtorch, python, weights};
-use crate::steps::{self, Step};
+use crate::steps::Step;
 use crate::tools;
 
 /// The Pythons that set-up accepts: a laptop may have any of them.
@@ -31,9 +32,9 @@ pub fn make(paths: &Paths, file: Option<&Path>) -> Result<()> {
         bail!("{} cannot be written: name a file in a folder that is there", file.display());
     }
     let fetched = paths.kdlab.join("bundle.fetched");
-    steps::remove(&fetched)?;
+    files::remove(&fetched)?;
     let made = collect(paths, &fetched).and_then(|contents| pack(paths, &file, &contents));
-    steps::remove(&fetched)?;
+    files::remove(&fetched)?;
     made?;
     let bytes = fs::metadata(&file).with_context(|| format!("cannot read {}", file.display()))?.len();
     progress::line(&format!("{}: {}, in {clock}", file.display(), progress::size(bytes)));

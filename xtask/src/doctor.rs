@@ -10,7 +10,7 @@ use crate::paths::{self, Flavour, Paths};
 use crate::progress;
 use crate::setup::{self, libtorch, weights};
 use crate::tools::{self, first_line};
-use crate::{slots, steps};
+use crate::{files, slots};
 
 /// Bytes of disk that set-up and runs need besides what is installed.
 const WANTED_DISK: u64 = 4_000_000_000;
@@ -196,7 +196,7 @@ fn data(paths: &Paths, report: &mut Report) -> Result<()> {
 }
 
 fn disk(paths: &Paths, report: &mut Report) {
-    let used = progress::size(steps::disk_usage(&paths.kdlab));
+    let used = progress::size(files::disk_usage(&paths.kdlab));
     let Ok(found) = rustix::fs::statvfs(&paths.root) else {
         report.note("disk", &format!("{used} in .kdlab; free space unknown"));
         return;

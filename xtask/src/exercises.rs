@@ -12,10 +12,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::execute::execute;
+use crate::files;
 use crate::notebooks;
 use crate::paths::Paths;
 use crate::progress::{self, Clock};
-use crate::steps;
 
 /// The marks of a solution, as in nbgrader. The text after the colon becomes the text of the student's `todo!`.
 const BEGIN: &str = "// BEGIN SOLUTION";
@@ -50,12 +50,12 @@ pub fn run(paths: &Paths, args: &ExercisesArgs) -> Result<()> {
     }
     let profile = notebooks::ready(paths, args.no_setup, args.profile.as_deref())?;
     let out = paths.runs()?.join(&profile).join(if args.instructor { "instructor" } else { "answers" });
-    steps::create_dir(Some(&out))?;
+    files::create_dir(Some(&out))?;
     let made = if args.instructor { instructor } else { answers };
     let mut notebooks = Vec::new();
     for source in &sources {
         let target = out.join(file_name(source));
-        steps::write(&target, &text_of(&made(&read(source)?).with_context(|| file_name(source))?)?)?;
+        files::write(&target, &text_of(&made(&read(source)?).with_context(|| file_name(source))?)?)?;
         notebooks.push(target);
     }
     if args.instructor {
@@ -94,7 +94,7 @@ fn students(folder: &Path, sources: &[PathBuf], check: bool) -> Result<()> {
         if is_answered(&old) {
             bail!("{} has answers in it: put it elsewhere first", target.display());
         }
-        steps::write(&target, &copy)?;
+        files::write(&target, &copy)?;
         progress::line(&format!("wrote {}", file_name(source)));
     }
     if !stale.is_empty() {

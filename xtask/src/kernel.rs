@@ -1,4 +1,4 @@
-//! The kernel as Jupyter starts it: in a warm build directory, with libtorch and the prelude at hand.
+//! Starts the kernel for Jupyter: in a warm build directory, with libtorch and the prelude in place.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -9,30 +9,30 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use crate::files;
 use crate::paths::{self, Paths};
 use crate::slots;
-use crate::steps;
 use crate::tools;
 
-/// Makes the kernel use this build directory, whatever its locks say: set-up builds the template through it.
+/// Names the build directory for the kernel, regardless of locks: set-up builds the template through it.
 pub const BUILD_DIRECTORY: &str = "KDLAB_KERNEL_BUILD_DIRECTORY";
 
-/// Set to `stock`, starts evcxr_jupyter as it is: no live parts, but the same notebooks.
+/// If it is `stock`, evcxr_jupyter starts as it is: the same notebooks without live parts.
 const KIND: &str = "KDLAB_KERNEL";
 
-/// Macros by which people and `notebooks.py` know what ended a cell, where evcxr_jupyter stands alone.
+/// Macros that tell people and `notebooks.py` what ended a cell of the stock kernel.
 const STOP_MARKER: &str = include_str!("stop_marker.rs");
 
-/// Names the file descriptor of the lock of the build directory, for the kernel.
+/// Tells the kernel the file descriptor of the build directory's lock.
 const LOCK: &str = "LIVE_KERNEL_LOCK";
 
-/// Names the folder for what the kernel keeps, for the kernel.
+/// Tells the kernel the folder for what it keeps.
 const CACHE: &str = "LIVE_KERNEL_CACHE";
 
-/// In the template: the folder where cargo kept the crates that it was built of.
+/// The file in the template that names the folder where cargo kept the crates it was built from.
 const CARGO_HOME_OF: &str = "cargo-home";
 
-/// Variables that would make cargo or torch-sys build otherwise than the warm build directory was.
+/// Variables that would make cargo or torch-sys build differently from the warm build directory.
 const FOREIGN: [&str; 16] = [
     "RUSTFLAGS",
     "CARGO_BUILD_RUSTFLAGS",
@@ -52,7 +52,7 @@ const FOREIGN: [&str; 16] = [
     "LIBTORCH_STATIC",
 ];
 
-/// Replaces this process by the kernel. Only returns with an error.
+/// Replaces this process by the kernel. Returns only with an error.
 pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
     if !paths.kernel().is_file() {
         bail!("the kernel is not set up: run `cargo lab setup`");
@@ -65,14 +65,14 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
         Some(dir) => {
             let dir = PathBuf::from(dir);
             let home = own_cargo_home();
-            steps::write(&dir.join(CARGO_HOME_OF), &home.to_string_lossy())?;
+            files::write(&dir.join(CARGO_HOME_OF), &home.to_string_lossy())?;
             dir
         }
         None => {
             let slot = slots::take(paths)?;
-            // The lock lives on in the kernel, which keeps it from what cells start, and ends with it, however it ends.
+            // The kernel inherits the lock, keeps it from what cells start, and releases it however it ends.
             command.env(LOCK, slot.lock.as_raw_fd().to_string());
-            fcntl_setfd(&slot.lock, FdFlags::empty()).context("cannot hand the lock of the build directory on")?;
+            fcntl_setfd(&slot.lock, FdFlags::empty()).context("cannot pass on the lock of the build directory")?;
             std::mem::forget(slot.lock);
             slot.dir
         }
@@ -92,13 +92,14 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
     Err(error).with_context(|| format!("cannot start {}", paths.kernel().display()))
 }
 
-/// Dependencies of every cell. Cells name tch themselves, the rest comes through the crate.
+/// Returns the dependencies of every cell. Cells name tch themselves; the rest comes through the crate.
 pub fn dependencies(paths: &Paths) -> String {
     let [kdlab, client] = [&paths.root, &paths.root.join("kernel/client")].map(|path| path.display().to_string());
     format!(":dep kdlab = {{ path = {kdlab:?} }}\n:dep kdlab-client = {{ path = {client:?} }}\n:dep tch = \"0.26\"\n")
 }
 
-/// Writes what evcxr reads at start-up, from the repository as it is now: edits to the prelude take effect at once.
+/// Writes what evcxr reads at start-up, from the repository as it is now, so that edits to the prelude take effect at
+/// once.
 fn configure(paths: &Paths, stock: bool) -> Result<PathBuf> {
     let config = paths.kernel_config().join(if stock { "stock" } else { "live" });
     let read = |name: &str| {
@@ -106,29 +107,29 @@ fn configure(paths: &Paths, stock: bool) -> Result<PathBuf> {
         std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
     };
     let (dependencies, prelude) = (dependencies(paths), read("prelude.rs")?);
-    // As one piece, the dependencies among it: evcxr compiles and analyses each piece on its own.
+    // As one piece with the dependencies, because evcxr compiles and analyses each piece on its own.
     let text = match stock {
         true => {
             let home = cargo_home(paths);
             format!(":build_env CARGO_HOME={}\n{dependencies}{STOP_MARKER}\n{prelude}", home.display())
         }
-        // The live kernel adds its own.
+        // The live kernel adds its own macros.
         false => format!("{dependencies}{prelude}"),
     };
-    steps::write(&config.join("prelude.rs"), &text)?;
-    steps::write(&config.join("kernel.toml"), &read("kernel.toml")?)?;
-    steps::remove(&config.join("init.evcxr"))?;
+    files::write(&config.join("prelude.rs"), &text)?;
+    files::write(&config.join("kernel.toml"), &read("kernel.toml")?)?;
+    files::remove(&config.join("init.evcxr"))?;
     Ok(config)
 }
 
-/// Where cargo keeps the crates that cells are built of.
+/// Returns the folder where cargo keeps the crates that cells are built from.
 fn cargo_home(paths: &Paths) -> PathBuf {
-    // cargo compiles all crates again where it finds them in another folder, so kernels keep to the one of set-up.
+    // cargo compiles all crates again if it finds them in another folder, so kernels use the folder of set-up.
     let of_set_up = fs::read_to_string(paths.template().join(CARGO_HOME_OF)).ok().map(PathBuf::from);
     of_set_up.filter(|home| home.is_dir()).unwrap_or_else(own_cargo_home)
 }
 
-/// Where cargo keeps crates for whoever calls this program.
+/// Returns the folder where cargo keeps crates for the caller of this program.
 fn own_cargo_home() -> PathBuf {
     let default = || PathBuf::from(tools::set("HOME").unwrap_or_default()).join(".cargo");
     tools::set("CARGO_HOME").map_or_else(default, PathBuf::from)
@@ -144,7 +145,7 @@ mod tests {
         let paths = Paths { root: folder.path().into(), kdlab: folder.path().join(".kdlab") };
         assert_eq!(cargo_home(&paths), own_cargo_home());
         let home = folder.path().join("home of set-up");
-        steps::write(&paths.template().join(CARGO_HOME_OF), home.to_str().unwrap()).unwrap();
+        files::write(&paths.template().join(CARGO_HOME_OF), home.to_str().unwrap()).unwrap();
         assert_eq!(cargo_home(&paths), own_cargo_home(), "it is gone");
         fs::create_dir(&home).unwrap();
         assert_eq!(cargo_home(&paths), home);

@@ -5,6 +5,7 @@ mod bundle;
 mod doctor;
 mod execute;
 mod exercises;
+mod files;
 mod kernel;
 mod notebooks;
 mod paths;

@@ -10,7 +10,7 @@ use clap::Args;
 use crate::execute::execute;
 use crate::paths::Paths;
 use crate::progress::{self, Clock};
-use crate::{setup, steps, table};
+use crate::{files, setup, table};
 
 /// The notebooks of a run without arguments: the article, step by step. The experiments after them train a hundred
 /// students.
@@ -80,7 +80,7 @@ pub fn execute_all(
     title: &str,
 ) -> Result<()> {
     let clock = Clock::start();
-    steps::create_dir(Some(executed))?;
+    files::create_dir(Some(executed))?;
     progress::line(&format!("running {}, profile {profile}", counted(notebooks.len())));
     let mut any = false;
     let mut failure = None;

@@ -1,7 +1,7 @@
-//! Warm build directories for kernels. One belongs to one running kernel, by an OS lock that dies with it.
+//! Warm build directories for kernels. One belongs to one running kernel, by an OS lock that ends with the kernel.
 //!
-//! `slots/template` is built by the kernel itself during set-up. A slot is a copy of it: compiled files are hard links,
-//! what cargo or evcxr rewrites is copied with its time stamps, so that cargo finds everything fresh.
+//! Set-up has the kernel build `slots/template`. A slot is a copy of it: compiled files are hard links; what cargo or
+//! evcxr rewrites is copied with its time stamps, so that cargo finds everything fresh.
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result};
 
+use crate::files;
 use crate::paths::Paths;
-use crate::steps;
 
-/// Ready after set-up; further ones are copied when more kernels run at once.
+/// How many slots set-up makes. Further ones are copied when more kernels run at once.
 pub const READY: usize = 3;
 
-/// In a template and in its copies: what they were built from.
+/// The file in a template and in its copies that says what they were built from.
 pub const BUILT_FROM: &str = "built-from";
 
-/// In a template and in its copies: a line for each compiled file, with its length, the time of its last change and its name.
-/// The kernel reads it, too.
+/// The file in a template and in its copies that lists the compiled files: length, time of the last change and name
+/// of each. The kernel reads it, too.
 const LIBRARIES: &str = "libraries";
 
 /// A build directory and the lock that makes it ours for as long as the file is open in any process.
@@ -28,7 +28,7 @@ pub struct Slot {
     pub lock: File,
 }
 
-/// Takes the first free slot, brought up to date with the template where it can be.
+/// Takes the first free slot, and updates it from the template if it can.
 pub fn take(paths: &Paths) -> Result<Slot> {
     let mut number = 1;
     loop {
@@ -47,7 +47,7 @@ pub fn take(paths: &Paths) -> Result<Slot> {
     }
 }
 
-/// Brings the first slots up to date with the template, as far as no kernel is running in them.
+/// Updates the first slots from the template, except those in which a kernel runs.
 pub fn refresh_ready(paths: &Paths) -> Result<()> {
     for number in 1..=READY {
         let lock = open_lock(paths, &number.to_string())?;
@@ -58,7 +58,7 @@ pub fn refresh_ready(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// How many slots there are and how many of them are taken.
+/// Returns how many slots there are, and how many of them are taken.
 pub fn count(paths: &Paths) -> (usize, usize) {
     let there = (1..).take_while(|n| paths.slots().join(n.to_string()).is_dir());
     there.fold((0, 0), |(all, taken), n| {
@@ -67,24 +67,24 @@ pub fn count(paths: &Paths) -> (usize, usize) {
     })
 }
 
-/// The lock held for writing while the template is built, for reading while it is copied.
+/// Opens the lock of the template: held for writing while it is built, for reading while it is copied.
 pub fn template_lock(paths: &Paths) -> Result<File> {
     open_lock(paths, "template")
 }
 
 fn open_lock(paths: &Paths, name: &str) -> Result<File> {
     let path = paths.slots().join(format!("{name}.lock"));
-    steps::create_dir(path.parent())?;
+    files::create_dir(path.parent())?;
     let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     file.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Copies the template to `dir` unless `dir` already is a copy of this very template.
+/// Copies the template to `dir`, unless `dir` already is a copy of this template.
 fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
     let lock = template_lock(paths)?;
     let there = dir.is_dir();
     if there {
-        // While set-up builds the template, an old copy is better than waiting: cargo rebuilds in it what it must.
+        // While set-up builds the template, an old copy is better than waiting: cargo rebuilds what it must.
         if lock.try_lock_shared().is_err() {
             return Ok(());
         }
@@ -100,23 +100,23 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
         };
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         if !damaged(&template).is_empty() {
-            // Files are shared, so its copy may lack the same: without them, cargo makes them again.
+            // Copies share files with the template and may lack the same ones. Without them cargo makes them again.
             remove_all(dir, &damaged(dir))?;
             eprintln!(
                 "kernel: crates in its build directory are damaged ({first}); cargo compiles them again, which takes \
-                 minutes: `cargo lab setup` mends this for all kernels"
+                 minutes: `cargo lab setup` repairs them for all kernels"
             );
             return Ok(());
         }
-        eprintln!("kernel: {first} in build directory {name} is missing or was compiled otherwise; it is copied again");
+        eprintln!("kernel: {first} in build directory {name} is missing or differs from set-up's; it is copied again");
     }
     let beside = dir.with_extension("new");
-    steps::remove(&beside)?;
+    files::remove(&beside)?;
     copy(&template, &beside).with_context(|| format!("cannot copy {} to {}", template.display(), beside.display()))?;
-    steps::replace(&beside, dir)
+    files::replace(&beside, dir)
 }
 
-/// Notes the compiled files of a template that was just built, so that what happens to them later is seen.
+/// Lists the compiled files of a template that was just built, so that later changes are noticed.
 pub fn note_libraries(dir: &Path) -> Result<()> {
     let mut lines: Vec<String> = vec![];
     for folder in library_folders(dir) {
@@ -135,20 +135,21 @@ pub fn note_libraries(dir: &Path) -> Result<()> {
         }
     }
     lines.sort();
-    steps::write(&dir.join(LIBRARIES), &lines.concat())
+    files::write(&dir.join(LIBRARIES), &lines.concat())
 }
 
-/// Compiled files that are not there or not as long as they were: nothing can be compiled with these.
+/// Returns the compiled files that are missing or have another length: nothing can be compiled with these.
 pub fn damaged(dir: &Path) -> Vec<String> {
     differing(dir, |noted, found| noted.0 != found.0)
 }
 
-/// The same and those that were compiled again, in another environment.
+/// Returns the damaged files and those that were compiled again in another environment.
 fn changed(dir: &Path) -> Vec<String> {
     differing(dir, |noted, found| noted != found)
 }
 
-/// Of the crate itself, which is compiled anew when it is edited, only what is missing.
+/// Returns the listed files that differ. Files of the crate itself differ only if they are missing, because it is
+/// compiled again when it is edited.
 fn differing(dir: &Path, differ: impl Fn((u64, u128), (u64, u128)) -> bool) -> Vec<String> {
     let text = fs::read_to_string(dir.join(LIBRARIES)).unwrap_or_default();
     let wrong = |line: &str| {
@@ -167,12 +168,12 @@ fn length_and_time(path: &Path) -> Option<(u64, u128)> {
     Some((found.len(), found.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos()))
 }
 
-/// Takes files of `dir` away. Other copies keep theirs.
+/// Removes files of `dir`. Other copies keep theirs.
 pub fn remove_all(dir: &Path, names: &[String]) -> Result<()> {
-    names.iter().try_for_each(|name| steps::remove(&dir.join(name)))
+    names.iter().try_for_each(|name| files::remove(&dir.join(name)))
 }
 
-/// Each build directory that is damaged, by its number, with a file that is; and whether a kernel uses it.
+/// Returns the damaged build directories: number, first damaged file, and whether a kernel uses the directory.
 pub fn broken(paths: &Paths) -> Vec<(usize, String, bool)> {
     let there = (1..).take_while(|n| paths.slots().join(n.to_string()).is_dir());
     let broken = |n: usize| {
@@ -183,7 +184,7 @@ pub fn broken(paths: &Paths) -> Vec<(usize, String, bool)> {
     there.filter_map(broken).collect()
 }
 
-/// `target/debug/deps`, and the same below each target's own folder.
+/// Returns `target/debug/deps`, and the same below each target's own folder.
 fn library_folders(dir: &Path) -> Vec<PathBuf> {
     let target = dir.join("target");
     let below = fs::read_dir(&target).into_iter().flatten().flatten().map(|entry| entry.path().join("debug/deps"));
@@ -212,13 +213,15 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What rustc keeps of the crate for the next time, 80 MB: the crate is compiled in the template.
+/// Returns whether a folder holds rustc's incremental state of the crate, 80 MB. The crate is compiled in the
+/// template, so slots do not need it.
 fn is_left_out(dir: &Path) -> bool {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name(dir).starts_with("kdlab") && dir.parent().is_some_and(|parent| name(parent) == "incremental")
 }
 
-/// Compiled files of foreign crates: big, and written once. The crate itself and cells are compiled again and again.
+/// Returns whether a file is a compiled file of another crate: these are big and written once. The crate itself and
+/// cells are compiled again and again.
 fn may_be_shared(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let compiled =
@@ -237,7 +240,7 @@ mod tests {
         let (foreign, own, state) =
             ("deps/libtch-1.rlib", "deps/libkdlab-1.rlib", "incremental/ctx-1/s-1/dep-graph.bin");
         for file in [foreign, own, state, "incremental/kdlab-1/s-1/dep-graph.bin"] {
-            steps::write(&template.join(file), file).unwrap();
+            files::write(&template.join(file), file).unwrap();
         }
         copy(&template, &slot).unwrap();
         for file in [foreign, own, state] {
@@ -263,10 +266,10 @@ mod tests {
         );
         let template = paths.template();
         for file in [foreign, other, own, "target/x/debug/deps/libcode_7.so"] {
-            steps::write(&template.join(file), "compiled").unwrap();
+            files::write(&template.join(file), "compiled").unwrap();
         }
         note_libraries(&template).unwrap();
-        steps::write(&template.join(BUILT_FROM), "one").unwrap();
+        files::write(&template.join(BUILT_FROM), "one").unwrap();
         let slot = take(&paths).unwrap().dir;
         assert_eq!((damaged(&slot), changed(&slot)), (vec![], vec![]));
         // Another environment: cargo compiles in place.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::files;
 use crate::paths::Paths;
 use crate::progress::{self, Clock};
 use crate::tools;
@@ -40,13 +41,13 @@ impl Step<'_> {
             return Ok(());
         }
         let stamp = self.paths.stamp(self.name);
-        remove(&stamp)?;
+        files::remove(&stamp)?;
         progress::line(&format!("[{}] {}", self.name, self.what));
         let clock = Clock::start();
         action().with_context(|| {
             format!("set-up step `{}` failed; run `cargo lab setup` again to go on from here", self.name)
         })?;
-        write(&stamp, &self.version)?;
+        files::write(&stamp, &self.version)?;
         progress::line(&format!("[{}] done in {clock}", self.name));
         Ok(())
     }
@@ -54,7 +55,7 @@ impl Step<'_> {
     /// Runs a program and appends its output to the step's log. The error of a failure shows the end of that output.
     pub fn command(&self, command: &mut Command) -> Result<()> {
         let path = self.paths.log(self.name);
-        create_dir(path.parent())?;
+        files::create_dir(path.parent())?;
         let log = File::options().create(true).append(true).open(&path);
         let log = Arc::new(Mutex::new(log.with_context(|| format!("cannot write {}", path.display()))?));
         let program = command.get_program().to_string_lossy().into_owned();
@@ -112,55 +113,4 @@ fn follow(pipe: impl Read, log: &Mutex<File>, last: &Mutex<Vec<String>>) {
             last.drain(..surplus);
         }
     }
-}
-
-/// Creates a folder and those above it. `None` is fine.
-pub fn create_dir(dir: Option<&Path>) -> Result<()> {
-    match dir {
-        Some(dir) => fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display())),
-        None => Ok(()),
-    }
-}
-
-/// Removes a file, a link or a whole folder. It is fine if there is nothing.
-pub fn remove(path: &Path) -> Result<()> {
-    let done = match fs::symlink_metadata(path) {
-        Err(_) => return Ok(()),
-        Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-    };
-    done.with_context(|| format!("cannot remove {}", path.display()))
-}
-
-/// Writes a file. It writes beside the target and renames, so that a reader sees the old text or the new one.
-pub fn write(path: &Path, text: &str) -> Result<()> {
-    if fs::read_to_string(path).is_ok_and(|old| old == text) {
-        return Ok(());
-    }
-    create_dir(path.parent())?;
-    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
-    fs::write(&beside, text).with_context(|| format!("cannot write {}", beside.display()))?;
-    fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Removes `dir` and puts `beside` in its place.
-pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
-    remove(dir)?;
-    fs::rename(beside, dir).with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
-}
-
-/// Returns the bytes on disk below `dir`. A file with several names counts once.
-pub fn disk_usage(dir: &Path) -> u64 {
-    fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries
-            .map(|entry| match entry.metadata() {
-                Ok(found) if found.is_dir() => walk(&entry.path(), seen),
-                Ok(found) if seen.insert((found.dev(), found.ino())) => found.blocks() * 512,
-                _ => 0,
-            })
-            .sum()
-    }
-    walk(dir, &mut Default::default())
 }

@@ -1,7 +1,8 @@
-// Put before the prelude of stock evcxr_jupyter. It reports a cell that failed through `?`, or by a panic, as ok; only its own
-// control lines on stdout, which it keeps to itself, say otherwise. Those two lines are printed by generated code in the
-// cell, through the macro below: it repeats them on stderr for people and for `cargo lab run`. All else goes to std.
-// The pause lets the kernel forward stderr before it says that the cell is done: what comes later belongs to no cell.
+// Comes before the prelude on stock evcxr_jupyter, which reports a cell that failed through `?` or a panic as ok.
+// Only two control lines on stdout say otherwise, and evcxr_jupyter does not show them. Code that it generates in the
+// cell prints them through the macro below, which repeats them on stderr for people and for `cargo lab run`.
+// Everything else goes to std. The pause lets the kernel forward stderr before it says that the cell is done; later
+// text belongs to no cell.
 #[allow(unused_macros)]
 macro_rules! println {
     (@ended by $what:literal) => {

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::paths::{Flavour, Paths};
 use crate::setup::{self, libtorch, python};
-use crate::{steps, tools};
+use crate::{files, tools};
 use side::Ours;
 use work::{Options, What};
 
@@ -71,7 +71,7 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     let report = json!({"machine": machine(), "system": said("uname", &["-srm"]), "threads": threads,
         "commit": commit(paths), "torch": libtorch::TORCH, "rustc": said("rustc", &["-V"]), "results": results});
     let file = args.json.clone().unwrap_or_else(|| folder.join("bench.json"));
-    steps::write(&file, &serde_json::to_string_pretty(&report)?)?;
+    files::write(&file, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}, {threads} threads; {}", machine(), file.display());
     for on_kernel in [What::Cells, What::Tweak].into_iter().filter(|one| what.contains(one)) {
         let script = paths.root.join("benches").join(on_kernel.name()).with_extension("py");

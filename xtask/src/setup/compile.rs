@@ -7,16 +7,17 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::offline;
+use crate::files;
 use crate::paths::Paths;
-use crate::steps::{self, Step};
-use crate::{template, tools};
+use crate::steps::Step;
+use crate::tools;
 
 /// What the kernel is compiled from, apart from the crates.
 pub const SOURCES: [&str; 3] = ["kernel/src", "kernel/Cargo.toml", "Cargo.lock"];
 
 /// Returns the step.
 pub fn step(paths: &Paths) -> Result<Step<'_>> {
-    let version = format!("{:016x}", template::fingerprint(paths, &SOURCES)?);
+    let version = format!("{:016x}", files::fingerprint(paths, &SOURCES)?);
     Ok(Step { name: "kernel", what: "compiling the Rust kernel (minutes)".into(), version, paths })
 }
 
@@ -38,10 +39,10 @@ pub fn install(paths: &Paths) -> Result<()> {
             }
         };
         let beside = paths.kernel().with_extension("new");
-        steps::create_dir(beside.parent())?;
+        files::create_dir(beside.parent())?;
         fs::copy(&built, &beside).with_context(|| format!("cannot copy {}", built.display()))?;
-        steps::replace(&beside, &paths.kernel())?;
-        steps::remove(&throw_away(paths))
+        files::replace(&beside, &paths.kernel())?;
+        files::remove(&throw_away(paths))
     })
 }
 

@@ -22,8 +22,8 @@ mod tests {
     use std::fs::{self, File};
 
     use super::*;
+    use crate::files;
     use crate::setup::jupyter::SERVER_CONFIG;
-    use crate::steps;
 
     #[test]
     fn a_notebook_that_was_run_is_no_change_to_git_and_an_edited_one_is() {
@@ -38,7 +38,7 @@ mod tests {
         };
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for file in ["xtask/clean_notebook.py", ".gitattributes", "notebooks/05_tweak.ipynb"] {
-            steps::create_dir(root.join(file).parent()).expect("a folder");
+            files::create_dir(root.join(file).parent()).expect("a folder");
             fs::copy(source.join(file), root.join(file)).expect("a copy");
         }
         fs::write(root.join(".gitignore"), "/.kdlab\n").expect("a file");
@@ -46,7 +46,7 @@ mod tests {
         git(&["add", "-A"]);
         git(&["commit", "-q", "-m", "as it is published"]);
         let python = root.join(".kdlab/venv/bin/python");
-        steps::create_dir(python.parent()).expect("a folder");
+        files::create_dir(python.parent()).expect("a folder");
         fs::write(&python, "#!/bin/sh\nexec python3 \"$@\"\n").expect("a file");
         let run = |program: &str, args: &[&str]| Command::new(program).args(args).status().expect("it starts");
         assert!(run("chmod", &["+x", &python.to_string_lossy()]).success());

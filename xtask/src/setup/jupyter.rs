@@ -6,8 +6,8 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use crate::files;
 use crate::paths::Paths;
-use crate::steps;
 
 /// What JupyterLab does after it saved a notebook.
 pub const SERVER_CONFIG: &str = include_str!("../../jupyter_server_config.py");
@@ -21,9 +21,9 @@ const SLIDERS: [(&str, &str); 2] = [
 /// Writes all of it.
 pub fn configure(paths: &Paths) -> Result<()> {
     kernelspec(paths)?;
-    steps::write(&paths.jupyter().join("config/jupyter_server_config.py"), SERVER_CONFIG)?;
+    files::write(&paths.jupyter().join("config/jupyter_server_config.py"), SERVER_CONFIG)?;
     for (file, text) in SLIDERS {
-        steps::write(&paths.jupyter().join("labextensions/kdlab-sliders").join(file), text)?;
+        files::write(&paths.jupyter().join("labextensions/kdlab-sliders").join(file), text)?;
     }
     Ok(())
 }
@@ -31,10 +31,10 @@ pub fn configure(paths: &Paths) -> Result<()> {
 fn kernelspec(paths: &Paths) -> Result<()> {
     let this = std::env::current_exe().context("cannot find this program's own file")?;
     if fs::read(&this).ok() != fs::read(paths.lab()).ok() {
-        steps::create_dir(paths.lab().parent())?;
+        files::create_dir(paths.lab().parent())?;
         let beside = paths.lab().with_extension("new");
         fs::copy(&this, &beside).with_context(|| format!("cannot copy {} to {}", this.display(), beside.display()))?;
-        steps::replace(&beside, &paths.lab())?;
+        files::replace(&beside, &paths.lab())?;
     }
     let spec = json!({
         "argv": [paths.lab(), "kernel", "{connection_file}"],
@@ -43,5 +43,5 @@ fn kernelspec(paths: &Paths) -> Result<()> {
         "interrupt_mode": "message",
         "env": { "KDLAB_ROOT": paths.root },
     });
-    steps::write(&paths.jupyter().join("kernels/kdlab/kernel.json"), &format!("{spec:#}\n"))
+    files::write(&paths.jupyter().join("kernels/kdlab/kernel.json"), &format!("{spec:#}\n"))
 }

@@ -7,8 +7,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::{offline, python};
+use crate::files;
 use crate::paths::{Flavour, Paths};
-use crate::steps::{self, Step};
+use crate::steps::Step;
 use crate::tools;
 
 /// The version that tch 0.26 is made for.
@@ -53,17 +54,17 @@ pub fn install(paths: &Paths, flavour: Flavour) -> Result<()> {
             link(paths, Path::new(String::from_utf8_lossy(&found.stdout).trim()))?;
         } else {
             let downloads = paths.kdlab.join("downloads");
-            steps::remove(&downloads)?;
+            files::remove(&downloads)?;
             let linux = if cfg!(all(target_os = "linux", target_arch = "x86_64")) { &CUDA_RUNTIME[..] } else { &[] };
             let wheels = [&[WHEEL], linux].concat();
             step.command(python::pip_download(paths, &wheels, &downloads).args(["--no-cache-dir", "--no-deps"]))?;
             let beside = paths.kdlab.join("libtorch.new");
-            steps::remove(&beside)?;
+            files::remove(&beside)?;
             step.command(python::script(paths, UNPACK).arg("libtorch").arg(&downloads).arg(&beside).arg(TORCH))?;
-            steps::replace(&beside, &paths.libtorch())?;
-            steps::remove(&downloads)?;
+            files::replace(&beside, &paths.libtorch())?;
+            files::remove(&downloads)?;
             if before == Some(Flavour::Cuda) {
-                steps::remove(&paths.stamp("oracle"))?;
+                files::remove(&paths.stamp("oracle"))?;
                 step.command(&mut python::pip_uninstall(paths, "torch"))?;
             }
         }
@@ -71,7 +72,7 @@ pub fn install(paths: &Paths, flavour: Flavour) -> Result<()> {
             bail!("{} is missing: the folder is no libtorch {TORCH}", paths.libtorch_cpu().display());
         }
         // cargo would keep what was linked against another libtorch at the same place.
-        steps::remove(&paths.template())?;
+        files::remove(&paths.template())?;
         let _ = Command::new(tools::cargo())
             .args(["clean", "--quiet", "-p", "torch-sys"])
             .current_dir(&paths.root)
@@ -81,6 +82,6 @@ pub fn install(paths: &Paths, flavour: Flavour) -> Result<()> {
 }
 
 fn link(paths: &Paths, target: &Path) -> Result<()> {
-    steps::remove(&paths.libtorch())?;
+    files::remove(&paths.libtorch())?;
     symlink(target, paths.libtorch()).with_context(|| format!("cannot link to {}", target.display()))
 }

@@ -16,13 +16,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::paths::{self, Flavour, Paths};
 use crate::progress::{self, Clock};
-use crate::{slots, steps, template, tools};
+use crate::{files, slots, template, tools};
 
 /// Installs what is missing. With `None` as `flavour` it keeps the installed libtorch, or chooses by the NVIDIA driver.
 pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     paths::check(paths)?;
     let clock = Clock::start();
-    steps::create_dir(Some(&paths.kdlab))?;
+    files::create_dir(Some(&paths.kdlab))?;
     let lock_path = paths.kdlab.join("setup.lock");
     let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
     if lock.try_lock().is_err() {
@@ -54,7 +54,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     template::build(paths, flavour)?;
     slots::refresh_ready(paths)?;
     if !ready {
-        progress::line(&format!("set up in {clock}; .kdlab holds {}", progress::size(steps::disk_usage(&paths.kdlab))));
+        progress::line(&format!("set up in {clock}; .kdlab holds {}", progress::size(files::disk_usage(&paths.kdlab))));
     }
     Ok(())
 }
@@ -63,7 +63,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
 /// from, because the tests are linked with them.
 pub fn set_up_for_tests(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     paths::check(paths)?;
-    steps::create_dir(Some(&paths.root.join("target/debug")))?;
+    files::create_dir(Some(&paths.root.join("target/debug")))?;
     set_up(paths, flavour)?;
     python::install_for_tests(paths)
 }

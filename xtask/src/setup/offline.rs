@@ -8,9 +8,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::files;
 use crate::paths::Paths;
 use crate::progress;
-use crate::steps::{self, Step};
+use crate::steps::Step;
 
 /// Names for people where the steps look first.
 pub fn source(paths: &Paths) -> &'static str {
@@ -71,7 +72,7 @@ pub fn fill_cache(paths: &Paths) -> Result<()> {
     let bundled = paths.bundle().join("cache");
     for folder in fs::read_dir(&bundled).into_iter().flatten().flatten() {
         let target = paths.cache()?.join(folder.file_name());
-        steps::create_dir(Some(&target))?;
+        files::create_dir(Some(&target))?;
         for file in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
             place(&file.path(), &target.join(file.file_name()))?;
         }

@@ -6,8 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::offline;
+use crate::files;
 use crate::paths::{Flavour, Paths};
-use crate::steps::{self, Step};
+use crate::steps::Step;
 use crate::tools;
 
 /// JupyterLab for people, nbclient and nbconvert for runs, latex2mathml for formulas in
@@ -45,7 +46,7 @@ pub fn install(paths: &Paths) -> Result<()> {
         let python = tools::python().with_context(|| {
             format!("no Python from 3.10 to 3.14 that can make a venv was found: {}", tools::install_python())
         })?;
-        steps::remove(&paths.venv())?;
+        files::remove(&paths.venv())?;
         step.command(Command::new(python).args(["-m", "venv"]).arg(paths.venv()))?;
         let mut install = pip_install(paths, &VENV);
         if let Some(wheels) = offline::part(&step, "wheels") {
@@ -53,9 +54,9 @@ pub fn install(paths: &Paths) -> Result<()> {
         }
         step.command(&mut install)?;
         // These were in the folder that was just replaced.
-        steps::remove(&paths.stamp("oracle"))?;
+        files::remove(&paths.stamp("oracle"))?;
         if paths.flavour() == Some(Flavour::Cuda) {
-            steps::remove(&paths.stamp("libtorch"))?;
+            files::remove(&paths.stamp("libtorch"))?;
         }
         Ok(())
     })

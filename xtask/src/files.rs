@@ -1,0 +1,90 @@
+//! Operations on files and folders that leave nothing half-done, and what they say about a folder.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::process::Command;
+use std::time::UNIX_EPOCH;
+
+use anyhow::{Context, Result};
+
+use crate::paths::Paths;
+
+/// Creates a folder and those above it. `None` is fine.
+pub fn create_dir(dir: Option<&Path>) -> Result<()> {
+    match dir {
+        Some(dir) => fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display())),
+        None => Ok(()),
+    }
+}
+
+/// Removes a file, a link or a whole folder. It is fine if there is nothing.
+pub fn remove(path: &Path) -> Result<()> {
+    let done = match fs::symlink_metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    };
+    done.with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Writes a file. It writes beside the target and renames, so that a reader sees the old text or the new one.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    create_dir(path.parent())?;
+    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    fs::write(&beside, text).with_context(|| format!("cannot write {}", beside.display()))?;
+    fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Removes `dir` and puts `beside` in its place.
+pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
+    remove(dir)?;
+    fs::rename(beside, dir).with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
+}
+
+/// Returns the bytes on disk below `dir`. A file with several names counts once.
+pub fn disk_usage(dir: &Path) -> u64 {
+    fn walk(dir: &Path, seen: &mut std::collections::HashSet<(u64, u64)>) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .map(|entry| match entry.metadata() {
+                Ok(found) if found.is_dir() => walk(&entry.path(), seen),
+                Ok(found) if seen.insert((found.dev(), found.ino())) => found.blocks() * 512,
+                _ => 0,
+            })
+            .sum()
+    }
+    walk(dir, &mut Default::default())
+}
+
+/// Returns a number that changes whenever cargo would rebuild what is made of these files and folders. Like cargo, it
+/// goes by times and lengths.
+pub fn fingerprint(paths: &Paths, sources: &[&str]) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for name in sources {
+        hash_tree(&paths.root.join(name), &mut hasher)?;
+    }
+    let rustc =
+        Command::new("rustc").arg("-vV").output().context("cannot start rustc; install Rust from https://rustup.rs")?;
+    rustc.stdout.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+fn hash_tree(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
+    let found = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if found.is_dir() {
+        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut names: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        names.sort();
+        return names.iter().try_for_each(|name| hash_tree(name, hasher));
+    }
+    path.hash(hasher);
+    found.len().hash(hasher);
+    let changed = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    changed.map(|time| time.as_nanos()).hash(hasher);
+    Ok(())
+}
