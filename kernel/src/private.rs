@@ -15,8 +15,8 @@ pub const LOCK: &str = "LIVE_KERNEL_LOCK";
 pub const CARGO_HOME: &str = "LIVE_KERNEL_CARGO_HOME";
 
 /// The path of the socket for cells, and the token that a client sends first.
-pub const ADDRESS: &str = "KDLAB_LIVE";
-pub const TOKEN: &str = "KDLAB_LIVE_TOKEN";
+pub const ADDRESS: &str = "LIVE_KERNEL_SOCKET";
+pub const TOKEN: &str = "LIVE_KERNEL_TOKEN";
 
 /// Maximal length of the folder's path. The path of a socket has at most 103 bytes on macOS, 107 on Linux.
 const LONGEST: usize = 85;

@@ -83,6 +83,11 @@ fn browser() {
 }
 
 #[test]
+fn elsewhere() {
+    passes("test_elsewhere");
+}
+
+#[test]
 fn cells() {
     passes("test_cells");
 }

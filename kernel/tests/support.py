@@ -31,9 +31,9 @@ use std::os::unix::net::UnixStream;
 pub struct Live { out: UnixStream, input: BufReader<UnixStream> }
 impl Live {
     pub fn open() -> Live {
-        let address = std::env::var("KDLAB_LIVE").expect("KDLAB_LIVE is set");
+        let address = std::env::var("LIVE_KERNEL_SOCKET").expect("LIVE_KERNEL_SOCKET is set");
         let out = UnixStream::connect(address).expect("the socket is open");
-        let token = std::env::var("KDLAB_LIVE_TOKEN").expect("KDLAB_LIVE_TOKEN is set");
+        let token = std::env::var("LIVE_KERNEL_TOKEN").expect("LIVE_KERNEL_TOKEN is set");
         let mut live = Live { input: BufReader::new(out.try_clone().unwrap()), out };
         live.send(&format!("{{\"token\": \"{token}\"}}"));
         live
@@ -64,6 +64,11 @@ impl Live {
         });
     }
     pub fn close(&self) { self.out.shutdown(std::net::Shutdown::Both).unwrap(); }
+}
+/// The request that shows a text of this type as the display `id`.
+pub fn shown(id: &str, update: bool, mime: &str, text: &str) -> String {
+    let data = format!(r#"{{"{mime}": "{text}"}}"#);
+    format!(r#"{{"display": {{"id": "{id}", "update": {update}, "data": {data}, "metadata": {{}}}}}}"#)
 }
 pub fn is_there(path: &str) -> bool { std::path::Path::new(path).exists() }
 pub fn gate(path: &str) {

@@ -1,7 +1,7 @@
 """What a person sees: JupyterLab in Chromium, a fit that runs, its sliders and its Stop button.
 
-KDLAB_SCREENSHOTS names a folder for pictures; without it they are thrown away. KDLAB_CHROMIUM names a browser other than
-the usual ones.
+KDLAB_SCREENSHOTS names a folder for pictures; without it they are thrown away. KDLAB_CHROMIUM names a browser
+other than the usual ones.
 """
 import json
 import os

@@ -58,7 +58,7 @@ class Life(unittest.TestCase):
         cell.wait_text("begun")
 
     def socket_folder(self, kernel):
-        path = pathlib.Path(kernel.environment("KDLAB_LIVE"))
+        path = pathlib.Path(kernel.environment("LIVE_KERNEL_SOCKET"))
         self.assertTrue(stat.S_ISSOCK(path.stat().st_mode))
         return path.parent
 
@@ -66,9 +66,9 @@ class Life(unittest.TestCase):
         kernel = self.kernels[0]
         folder = self.socket_folder(kernel)
         self.assertEqual(stat.S_IMODE(folder.stat().st_mode), 0o700)
-        path = kernel.environment("KDLAB_LIVE")
+        path = kernel.environment("LIVE_KERNEL_SOCKET")
         request = rust(display("stranger", "no")).removeprefix('r####"').removesuffix('"####')
-        token = kernel.environment("KDLAB_LIVE_TOKEN")
+        token = kernel.environment("LIVE_KERNEL_TOKEN")
         wrong = [f'{{"token": "{token[:-1]}"}}', '{"token": "00"}', '{"token": ""}', f'{{"token": ["{token}"]}}']
         starts = [*wrong, "{}", request, "no json"]
         for start in starts:
@@ -211,7 +211,7 @@ class Life(unittest.TestCase):
                 dealer.send_multipart([b"<IDS|MSG>", b"0" * 64, header, b"{}", b"{}", b"{}"])
         for _ in range(20):
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as link:
-                link.connect(kernel.environment("KDLAB_LIVE"))
+                link.connect(kernel.environment("LIVE_KERNEL_SOCKET"))
                 link.sendall(b'{"token": "0"}\n\xff\n')
         beat = context.socket(zmq.REQ)
         beat.connect(f"tcp://{info['ip']}:{info['hb_port']}")

@@ -46,7 +46,7 @@ class Displays(KernelCase):
             let mut live = Live::open();
             for i in 0..100 {
                 println!("line {i}");
-                live.ask(&format!(r#"{{"display": {{"id": "row{i}", "update": false, "data": {{"text/plain": "{i}"}}, "metadata": {{}}}}}}"#));
+                live.ask(&shown(&format!("row{i}"), false, "text/plain", &i.to_string()));
             }''')
         order = []
         for message in cell.all("stream", "display_data"):
@@ -61,7 +61,7 @@ class Displays(KernelCase):
             let mut live = Live::open();
             live.ask({rust(display("fast", "-1"))});
             for i in 0..1000 {{
-                live.send(&format!(r#"{{{{"display": {{{{"id": "fast", "update": true, "data": {{{{"text/plain": "{{i}}"}}}}, "metadata": {{{{}}}}}}}}}}}}"#));
+                live.send(&shown("fast", true, "text/plain", &i.to_string()));
             }}
             let good = (0..1000).filter(|_| live.answer().contains("\\"ok\\"")).count();
             println!("{{good}}");''')
@@ -76,7 +76,7 @@ class Displays(KernelCase):
             let mut live = Live::open();
             live.ask({rust(shown)});
             let png = "iVBO".repeat(500_000);
-            println!("{{}}", live.ask(&format!(r#"{{{{"display": {{{{"id": "big", "update": true, "data": {{{{"image/png": "{{png}}"}}}}, "metadata": {{{{}}}}}}}}}}}}"#)));''')
+            println!("{{}}", live.ask(&shown("big", true, "image/png", &png)));''')
         first, second = self.shown(cell)
         self.assertEqual(first["content"]["data"], shown["display"]["data"])
         self.assertEqual(second["content"]["data"]["image/png"], "iVBO" * 500_000)
@@ -121,7 +121,7 @@ class Displays(KernelCase):
             let threads: Vec<_> = (0..8).map(|t| std::thread::spawn(move || {
                 let mut live = Live::open();
                 for i in 0..50 {
-                    live.ask(&format!(r#"{{"display": {{"id": "t{t}", "update": {}, "data": {{"text/plain": "{i}"}}, "metadata": {{}}}}}}"#, i > 0));
+                    live.ask(&shown(&format!("t{t}"), i > 0, "text/plain", &i.to_string()));
                 }
             })).collect();
             for thread in threads { thread.join().unwrap(); }''')
@@ -145,7 +145,8 @@ class ClientCrate(KernelCase):
                 std::thread::sleep(std::time::Duration::from_millis(50));
             }
             println!("{:?}", interrupt.reason());''')
-        texts = lambda: [m["content"]["data"].get("text/plain") for m in cell.all("display_data", "update_display_data")]
+        displays = lambda: cell.all("display_data", "update_display_data")
+        texts = lambda: [m["content"]["data"].get("text/plain") for m in displays()]
         cell.wait(lambda: texts()[-1:] == ["step 0.25"], "the chart")
         view = cell.all("display_data")[0]["content"]["data"]["application/vnd.jupyter.widget-view+json"]
         slider = self.client.first("comm_open", 5, cell.id, lambda c: c["comm_id"] == view["model_id"])["content"]
@@ -167,8 +168,8 @@ class Widgets(KernelCase):
         """A cell that opens a slider; gives the cell, and the file where pushes are noted."""
         log = self.kernel.file(f"pushes-{id}")
         state = {
-            "_model_name": "FloatSliderModel", "_model_module": "@jupyter-widgets/controls", "_model_module_version": "2.0.0",
-            "_view_name": "FloatSliderView", "value": 1.0, "min": 0.0, **state,
+            "_model_name": "FloatSliderModel", "_model_module": "@jupyter-widgets/controls",
+            "_model_module_version": "2.0.0", "_view_name": "FloatSliderView", "value": 1.0, "min": 0.0, **state,
         }
         content = {"comm_id": id, "target_name": "jupyter.widget", "data": {"state": state, "buffer_paths": []}}
         cell = self.client.ok(f'''
@@ -222,7 +223,8 @@ class Comms(Widgets):
         self.assertEqual(self.comm_info()["a1"], {"target_name": "jupyter.widget"})
         self.assertIn("a1", self.comm_info(target_name="jupyter.widget"))
         self.assertEqual(self.comm_info(target_name="other"), {})
-        later = self.client.ok(f'a1.send({rust({"comm_msg": {"comm_id": "a1", "data": {"method": "update", "state": {"value": 2.0}, "buffer_paths": []}}})});')
+        update = {"method": "update", "state": {"value": 2.0}, "buffer_paths": []}
+        later = self.client.ok(f'a1.send({rust({"comm_msg": {"comm_id": "a1", "data": update}})});')
         message = self.client.first("comm_msg", 5, None, lambda c: c["comm_id"] == "a1")
         self.assertEqual(message["content"]["data"], {"method": "update", "state": {"value": 2.0}, "buffer_paths": []})
         self.assertEqual(later.status, "ok")
@@ -269,13 +271,16 @@ class Comms(Widgets):
     def test_the_kernel_knows_every_state(self):
         self.open("e1", description="T")
         self.open("f1")
-        change = {"comm_msg": {"comm_id": "e1", "data": {"method": "update", "state": {"max": 20.0}, "buffer_paths": []}}}
+        update = {"method": "update", "state": {"max": 20.0}, "buffer_paths": []}
+        change = {"comm_msg": {"comm_id": "e1", "data": update}}
         self.client.ok(f'e1.send({rust(change)});')
         self.states(self.update("e1", value=4.0))
         state = self.full_state("e1")
-        self.assertEqual({key: state[key] for key in ["value", "min", "max", "description"]}, {"value": 4.0, "min": 0.0, "max": 20.0, "description": "T"})
+        wanted = {"value": 4.0, "min": 0.0, "max": 20.0, "description": "T"}
+        self.assertEqual({key: state[key] for key in wanted}, wanted)
         # All at once, as JupyterLab asks after a reload.
-        self.client.send("comm_open", {"comm_id": "control", "target_name": "jupyter.widget.control", "data": {}}, metadata={"version": "1.0.0"})
+        control = {"comm_id": "control", "target_name": "jupyter.widget.control", "data": {}}
+        self.client.send("comm_open", control, metadata={"version": "1.0.0"})
         parent = self.message("control", method="request_states")
         answer = self.client.first("comm_msg", 5, parent, lambda c: c["comm_id"] == "control")["content"]["data"]
         self.assertEqual(answer["method"], "update_states")
@@ -365,7 +370,8 @@ class Pages(Widgets):
         sent = time.time()
         page.send("comm_msg", {"comm_id": "control-3", "data": ask})
         self.assertEqual(len(self.pushed(log, '"opened"', sent, 2)), 1)
-        self.client.ok(f'k1.send({rust({"comms_keep": {}})}); std::thread::sleep(std::time::Duration::from_millis(300)); k1.close();')
+        wait = "std::thread::sleep(std::time::Duration::from_millis(300));"
+        self.client.ok(f'k1.send({rust({"comms_keep": {}})}); {wait} k1.close();')
         self.assertEqual(self.full_state("k1")["value"], 1.0)
         self.client.send("comm_close", {"comm_id": "k1", "data": {}})
 
@@ -386,7 +392,10 @@ class Names(KernelCase):
         self.client.ok("pub struct Mine { own: i32 }\nlet mine = Mine { own: 1 };")
         for code, offered, hidden in [
             ("kdlab::", ["data::", "Lab"], ["files::", "error::"]),
-            ("kdlab::data::", ["Dataset", "image_folder(path, size, options)"], ["pool::", "stratified(rows, labels, n, purpose, seed)"]),
+            (
+                "kdlab::data::", ["Dataset", "image_folder(path, size, options)"],
+                ["pool::", "stratified(rows, labels, n, purpose, seed)"],
+            ),
             ("lab.", ["profile", "runs()", "history(name)"], ["saved()", "sweep_folder(name)"]),
             ("let table = lab.", ["runs()"], ["saved()"]),
             ("Figure::", ["alt(&self)", "png(&self)"], ["new(width, height, drawing)", "draw(&self, area, scale)"]),

@@ -31,7 +31,7 @@ fn emit(forms: &[(&str, &str)]) {
 }
 
 /// Form of a result that holds the metadata of the others; the live kernel puts it where Jupyter has it.
-const METADATA: &str = "application/vnd.kdlab.metadata+json";
+const METADATA: &str = "application/vnd.live-kernel.metadata+json";
 
 /// Hands a figure and its words to the kernel. The size, of which the PNG has twice, is for the live kernel alone.
 fn emit_figure(figure: &Figure, text: &str) -> Result<()> {
@@ -39,7 +39,7 @@ fn emit_figure(figure: &Figure, text: &str) -> Result<()> {
     let png = bundle.data["image/png"].as_str().unwrap_or_default();
     let metadata = json!(bundle.metadata).to_string();
     let mut forms = vec![("text/plain", text), ("image/png", png)];
-    if std::env::var_os("KDLAB_LIVE").is_some() {
+    if std::env::var_os("LIVE_KERNEL_SOCKET").is_some() {
         forms.push((METADATA, &metadata));
     }
     emit(&forms);

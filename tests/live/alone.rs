@@ -190,8 +190,8 @@ fn without_a_kernel_lines_are_printed_and_nothing_is_opened() {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "alone::child_prints", "--nocapture"]).env("KDLAB_TEST_CHILD", case);
         match socket {
-            Some(path) => command.env("KDLAB_LIVE", path).env("KDLAB_LIVE_TOKEN", "secret"),
-            None => command.env_remove("KDLAB_LIVE"),
+            Some(path) => command.env("LIVE_KERNEL_SOCKET", path).env("LIVE_KERNEL_TOKEN", "secret"),
+            None => command.env_remove("LIVE_KERNEL_SOCKET"),
         };
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -176,15 +176,15 @@ impl Kernel {
 /// process's own.
 pub fn with_kernel(name: &str, test: impl FnOnce(Kernel)) {
     if std::env::var("KDLAB_TEST_CHILD").as_deref() == Ok(name) {
-        let path = std::env::var("KDLAB_LIVE").unwrap();
+        let path = std::env::var("LIVE_KERNEL_SOCKET").unwrap();
         return test(Kernel::listen(Path::new(&path), "secret"));
     }
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("shown::{name}"), "--nocapture"])
         .env("KDLAB_TEST_CHILD", name)
-        .env("KDLAB_LIVE", folder.path().join("socket"))
-        .env("KDLAB_LIVE_TOKEN", "secret")
+        .env("LIVE_KERNEL_SOCKET", folder.path().join("socket"))
+        .env("LIVE_KERNEL_TOKEN", "secret")
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -70,13 +70,13 @@ struct Due {
 }
 
 impl Link {
-    /// Connects to the kernel that `KDLAB_LIVE` and `KDLAB_LIVE_TOKEN` name; returns `None` where they name none, or
-    /// nobody listens.
+    /// Connects to the kernel that `LIVE_KERNEL_SOCKET` and `LIVE_KERNEL_TOKEN` name; returns `None` where they name
+    /// none, or nobody listens.
     ///
     /// `on_push` runs on the connection's own thread, where [`Link::request`] would wait in vain: use [`Link::post`].
     pub fn connect(on_push: impl Fn(Push) + Send + 'static) -> Option<Self> {
-        let path = std::env::var_os("KDLAB_LIVE").filter(|path| !path.is_empty())?;
-        let token = std::env::var("KDLAB_LIVE_TOKEN").unwrap_or_default();
+        let path = std::env::var_os("LIVE_KERNEL_SOCKET").filter(|path| !path.is_empty())?;
+        let token = std::env::var("LIVE_KERNEL_TOKEN").unwrap_or_default();
         Self::connect_to(Path::new(&path), &token, on_push)
     }
 

@@ -24,7 +24,7 @@ const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it e
     asks in an input box: `:dep evcxr_input = \"1\"`, then `evcxr_input::get_string(\"name?\")`.\n";
 
 /// MIME type of a form that holds the metadata of the other forms, such as the width of a picture.
-const METADATA: &str = "application/vnd.kdlab.metadata+json";
+const METADATA: &str = "application/vnd.live-kernel.metadata+json";
 
 fn take_metadata(data: &mut Map<String, Value>) -> Value {
     data.remove(METADATA).filter(Value::is_object).unwrap_or_else(|| json!({}))

@@ -75,7 +75,7 @@ impl Notice {
             self.connection = connect();
         }
         let Some(connection) = &mut self.connection else { return };
-        let id = format!("kdlab-compiling-{}", std::process::id());
+        let id = format!("compiling-{}", std::process::id());
         let display = json!({"display": {"id": id, "update": self.shown, "data": {"text/plain": text}}});
         let answered = || -> std::io::Result<Value> {
             connection.write_all(format!("{display}\n").as_bytes())?;
