@@ -26,7 +26,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]
-# The teacher of notebook 2, without which notebook 5 says no more than which one to run.
+# Makes the teacher of notebook 2. Without it, notebook 5 only says to run notebook 2 first.
 TEACHER = """
 {
     let lab = Lab::open()?;
@@ -60,7 +60,7 @@ def chromium():
 
 
 def notebook(root):
-    """The cells of notebook 5 up to its fit, whose students train for long, and a look at what the fit left."""
+    """Returns the cells of notebook 5 up to its fit, with a long training, and a cell that shows the result."""
     course = json.loads((root / "notebooks/05_tweak.ipynb").read_text())
     code = ["".join(cell["source"]) for cell in course["cells"] if cell["cell_type"] == "code"]
     last = next(i for i, source in enumerate(code) if "fit(&mut pupil" in source)
@@ -103,7 +103,7 @@ class Browser(unittest.TestCase):
             "JUPYTERLAB_SETTINGS_DIR": str(cls.folder / "settings"),
             "JUPYTERLAB_WORKSPACES_DIR": str(cls.folder / "workspaces"),
         }
-        # As `cargo lab` starts it, but for the token and the browser of its own.
+        # As `cargo lab` starts it, except for the token and the browser.
         flags = [
             f"--ServerApp.root_dir={course}", "--KernelSpecManager.ensure_native_kernel=False",
             "--KernelSpecManager.allowed_kernelspecs=kdlab", "--MappingKernelManager.default_kernel_name=kdlab",
@@ -156,7 +156,7 @@ class Browser(unittest.TestCase):
         return "*" in self.cell(page, index).locator(".jp-InputArea-prompt").first.inner_text()
 
     def finish(self, page, index, timeout=CELL):
-        """Until the cell has its number; gives the text below it."""
+        """Waits until the cell has its number, and returns the text below it."""
         prompt = self.cell(page, index).locator(".jp-InputArea-prompt").first
         wait_until(lambda: prompt.inner_text().strip("[]: ").isdigit(), f"the end of cell {index}", timeout)
         cell = self.cell(page, index)
@@ -192,7 +192,7 @@ class Browser(unittest.TestCase):
             page = self.open(browser)
             try:
                 self.walk(page)
-                # Closed and opened anew, in the other theme, as the notebook was saved.
+                # Close the notebook and open it again in the other theme, as it was saved.
                 page.keyboard.press("Control+s")
                 wait_until(lambda: self.saved(-1), "the saved notebook", 20)
                 self.theme("Dark")
@@ -214,7 +214,7 @@ class Browser(unittest.TestCase):
         self.run_cell(page, fit)
         below = self.cell(page, fit)
 
-        # The figure is drawn anew while the cell runs.
+        # The figure changes while the cell runs.
         figure = below.locator(".jp-OutputArea-output img")
         figure.first.wait_for()
         self.assertEqual(figure.count(), 1)
@@ -232,7 +232,7 @@ class Browser(unittest.TestCase):
         self.assertEqual(below.locator("progress").count(), 1)
         box = figure.bounding_box()
 
-        # The T slider, by its keys; every key acts at once.
+        # Move the T slider by keys; every key acts at once.
         row = below.locator(".widget-hslider").filter(has=page.get_by_text("T", exact=True))
         handle = row.locator(".noUi-handle")
         for name in ["T", "alpha", "learning rate"]:
@@ -247,11 +247,11 @@ class Browser(unittest.TestCase):
         drawn = len(seen)
         wait_until(lambda: changes() and len(seen) > drawn, "the figure after the slider moved", 20)
         self.take_picture(page, "running-light")
-        # Nothing jumps: the figure keeps its place and size.
+        # The figure keeps its place and size, so nothing jumps.
         self.assertEqual(figure.bounding_box(), box)
         self.assertTrue(self.running(page, fit))
 
-        # Pause holds the bar; a second click lets it go on.
+        # Pause stops the bar, and a second click continues it.
         pause = below.get_by_role("button", name="Pause")
         bar = below.locator("progress")
         pause.click()
@@ -260,7 +260,7 @@ class Browser(unittest.TestCase):
         below.get_by_role("button", name="Resume").click()
         wait_until(lambda: bar.get_attribute("value") != held, "the bar after the pause", 20)
 
-        # The other theme, while it runs.
+        # Switch to the other theme while the cell runs.
         page.locator(".lm-MenuBar-item", has_text="Settings").click()
         for entry in ["Theme", "JupyterLab Dark"]:
             page.locator(".lm-Menu-item").filter(has=page.get_by_text(entry, exact=True)).click()
@@ -330,7 +330,7 @@ class Browser(unittest.TestCase):
         expect(below.locator(".widget-hslider")).to_have_count(0)
         expect(curve).to_have_count(1)
 
-        # A page whose outputs were lost learns where the results are.
+        # A page that has lost the outputs shows where the results are.
         self.run_cell(page, last)
         output = self.cell(page, last).locator(".jp-OutputArea")
         wait_until(lambda: "alive" in output.inner_text(), "the next cell", CELL)

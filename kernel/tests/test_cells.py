@@ -15,7 +15,7 @@ CASES = {case["id"]: case for case in json.loads((pathlib.Path(__file__).parent 
 
 class Cells(unittest.TestCase):
     def play(self, id, timeout=60):
-        """Runs the cells of a case. Comments in them say when to interrupt."""
+        """Runs the cells of a case. Comments in the cells say when to interrupt them."""
         self.kernel = Kernel()
         self.addCleanup(lambda: self.assertEqual(self.kernel.stop(), []))
         return [self.play_cell(code, timeout) for code in CASES[id]["cells"]]
@@ -25,7 +25,7 @@ class Cells(unittest.TestCase):
         begun = time.monotonic()
         cell = client.begin(code, allow_stdin=True)
         if interrupt := re.search(r"// Interrupt after (\d+) s", code):
-            # From when it runs, not while it is compiled.
+            # Count from the start of the cell, not of its compilation.
             if "println" in code:
                 client.wait(lambda: cell.stdout, "the cell's first line", 60)
             else:
@@ -67,7 +67,7 @@ class Cells(unittest.TestCase):
         self.prints(read, '0 ""\n')
         self.assertIn("evcxr_input", read.stderr)
         self.prints(kept, "7\n")
-        # To the end of everything, and again in a later cell.
+        # Reading everything ends, too, also in a later cell.
         read = "std::io::Read::read_to_string(&mut std::io::stdin(), &mut all)?"
         code = f"let mut all = String::new();\nlet n = {read};\nn"
         for _ in range(2):
@@ -85,7 +85,7 @@ class Cells(unittest.TestCase):
         for cell in [again, mean]:
             self.fails(cell, "define the type together with its `impl` blocks in one cell")
         self.assertNotIn("the first of", mean.error_text)
-        # The way out that it names.
+        # The solution that the error names works.
         whole = "struct Cat;\nimpl Cat { fn says(&self) -> &str { \"%s\" } }\nprintln!(\"{}\", Cat.says());"
         for text in ["miau", "MIAU"]:
             self.prints(self.play_cell(whole % text, 60), f"{text}\n")
@@ -138,7 +138,7 @@ class Cells(unittest.TestCase):
         if kept.status == "ok":
             return self.prints(kept, "1\n")
         self.fails(loop, "kept", "store", "net", "watch")
-        # The way out that it names, as it stands there.
+        # The solution that the error names works, word for word.
         before, within = re.findall(r"`([^`]*control[^`]*)`", loop.error_text)
         self.prints(self.play_cell("let kept = 1;", 60), "")
         body = f"println!(\"begun\");\nloop {{ {within} std::thread::sleep(std::time::Duration::from_millis(20)); }}"
@@ -167,11 +167,11 @@ class Cells(unittest.TestCase):
         self.addCleanup(lambda: self.assertEqual(self.kernel.stop(), []))
         self.kernel.client.ok(HELPERS)
         cell = self.play_cell('let a = 1;\nlet b: bool = 5;', 60)
-        # As rustc itself counts.
+        # rustc counts the errors in the same way.
         self.fails(cell, "cell 2:2:15 ]")
         text = "".join(cell.errors[0]["content"]["traceback"])
         self.assertEqual(set(re.findall(r"\x1b\[([0-9;]*)m", text)), {"1", "0"})
-        # Of equal lines, the one that panicked.
+        # Of two equal lines, the error names the one that panicked.
         cell = self.play_cell("let v = vec![1];\nlet mut i = 0;\nassert!(v[i] > 0);\ni += 1;\nassert!(v[i] > 0);", 60)
         self.fails(cell, "line 5")
 

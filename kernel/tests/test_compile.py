@@ -1,4 +1,4 @@
-"""How cells come to be compiled: what changes takes effect, and what can't be compiled is told."""
+"""How cells are compiled: changes take effect, and errors are reported."""
 import os
 import pathlib
 import tempfile
@@ -41,7 +41,7 @@ class Compile(KernelCase):
         cell = self.client.run("Silent(1)")
         self.assertEqual(cell.status, "error")
         self.assertIn("Debug", cell.error_text)
-        # A display of one's own comes first, through references too.
+        # A type's own display comes first, through references too.
         display = 'pub fn evcxr_display(&self) { println!("heard"); }'
         self.client.ok(f"#[derive(Debug)] pub struct Loud; impl Loud {{ {display} }}")
         for code in ["Loud", "&Loud"]:
@@ -49,7 +49,7 @@ class Compile(KernelCase):
             self.assertEqual((cell.stdout, cell.all("execute_result")), ("heard\n", []))
 
     def test_types_of_the_standard_library_are_known(self):
-        """rust-analyzer is shown it without what functions do, but for those that an array's length may come from."""
+        """rust-analyzer reads it without function bodies, except those that the length of an array may depend on."""
         self.client.ok(
             "let sizes = [0u8; std::mem::size_of::<u64>() + 2usize.pow(3)];\n"
             "let doubled = (0..3).map(|x| x * 2).collect::<std::collections::VecDeque<i32>>();\n"
@@ -61,7 +61,7 @@ class Compile(KernelCase):
         self.assertEqual(self.value("(sizes.len(), doubled.len(), words.len(), bits)"), "(16, 3, 2, 2)")
 
     def test_what_no_variable_can_hold_is_told_by_rustc_alone(self):
-        """evcxr asks `cargo check`, which would begin with all crates that a cell depends on."""
+        """evcxr runs `cargo check`, which would first check all dependencies of the cell."""
         built = pathlib.Path(self.kernel.environment("EVCXR_TMPDIR")) / "target"
         crates = lambda: sorted(str(path) for path in built.glob("**/deps/libtch-*"))
         before = crates()
@@ -74,7 +74,7 @@ class Compile(KernelCase):
         self.assertEqual(self.value("2 * 2"), "4")
 
     def test_cells_see_the_user_s_own_tools(self):
-        """The kernel compiles by a cargo of its own, which is no business of what cells start."""
+        """The kernel compiles with a cargo of its own, but programs that cells start use the user's."""
         cell = self.client.ok('std::env::var("PATH").unwrap_or_default()')
         self.assertNotIn("kernel/cargo", str(cell.all("execute_result")))
         self.assertEqual(self.value('std::env::vars().filter(|(name, _)| name.starts_with("MIMALLOC")).count()'), "0")

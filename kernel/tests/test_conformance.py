@@ -1,4 +1,4 @@
-"""The tests that Jupyter has for every kernel: PyPI's jupyter_kernel_test, with samples in Rust.
+"""Jupyter's tests for every kernel: PyPI's jupyter_kernel_test, with samples in Rust.
 
 Left out are only `code_page_something` (a pager is a feature of IPython's `?`; evcxr has none) and `code_clear_output`
 (a cell of evcxr has no way to ask for it: a display that is updated takes its place).
@@ -24,7 +24,7 @@ class Conformance(jupyter_kernel_test.KernelTests):
         code = "let mut fourty_two = 42;\nlet mut fourty_one = 41;\nfn full_name() -> i32 { 1 }"
         cls.kc.execute_interactive(code, timeout=TIMEOUT)
 
-    # Theirs waits 15 s for a cell, too short for a compiler on a busy machine, and for all else as long as it takes.
+    # The original waits 15 s for a cell, too short for a compiler on a busy machine, and for other replies for ever.
     def execute_helper(self, code, timeout=TIMEOUT, **options):
         return super().execute_helper(code, timeout, **options)
 

@@ -29,7 +29,7 @@ class Elsewhere(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         ours = ("KDLAB_", "EVCXR_", "LIBTORCH", "LIVE_KERNEL_", "JUPYTER_")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        # The registry's cache holds the crates, for kdlab depends on them too.
+        # The registry's cache holds the notebook's crates, because kdlab depends on them too.
         self.environment |= {"CARGO_NET_OFFLINE": "true", "LIVE_KERNEL_CACHE": str(self.folder / "cache")}
 
     def start(self):
@@ -72,7 +72,7 @@ class Elsewhere(unittest.TestCase):
         cell.finish(10)
         self.assertEqual((cell.status, cell.errors, cell.stderr), ("ok", [], ""), cell.describe())
         self.assertRegex(client.ok(code["kept"]).stdout, r"^\d+ points, the last at -?[\d.]+\n$")
-        # Nothing of kdlab's is there.
+        # Neither kdlab nor torch was compiled.
         manifest = (self.folder / "cache/cells/1/Cargo.toml").read_text()
         self.assertIn("plotters", manifest)
         self.assertFalse(re.search(r"^(kdlab|tch) *=", manifest, re.M), manifest)

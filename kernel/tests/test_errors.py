@@ -3,7 +3,7 @@ import unittest
 
 from support import Kernel, KernelCase, rust
 
-# Words of the machinery below a cell.
+# Words that only the machinery below a cell uses.
 MACHINERY = [
     "stack backtrace", "evcxr", "EVCXR", "run_user_code", "/rustc/", "catch_unwind", "frame #",
     "Exception raised from", "RUST_BACKTRACE", "/.cargo/",
@@ -82,7 +82,7 @@ class Errors(KernelCase):
         self.fails("let one = 1;\ndivide(one, 0)", "b is 0")
 
     def test_a_panic_in_a_library_tells_where(self):
-        # Of the library, not of this machine.
+        # The place in the library, without the path on this machine.
         cell = self.fails("let x = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));\nlet y = x.matmul(&x);")
         self.assertRegex(cell.error_text, r"at tch-[0-9.]+/src/\S+\.rs:\d+")
 
@@ -93,7 +93,7 @@ class Errors(KernelCase):
         panic = 'std::thread::spawn(|| { panic!("in a thread"); }).join().is_err()'
         cell = self.client.ok(f'let caught = {panic}; println!("{{caught}}");')
         self.assertEqual(cell.stdout, "true\n")
-        # The message of the thread is ordinary text and is not lost.
+        # The thread's message is ordinary text and is shown.
         self.assertIn("in a thread", cell.stderr)
 
     def test_compile_errors_come_as_one(self):
@@ -138,14 +138,14 @@ class Errors(KernelCase):
             code = f'// the rows of it\nlet rows = vec![9.5];\nlet (name, other) = (7, 8);\nlet size: i32 = {failure};'
             self.assertEqual(self.client.run(code).status, "error")
             self.assertEqual(self.client.ok(both).stdout, "[1, 2] first 3\n")
-        # As changeable as it was.
+        # It is still mutable.
         self.assertEqual(self.client.ok(f"rows.push(3);\n{both}").stdout, "[1, 2, 3] first 3\n")
-        # One that is only looked at first, too.
+        # So does one that the cell reads first.
         cell = self.client.run('println!("{name}");\nlet rows = vec![rows.len()];\nlet name: i32 = "x".parse()?;')
         self.assertEqual((cell.status, cell.stdout), ("error", "first\n"))
         self.assertEqual(self.client.ok(both).stdout, "[1, 2, 3] first 3\n")
         self.client.ok("rows.push(4); rows.pop();")
-        # A value that is moved away before the failure is gone, and that is said.
+        # A value that the cell moved away before the failure is gone, and a note says so.
         cell = self.client.run('let moved = name; let name = 1;\nlet size: i32 = "x".parse()?;')
         self.assertIn("`name` is lost, because the cell moved it away before it replaced it", cell.stderr)
         self.fails("name.len()", "cannot find value `name`")
@@ -174,7 +174,7 @@ class Errors(KernelCase):
                 self.fails('println!("{kept}");', "kept")
                 again = self.client.ok("let kept = 41; kept + 1").all("execute_result")
                 self.assertEqual(again[0]["content"]["data"]["text/plain"], "42")
-        # Functions are no values of the process: they are there again.
+        # Functions are not values of the process, so they are still there.
         self.client.ok("fn twice(x: i32) -> i32 { 2 * x }")
         self.client.run("std::process::abort();")
         self.assertEqual(self.client.ok('let kept = 41; println!("{}", twice(4));').stdout, "8\n")
@@ -201,7 +201,7 @@ class Errors(KernelCase):
         self.assertEqual(len(cell.errors), 1)
         for word in ["SIG", "kept", "unsafe code used memory that is not its own"]:
             self.assertIn(word, cell.error_text)
-        # What evcxr's signal handler says, but for its frames.
+        # Only the first line of evcxr's signal handler, without its frames.
         self.assertIn(cell.stderr, ["", "Segmentation fault.\n"])
 
     def queue(self, failing, **content):
@@ -219,9 +219,9 @@ class Errors(KernelCase):
                 self.assertEqual(first.status, "error")
                 self.assertEqual([cell.status for cell in rest], ["aborted"] * 3)
                 self.assertEqual([cell.all("stream", "execute_input", "error") for cell in rest], [[]] * 3)
-                # A front end shows the count that it is given, and these cells have none.
+                # A front end would show a count, but these cells never ran.
                 self.assertNotIn("execution_count", rest[0].reply["content"])
-        # Only what was queued: the next request is a new one.
+        # Only queued cells are aborted; the next request runs.
         self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")
 
     def test_a_request_may_ask_to_go_on(self):

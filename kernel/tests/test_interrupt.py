@@ -1,10 +1,10 @@
-"""The Stop button: what goes on, what is kept, and what a kernel says of that which is lost."""
+"""The Stop button: what stops, what is kept, and what the kernel reports as lost."""
 import time
 import unittest
 
 from support import KernelCase, family, rust, still_there, wait_until
 
-# A fit whose batches take as long as asked, on 300 tiny images.
+# A fit on 300 tiny images whose batches take a given time.
 FIT = '''
 use kdlab::train::{Event, Listener};
 fn slow(vs: &nn::Path, milliseconds: u64) -> Layers {
@@ -44,7 +44,7 @@ class Interrupt(KernelCase):
         cls.client.ok(FIT)
 
     def fit(self, milliseconds, epochs, batch_size):
-        """A fit as a running cell, at its first batch."""
+        """Starts a cell with a fit, and waits for its first batch."""
         self.client.ok(OPEN + f'let mut net = Model::new("net", Device::Cpu, 0, &|vs| slow(vs, {milliseconds}))?;')
         cell = self.client.begin(f'''
             let options = options({epochs}, {batch_size});
@@ -54,7 +54,7 @@ class Interrupt(KernelCase):
         return cell
 
     def stop(self, cell, within):
-        """Interrupts once; the cell has to end within so many seconds."""
+        """Interrupts once; the cell has to end within `within` seconds."""
         begun = time.time()
         self.assertEqual(self.client.interrupt()["status"], "ok")
         cell.finish(within + 10)
@@ -71,7 +71,7 @@ class Interrupt(KernelCase):
         for name in names:
             self.assertRegex(cell.error_text, rf"\b{name}\b")
         self.assertEqual(cell.stderr, "")
-        # The kernel goes on, and functions are there again.
+        # The kernel goes on, and functions are still there.
         self.assertEqual(self.client.run('println!("{kept}");').status, "error")
         self.client.ok("let o = options(1, 1); let kept = 5;")
         self.assertEqual(self.number("kept"), 5)
@@ -87,7 +87,7 @@ class Interrupt(KernelCase):
         done = cell.stdout.count("epoch ")
         self.assertIn(f'ended: Some("interrupted") after {done}', cell.stdout)
         self.assertGreaterEqual(done, 2)
-        # No word about variables lost, and none is.
+        # No variable is lost, and nothing says so.
         self.assertNotIn("lost", cell.stdout + cell.stderr)
         self.assertEqual(self.number("history.records.len()"), done)
         self.assertEqual(self.number("net.parameters()"), 40)
@@ -99,7 +99,7 @@ class Interrupt(KernelCase):
         self.assertEqual(cell.status, "ok", cell.describe())
         self.assertIn('ended: Some("interrupted") after 0', cell.stdout)
         self.assertEqual(self.number("net.parameters()"), 40)
-        # The stop was meant for that fit, not for the next.
+        # Interrupt stops that fit, not the next one.
         cell = self.client.ok(f'''
             let mut quick = Model::new("quick", Device::Cpu, 0, &|vs| slow(vs, 0))?;
             let history = fit(&mut quick, &train, &validation, &Criterion::cross_entropy(), &options(2, 100))?;
@@ -124,7 +124,7 @@ class Interrupt(KernelCase):
         self.lost(cell, "kept", "dear")
 
     def test_a_watch_that_ended_protects_no_more(self):
-        # After a fit, in the same cell: plain work again.
+        # After the fit, the same cell does work that does not watch.
         self.client.ok(OPEN + 'let mut net = Model::new("net", Device::Cpu, 0, &|vs| slow(vs, 0))?;')
         cell = self.client.begin('''
             let history = fit(&mut net, &train, &validation, &Criterion::cross_entropy(), &options(1, 100))?;
@@ -142,7 +142,7 @@ class Interrupt(KernelCase):
         compilers, since = {}, time.monotonic()
 
         def compiling():
-            # One that is there for two seconds is none of those that only tell their version.
+            # A rustc that runs for two seconds compiles; others only print their version.
             nonlocal compilers, since
             now = {key for key, name in family(self.kernel.pid).items() if name == "rustc"}
             if compilers != now:
@@ -158,7 +158,7 @@ class Interrupt(KernelCase):
         self.assertEqual(self.number("kept"), 41)
         compilers = {key: name for key, name in members.items() if name in ("rustc", "cargo")}
         wait_until(lambda: not still_there(compilers), f"the end of {list(compilers.values())}", 3)
-        # The next cell compiles as ever.
+        # The next cell compiles as usual.
         self.assertEqual(self.client.ok('println!("{}", kept + 1);').stdout, "42\n")
 
     def test_while_nothing_runs_nothing_is_lost(self):

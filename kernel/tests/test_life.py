@@ -1,4 +1,4 @@
-"""From start to end: several kernels, other clients, restart, and what is left behind (nothing)."""
+"""From start to end: several kernels, other clients, restart, and shutdown that leaves nothing behind."""
 import contextlib
 import os
 import pathlib
@@ -37,7 +37,7 @@ class Life(unittest.TestCase):
         cls.addClassCleanup(cls.end_all)
         if problems:
             raise problems[0]
-        # All at once: none disturbs another.
+        # They run at once, and none disturbs another.
         code = lambda i: f'{HELPERS}\nlet own = {i}; println!("kernel {{own}}");'
         cells = [kernel.client.begin(code(i)) for i, kernel in enumerate(cls.kernels)]
         for i, cell in enumerate(cells):
@@ -53,7 +53,7 @@ class Life(unittest.TestCase):
         return self.kernels.pop()
 
     def looping(self, kernel):
-        """A cell that computes, so that nothing in its process listens."""
+        """Starts a cell that computes, so that its process reacts to nothing."""
         cell = kernel.client.begin('println!("begun"); loop { std::hint::black_box(0); }')
         cell.wait_text("begun")
 
@@ -80,7 +80,7 @@ class Life(unittest.TestCase):
                     self.assertEqual(stranger.recv(1000), b"")
                 except (ConnectionResetError, BrokenPipeError):
                     pass  # closed, before all was read
-        # With the token, and from another process, it is served: the answer comes after the display.
+        # With the token it is served, from another process too, and the answer follows the display.
         with socket.socket(socket.AF_UNIX) as known:
             known.settimeout(5)
             known.connect(path)
@@ -100,7 +100,7 @@ class Life(unittest.TestCase):
             forged.append(client.send("shutdown_request", {"restart": False}, "control"))
         finally:
             session.key = right
-        # Each channel is served in order: once these are answered, the forged ones have had their turn.
+        # Each channel is served in order: once these are answered, the forged ones have been handled.
         client.ask("kernel_info_request", {}, channel="control")
         client.ok('println!("on");')
         self.assertFalse(proof.exists())
@@ -122,7 +122,7 @@ class Life(unittest.TestCase):
         texts = lambda: [m["content"]["text"] for m in joined.seen if m["msg_type"] == "stream"]
         joined.wait(lambda: any("second" in text for text in texts()), "the output of another client's cell", 10)
         cell.wait_text("second")
-        # The first one goes away while its cell runs.
+        # The first client closes while its cell runs.
         kernel.client.close()
         kernel.client = joined
         two.touch()
@@ -197,11 +197,11 @@ class Life(unittest.TestCase):
         self.addCleanup(context.destroy, linger=0)
         ports = ["shell_port", "control_port", "stdin_port", "hb_port", "iopub_port"]
         for port in ports:
-            # No ZeroMQ at all, and a connection that ends at once.
+            # Data that is not ZeroMQ, and a connection that closes at once.
             for rubbish in [b"GET / HTTP/1.1\r\n\r\n", b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f" + bytes(100), b""]:
                 with socket.create_connection((info["ip"], info[port])) as raw:
                     raw.sendall(rubbish)
-            # Messages that are none, and one with a forged signature.
+            # Malformed messages, and one with a forged signature.
             dealer = context.socket(zmq.SUB if port == "iopub_port" else zmq.DEALER)
             dealer.connect(f"tcp://{info['ip']}:{info[port]}")
             if port != "iopub_port":

@@ -107,7 +107,7 @@ class Displays(KernelCase):
                 std::fs::write({rust(done)}, "").unwrap();
             }});''')
         second = self.client.ok(f'owner.ask({rust(display("owned", "1", update=True))}); println!("second");')
-        # An update is known by its id; clients such as nbclient hear of nothing but the cell that runs.
+        # Clients find an update by its id, but those such as nbclient listen only to the running cell.
         update, = self.shown(second)
         self.assertEqual(update["msg_type"], "update_display_data")
         self.assertEqual(update["content"]["transient"], {"display_id": "owned"})
@@ -162,10 +162,10 @@ class ClientCrate(KernelCase):
 
 
 class Widgets(KernelCase):
-    """What tests of comms do."""
+    """Common parts of the tests of comms."""
 
     def open(self, id, **state):
-        """A cell that opens a slider; gives the cell, and the file where pushes are noted."""
+        """Opens a slider from a cell; returns the cell, and the file in which pushes are noted."""
         log = self.kernel.file(f"pushes-{id}")
         state = {
             "_model_name": "FloatSliderModel", "_model_module": "@jupyter-widgets/controls",
@@ -186,12 +186,12 @@ class Widgets(KernelCase):
         return self.message(id, method="update", state=state, buffer_paths=[])
 
     def states(self, parent, timeout=2):
-        """Every comm message is answered by busy and idle."""
+        """Checks that the kernel answers a comm message by busy and idle."""
         for state in ["busy", "idle"]:
             self.client.first("status", timeout, parent, lambda content: content["execution_state"] == state)
 
     def pushed(self, log, text, sent, within):
-        """The seconds from `sent` until a line with `text` came to the cell's process."""
+        """Returns the seconds from `sent` until a line with `text` reached the cell's process."""
         lines = []
 
         def look():
@@ -213,7 +213,7 @@ class Widgets(KernelCase):
 
 
 class Comms(Widgets):
-    """Widgets as ipywidgets' front end speaks of them."""
+    """Widgets, with the messages that the front end of ipywidgets sends."""
 
     def test_a_widget_reaches_the_front_end(self):
         cell, _, content = self.open("a1")
@@ -278,7 +278,7 @@ class Comms(Widgets):
         state = self.full_state("e1")
         wanted = {"value": 4.0, "min": 0.0, "max": 20.0, "description": "T"}
         self.assertEqual({key: state[key] for key in wanted}, wanted)
-        # All at once, as JupyterLab asks after a reload.
+        # JupyterLab asks for all states at once after a reload.
         control = {"comm_id": "control", "target_name": "jupyter.widget.control", "data": {}}
         self.client.send("comm_open", control, metadata={"version": "1.0.0"})
         parent = self.message("control", method="request_states")
@@ -301,9 +301,9 @@ class Comms(Widgets):
         self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "g1")
         self.assertNotIn("g1", self.comm_info())
         self.assertIn("h1", self.comm_info())
-        # A late message from a front end that has not heard of it.
+        # A late message from a front end that does not know it yet.
         self.states(self.update("g1", value=3.0))
-        # The process dies: nobody is left to answer.
+        # The process ends, so nobody can answer.
         self.client.run("std::process::abort();")
         self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "h1")
         self.assertEqual(self.comm_info(), {})
@@ -449,7 +449,7 @@ class Answers(KernelCase):
         self.client.ask("kernel_info_request", {}, timeout=10, channel="control")
         self.assertLess(time.monotonic() - begun, 1)
         self.assertTrue(cell.running)
-        # What was done for others is not this cell's, and the kernel is known to be busy still.
+        # Replies to other requests do not belong to this cell, and the kernel still counts as busy.
         self.assertEqual([m["msg_type"] for m in cell.all() if m["msg_type"] != "status"], ["execute_input", "stream"])
         state = lambda: [m for m in self.client.seen if m["msg_type"] == "status"][-1]["content"]["execution_state"]
         self.client.wait(lambda: state() == "busy", "the status busy after all others", 2)

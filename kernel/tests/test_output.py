@@ -1,4 +1,4 @@
-"""What cells print and show, what they read, and how they are counted."""
+"""What cells print, show and read, and their numbers."""
 import base64
 import pathlib
 import re
@@ -46,7 +46,7 @@ time.sleep(999)"""
         self.assertRegex(end, r"\[cut: [\d.]+ MB of output are left out here; this is their end:\]\nline \d+\n")
         memory = pathlib.Path(f"/proc/{kernel.pid}/status").read_text()
         self.assertLess(int(re.search(r"VmHWM:\s+(\d+) kB", memory)[1]), 500_000)
-        # More than the pipes to the stopped reader hold.
+        # This is more than the pipes to the stopped reader hold.
         for _ in range(5):
             self.assertEqual(len(self.client.ok('println!("{}", "x".repeat(3_000_000));').stdout), 3_000_001)
 
@@ -68,7 +68,7 @@ class Streams(KernelCase):
         self.assertTrue(cell.running)
         gate.touch()
         self.assertEqual(cell.finish().stdout, "no newline and on\n")
-        # Not even flushed, and the last thing of its cell: it is this cell's and nothing is put behind it.
+        # Text that the cell does not even flush, as its last action: it belongs to this cell, and nothing is appended.
         self.assertEqual(self.client.ok('print!("the end");').stdout, "the end")
         self.assertEqual(self.client.ok('println!("next");').stdout, "next\n")
         self.assertEqual(self.client.ok('eprint!("to stderr");').stderr, "to stderr")
@@ -92,7 +92,7 @@ class Streams(KernelCase):
                 std::thread::sleep(std::time::Duration::from_millis(500));
                 let value = 7; println!("after");'''
             self.assertEqual(self.client.ok(code).stdout, f"{marker}\nafter\n")
-            # As the last that a cell does, and in a thread.
+            # A thread prints as the last action of the cell.
             self.client.ok(f'println!("{marker}");')
             wait = "std::thread::sleep(std::time::Duration::from_secs(1));"
             self.client.ok(f'std::thread::spawn(|| println!("{marker}")).join().unwrap(); {wait}')
@@ -111,7 +111,7 @@ class Streams(KernelCase):
         self.assertTrue(cell.stdout.endswith("lait é\n"), cell.stdout)
         cell = self.client.ok(r'std::io::stderr().write_all(b"\xff bad\n")?;', timeout=60)
         self.assertIn(" bad\n", cell.stderr)
-        # A character whose bytes come one after the other is one character.
+        # A character whose bytes arrive separately is one character.
         halves = r'''
             std::io::stdout().write_all(b"\xe2\x82")?; std::io::stdout().flush()?;
             std::thread::sleep(std::time::Duration::from_millis(300));
@@ -127,7 +127,7 @@ class Streams(KernelCase):
                 std::fs::write({rust(done)}, "").unwrap();
             }});''')
         gate.touch()
-        # More than a pipe holds: it has to be read although no cell runs.
+        # This is more than a pipe holds, so the kernel must read it although no cell runs.
         wait_until(done.exists, "the end of the thread's printing", 20)
         expected = "".join(f"between {i:0>99}\n" for i in range(2_000))
 
@@ -168,7 +168,7 @@ class Shown(KernelCase):
         for kind in ["display_data", "execute_result"]:
             data = cell.all(kind)[0]["content"]["data"]
             self.assertEqual(sorted(data), ["image/png", "text/plain"])
-            # Half of the pixels: else JupyterLab shows a figure at twice its size.
+            # Half of the pixels, because JupyterLab would show the figure at twice its size.
             metadata = cell.all(kind)[0]["content"]["metadata"]["image/png"]
             pixels = struct.unpack(">II", base64.b64decode(data["image/png"])[16:24])
             self.assertEqual((2 * metadata["width"], 2 * metadata["height"]), pixels)
@@ -229,7 +229,7 @@ class Counting(KernelCase):
         return cell.reply["content"]["execution_count"]
 
     def test_counts_start_at_one_and_go_up_by_one(self):
-        # setUpClass ran the first.
+        # `setUpClass` ran the first cell.
         first = self.client.first("execute_input", 1)
         self.assertEqual(first["content"]["execution_count"], 1)
         one, two = self.client.ok("1"), self.client.ok("2")

@@ -1,4 +1,4 @@
-"""Build directories of kernels: damage heals, however it came, and what ends a kernel frees its directory."""
+"""Build directories of kernels: damage is repaired, and the end of a kernel frees its directory."""
 import fcntl
 import os
 import pathlib
@@ -48,7 +48,7 @@ class Slots(unittest.TestCase):
         self.assertGreaterEqual(len(gone), 4)
         for path in gone:
             path.unlink()
-        # A library of its own, cut short: the template's stays as it is.
+        # The slot's own copy of a library is truncated; that of the template stays whole.
         cut = libraries(slot, "libtch-*.rlib")[0]
         whole = cut.read_bytes()
         cut.unlink()
