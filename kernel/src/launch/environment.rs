@@ -134,7 +134,8 @@ fn configuration(private: &Path) -> Result<PathBuf> {
     let own = evcxr::config_dir();
     for entry in own.iter().flat_map(fs::read_dir).flatten().flatten() {
         if entry.file_name() != "prelude.rs" {
-            symlink(std::path::absolute(entry.path())?, folder.join(entry.file_name())).context("cannot link to evcxr's configuration")?;
+            symlink(std::path::absolute(entry.path())?, folder.join(entry.file_name()))
+                .context("cannot link to evcxr's configuration")?;
         }
     }
     let file = own.unwrap_or_default().join("prelude.rs");
