@@ -6,11 +6,11 @@ use crate::profile::Profile;
 use crate::show::{Table, live_progress, live_sweep, print_progress, short};
 use crate::store::atomic;
 use crate::study::mistakes::Defect;
-use crate::study::{Sweep, SweepInputs, SweepReport};
+use crate::study::{ResultRow, Sweep, SweepInputs, SweepReport};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::train::{backbone_features, check_name, fit, teacher_logits};
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
 use tch::{Cuda, Device};
@@ -26,24 +26,11 @@ pub struct Lab {
     pub folder: PathBuf,
     /// Data and weights that were fetched.
     pub cache: PathBuf,
-    /// What [`Lab::spawn`] fills.
-    pub queue: Queue,
+    /// Fits in the background.
+    queue: Queue,
 }
 
-/// One row of the closing table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ResultRow {
-    pub model: String,
-    /// Fractions in [0, 1].
-    pub val_accuracy: f64,
-    pub test_accuracy: f64,
-    pub parameters: i64,
-    /// Multiply-accumulates for one image.
-    pub macs: i64,
-    pub seconds: f64,
-}
-
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Results {
     profile: String,
     dataset: String,
@@ -134,7 +121,7 @@ impl Lab {
     /// How the profile trains a student; `name` is the fit's folder too. It is shown live where the kernel can: its
     /// listener holds its control, so replace both or none.
     pub fn fit_options(&self, name: &str) -> FitOptions {
-        let control = Control::new();
+        let control = Control::default();
         FitOptions {
             name: name.to_owned(),
             epochs: self.profile.student_epochs,
@@ -340,8 +327,8 @@ impl Lab {
                 Some(best) => table.row(&[
                     h.name.clone(),
                     Defect::of(&h).map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
-                    maybe(best.temperature),
-                    maybe(best.alpha),
+                    maybe(best.hyperparameters.temperature),
+                    maybe(best.hyperparameters.alpha),
                     format!("{}/{}", h.records.len(), h.epochs),
                     if h.changes.is_empty() { String::new() } else { h.changes.len().to_string() },
                     best.epoch.to_string(),

@@ -23,7 +23,7 @@ pub mod study;
 pub mod train;
 
 pub use error::{Error, Result};
-pub use lab::{Lab, ResultRow};
+pub use lab::Lab;
 pub use profile::Profile;
 
 /// Linkers drop a library that nothing asks for. torch-sys names libtorch's part for CUDA and asks it for nothing, and

@@ -32,7 +32,7 @@ pub struct Profile {
 
 impl Profile {
     /// The article's run, its student at 32 px: for a CUDA device.
-    pub fn article() -> Self {
+    pub(crate) fn article() -> Self {
         Self {
             name: "article".into(),
             arch: Arch::ResNet50,
@@ -55,7 +55,7 @@ impl Profile {
     }
 
     /// The article's walk, notebooks 1 to 5, in under ten minutes on two CPU cores.
-    pub fn laptop() -> Self {
+    pub(crate) fn laptop() -> Self {
         Self {
             name: "laptop".into(),
             arch: Arch::EfficientNetLite0,
@@ -71,7 +71,7 @@ impl Profile {
     }
 
     /// Seconds per notebook: shows that everything runs, teaches nothing about accuracy.
-    pub fn smoke() -> Self {
+    pub(crate) fn smoke() -> Self {
         Self {
             name: "smoke".into(),
             train_images: Some(300),
@@ -99,7 +99,7 @@ impl Profile {
     }
 
     /// `KDLAB_PROFILE`, else `article` on CUDA and `laptop` elsewhere.
-    pub fn detect(cuda: bool) -> Result<Self> {
+    pub(crate) fn detect(cuda: bool) -> Result<Self> {
         match std::env::var("KDLAB_PROFILE") {
             Ok(name) if !name.is_empty() => Self::named(&name),
             _ => Ok(if cuda { Self::article() } else { Self::laptop() }),

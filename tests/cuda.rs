@@ -117,7 +117,7 @@ fn a_fit_that_was_stopped_goes_on() {
     let of = |split| Examples::images(split, &Transform::cifar10(32)).unwrap();
     let run = |name: &str, stop_after: usize| {
         let mut model = Model::new("student", device, 1, &|vs| student(vs, 10)).unwrap();
-        let control = Control::new();
+        let control = Control::default();
         let stop = control.clone();
         let listener = Listener::new(move |event| match event {
             Event::Epoch { record, .. } if record.epoch == stop_after => stop.stop("enough"),

@@ -9,7 +9,7 @@ mod oracle;
 use kdlab::data::{DataOptions, Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Model, read_weights, student};
 use kdlab::study::mistakes::kd_loss_over_classes;
-use kdlab::train::{Evaluation, KdLoss, Method, cross_entropy, soft_targets};
+use kdlab::train::{Evaluation, KdLoss, Method, soft_targets};
 use oracle::{ask, difference, relative};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -85,7 +85,7 @@ fn other_methods_are_their_papers() {
             let s = s.detach().copy().set_requires_grad(true);
             let kd = KdLoss::new(temperature, 0.7).unwrap();
             let soft = method.divergence(kd, &s, &labels, &t).unwrap() * (0.7 * temperature.powi(2));
-            let loss = soft + cross_entropy(&s, &labels).unwrap() * 0.3;
+            let loss = soft + s.cross_entropy_for_logits(&labels) * 0.3;
             loss.backward();
             let case = format!("{name} {temperature:?}");
             // The oracle takes the logarithm of 1 - p, which loses digits that a difference of logarithms keeps.

@@ -2,8 +2,8 @@
 
 use kdlab::data::{DataOptions, Dataset, cifar10};
 use kdlab::show::*;
-use kdlab::study::{Graded, ReportCard, report_card};
-use kdlab::train::{Change, EpochRecord, Evaluation, History, Metrics, Settings};
+use kdlab::study::{Candidate, ReportCard, report_card};
+use kdlab::train::{Change, EpochRecord, Evaluation, History, Hyperparameters, Metrics};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -29,9 +29,7 @@ fn history(name: &str, epochs: usize) -> History {
         epoch,
         train: metrics(epoch, 0.2),
         validation: metrics(epoch, 0.1),
-        learning_rate: 1e-3,
-        temperature: Some(4.0),
-        alpha: Some(0.9),
+        hyperparameters: Hyperparameters { learning_rate: 1e-3, temperature: Some(4.0), alpha: Some(0.9) },
         seconds: 1.5,
         images_per_second: 100.0,
     };
@@ -90,7 +88,7 @@ fn curves_name_axes_units_and_every_run() {
 }
 
 fn change(epoch: f64, before: (f64, f64, f64), after: (f64, f64, f64)) -> Change {
-    let settings = |(t, a, learning_rate)| Settings { temperature: Some(t), alpha: Some(a), learning_rate };
+    let settings = |(t, a, learning_rate)| Hyperparameters { temperature: Some(t), alpha: Some(a), learning_rate };
     Change { epoch, before: settings(before), after: settings(after) }
 }
 
@@ -248,7 +246,7 @@ fn reliability_and_disagreements_show_what_they_compare() {
         (0..4).map(|seed| kdlab::models::Model::new("net", tch::Device::Cpu, seed, &build).unwrap()).collect();
     let names = ["teacher", "alone", "T 4, alpha 0.9", "a fourth"];
     let graded: Vec<_> = (names.iter().zip(&nets))
-        .map(|(name, model)| Graded { name, model, transform: &transform, logits: None })
+        .map(|(name, model)| Candidate { name, model, transform: &transform, logits: None })
         .collect();
     let (card, evaluations) = report_card(&data.test, &graded, 8).unwrap();
     // One panel, and more than one row of panels.

@@ -84,7 +84,7 @@ fn a_grid_is_run_once_paired_by_seed_and_found_again() {
     let sweep = Sweep { temperatures: vec![1.0, 4.0], alphas: vec![0.0, 0.5], methods: vec![Method::Kd], ..small() };
     let heard = Arc::new(Mutex::new(Vec::new()));
     let ear = Arc::clone(&heard);
-    let listener: SweepListener = Arc::new(move |report: &SweepReport, now: &SweepNow| {
+    let listener: SweepListener = Arc::new(move |report: &SweepReport, now: &SweepProgress| {
         ear.lock().unwrap().push((report.runs.len(), now.number, now.total));
     });
     let report = bench.heard(&sweep, &folder.path().join("s"), listener).unwrap();
@@ -95,7 +95,7 @@ fn a_grid_is_run_once_paired_by_seed_and_found_again() {
     // Paired: with alpha = 0 the teacher has no say, and first weights and batches are those of the student alone.
     let compared = report.compare(Measure::Test).unwrap();
     for c in &compared {
-        let alpha = c.setting.teaching.unwrap().alpha;
+        let alpha = c.setting.distillation.unwrap().alpha;
         assert_eq!(c.verdict.differences.iter().all(|d| *d == 0.0), alpha == 0.0, "{}", c.setting);
         assert!((c.verdict.confidence - 0.9875).abs() < 1e-12, "four comparisons");
     }
@@ -134,7 +134,7 @@ fn labels_noise_views_and_teachers_are_axes() {
     let report = bench.run(&sweep, &folder.path().join("labels")).unwrap();
     assert_eq!(report.runs.len(), 2 * 2 * 3);
     let teacher = |noise: f64, of: TeacherLabels| {
-        let of = |r: &&SweepRun| r.setting.noise == noise && r.setting.teaching.is_some_and(|t| t.teacher == of);
+        let of = |r: &&SweepRun| r.setting.noise == noise && r.setting.distillation.is_some_and(|t| t.teacher == of);
         report.runs.iter().find(of).and_then(|r| r.teacher).unwrap()
     };
     assert_eq!(teacher(0.0, TeacherLabels::All), teacher(0.5, TeacherLabels::All));
@@ -159,7 +159,7 @@ fn an_omitted_class_is_never_seen_and_may_come_back_by_its_bias() {
         let corrected = run.corrected.as_ref().unwrap();
         assert!(corrected.recall[3] >= run.recall[3] || corrected.bias < 0.0);
     }
-    assert!(report.runs.iter().filter(|r| r.setting.teaching.is_none()).all(|r| r.recall[3] == 0.0));
+    assert!(report.runs.iter().filter(|r| r.setting.distillation.is_none()).all(|r| r.recall[3] == 0.0));
     assert_eq!(report.compare(Measure::CorrectedRecall).unwrap().len(), 1);
     assert!(report.table(Measure::OmittedRecall).unwrap().to_string().contains("omitted class recognised"));
     let plain = bench.run(&Sweep { seeds: vec![0, 1], ..small() }, &folder.path().join("p")).unwrap();

@@ -80,7 +80,9 @@ fn both_with(
         loss
     };
     let criterion = match (kd, watched) {
-        (None, true) => Criterion::hard("watched", move |s, y| note(cross_entropy(s, y).unwrap())),
+        (None, true) => Criterion::hard("watched", move |s, y| {
+            note(s.cross_entropy_loss::<Tensor>(y, None, tch::Reduction::Mean, -100, 0.0))
+        }),
         (Some(kd), true) => Criterion::soft("watched", kd, move |s, y, t, temperature, alpha| {
             note(KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap())
         }),
@@ -114,7 +116,7 @@ fn both_with(
     let logits = logits.unwrap_or_else(|| labels.one_hot(10).to_kind(kind)); // not looked at
     let settings = json!({
         "net": net, "defect": defect.map(|d| format!("{d:?}")), "batch_size": BATCH, "learning_rate": learning_rate,
-        "temperature": kd.map(|kd| kd.temperature()), "alpha": kd.map(|kd| kd.alpha()), "precision": model.precision.to_string(), "log_target": log_target,
+        "temperature": json!(kd)["temperature"], "alpha": json!(kd)["alpha"], "precision": model.precision.to_string(), "log_target": log_target,
     });
     let history = match defect {
         None => fit(&mut model, &train, &validation, &criterion, &options).unwrap(),

@@ -120,7 +120,7 @@ impl Left {
         LEFT.get_or_init(|| {
             let data = kdlab::data::open(&options(&idx_files("data"))).expect("a data set");
             let mut left = Left { data, fit: vec![], history: vec![], rows: vec![], rows_at: PathBuf::new() };
-            let stop = Control::new();
+            let stop = Control::default();
             let asked = stop.clone();
             let listener = Listener::new(move |event| {
                 if let Event::Epoch { record, .. } = event
@@ -161,7 +161,7 @@ impl Left {
 
     pub fn go_on(&self, which: u8) {
         if which % 4 < 2 {
-            let _ = self.fit(Control::new(), Listener::default());
+            let _ = self.fit(Control::default(), Listener::default());
             let _ = std::fs::remove_dir_all(folder().join("fit-1"));
         } else if let Ok(rows) = self.pass() {
             let _ = rows.tensor.f_sum(tch::Kind::Float);

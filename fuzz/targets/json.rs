@@ -8,7 +8,7 @@ use kdlab_fuzz::write;
 libfuzzer_sys::fuzz_target!(|text: &[u8]| {
     let path = write("report.json", text);
     if let Ok(history) = History::load(&path) {
-        let _ = (history.best(), history.is_complete(), history.seconds());
+        let _ = (history.best(), history.seconds());
         let _ = kdlab::show::curves(&[&history]);
     }
     if let Ok(report) = SweepReport::load(&path) {

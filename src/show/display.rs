@@ -8,7 +8,7 @@ use crate::lab::Lab;
 use crate::models::{LoadReport, Summary};
 use crate::study::Verdict;
 use crate::study::{Measure, ReportCard, SweepReport};
-use crate::train::{CachedTensor, Change, Evaluation, History, Run, Settings};
+use crate::train::{CachedTensor, Change, Evaluation, History, Hyperparameters, Run};
 use base64::Engine;
 use kdlab_client::Bundle;
 use serde_json::json;
@@ -147,9 +147,9 @@ impl History {
                 number(100.0 * r.validation.accuracy, 1),
                 number(r.validation.cross_entropy, 4),
                 r.validation.divergence.map_or(String::new(), |d| number(d, 4)),
-                maybe(r.temperature),
-                maybe(r.alpha),
-                short(r.learning_rate),
+                maybe(r.hyperparameters.temperature),
+                maybe(r.hyperparameters.alpha),
+                short(r.hyperparameters.learning_rate),
                 number(r.seconds, 1),
             ])
         })
@@ -252,7 +252,7 @@ impl Display for Change {
 }
 
 /// The values in force, such as `T 4, alpha 0.9, learning rate 1e-3`.
-impl Display for Settings {
+impl Display for Hyperparameters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.temperature.map_or(Ok(()), |t| write!(f, "T {}, ", short(t)))?;
         self.alpha.map_or(Ok(()), |a| write!(f, "alpha {}, ", short(a)))?;

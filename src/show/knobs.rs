@@ -2,7 +2,7 @@
 
 use super::table::escape;
 use crate::error::lock;
-use crate::train::{Control, Observer, Settings};
+use crate::train::{Control, Observer, Hyperparameters};
 use kdlab_client::{Bundle, Panel, Widget};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
@@ -18,11 +18,11 @@ const MIRRORS: [&str; 2] = ["progress", "figure"];
 /// The values that the knobs show: the control's over those that the fit began with.
 struct Bound {
     control: Control,
-    begun: Mutex<Settings>,
+    begun: Mutex<Hyperparameters>,
 }
 
 impl Bound {
-    fn now(&self) -> Settings {
+    fn now(&self) -> Hyperparameters {
         self.control.over(*lock(&self.begun))
     }
 
@@ -92,7 +92,7 @@ pub(super) struct OpenKnobs {
 
 impl OpenKnobs {
     /// Connects to the kernel; what else the connection's owner shows comes before [`OpenKnobs::show`].
-    pub fn connect(control: &Control, begun: Settings) -> Option<Self> {
+    pub fn connect(control: &Control, begun: Hyperparameters) -> Option<Self> {
         let bound = Arc::new(Bound { control: control.clone(), begun: Mutex::new(begun) });
         let hears = Arc::clone(&bound);
         let panel = Panel::open(bound.widget(), move |_, name, value| hears.hear(name, value));
@@ -104,12 +104,12 @@ impl OpenKnobs {
     }
 
     /// The values in force.
-    pub fn now(&self) -> Settings {
+    pub fn now(&self) -> Hyperparameters {
         self.bound.now()
     }
 
     /// The values that the fit began with, where nothing is set by hand.
-    pub fn begin(&self, begun: Settings) {
+    pub fn begin(&self, begun: Hyperparameters) {
         *lock(&self.bound.begun) = begun;
         self.bound.sync(&self.panel);
     }
@@ -136,14 +136,14 @@ impl OpenKnobs {
 /// Sliders and buttons for a [`Control`], as the value of a cell. They work as long as the value lives.
 pub struct Knobs {
     control: Control,
-    begun: Settings,
+    begun: Hyperparameters,
     open: Mutex<Option<OpenKnobs>>,
 }
 
 /// Sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with `begun`: for
-/// a run in the background `knobs(&run.control(), run.settings())`. Without the live kernel it shows the values in
+/// a run in the background `knobs(&run.control(), run.hyperparameters())`. Without the live kernel it shows the values in
 /// force.
-pub fn knobs(control: &Control, begun: Settings) -> Knobs {
+pub fn knobs(control: &Control, begun: Hyperparameters) -> Knobs {
     Knobs { control: control.clone(), begun, open: Mutex::new(None) }
 }
 

@@ -6,7 +6,7 @@ use super::knobs::OpenKnobs;
 use super::progress::{duration, line, print_progress};
 use super::table::escape;
 use crate::error::lock;
-use crate::train::{Control, Event, History, Listener, Observer, Progress, Settings};
+use crate::train::{Control, Event, History, Listener, Observer, Progress, Hyperparameters};
 use kdlab_client::{Bundle, Display};
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -31,7 +31,7 @@ pub fn live_progress(control: &Control) -> Listener {
     let view: Mutex<Option<View>> = Mutex::new(None);
     Listener::new(move |event| {
         let mut view = lock(&view);
-        if let Event::Queued { history, settings } | Event::Started { history, settings } = event
+        if let Event::Queued { history, hyperparameters: settings } | Event::Started { history, hyperparameters: settings } = event
             && view.is_none()
         {
             *view = View::open(&control, history, *settings, matches!(event, Event::Started { .. }));
@@ -41,7 +41,7 @@ pub fn live_progress(control: &Control) -> Listener {
         }
         match &*view {
             Some(open) => open.tell(Note::Event(Box::new(event.clone()))),
-            None => print.hear(event),
+            None => print.notify(event),
         }
         if matches!(event, Event::Finished(_) | Event::Failed { .. })
             && let Some(done) = view.take()
@@ -68,7 +68,7 @@ struct View {
 
 impl View {
     /// None without a live kernel.
-    fn open(control: &Control, history: &History, settings: Settings, started: bool) -> Option<Self> {
+    fn open(control: &Control, history: &History, settings: Hyperparameters, started: bool) -> Option<Self> {
         let knobs = OpenKnobs::connect(control, settings)?;
         let (bar, figure) = (Display::on(knobs.panel.link()), Display::on(knobs.panel.link()));
         let mut drawer = Drawer {
@@ -171,7 +171,7 @@ impl Drawer {
     /// Takes an event in; true when the figure should show it at once.
     fn hear(&mut self, event: Event) -> bool {
         match event {
-            Event::Started { history, settings } => {
+            Event::Started { history, hyperparameters: settings } => {
                 self.history = history;
                 self.started = true;
                 self.knobs.begin(settings);

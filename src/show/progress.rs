@@ -59,7 +59,7 @@ pub(super) fn line(event: &Event) -> Option<String> {
             )
         }
         Event::Epoch { name, record: r, epochs } => {
-            let kd = match (r.temperature, r.alpha, r.validation.divergence) {
+            let kd = match (r.hyperparameters.temperature, r.hyperparameters.alpha, r.validation.divergence) {
                 (Some(t), Some(a), Some(d)) => format!("  KL {d:.3} (T {}, alpha {})", short(t), short(a)),
                 _ => String::new(),
             };

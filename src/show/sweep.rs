@@ -7,7 +7,7 @@ use super::table::escape;
 use super::{Figure, Table, short};
 use crate::Result;
 use crate::error::lock;
-use crate::study::{Measure, SweepListener, SweepNow, SweepReport};
+use crate::study::{Measure, SweepListener, SweepProgress, SweepReport};
 use kdlab_client::{Bundle, Display, Link};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -142,7 +142,7 @@ impl View {
         Self { live: link.is_some(), progress, verdicts, runs_so_far, map, shown: false, runs: 0, last }
     }
 
-    fn show(&mut self, report: &SweepReport, now: &SweepNow) {
+    fn show(&mut self, report: &SweepReport, now: &SweepProgress) {
         let (new, over) = (report.runs.len() > self.runs, now.run.is_none());
         let pause = if self.live { OFTEN } else { QUIET };
         if !new && !over && self.last.elapsed() < pause {
@@ -200,7 +200,7 @@ fn live_map(report: &SweepReport) -> Option<Figure> {
     several.then(|| report.map(Measure::Validation).ok()).flatten()
 }
 
-fn line(report: &SweepReport, now: &SweepNow) -> String {
+fn line(report: &SweepReport, now: &SweepProgress) -> String {
     let left = now.seconds_left.map_or(String::new(), |s| format!(", {} left", duration(s)));
     let Some(run) = &now.run else { return report.headline() };
     let progress = now.progress.as_ref().map_or(String::new(), |p| {

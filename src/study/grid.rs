@@ -1,4 +1,4 @@
-//! The grid of a sweep: every setting of a fit, and every seed.
+//! The grid of a sweep: every setting with every seed.
 
 use crate::models::Precision;
 use crate::train::{Method, check_alpha, check_learning_rate, check_temperature, six_digits};
@@ -6,39 +6,41 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A grid: every method at every temperature and alpha, for every amount of labels, noise and augmentation, each
-/// against the student alone under the same conditions, and all of it with every seed.
+/// A grid of fits: every method at every temperature and alpha, for every share of labels and noise and every
+/// augmentation. Each is compared with the student alone under the same conditions, with every seed.
 ///
-/// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong, for the
-/// student alone as for the distilled one: their results differ by the teacher.
+/// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong. The
+/// student alone and the distilled one share it, so their results differ by the teacher only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sweep {
-    /// Its folder, too.
+    /// Name of the sweep and of its folder.
     pub name: String,
     pub seeds: Vec<u64>,
     pub methods: Vec<Method>,
+    /// Above 0.
     pub temperatures: Vec<f64>,
+    /// In [0, 1].
     pub alphas: Vec<f64>,
-    /// Shares of the training images whose label the student gets, in (0, 1]. The teacher's soft targets come for
-    /// all. The student alone sees the labelled images only, as often as makes the same number of steps.
+    /// Shares of the training images whose label the student gets, in (0, 1]. The teacher's soft targets cover all
+    /// images. The student alone sees the labelled images only, repeated to the same number of steps.
     pub labelled: Vec<f64>,
     /// Shares of those labels that are wrong, in [0, 1).
     pub noise: Vec<f64>,
     pub augmentations: Vec<Augmentation>,
-    /// Shift in pixels of the stored image, for augmentations: as it is, left, right, up and down, each also mirrored.
+    /// Shift in pixels of the stored image, for augmentations: none, left, right, up and down, each also mirrored.
     pub shift: i64,
     pub teachers: Vec<TeacherLabels>,
     /// A class of which neither student sees an image. The teacher knows it.
     pub omitted: Option<i64>,
-    /// Only the first so many training images; none takes all.
+    /// Number of training images, from the first; `None` takes all.
     pub images: Option<usize>,
     pub epochs: usize,
     pub batch_size: usize,
     pub learning_rate: f64,
     /// Side of the student's images in pixels.
     pub size: i64,
-    /// Of the students' fits.
+    /// Precision of the students' forward and backward passes.
     #[serde(default)]
     pub precision: Precision,
 }
@@ -68,15 +70,15 @@ impl Default for Sweep {
     }
 }
 
-/// What the student's images go through, and what its teacher judges.
+/// How the student's images are augmented, and which view its teacher sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Augmentation {
-    /// Images as they are.
+    /// No augmentation.
     None,
-    /// A view for each image and epoch; the teacher judges that very view.
+    /// A view for each image and epoch; the teacher sees the same one.
     Same,
-    /// The student sees one view, the teacher judges another.
+    /// A view for each image and epoch; the teacher sees another one.
     Apart,
 }
 
@@ -84,25 +86,28 @@ pub enum Augmentation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TeacherLabels {
-    /// All of the training split, right ones.
+    /// All labels of the training split, without noise.
     All,
-    /// No other labels than the student is told, wrong ones included.
+    /// The labels that the student gets, wrong ones included.
     Student,
 }
 
-/// One point of the grid, for any seed.
+/// One point of the grid, without its seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
-    /// None for the student alone.
-    pub teaching: Option<Teaching>,
+    /// `None` for the student alone.
+    #[serde(rename = "teaching")]
+    pub distillation: Option<Distillation>,
+    /// Share of the images with a label, in (0, 1].
     pub labelled: f64,
+    /// Share of wrong labels, in [0, 1).
     pub noise: f64,
     pub augmentation: Augmentation,
 }
 
-/// How a student is taught.
+/// How a student is distilled.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Teaching {
+pub struct Distillation {
     pub method: Method,
     pub temperature: f64,
     pub alpha: f64,
@@ -110,20 +115,20 @@ pub struct Teaching {
 }
 
 impl Setting {
-    /// The student alone under the same conditions.
+    /// Returns the setting of the student alone under the same conditions.
     pub fn alone(&self) -> Self {
         let augmentation = match self.augmentation {
             Augmentation::None => Augmentation::None,
             Augmentation::Same | Augmentation::Apart => Augmentation::Same,
         };
-        Self { teaching: None, augmentation, ..self.clone() }
+        Self { distillation: None, augmentation, ..self.clone() }
     }
 }
 
 impl fmt::Display for Setting {
-    /// Fit for the name of a folder: `kd-T4-alpha0.9-labelled0.05`.
+    /// Writes the setting so that it can name a folder: `kd-T4-alpha0.9-labelled0.05`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.teaching {
+        match &self.distillation {
             None => f.write_str("alone")?,
             Some(t) => {
                 let (temperature, alpha) = (six_digits(t.temperature), six_digits(t.alpha));
@@ -139,7 +144,7 @@ impl fmt::Display for Setting {
         if self.noise > 0.0 {
             write!(f, "-noise{}", six_digits(self.noise))?;
         }
-        match (self.augmentation, &self.teaching) {
+        match (self.augmentation, &self.distillation) {
             (Augmentation::None, _) => Ok(()),
             (_, None) => f.write_str("-augmented"),
             (Augmentation::Same, _) => f.write_str("-same-view"),
@@ -149,7 +154,7 @@ impl fmt::Display for Setting {
 }
 
 impl Sweep {
-    /// All distilled settings of the grid.
+    /// Returns all distilled settings of the grid.
     pub fn settings(&self) -> Vec<Setting> {
         let mut all = Vec::new();
         for &labelled in &self.labelled {
@@ -159,8 +164,8 @@ impl Sweep {
                         for &method in &self.methods {
                             for &temperature in &self.temperatures {
                                 for &alpha in &self.alphas {
-                                    let teaching = Some(Teaching { method, temperature, alpha, teacher });
-                                    all.push(Setting { teaching, labelled, noise, augmentation });
+                                    let distillation = Some(Distillation { method, temperature, alpha, teacher });
+                                    all.push(Setting { distillation, labelled, noise, augmentation });
                                 }
                             }
                         }
@@ -171,7 +176,7 @@ impl Sweep {
         all
     }
 
-    /// Every run, seed after seed: the whole grid is seen once before any of it is repeated.
+    /// Every run, seed after seed: the whole grid is run once before any of it is repeated.
     pub(super) fn all_runs(&self) -> Vec<(Setting, u64)> {
         let mut once: Vec<Setting> = Vec::new();
         for setting in self.settings() {
@@ -186,33 +191,18 @@ impl Sweep {
 
     pub(crate) fn check(&self, classes: usize) -> Result<()> {
         let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
-        let counts = [
-            ("seeds", self.seeds.len()),
-            ("methods", self.methods.len()),
-            ("temperatures", self.temperatures.len()),
-            ("alphas", self.alphas.len()),
-            ("labelled", self.labelled.len()),
-            ("noise", self.noise.len()),
-            ("augmentations", self.augmentations.len()),
-            ("teachers", self.teachers.len()),
+        let axes = [
+            ("seeds", faults(&self.seeds)),
+            ("methods", faults(&self.methods)),
+            ("temperatures", faults(&self.temperatures)),
+            ("alphas", faults(&self.alphas)),
+            ("labelled", faults(&self.labelled)),
+            ("noise", faults(&self.noise)),
+            ("augmentations", faults(&self.augmentations)),
+            ("teachers", faults(&self.teachers)),
         ];
-        if let Some((axis, _)) = counts.iter().find(|(_, n)| *n == 0) {
-            return wrong(format!("{axis} is empty; give at least one value"));
-        }
-        let repeated = [
-            ("seeds", repeated(&self.seeds)),
-            ("methods", repeated(&self.methods)),
-            ("temperatures", repeated(&self.temperatures)),
-            ("alphas", repeated(&self.alphas)),
-            ("labelled", repeated(&self.labelled)),
-            ("noise", repeated(&self.noise)),
-            ("augmentations", repeated(&self.augmentations)),
-            ("teachers", repeated(&self.teachers)),
-        ];
-        if let Some((axis, value)) = repeated.into_iter().find_map(|(axis, value)| Some((axis, value?))) {
-            return wrong(format!(
-                "{axis} holds {value} twice: the same run twice proves nothing; give each value once"
-            ));
+        if let Some((axis, fault)) = axes.into_iter().find_map(|(axis, fault)| Some((axis, fault?))) {
+            return wrong(format!("{axis} {fault}"));
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
@@ -250,8 +240,11 @@ impl Sweep {
     }
 }
 
-/// The first value that stands in a list twice.
-fn repeated<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
-    let twice = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value));
-    twice.map(|(_, value)| format!("{value:?}"))
+/// What is wrong with the values of an axis: there is none, or one stands there twice.
+fn faults<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
+    if values.is_empty() {
+        return Some("is empty; give at least one value".into());
+    }
+    let (_, twice) = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value))?;
+    Some(format!("holds {twice:?} twice: the same run twice proves nothing; give each value once"))
 }

@@ -1,11 +1,10 @@
-//! The article's mistakes, one at a time and on purpose: what they do is seen best beside the same run without them.
+//! The article's mistakes, one at a time and on purpose, to compare with the same run without them.
 //!
-//! Nothing else in the crate makes them. No option switches one on: a run has a mistake when it was started by
-//! [`fit_with_defect`], and its history says so.
+//! Only [`fit_with_defect`] makes them. No option switches one on, and the history of such a run says so.
 
 use crate::data::shuffled;
 use crate::models::Model;
-use crate::train::{Criterion, Examples, FitOptions, History, KdLoss, LoopSettings, cross_entropy, fit_as};
+use crate::train::{Criterion, Examples, FitOptions, History, KdLoss, LoopSettings, cross_entropy, fit_with};
 use crate::train::{in_foreground, soft_targets};
 use crate::{Error, Result};
 use std::fmt;
@@ -14,22 +13,22 @@ use tch::{Kind, Reduction, Tensor};
 /// A mistake of the article that changes results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// The teacher's outputs are stored by batch number from a loader that shuffles: in every epoch batch `k` holds other
-    /// images than those whose outputs it is given.
+    /// The teacher's outputs are stored by batch number, while the loader shuffles: in every epoch, batch `k` gets outputs
+    /// that belong to other images.
     MismatchedTeacher,
-    /// `nn.KLDivLoss()` averages over batch *and* classes: with 10 classes the teacher's term is 10 times too small.
+    /// `nn.KLDivLoss()` averages over batch *and* classes: with 10 classes, the teacher's term is 10 times too small.
     KlOverClasses,
-    /// A new Adam in every epoch: its moments and its step count start from nothing each time.
+    /// Every epoch builds a new Adam, whose moments and step count start at zero.
     AdamRebuilt,
-    /// `model.train()` on a network whose backbone is frozen: BatchNorm takes the batch's statistics, and its stored ones
-    /// move although no gradient reaches them.
+    /// `model.train()` is called on a network with a frozen backbone: BatchNorm uses the batch's statistics and updates
+    /// the stored ones, although no gradient reaches them.
     BatchNormDrift,
-    /// The test split picks the best weights, and the accuracy it picked them by is reported.
+    /// The test split picks the best weights, and its accuracy is reported.
     BestOnTest,
 }
 
 impl Defect {
-    /// In the order of the notebook.
+    /// All mistakes, in the order of the notebook.
     pub const ALL: [Defect; 5] = [
         Defect::MismatchedTeacher,
         Defect::KlOverClasses,
@@ -83,7 +82,7 @@ pub fn kd_loss_over_classes(student: &Tensor, labels: &Tensor, teacher: &Tensor,
     Ok(kl.f_mul_scalar(alpha * t * t)?.f_add(&cross_entropy(student, labels)?.f_mul_scalar(1.0 - alpha)?)?)
 }
 
-/// Refuses a run in which the mistake would change nothing.
+/// Refuses a run in which the mistake would have no effect.
 fn check(
     defect: Defect,
     model: &Model,
@@ -91,10 +90,10 @@ fn check(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<()> {
-    let unheard = criterion.kd_loss().is_none_or(|kd| kd.alpha() == 0.0);
+    let no_teacher = criterion.kd_loss().is_none_or(|kd| kd.alpha() == 0.0);
     let lacks = match defect {
-        Defect::MismatchedTeacher if unheard => "a criterion with a teacher and alpha > 0; take Criterion::kd",
-        Defect::KlOverClasses if unheard || !criterion.is_kd() => "Criterion::kd with alpha > 0",
+        Defect::MismatchedTeacher if no_teacher => "a criterion with a teacher and alpha > 0; take Criterion::kd",
+        Defect::KlOverClasses if no_teacher || !criterion.is_kd() => "Criterion::kd with alpha > 0",
         Defect::AdamRebuilt if options.epochs < 2 => "more than one epoch",
         Defect::BatchNormDrift if !model.has_frozen_norm() => {
             "a network with frozen BatchNorm layers; take Backbone::with_head"
@@ -105,12 +104,12 @@ fn check(
     Err(Error::Input(format!("to show \"{defect}\" the run needs {lacks}")))
 }
 
-/// [`super::fit`] with one mistake of the article in it; everything else, the seeds too, is as in `fit`.
+/// Runs [`crate::train::fit`] with one mistake of the article; everything else is as in `fit`, the seeds too.
 ///
-/// Write it into `options.folder` of its own: the history carries the mistake in [`History::defect`].
+/// Give the run a folder of its own. [`Defect::of`] reads the mistake from its history.
 ///
 /// # Errors
-/// As `fit`, and when the mistake could not show in this run: the message says what it needs.
+/// As `fit`, and when the mistake would have no effect in this run; the message says what the run needs.
 pub fn fit_with_defect(
     defect: Defect,
     model: &mut Model,
@@ -126,5 +125,5 @@ pub fn fit_with_defect(
         .map(|kd| Criterion::try_soft(criterion.name(), kd, kd_loss_over_classes));
     let criterion = over_classes.as_ref().unwrap_or(criterion);
     let settings = defect.settings(train, options);
-    in_foreground(options, || fit_as(&settings, model, train, validation, criterion, options))
+    in_foreground(options, || fit_with(&settings, model, train, validation, criterion, options))
 }

@@ -7,8 +7,8 @@ mod report_card;
 mod runner;
 mod verdict;
 
-pub use grid::{Augmentation, Setting, Sweep, TeacherLabels, Teaching};
+pub use grid::{Augmentation, Distillation, Setting, Sweep, TeacherLabels};
 pub use report::{Comparison, Corrected, Measure, SweepReport, SweepRun};
-pub use report_card::{Graded, ReportCard, ReportRow, report_card};
-pub use runner::{SweepInputs, SweepListener, SweepNow};
+pub use report_card::{Candidate, ReportCard, ReportRow, ResultRow, report_card};
+pub use runner::{SweepInputs, SweepListener, SweepProgress};
 pub use verdict::{Decision, Verdict};

@@ -1,34 +1,36 @@
-//! What a sweep came to: its runs on file, and their comparison with the student alone.
+//! The results of a sweep: its runs on file, and their comparison with the student alone.
 
 use super::{Setting, Sweep, Verdict};
 use crate::store::atomic::{set_aside, write_bytes};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use statrs::statistics::Statistics;
 use std::path::Path;
 
-/// What one fit of a sweep came to.
+/// The result of one fit of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepRun {
     pub setting: Setting,
     pub seed: u64,
-    /// Changes with everything the run depends on: a run of the same key is not repeated.
+    /// Digest of everything the run depends on: a run of the same key is not repeated.
     pub key: String,
-    /// Whose weights were kept.
+    /// Epoch whose weights were kept.
     pub best_epoch: usize,
-    /// Accuracies in [0, 1], of the kept weights.
+    /// Validation accuracy of those weights, in [0, 1].
     pub validation: f64,
+    /// Test accuracy of those weights, in [0, 1].
     pub test: f64,
-    /// Share of each class's test images that were given their class.
+    /// Recall of each class on the test split, in [0, 1].
     pub recall: Vec<f64>,
-    /// Where a class was left out.
+    /// `None` in a sweep that omits no class.
     pub corrected: Option<Corrected>,
-    /// Of the teacher on the validation split; none for the student alone.
+    /// Validation accuracy of the teacher, in [0, 1]; `None` for the student alone.
     pub teacher: Option<f64>,
     pub seconds: f64,
     pub images_per_second: f64,
 }
 
-/// After a bias for the omitted class's logit, chosen on the validation split.
+/// Test results after a bias was added to the omitted class's logit. The bias is chosen on the validation split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Corrected {
     pub bias: f64,
@@ -36,27 +38,27 @@ pub struct Corrected {
     pub recall: Vec<f64>,
 }
 
-/// All runs of a sweep so far. It is written as `sweep.json` after each.
+/// All runs of a sweep so far. The sweep writes it as `sweep.json` after each run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepReport {
     pub sweep: Sweep,
     pub profile: String,
     pub data: String,
-    /// Images the students were trained on.
+    /// Number of images on which the students are trained.
     pub images: usize,
     pub runs: Vec<SweepRun>,
-    /// Why it ended before its last run, if it did.
+    /// Why the sweep ended before its last run, if it did.
     pub stopped: Option<String>,
 }
 
-/// What is compared.
+/// The number by which settings are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
-    /// Accuracy on the split that picked the epochs: to choose a setting by.
+    /// Accuracy on the split that picked the epochs; choose a setting by it.
     Validation,
     /// Accuracy on the test split.
     Test,
-    /// Share of the omitted class's test images that are recognised.
+    /// Recall of the omitted class on the test split.
     OmittedRecall,
     /// The same after the bias correction.
     CorrectedRecall,
@@ -64,28 +66,29 @@ pub enum Measure {
     CorrectedTest,
 }
 
-/// A setting against the student alone, in the seeds that both were run with.
+/// A setting compared with the student alone, in the seeds that were run with both.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
     pub setting: Setting,
-    /// Fractions in [0, 1], one for each seed.
+    /// The student alone: a fraction in [0, 1] for each seed.
     pub alone: Vec<f64>,
+    /// The distilled student, in the same seeds.
     pub distilled: Vec<f64>,
     pub verdict: Verdict,
 }
 
-/// A finished run in its own folder, from which it is collected again when `sweep.json` is damaged.
+/// File of a finished run in its own folder, from which the run is collected again when `sweep.json` is damaged.
 const RUN: &str = "run.json";
 
 impl SweepRun {
-    /// Keeps it in the folder of its fit.
+    /// Writes the run to the folder of its fit.
     pub(super) fn save(&self, folder: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self).map_err(|e| Error::Data(format!("run of a sweep: {e}")))?;
         write_bytes(&folder.join(RUN), &json)
     }
 
-    /// None where it was not measured.
-    pub fn value(&self, measure: Measure, omitted: Option<i64>) -> Option<f64> {
+    /// The number that a comparison looks at; `None` if it was not measured.
+    pub(crate) fn value(&self, measure: Measure, omitted: Option<i64>) -> Option<f64> {
         let of = |recall: &[f64]| recall.get(usize::try_from(omitted?).ok()?).copied();
         match measure {
             Measure::Validation => Some(self.validation),
@@ -98,7 +101,10 @@ impl SweepRun {
 }
 
 impl SweepReport {
-    /// Reads what a sweep wrote as `sweep.json`.
+    /// Reads the `sweep.json` that a sweep wrote.
+    ///
+    /// # Errors
+    /// When the file can't be read, or is not a sweep's report.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read(path).map_err(|e| Error::io("reading", path, e))?;
@@ -106,8 +112,8 @@ impl SweepReport {
             .map_err(|e| Error::Data(format!("{} is not a sweep's report: {e}; run the sweep again", path.display())))
     }
 
-    /// All finished runs that lie in a sweep's folder: those of `sweep.json`, and those that only their own folders hold.
-    /// A damaged `sweep.json` is renamed, and stderr says so.
+    /// All finished runs in a sweep's folder: those of `sweep.json`, and those that only their own folders hold. A damaged
+    /// `sweep.json` is renamed, and stderr says so.
     pub(super) fn runs_before(folder: &Path) -> Result<Vec<SweepRun>> {
         let path = folder.join("sweep.json");
         let mut runs = match std::fs::read(&path) {
@@ -128,14 +134,14 @@ impl SweepReport {
         };
         for entry in std::fs::read_dir(folder).map_err(|e| Error::io("reading", folder, e))?.flatten() {
             let found = std::fs::read(entry.path().join(RUN)).ok();
-            // One that was cut short is made again.
+            // A damaged run is made again.
             let found = found.and_then(|text| serde_json::from_slice::<SweepRun>(&text).ok());
             runs.extend(found.filter(|run| runs.iter().all(|known| known.key != run.key)));
         }
         Ok(runs)
     }
 
-    /// With the runs of earlier grids, so that none is lost.
+    /// Writes the report with the runs of earlier grids, so that they are not lost.
     pub(super) fn save(&self, path: &Path, before: &[SweepRun]) -> Result<()> {
         let mut all = self.clone();
         all.runs.extend(before.iter().filter(|b| self.runs.iter().all(|run| run.key != b.key)).cloned());
@@ -143,11 +149,11 @@ impl SweepReport {
         write_bytes(path, &json)
     }
 
-    /// Every setting of the grid against the student alone, as far as two seeds or more are there. The confidence takes the
-    /// number of settings into account ([`Verdict::new`]).
+    /// Compares every setting of the grid with the student alone, for settings with at least two completed seeds. The
+    /// confidence accounts for the number of settings ([`Verdict::new`]).
     ///
     /// # Errors
-    /// When the measure speaks of an omitted class and there is none.
+    /// When the measure needs an omitted class and the sweep has none.
     pub fn compare(&self, measure: Measure) -> Result<Vec<Comparison>> {
         let needs_class = !matches!(measure, Measure::Validation | Measure::Test);
         if needs_class && self.sweep.omitted.is_none() {
@@ -168,12 +174,12 @@ impl SweepReport {
         Ok(made)
     }
 
-    /// The mean difference to the student alone, in points, of each temperature (rows) and alpha (columns), for the first
-    /// value of every other axis; none where no seed is done yet.
+    /// Returns the mean difference to the student alone, in percentage points, of each temperature (rows) and alpha (columns), for
+    /// the first value of every other axis; `None` where no seed is done yet.
     pub fn grid(&self, measure: Measure) -> Vec<Vec<Option<f64>>> {
         let settings = self.sweep.settings();
         let one = |t: f64, a: f64| {
-            let at = |s: &&Setting| s.teaching.is_some_and(|x| x.temperature == t && x.alpha == a);
+            let at = |s: &&Setting| s.distillation.is_some_and(|x| x.temperature == t && x.alpha == a);
             let (alone, distilled) = self.pairs(settings.iter().find(at)?, measure);
             Some(100.0 * (mean(&distilled)? - mean(&alone)?))
         };
@@ -181,7 +187,7 @@ impl SweepReport {
         self.sweep.temperatures.iter().map(row).collect()
     }
 
-    /// The student alone and the distilled one, in the seeds that are done for both.
+    /// The values of the student alone and of the distilled one, in the seeds that are done for both.
     fn pairs(&self, setting: &Setting, measure: Measure) -> (Vec<f64>, Vec<f64>) {
         let value = |setting: &Setting, seed: u64| {
             let run = self.runs.iter().find(|run| run.seed == seed && run.setting == *setting)?;
@@ -194,12 +200,13 @@ impl SweepReport {
             .unzip()
     }
 
-    /// Seconds spent in all its runs.
-    pub fn seconds(&self) -> f64 {
+    /// Seconds spent in all runs.
+    pub(crate) fn seconds(&self) -> f64 {
         self.runs.iter().map(|run| run.seconds).sum()
     }
 }
 
+/// The mean; `None` of no values.
 pub(super) fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    (!values.is_empty()).then(|| values.mean())
 }

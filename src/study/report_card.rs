@@ -1,4 +1,4 @@
-//! The report card: what a set of models is worth on one split, and what each of them costs.
+//! The report card: accuracy, calibration and cost of a set of models on one split.
 
 use crate::data::{Split, Transform};
 use crate::models::{Model, device_name};
@@ -6,6 +6,7 @@ use crate::store::atomic;
 use crate::train::{CachedTensor, Calibration, Evaluation, Examples, evaluate};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use statrs::statistics::{Data, Median};
 use std::path::Path;
 use std::time::Instant;
 use tch::{Device, no_grad};
@@ -16,12 +17,12 @@ const BINS: usize = 15;
 const PASSES: usize = 31;
 const WARM_UP: usize = 3;
 
-/// A model for [`report_card`], and how images become its input.
-pub struct Graded<'a> {
+/// A model for [`report_card`], with the transform that makes its input.
+pub struct Candidate<'a> {
     pub name: &'a str,
     pub model: &'a Model,
     pub transform: &'a Transform,
-    /// What the model says of the split, where that is known already; else it is computed.
+    /// The model's logits for the split, if they are known; otherwise they are computed.
     pub logits: Option<&'a CachedTensor>,
 }
 
@@ -33,39 +34,40 @@ pub struct ReportRow {
     pub accuracy: f64,
     /// Negative log-likelihood of the labels: mean cross-entropy, in nats.
     pub nll: f64,
-    /// Expected calibration error over 15 bins, in [0, 1], with its bins.
+    /// Expected calibration error over 15 bins.
     pub calibration: Calibration,
-    /// Share of images on which it gives the first model's class; none for the first model.
+    /// Share of images to which it gives the same class as the first model, in [0, 1]; `None` for the first model.
     pub agreement: Option<f64>,
     pub parameters: i64,
     /// Multiply-accumulates for one image.
     pub macs: i64,
-    /// Median time of a forward pass of one image, in milliseconds, without its transform.
+    /// Median time of a forward pass of one image, without its transform.
     pub latency_ms: f64,
-    /// Of its weights as safetensors.
+    /// Size of its weights as safetensors.
     pub file_bytes: usize,
     /// Counts `[C][C]`: row = true class, column = predicted class.
     pub confusion: Vec<Vec<usize>>,
 }
 
-/// A row for each model. The first one is the teacher, whom the others are compared with.
+/// A row for each model. The first one is the teacher, with which the others are compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReportCard {
     pub split: String,
     pub images: usize,
-    /// What the latencies were measured on.
+    /// Device on which the latencies were measured.
     pub device: String,
     pub rows: Vec<ReportRow>,
 }
 
-/// Measures every model on `split`: how often it is right, how far its confidence can be believed, how well it mimics the
-/// first model, and what it costs. Gives the card, and each model's evaluation for figures, in the same order.
+/// Measures accuracy, calibration, agreement with the first model, and cost of every model on `split`. Returns the card,
+/// and each model's evaluation in the same order.
 ///
-/// Latencies are measured in turns, a pass of each model and again, so that a busy machine is busy for all.
+/// Latencies are measured in turns, one pass of each model after the other, so that other load on the machine slows all
+/// of them.
 ///
 /// # Errors
 /// When there is no model, one does not fit the split's images or classes, or logits belong to another split.
-pub fn report_card(split: &Split, models: &[Graded], batch_size: usize) -> Result<(ReportCard, Vec<Evaluation>)> {
+pub fn report_card(split: &Split, models: &[Candidate], batch_size: usize) -> Result<(ReportCard, Vec<Evaluation>)> {
     let Some(first) = models.first() else {
         return Err(Error::Input("a report card of no models; give the teacher and its students".into()));
     };
@@ -104,7 +106,7 @@ pub fn report_card(split: &Split, models: &[Graded], batch_size: usize) -> Resul
 }
 
 /// Median milliseconds of one image's forward pass, for each model.
-fn latencies(split: &Split, models: &[Graded]) -> Result<Vec<f64>> {
+fn latencies(split: &Split, models: &[Candidate]) -> Result<Vec<f64>> {
     let image = split.batch(&[0])?.images;
     let inputs = models.iter().map(|m| m.transform.apply(&image, m.model.device())).collect::<Result<Vec<_>>>()?;
     let mut times = vec![Vec::with_capacity(PASSES); models.len()];
@@ -118,22 +120,33 @@ fn latencies(split: &Split, models: &[Graded]) -> Result<Vec<f64>> {
             }
         }
     }
-    Ok(times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[times.len() / 2]
-        })
-        .collect())
+    Ok(times.into_iter().map(|times| Data::new(times).median()).collect())
+}
+
+/// One row of the table that closes a walk through the notebooks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResultRow {
+    pub model: String,
+    /// Best validation accuracy, in [0, 1].
+    pub val_accuracy: f64,
+    /// In [0, 1].
+    pub test_accuracy: f64,
+    pub parameters: i64,
+    /// Multiply-accumulates for one image.
+    pub macs: i64,
+    pub seconds: f64,
 }
 
 impl ReportCard {
-    /// Pretty JSON.
-    pub fn json(&self) -> Result<String> {
+    /// The card as indented JSON.
+    pub(crate) fn json(&self) -> Result<String> {
         serde_json::to_string_pretty(self).map_err(|e| Error::Data(format!("report card: {e}")))
     }
 
-    /// Writes [`ReportCard::json`] to a file, which is whole or absent.
+    /// Writes the card as JSON to a file, which is whole or absent.
+    ///
+    /// # Errors
+    /// When the file can't be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         atomic::write_bytes(path.as_ref(), self.json()?.as_bytes())
     }

@@ -9,8 +9,8 @@ use crate::models::{Backbone, Layers, Model, head};
 use crate::store::atomic::try_lock;
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, KdLoss, Listener, Pass, Progress, UNLABELLED,
-    evaluate, fingerprint, fit, teacher_logits, view_logits,
+    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, Interrupt, KdLoss, Listener, Progress,
+    UNLABELLED, evaluate, fingerprint, fit, teacher_logits, view_logits,
 };
 use crate::{Error, Result};
 use std::path::Path;
@@ -18,24 +18,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tch::{Device, Tensor, nn};
 
-/// A batch in evaluation, where only memory limits it.
+/// Batch size of evaluations, which only memory limits.
 const EVALUATION_BATCH: usize = 256;
 
-/// Where a sweep stands.
+/// Progress of a sweep.
 #[derive(Clone, Debug)]
-pub struct SweepNow {
-    /// The run that goes on; none when all are done.
+pub struct SweepProgress {
+    /// The current run; `None` when all are done.
     pub run: Option<String>,
-    /// It is the `number`th of `total`, from 1.
+    /// Number of the current run, from 1.
     pub number: usize,
+    /// Number of all runs.
     pub total: usize,
-    /// Of a fit, or of the teacher's pass over all views.
+    /// Progress of a fit, or of the teacher's pass over all views.
     pub progress: Option<Progress>,
-    /// Of all that is left; none before anything is known.
+    /// Estimate for all runs that are left; `None` before the first fit.
     pub seconds_left: Option<f64>,
 }
 
-/// What all runs of a sweep share.
+/// Inputs that all runs of a sweep share.
 pub struct SweepInputs<'a> {
     pub data: &'a Dataset,
     pub device: Device,
@@ -43,105 +44,116 @@ pub struct SweepInputs<'a> {
     pub backbone: &'a Backbone,
     /// The teacher's head, trained on all labels.
     pub head: &'a Model,
-    /// As the backbone sees images.
+    /// Transform of the backbone's images.
     pub teacher_transform: &'a Transform,
     pub train_features: &'a CachedTensor,
     pub validation_features: &'a CachedTensor,
-    /// How heads are trained on the student's labels.
+    /// Options for heads that are trained on the student's labels.
     pub head_options: &'a FitOptions,
     /// The student's network.
     pub student: &'a dyn Fn(&nn::Path) -> Layers,
-    /// Where logits of views are kept.
+    /// Folder for the logits of views.
     pub cache: &'a Path,
 }
 
-/// Hears of a sweep a few times a second.
-pub type SweepListener = Arc<dyn Fn(&SweepReport, &SweepNow) + Send + Sync>;
+/// Callback for the progress of a sweep, called a few times a second.
+pub type SweepListener = Arc<dyn Fn(&SweepReport, &SweepProgress) + Send + Sync>;
 
 impl Sweep {
-    /// Makes every run that `folder` does not hold yet, and gives them all. It may be killed and called again: a run
-    /// that was cut short goes on after its last epoch, and runs of equal settings are taken from there, whatever grid
+    /// Runs everything that `folder` does not hold yet, and returns all runs. After a kill, call it again: a run that was
+    /// cut short continues after its last epoch, and runs of equal settings are taken from the folder, whatever grid
     /// they were made for.
     ///
-    /// Interrupt ends it, on the live kernel: what is done is given, with `stopped` set.
+    /// On the live kernel, Interrupt ends the sweep: it returns the runs that are done, with `stopped` set.
     ///
     /// # Errors
-    /// When a value is out of its range, and as [`fit`].
-    pub fn run(&self, inputs: &SweepInputs, folder: &Path, tell: &SweepListener) -> Result<SweepReport> {
-        let data = inputs.data;
-        self.check(data.classes.len())?;
-        let ground = Ground::new(self, inputs)?;
-        let _ours = lock_folder(&self.name, folder)?;
+    /// When a value is out of its range, another process runs this sweep, and as [`fit`].
+    pub fn run(&self, inputs: &SweepInputs, folder: &Path, listener: &SweepListener) -> Result<SweepReport> {
+        self.check(inputs.data.classes.len())?;
+        let data = SweepData::new(self, inputs)?;
+        let _lock = lock_folder(&self.name, folder)?;
         let path = folder.join("sweep.json");
         let before = SweepReport::runs_before(folder)?;
-        let report = SweepReport {
+        let report = Arc::new(Mutex::new(SweepReport {
             sweep: self.clone(),
             profile: inputs.profile.to_owned(),
-            data: data.name.clone(),
-            images: ground.split.len(),
+            data: inputs.data.name.clone(),
+            images: data.split.len(),
             runs: Vec::new(),
             stopped: None,
-        };
-        let state = Arc::new(Mutex::new(report));
-        let pass = Pass::new(&self.name);
+        }));
+        let interrupt = Interrupt::watch(&self.name);
         let all = self.all_runs();
+        let total = all.len();
         let mut spent = Vec::new();
-        let mut teachers = Teachers { sweep: self, ground: &ground, own: Vec::new(), views: None };
+        let mut teachers = Teachers { sweep: self, data: &data, own: Vec::new(), views: None };
         for (i, (setting, seed)) in all.iter().enumerate() {
-            if let Some(reason) = pass.asked() {
-                lock(&state).stopped = Some(reason);
+            if let Some(reason) = interrupt.reason() {
+                lock(&report).stopped = Some(reason);
                 break;
             }
             let name = format!("{setting}-seed{seed}");
-            // Each run left takes as long as those so far did.
-            let later = mean(&spent).map(|seconds: f64| seconds * (all.len() - i - 1) as f64);
-            let now = SweepNow {
-                run: Some(name.clone()),
-                number: i + 1,
-                total: all.len(),
-                progress: None,
-                seconds_left: later,
-            };
-            let (known, hear) = (Arc::clone(&state), Arc::clone(tell));
-            let listener = Listener::new(move |event| {
+            // Each run that is left takes as long as the mean of those so far.
+            let later = mean(&spent).map(|seconds| seconds * (total - i - 1) as f64);
+            let now =
+                SweepProgress { run: Some(name.clone()), number: i + 1, total, progress: None, seconds_left: later };
+            let (known, sweep_listener) = (Arc::clone(&report), Arc::clone(listener));
+            let fit_listener = Listener::new(move |event| {
                 if let Event::Progress(progress) = event {
                     let seconds_left = now.seconds_left.map(|later| later + progress.seconds_left);
-                    let now = SweepNow { progress: Some(progress.clone()), seconds_left, ..now.clone() };
                     let report = lock(&known).clone();
-                    hear(&report, &now);
+                    sweep_listener(
+                        &report,
+                        &SweepProgress { progress: Some(progress.clone()), seconds_left, ..now.clone() },
+                    );
                 }
             });
-            let begun = Instant::now();
-            match teachers.run(setting, *seed, &name, &folder.join(&name), listener, &before).or_else(interrupted)? {
-                Done::Before(run) => lock(&state).runs.push(run),
-                Done::Now(run) => {
+            let (begun, folder) = (Instant::now(), folder.join(&name));
+            let ended = teachers.run(setting, *seed, &name, &folder, fit_listener, &before);
+            match ended {
+                Ok(RunOutcome::Known(run)) => lock(&report).runs.push(run),
+                Ok(RunOutcome::New(run)) => {
                     spent.push(begun.elapsed().as_secs_f64());
-                    run.save(&folder.join(&name))?;
-                    let mut report = lock(&state);
+                    run.save(&folder)?;
+                    let mut report = lock(&report);
                     report.runs.push(*run);
                     report.save(&path, &before)?;
                     drop(report);
-                    // Of use only to go on with.
-                    let _ = std::fs::remove_file(folder.join(&name).join("checkpoint.safetensors"));
+                    // Only an unfinished run needs its checkpoint.
+                    let _ = std::fs::remove_file(folder.join("checkpoint.safetensors"));
                 }
-                Done::Stopped(reason) => {
-                    lock(&state).stopped = Some(reason);
+                // Interrupt during a pass that is not a fit ends the sweep as it does during a fit.
+                Ok(RunOutcome::Stopped(reason)) | Err(Error::Interrupted(reason)) => {
+                    lock(&report).stopped = Some(reason);
                     break;
                 }
+                Err(error) => return Err(error),
             }
         }
-        let report = lock(&state).clone();
+        let report = lock(&report).clone();
         report.save(&path, &before)?;
         let number = report.runs.len();
-        tell(&report, &SweepNow { run: None, number, total: all.len(), progress: None, seconds_left: None });
+        listener(&report, &SweepProgress { run: None, number, total, progress: None, seconds_left: None });
         Ok(report)
     }
 }
 
-/// What is the same for all seeds and settings.
-struct Ground<'a> {
+/// Locks the folder of a sweep: two sweeps that write one folder would each drop the runs of the other.
+fn lock_folder(name: &str, folder: &Path) -> Result<std::fs::File> {
+    let path = folder.join("sweep.lock");
+    try_lock(&path)?.ok_or_else(|| {
+        let holder = std::fs::read_to_string(&path).unwrap_or_default();
+        Error::Input(format!(
+            "sweep {name} is already running, in process {}; wait for it, stop it, or give this one another name",
+            holder.trim()
+        ))
+    })
+}
+
+/// Data that are the same for all seeds and settings.
+struct SweepData<'a> {
     inputs: &'a SweepInputs<'a>,
-    /// The images that students are trained on.
+    /// The images on which students are trained.
     split: Split,
     features: CachedTensor,
     logits: CachedTensor,
@@ -151,16 +163,13 @@ struct Ground<'a> {
     views: Views,
 }
 
-impl<'a> Ground<'a> {
+impl<'a> SweepData<'a> {
     fn new(sweep: &Sweep, inputs: &'a SweepInputs<'a>) -> Result<Self> {
         let SweepInputs { data, head, train_features, validation_features, .. } = inputs;
-        let taken = match sweep.images {
-            Some(n) if n == 0 || n > data.train.len() => {
-                return Err(Error::Input(format!("sweep {}: {n} images of {}", sweep.name, data.train.len())));
-            }
-            Some(n) => n,
-            None => data.train.len(),
-        };
+        let taken = sweep.images.unwrap_or(data.train.len());
+        if taken == 0 || taken > data.train.len() {
+            return Err(Error::Input(format!("sweep {}: {taken} images of {}", sweep.name, data.train.len())));
+        }
         let labels = Vec::<i64>::try_from(data.train.labels()?)?;
         let kept: Vec<i64> = (0..taken as i64).filter(|&i| Some(labels[i as usize]) != sweep.omitted).collect();
         let split = data.train.select(&kept)?;
@@ -173,58 +182,35 @@ impl<'a> Ground<'a> {
         Ok(Self { inputs, split, features, logits, validation_logits, transform, test, views })
     }
 
-    /// The labels that the student gets with this seed: which images have one, and all labels, wrong ones among them.
-    fn told(&self, setting: &Setting, seed: u64) -> Result<(Vec<i64>, Tensor)> {
+    /// Indices of the images with a label for this seed, and the labels of all images, wrong ones included.
+    fn labels(&self, setting: &Setting, seed: u64) -> Result<(Vec<i64>, Tensor)> {
         Ok((self.split.labelled_subset(setting.labelled, seed)?, self.split.noisy_labels(setting.noise, seed)?))
     }
 
-    /// The labelled images again and again, as many as there are images.
-    fn repeated(&self, told: &[i64]) -> Vec<i64> {
-        told.iter().copied().cycle().take(self.split.len()).collect()
-    }
-
-    fn validation(&self, logits: &CachedTensor) -> Result<Examples> {
-        Examples::images(&self.inputs.data.validation, &self.transform)?.with_teacher(logits)
+    /// Repeats the labelled images up to the number of all images.
+    fn repeated(&self, labelled: &[i64]) -> Vec<i64> {
+        labelled.iter().copied().cycle().take(self.split.len()).collect()
     }
 }
 
-/// Two sweeps that write one folder would each drop the runs of the other.
-fn lock_folder(name: &str, folder: &Path) -> Result<std::fs::File> {
-    let path = folder.join("sweep.lock");
-    try_lock(&path)?.ok_or_else(|| {
-        let holder = std::fs::read_to_string(&path).unwrap_or_default();
-        Error::Input(format!(
-            "sweep {name} is already running, in process {}; wait for it, stop it, or give this one another name",
-            holder.trim()
-        ))
-    })
-}
-
-/// Interrupt during a pass that is no fit ends the sweep as it does during a fit.
-fn interrupted(error: Error) -> Result<Done> {
-    match error {
-        Error::Interrupted(why) => Ok(Done::Stopped(why)),
-        error => Err(error),
-    }
-}
-
-enum Done {
-    /// An earlier sweep made it.
-    Before(SweepRun),
-    Now(Box<SweepRun>),
+enum RunOutcome {
+    /// A run of an earlier sweep.
+    Known(SweepRun),
+    New(Box<SweepRun>),
     Stopped(String),
 }
 
 /// The teachers of a sweep, made when a run first needs them.
 struct Teachers<'a> {
     sweep: &'a Sweep,
-    ground: &'a Ground<'a>,
-    /// Logits for train and validation, of teachers trained on the student's labels: by share, noise and seed.
-    own: Vec<((f64, f64, u64), CachedTensor, CachedTensor)>,
+    data: &'a SweepData<'a>,
+    /// Logits for train and validation of teachers that were trained on the student's labels, by share, noise and seed.
+    own: Vec<((f64, f64, u64), [CachedTensor; 2])>,
     views: Option<CachedTensor>,
 }
 
 impl Teachers<'_> {
+    /// Trains and measures one student, or finds its run among those `before`.
     fn run(
         &mut self,
         setting: &Setting,
@@ -233,44 +219,15 @@ impl Teachers<'_> {
         folder: &Path,
         listener: Listener,
         before: &[SweepRun],
-    ) -> Result<Done> {
-        let Self { sweep, ground, .. } = *self;
-        let inputs = ground.inputs;
-        let (told, labels) = ground.told(setting, seed)?;
-        let rows = |rows: &[i64]| -> Result<Tensor> { Ok(labels.f_index_select(0, &Tensor::f_from_slice(rows)?)?) };
-        let mut validation_logits = &ground.validation_logits;
-        let (train, criterion) = match &setting.teaching {
-            None => {
-                let seen = ground.repeated(&told);
-                let images =
-                    Examples::images(&ground.split.select(&seen)?, &ground.transform)?.with_labels(&rows(&seen)?)?;
-                let images = match setting.augmentation {
-                    Augmentation::None => images,
-                    _ => images.with_views(&ground.views)?,
-                };
-                (images, Criterion::cross_entropy())
-            }
-            Some(teaching) => {
-                let images = Examples::images(&ground.split, &ground.transform)?;
-                let images = match (setting.augmentation, teaching.teacher) {
-                    (Augmentation::None, TeacherLabels::All) => images.with_teacher(&ground.logits)?,
-                    (Augmentation::None, TeacherLabels::Student) => {
-                        let (train, validation) = self.own_teacher(setting, seed, &listener)?;
-                        validation_logits = validation;
-                        images.with_teacher(train)?
-                    }
-                    (augmentation, _) => {
-                        let logits = self.views(&listener)?;
-                        images.with_teacher_of_views(logits, augmentation == Augmentation::Apart)?
-                    }
-                };
-                let mut known = labels.f_full_like(UNLABELLED)?;
-                let _ = known.f_index_copy_(0, &Tensor::f_from_slice(&told)?, &rows(&told)?)?;
-                let kd = KdLoss::new(teaching.temperature, teaching.alpha)?;
-                (images.with_labels(&known)?, Criterion::distil(teaching.method, kd))
-            }
+    ) -> Result<RunOutcome> {
+        let Self { sweep, data, .. } = *self;
+        let inputs = data.inputs;
+        let (train, criterion, validation_logits) = self.examples(setting, seed, &listener)?;
+        let validation = Examples::images(&inputs.data.validation, &data.transform)?.with_teacher(validation_logits)?;
+        let teacher = match setting.distillation {
+            Some(_) => Some(Evaluation::new(&validation_logits.tensor, &validation.labels())?.accuracy()),
+            None => None,
         };
-        let validation = ground.validation(validation_logits)?;
         let mut model = Model::new(name, inputs.device, seed, inputs.student)?;
         let options = FitOptions {
             name: name.to_owned(),
@@ -284,19 +241,19 @@ impl Teachers<'_> {
             ..FitOptions::default()
         };
         let fit_key = fingerprint(None, &model, &train, &validation, &criterion, &options)?;
-        let key =
-            digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), format!("{:?}", sweep.omitted).as_bytes()]);
+        let omitted = format!("{:?}", sweep.omitted);
+        let key = digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), omitted.as_bytes()]);
         if let Some(run) = before.iter().find(|run| run.key == key) {
-            return Ok(Done::Before(run.clone()));
+            return Ok(RunOutcome::Known(run.clone()));
         }
         let history = fit(&mut model, &train, &validation, &criterion, &options)?;
         if let Some(reason) = history.stopped {
-            return Ok(Done::Stopped(reason));
+            return Ok(RunOutcome::Stopped(reason));
         }
         let Some(best) = history.best() else {
             return Err(Error::Input(format!("{name}: no epoch was run; sweep with at least 1")));
         };
-        let tested = evaluate(&model, &ground.test, EVALUATION_BATCH)?;
+        let tested = evaluate(&model, &data.test, EVALUATION_BATCH)?;
         let corrected = match sweep.omitted {
             Some(class) => {
                 let bias = evaluate(&model, &validation, EVALUATION_BATCH)?.best_bias(class)?;
@@ -305,12 +262,8 @@ impl Teachers<'_> {
             }
             None => None,
         };
-        let teacher = match setting.teaching {
-            Some(_) => Some(Evaluation::new(&validation_logits.tensor, &validation.labels())?.accuracy()),
-            None => None,
-        };
         let speeds: Vec<f64> = history.records.iter().map(|r| r.images_per_second).collect();
-        Ok(Done::Now(Box::new(SweepRun {
+        Ok(RunOutcome::New(Box::new(SweepRun {
             setting: setting.clone(),
             seed,
             key,
@@ -325,46 +278,86 @@ impl Teachers<'_> {
         })))
     }
 
-    /// A head on the backbone's features, trained on the labels that the student is told.
-    fn own_teacher(
+    /// Training examples and criterion of a setting, and its teacher's logits for the validation split.
+    fn examples(
         &mut self,
         setting: &Setting,
         seed: u64,
         listener: &Listener,
-    ) -> Result<(&CachedTensor, &CachedTensor)> {
-        let wanted = (setting.labelled, setting.noise, seed);
-        if !self.own.iter().any(|(of, _, _)| *of == wanted) {
-            let Ground { inputs, split, features, .. } = self.ground;
-            let (told, labels) = self.ground.told(setting, seed)?;
-            let seen = self.ground.repeated(&told);
-            let part = Examples::features(&split.select(&seen)?, &features.select(split, &seen)?)?;
-            let part = part.with_labels(&labels.f_index_select(0, &Tensor::f_from_slice(&seen)?)?)?;
-            let data = inputs.data;
-            let validation = Examples::features(&data.validation, inputs.validation_features)?;
-            let mut own = head(inputs.backbone.arch.features(), data.classes.len() as i64, inputs.device, seed)?;
-            let options = FitOptions {
-                name: "teacher of the student's labels".into(),
-                seed,
-                folder: None,
-                listener: listener.clone(),
-                ..inputs.head_options.clone()
+    ) -> Result<(Examples, Criterion, &CachedTensor)> {
+        let data = self.data;
+        let (labelled, labels) = data.labels(setting, seed)?;
+        let labels_of =
+            |rows: &[i64]| -> Result<Tensor> { Ok(labels.f_index_select(0, &Tensor::f_from_slice(rows)?)?) };
+        let Some(distillation) = &setting.distillation else {
+            let seen = data.repeated(&labelled);
+            let images =
+                Examples::images(&data.split.select(&seen)?, &data.transform)?.with_labels(&labels_of(&seen)?)?;
+            let images = match setting.augmentation {
+                Augmentation::None => images,
+                _ => images.with_views(&data.views)?,
             };
-            let history = fit(&mut own, &part, &validation, &Criterion::cross_entropy(), &options)?;
-            if let Some(why) = history.stopped {
-                return Err(Error::Interrupted(why));
+            return Ok((images, Criterion::cross_entropy(), &data.validation_logits));
+        };
+        let mut known = labels.f_full_like(UNLABELLED)?;
+        let _ = known.f_index_copy_(0, &Tensor::f_from_slice(&labelled)?, &labels_of(&labelled)?)?;
+        let images = Examples::images(&data.split, &data.transform)?;
+        let (images, validation_logits) = match (setting.augmentation, distillation.teacher) {
+            (Augmentation::None, TeacherLabels::All) => (images.with_teacher(&data.logits)?, &data.validation_logits),
+            (Augmentation::None, TeacherLabels::Student) => {
+                let [train, validation] = self.own_teacher(setting, seed, listener)?;
+                (images.with_teacher(train)?, validation)
             }
-            let train = teacher_logits(&own, split, features, None)?;
-            self.own.push((wanted, train, teacher_logits(&own, &data.validation, inputs.validation_features, None)?));
-        }
-        let found = self.own.iter().find(|(of, _, _)| *of == wanted);
-        found.map(|(_, train, validation)| (train, validation)).ok_or_else(|| Error::Input("no teacher".into()))
+            (augmentation, _) => {
+                let logits = self.view_logits(listener)?;
+                let apart = augmentation == Augmentation::Apart;
+                (images.with_teacher_of_views(logits, apart)?, &data.validation_logits)
+            }
+        };
+        let kd = KdLoss::new(distillation.temperature, distillation.alpha)?;
+        Ok((images.with_labels(&known)?, Criterion::distil(distillation.method, kd), validation_logits))
     }
 
-    fn views(&mut self, listener: &Listener) -> Result<&CachedTensor> {
-        let Ground { inputs, split, views, .. } = self.ground;
+    /// Logits for train and validation of a head on the backbone's features, trained on the student's labels.
+    fn own_teacher(&mut self, setting: &Setting, seed: u64, listener: &Listener) -> Result<&[CachedTensor; 2]> {
+        let wanted = (setting.labelled, setting.noise, seed);
+        let found = match self.own.iter().position(|(of, _)| *of == wanted) {
+            Some(found) => found,
+            None => {
+                let SweepData { inputs, split, features, .. } = self.data;
+                let (labelled, labels) = self.data.labels(setting, seed)?;
+                let seen = self.data.repeated(&labelled);
+                let part = Examples::features(&split.select(&seen)?, &features.select(split, &seen)?)?;
+                let part = part.with_labels(&labels.f_index_select(0, &Tensor::f_from_slice(&seen)?)?)?;
+                let data = inputs.data;
+                let validation = Examples::features(&data.validation, inputs.validation_features)?;
+                let mut own = head(inputs.backbone.arch.features(), data.classes.len() as i64, inputs.device, seed)?;
+                let options = FitOptions {
+                    name: "teacher of the student's labels".into(),
+                    seed,
+                    folder: None,
+                    listener: listener.clone(),
+                    ..inputs.head_options.clone()
+                };
+                let history = fit(&mut own, &part, &validation, &Criterion::cross_entropy(), &options)?;
+                if let Some(why) = history.stopped {
+                    return Err(Error::Interrupted(why));
+                }
+                let train = teacher_logits(&own, split, features, None)?;
+                let validation = teacher_logits(&own, &data.validation, inputs.validation_features, None)?;
+                self.own.push((wanted, [train, validation]));
+                self.own.len() - 1
+            }
+        };
+        Ok(&self.own[found].1)
+    }
+
+    /// The teacher's logits of every view of the training images.
+    fn view_logits(&mut self, listener: &Listener) -> Result<&CachedTensor> {
         let made = match self.views.take() {
             Some(made) => made,
             None => {
+                let SweepData { inputs, split, views, .. } = self.data;
                 let teacher = inputs.backbone.with_head(inputs.head)?;
                 let batch = self.sweep.batch_size;
                 view_logits(&teacher, split, inputs.teacher_transform, views, batch, inputs.cache, listener)?

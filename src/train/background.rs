@@ -1,7 +1,7 @@
-//! Fits that run beside the cells: one after the other, on a thread of their own.
+//! Fits that run beside the cells, one after the other, on a thread of their own.
 
-use super::fit::{LoopSettings, fit_as};
-use super::{Control, Criterion, Event, Examples, FitOptions, History, Listener, Observer, Settings};
+use super::fit::{LoopSettings, fit_with};
+use super::{Control, Criterion, Event, Examples, FitOptions, History, Hyperparameters, Listener, Observer};
 use crate::error::lock;
 use crate::models::Model;
 use crate::{Error, Result};
@@ -11,50 +11,44 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Runs fits in the order in which they were handed over, one at a time.
+/// Runs fits in the order in which they were queued, one at a time.
 ///
-/// Its thread ends with the last of them when the queue is dropped; runs that wait by then are not lost.
+/// When the queue is dropped, its thread runs the fits that wait, and ends.
 #[derive(Default)]
-pub struct Queue(Mutex<Option<Sender<Arc<Shared>>>>);
+pub(crate) struct Queue(Mutex<Option<Sender<Arc<BackgroundFit>>>>);
 
-/// A fit in the background: how far it is, its curve so far, and a hand on it.
+/// A fit in the background, with its state, its curve so far and its control.
 ///
-/// Dropping it lets the fit go on; its curve is then in its folder only.
-pub struct Run(Arc<Shared>);
+/// Dropping it does not end the fit; the curve is then in the fit's folder only.
+pub struct Run(Arc<BackgroundFit>);
 
-/// How far a background fit is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RunState {
+enum Phase {
     Queued,
-    /// In this epoch, counted from 1, of how many.
-    Running {
-        epoch: usize,
-        epochs: usize,
-    },
-    /// Done or stopped.
+    /// In this epoch, counted from 1, of so many.
+    Running(usize, usize),
     Finished,
-    /// With what it ended.
     Failed(String),
 }
 
-struct Shared {
+struct BackgroundFit {
     control: Control,
     listener: Listener,
-    begun: Settings,
-    progress: Mutex<Progress>,
+    /// The fit's own values, in force where the user set none.
+    own: Hyperparameters,
+    state: Mutex<FitState>,
     changed: Condvar,
 }
 
-struct Progress {
-    state: RunState,
+struct FitState {
+    phase: Phase,
     history: History,
-    /// What the fit needs until its turn comes, and who looks out for a stop before that.
-    waiting: Option<(Job, Observer)>,
-    /// The model, and the error as it was, once it is over.
+    /// Inputs of a fit that waits for its turn, and the observer that sees it stopped before that.
+    waiting: Option<(FitInputs, Observer)>,
+    /// The trained model, or the error, of a fit that has ended.
     result: Option<Result<Model>>,
 }
 
-struct Job {
+struct FitInputs {
     model: Model,
     train: Examples,
     validation: Examples,
@@ -63,14 +57,15 @@ struct Job {
 }
 
 impl Queue {
-    /// Hands a fit over and returns at once. It runs as [`super::fit`] does, with these differences: its listener hears
-    /// `Queued` first, and Interrupt is not meant for it, but for the cell that runs.
+    /// Queues a fit and returns at once. It differs from [`super::fit`] in this: its listener receives
+    /// [`Event::Queued`] first, and Interrupt does not stop it, because Interrupt is meant for the cell that runs.
     ///
-    /// Two fits at a time share the processor, and libtorch's random numbers: a network with dropout draws others then.
+    /// Two fits at a time share the processor and libtorch's random numbers, so a network with dropout draws other
+    /// numbers than it would alone.
     ///
     /// # Errors
-    /// When no thread can be started. What is wrong with the fit itself is said by the run.
-    pub fn spawn(
+    /// When no thread can be started. [`Run::wait`] returns the errors of the fit itself.
+    pub(crate) fn spawn(
         &self,
         model: Model,
         train: &Examples,
@@ -78,195 +73,176 @@ impl Queue {
         criterion: Criterion,
         options: FitOptions,
     ) -> Result<Run> {
-        let job = Job { train: train.share()?, validation: validation.share()?, model, criterion, options };
-        let options = &job.options;
-        let (history, settings) = (options.history(&job.criterion, train), options.settings(&job.criterion));
+        let inputs = FitInputs { train: train.share()?, validation: validation.share()?, model, criterion, options };
+        let options = &inputs.options;
+        let (history, own) = (options.history(&inputs.criterion, train), options.hyperparameters(&inputs.criterion));
         // From here on, a stop is meant for this run.
         options.control.take_stop();
-        let shared = Arc::new(Shared {
+        let fit = Arc::new(BackgroundFit {
             control: options.control.clone(),
             listener: options.listener.clone(),
-            begun: settings,
-            progress: Mutex::new(Progress {
-                state: RunState::Queued,
-                history: history.clone(),
-                waiting: None,
-                result: None,
-            }),
+            own,
+            state: Mutex::new(FitState { phase: Phase::Queued, history: history.clone(), waiting: None, result: None }),
             changed: Condvar::new(),
         });
-        shared.listener.tell(Event::Queued { history, settings: options.control.over(settings) });
-        let run = Arc::downgrade(&shared);
-        let stops = shared.control.on_change(move || {
-            if let Some(run) = run.upgrade() {
-                run.leave_queue();
+        fit.listener.notify(&Event::Queued { history, hyperparameters: options.control.over(own) });
+        let weak = Arc::downgrade(&fit);
+        let observer = fit.control.on_change(move || {
+            if let Some(fit) = weak.upgrade() {
+                fit.leave_queue();
             }
         });
-        shared.progress().waiting = Some((job, stops));
-        self.push(Arc::clone(&shared))?;
-        Ok(Run(shared))
+        fit.state().waiting = Some((inputs, observer));
+        self.push(Arc::clone(&fit))?;
+        Ok(Run(fit))
     }
 
-    fn push(&self, run: Arc<Shared>) -> Result<()> {
+    /// Hands a fit to the thread, which is started if there is none.
+    fn push(&self, fit: Arc<BackgroundFit>) -> Result<()> {
         let mut sender = lock(&self.0);
-        let run = match &*sender {
-            Some(worker) => match worker.send(run) {
+        let fit = match &*sender {
+            Some(worker) => match worker.send(fit) {
                 Ok(()) => return Ok(()),
-                Err(mpsc::SendError(run)) => run,
+                Err(mpsc::SendError(fit)) => fit,
             },
-            None => run,
+            None => fit,
         };
-        let (worker, runs) = mpsc::channel::<Arc<Shared>>();
+        let (worker, fits) = mpsc::channel::<Arc<BackgroundFit>>();
         std::thread::Builder::new()
             .name("kdlab-runs".into())
-            .spawn(move || runs.iter().for_each(|run| run.work()))
+            .spawn(move || fits.iter().for_each(|fit| fit.run()))
             .map_err(|e| Error::Io(format!("starting a thread for background runs: {e}")))?;
-        let _ = worker.send(run);
+        let _ = worker.send(fit);
         *sender = Some(worker);
         Ok(())
     }
 }
 
 impl Run {
-    pub fn state(&self) -> RunState {
-        self.0.progress().state.clone()
-    }
-
-    /// The curve so far.
+    /// Returns the curve so far.
     pub fn history(&self) -> History {
-        self.0.progress().history.clone()
+        self.0.state().history.clone()
     }
 
-    /// Temperature, alpha and learning rate as they are now.
-    pub fn settings(&self) -> Settings {
-        self.0.control.over(self.0.begun)
+    /// Returns temperature, alpha and learning rate as they are now.
+    pub fn hyperparameters(&self) -> Hyperparameters {
+        self.0.control.over(self.0.own)
     }
 
-    /// Temperature, alpha, learning rate, pause and stop of this run.
+    /// Returns the handle by which you change, pause and stop this run.
     pub fn control(&self) -> Control {
         self.0.control.clone()
     }
 
-    /// Whether it is over, well or not.
+    /// Returns whether the run has ended, with or without an error.
     pub fn is_finished(&self) -> bool {
-        matches!(self.state(), RunState::Finished | RunState::Failed(_))
+        matches!(self.0.state().phase, Phase::Finished | Phase::Failed(_))
     }
 
-    /// Ends it after its current batch, or before its first if its turn has not come.
-    pub fn stop(&self, reason: &str) {
-        self.0.control.stop(reason);
-    }
-
-    /// Waits for the end: the model with the weights of the best epoch, and the whole history. Interrupt stops the run, and
-    /// gives what it has come to.
+    /// Waits for the end; returns the model with the weights of the best epoch, and the whole history. Interrupt stops
+    /// the run and returns what it has reached.
     ///
     /// # Errors
-    /// With what the fit ended.
+    /// As [`super::fit`], and when the network or the loss panicked.
     pub fn wait(self) -> Result<(Model, History)> {
-        let name = self.0.progress().history.name.clone();
+        let name = self.0.state().history.name.clone();
         let control = self.control();
         let _watch = watch(&name, move |reason| control.stop(reason));
         if !self.is_finished() {
-            self.0.listener.tell(Event::Awaited { name });
+            self.0.listener.notify(&Event::Awaited { name });
         }
-        let mut progress = self.0.progress();
+        let mut state = self.0.state();
         loop {
-            if let Some(result) = progress.result.take() {
-                return Ok((result?, progress.history.clone()));
+            if let Some(result) = state.result.take() {
+                return Ok((result?, state.history.clone()));
             }
-            progress = self.0.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-impl Shared {
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        lock(&self.progress)
+impl BackgroundFit {
+    fn state(&self) -> MutexGuard<'_, FitState> {
+        lock(&self.state)
     }
 
-    /// Where it was stopped before its turn came.
+    /// Ends a fit that was stopped before its turn came.
     fn leave_queue(self: &Arc<Self>) {
-        let mut progress = self.progress();
+        let mut state = self.state();
         if self.control.stopping().is_none() {
             return;
         }
-        let Some((job, stops)) = progress.waiting.take() else { return };
-        progress.history.stopped = self.control.stopping();
-        let history = progress.history.clone();
-        drop((progress, stops));
-        self.end(Ok(job.model));
-        // Not here: this may be the thread on which the listener's own display gets its answers.
+        let Some((inputs, observer)) = state.waiting.take() else { return };
+        state.history.stopped = self.control.stopping();
+        let history = state.history.clone();
+        drop((state, observer));
+        self.end(Ok(inputs.model));
+        // On another thread: this one may be that on which the listener's display receives its answers.
         let this = Arc::clone(self);
-        std::thread::spawn(move || this.listener.tell(Event::Finished(history)));
+        std::thread::spawn(move || this.listener.notify(&Event::Finished(history)));
     }
 
-    /// Its turn has come.
-    fn work(self: Arc<Self>) {
-        let mut progress = self.progress();
-        let Some((job, stops)) = progress.waiting.take() else { return };
-        progress.state = RunState::Running { epoch: 1, epochs: job.options.epochs };
-        drop((progress, stops));
-        let Job { model, train, validation, criterion, options } = job;
+    /// Runs the fit, unless it was stopped before.
+    fn run(self: Arc<Self>) {
+        let mut state = self.state();
+        let Some((inputs, observer)) = state.waiting.take() else { return };
+        state.phase = Phase::Running(1, inputs.options.epochs);
+        drop((state, observer));
+        let FitInputs { model, train, validation, criterion, options } = inputs;
         let this = Arc::clone(&self);
         let listener = Listener::new(move |event| {
-            this.note(event);
-            this.listener.hear(event);
+            this.record(event);
+            this.listener.notify(event);
         });
         let options = FitOptions { listener, ..options };
+        let settings = LoopSettings::default();
+        let fit = || fit_with(&settings, &model, &train, &validation, &criterion, &options);
         // A network or a loss from a cell may panic.
-        let correct = LoopSettings::default();
-        let fit = || fit_as(&correct, &model, &train, &validation, &criterion, &options);
-        let fitted = catch_unwind(AssertUnwindSafe(fit));
-        let result = fitted.unwrap_or_else(|panic| {
+        let result = catch_unwind(AssertUnwindSafe(fit)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
             Err(Error::Torch(format!("the fit panicked: {}", text.lines().next().unwrap_or_default())))
         });
         self.end(result.map(|history| {
-            self.progress().history = history;
+            self.state().history = history;
             model
         }));
     }
 
-    fn note(&self, event: &Event) {
-        let mut progress = self.progress();
+    fn record(&self, event: &Event) {
+        let mut state = self.state();
         match event {
-            Event::Started { history, .. } => progress.history = history.clone(),
-            Event::Changed { change, .. } => progress.history.changes.push(*change),
-            Event::Epoch { record, .. } => progress.history.records.push(*record),
+            Event::Started { history, .. } => state.history = history.clone(),
+            Event::Changed { change, .. } => state.history.changes.push(*change),
+            Event::Epoch { record, .. } => state.history.records.push(*record),
             _ => return,
         }
-        let (done, epochs) = (progress.history.records.len(), progress.history.epochs);
-        progress.state = RunState::Running { epoch: (done + 1).min(epochs), epochs };
+        let (done, epochs) = (state.history.records.len(), state.history.epochs);
+        state.phase = Phase::Running((done + 1).min(epochs), epochs);
     }
 
     fn end(&self, result: Result<Model>) {
-        let mut progress = self.progress();
-        progress.state = match &result {
-            Ok(_) => RunState::Finished,
-            Err(e) => RunState::Failed(e.to_string()),
+        let mut state = self.state();
+        state.phase = match &result {
+            Ok(_) => Phase::Finished,
+            Err(e) => Phase::Failed(e.to_string()),
         };
-        progress.result = Some(result);
+        state.result = Some(result);
         self.changed.notify_all();
-    }
-}
-
-impl fmt::Display for RunState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RunState::Queued => f.write_str("queued"),
-            RunState::Running { epoch, epochs } => write!(f, "running, epoch {epoch} of {epochs}"),
-            RunState::Finished => f.write_str("finished"),
-            RunState::Failed(why) => write!(f, "failed: {why}"),
-        }
     }
 }
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let progress = self.0.progress();
-        let history = &progress.history;
-        write!(f, "{}: {}", history.name, progress.state)?;
+        let state = self.0.state();
+        let history = &state.history;
+        write!(f, "{}: ", history.name)?;
+        match &state.phase {
+            Phase::Queued => f.write_str("queued")?,
+            Phase::Running(epoch, epochs) => write!(f, "running, epoch {epoch} of {epochs}")?,
+            Phase::Finished => f.write_str("finished")?,
+            Phase::Failed(why) => write!(f, "failed: {why}")?,
+        }
         if let Some(why) = &history.stopped {
             write!(f, ", stopped: {why}")?;
         }

@@ -1,7 +1,7 @@
 //! What a frozen teacher computes once for every image: features, logits, and logits of augmented views. They are kept
 //! on disk under a key of everything they depend on.
 
-use super::progress::{Pass, Ticker};
+use super::progress::{Interrupt, Ticker};
 use super::row_file::RowFile;
 use super::{Event, Listener};
 use crate::data::{Split, Transform, Views};
@@ -254,13 +254,13 @@ impl Computation<'_> {
         if self.piece == 0 {
             return Err(Error::Input("batch size must be at least 1, got 0".into()));
         }
-        let (pass, mut ticker) = (Pass::new(self.title), Ticker::new(self.title, (total - from) as usize));
+        let (interrupt, mut ticker) = (Interrupt::watch(self.title), Ticker::new(self.title, (total - from) as usize));
         for row in (from..total).step_by(self.piece) {
-            pass.check(row as usize, total as usize)?;
+            interrupt.check(row as usize, total as usize)?;
             let to = total.min(row + self.piece as i64);
             each(row, to)?;
             if let Some(progress) = ticker.advance((to - row) as usize) {
-                self.listener.tell(Event::Progress(progress));
+                self.listener.notify(&Event::Progress(progress));
             }
         }
         Ok(())

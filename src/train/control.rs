@@ -1,99 +1,84 @@
-//! What may be changed while a fit runs: a handle shared by the loop and whoever holds a clone of it.
+//! A handle on a running fit: temperature, alpha, learning rate, pause and stop.
 
-use super::loss::{check_alpha, check_temperature};
-use super::{KdLoss, Settings};
+use super::Hyperparameters;
+use super::hyperparameters::Overrides;
+use crate::Result;
 use crate::error::lock;
-use crate::{Error, Result};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// A shared handle: the loop reads temperature, alpha and learning rate from it before every batch, waits while it is
-/// paused and stops when asked to.
+/// A shared handle on a running fit. Before every batch, the loop reads temperature, alpha and learning rate from it,
+/// waits while it is paused, and ends when it was stopped.
 ///
-/// Clones share one state. A value that was never set leaves the fit's own.
+/// Clones share one state. The fit keeps its own value where none was set.
 #[derive(Clone, Default)]
-pub struct Control(Arc<Shared>);
+pub struct Control(Arc<ControlCell>);
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct ControlCell {
+    state: Mutex<ControlState>,
     changed: Condvar,
-    observers: Mutex<Observers>,
+    observers: Mutex<Vec<Weak<dyn Fn() + Send + Sync>>>,
 }
 
 #[derive(Debug, Default, Clone, PartialEq)]
-struct State {
-    temperature: Option<f64>,
-    alpha: Option<f64>,
-    learning_rate: Option<f64>,
+struct ControlState {
+    overrides: Overrides,
     paused: bool,
     stop: Option<String>,
 }
 
-#[derive(Default)]
-struct Observers {
-    next: u64,
-    hear: Vec<(u64, Arc<dyn Fn() + Send + Sync>)>,
-}
-
-/// Ends what [`Control::on_change`] began when it is dropped.
-#[must_use = "dropped at once, it hears nothing"]
-pub struct Observer {
-    of: Weak<Shared>,
-    number: u64,
-}
-
-impl Drop for Observer {
-    fn drop(&mut self) {
-        if let Some(shared) = self.of.upgrade() {
-            lock(&shared.observers).hear.retain(|(number, _)| *number != self.number);
-        }
-    }
+/// Keeps a callback of [`Control::on_change`] registered; dropping it ends the calls.
+#[must_use = "dropping it at once ends the calls"]
+pub(crate) struct Observer {
+    _callback: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Control {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// From the next batch on, distil at this temperature (> 0).
+    /// Distils at this temperature from the next batch on.
+    ///
+    /// # Errors
+    /// When it is not above 0.
     pub fn set_temperature(&self, temperature: f64) -> Result<()> {
-        let temperature = check_temperature(temperature)?;
-        self.change(|state| state.temperature = Some(temperature));
-        Ok(())
+        self.set(Overrides { temperature: Some(temperature), ..Default::default() })
     }
 
-    /// From the next batch on, weigh the teacher by alpha (in [0, 1]).
+    /// Weights the teacher by alpha from the next batch on.
+    ///
+    /// # Errors
+    /// When it is outside [0, 1].
     pub fn set_alpha(&self, alpha: f64) -> Result<()> {
-        let alpha = check_alpha(alpha)?;
-        self.change(|state| state.alpha = Some(alpha));
-        Ok(())
+        self.set(Overrides { alpha: Some(alpha), ..Default::default() })
     }
 
-    /// From the next batch on, Adam's learning rate (> 0).
+    /// Sets Adam's learning rate from the next batch on.
+    ///
+    /// # Errors
+    /// When it is not above 0.
     pub fn set_learning_rate(&self, learning_rate: f64) -> Result<()> {
-        let learning_rate = check_learning_rate(learning_rate)?;
-        self.change(|state| state.learning_rate = Some(learning_rate));
+        self.set(Overrides { learning_rate: Some(learning_rate), ..Default::default() })
+    }
+
+    /// Sets those values that `overrides` has.
+    pub(super) fn set(&self, overrides: Overrides) -> Result<()> {
+        let overrides = overrides.check()?;
+        self.change(|state| state.overrides.update(overrides));
         Ok(())
     }
 
-    /// The temperature that was set here; none leaves the criterion's.
-    pub fn temperature(&self) -> Option<f64> {
-        lock(&self.0.state).temperature
+    /// The values that were set here.
+    pub(super) fn overrides(&self) -> Overrides {
+        lock(&self.0.state).overrides
     }
 
-    /// The alpha that was set here; none leaves the criterion's.
-    pub fn alpha(&self) -> Option<f64> {
-        lock(&self.0.state).alpha
+    /// The values in force for a fit that began with `own`.
+    pub(crate) fn over(&self, own: Hyperparameters) -> Hyperparameters {
+        self.overrides().over(own)
     }
 
-    /// The learning rate that was set here; none leaves the options'.
-    pub fn learning_rate(&self) -> Option<f64> {
-        lock(&self.0.state).learning_rate
-    }
-
-    /// Holds the running fit before its next batch, until [`Control::resume`] or a stop. The time does not count.
+    /// Pauses the running fit before its next batch, until [`Control::resume`] or [`Control::stop`]. The time does not
+    /// count.
     pub fn pause(&self) {
         self.change(|state| state.paused = true);
     }
@@ -103,12 +88,12 @@ impl Control {
         self.change(|state| state.paused = false);
     }
 
-    pub fn is_paused(&self) -> bool {
+    pub(crate) fn is_paused(&self) -> bool {
         lock(&self.0.state).paused
     }
 
-    /// Ends the running fit after its current batch, of training or of validation, a paused one too; `reason` stands in
-    /// the history.
+    /// Ends the running fit after its current batch of training or validation, also while it is paused. `reason` stands
+    /// in its history.
     pub fn stop(&self, reason: &str) {
         self.change(|state| {
             state.stop = Some(reason.to_owned());
@@ -117,43 +102,18 @@ impl Control {
     }
 
     /// The reason of a pending stop.
-    pub fn stopping(&self) -> Option<String> {
+    pub(crate) fn stopping(&self) -> Option<String> {
         lock(&self.0.state).stop.clone()
     }
 
-    /// Calls `hear` after every change, on the thread that made it, until the observer is dropped. What changed is read
-    /// from the control.
-    pub fn on_change(&self, hear: impl Fn() + Send + Sync + 'static) -> Observer {
-        let mut observers = lock(&self.0.observers);
-        let number = observers.next;
-        observers.next += 1;
-        observers.hear.push((number, Arc::new(hear)));
-        Observer { of: Arc::downgrade(&self.0), number }
-    }
-
-    /// The values in force now for a fit that began with these.
-    pub(crate) fn over(&self, begun: Settings) -> Settings {
-        let state = lock(&self.0.state);
-        Settings {
-            temperature: begun.temperature.map(|t| state.temperature.unwrap_or(t)),
-            alpha: begun.alpha.map(|a| state.alpha.unwrap_or(a)),
-            learning_rate: state.learning_rate.unwrap_or(begun.learning_rate),
-        }
-    }
-
+    /// Ends a pending stop and returns its reason.
     pub(super) fn take_stop(&self) -> Option<String> {
         let mut reason = None;
         self.change(|state| reason = state.stop.take());
         reason
     }
 
-    /// What was set by hand, to be kept with a checkpoint: temperature, alpha, learning rate.
-    pub(super) fn by_hand(&self) -> [Option<f64>; 3] {
-        let state = lock(&self.0.state);
-        [state.temperature, state.alpha, state.learning_rate]
-    }
-
-    /// Returns at once unless paused; gives the time it took.
+    /// Waits while paused; returns the time that took.
     pub(super) fn wait_while_paused(&self) -> Duration {
         let state = lock(&self.0.state);
         if !state.paused {
@@ -166,7 +126,15 @@ impl Control {
         start.elapsed()
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    /// Calls `callback` after every change, on the thread that made it, until the observer is dropped. The callback
+    /// may read and change the control.
+    pub(crate) fn on_change(&self, callback: impl Fn() + Send + Sync + 'static) -> Observer {
+        let callback: Arc<dyn Fn() + Send + Sync> = Arc::new(callback);
+        lock(&self.0.observers).push(Arc::downgrade(&callback));
+        Observer { _callback: callback }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut ControlState)) {
         {
             let mut state = lock(&self.0.state);
             let before = state.clone();
@@ -176,9 +144,13 @@ impl Control {
             }
         }
         self.0.changed.notify_all();
-        // Without any lock: who hears of it may read, and even set, the control.
-        let hear: Vec<_> = lock(&self.0.observers).hear.iter().map(|(_, hear)| Arc::clone(hear)).collect();
-        hear.iter().for_each(|hear| hear());
+        // Callbacks run without a lock: they may use the control.
+        let callbacks: Vec<_> = {
+            let mut observers = lock(&self.0.observers);
+            observers.retain(|callback| callback.strong_count() > 0);
+            observers.iter().filter_map(Weak::upgrade).collect()
+        };
+        callbacks.iter().for_each(|callback| callback());
     }
 }
 
@@ -188,22 +160,28 @@ impl fmt::Debug for Control {
     }
 }
 
-impl Settings {
-    /// The distillation loss at these values; none for a fit on hard labels.
-    pub(super) fn kd_loss(&self) -> Result<Option<KdLoss>> {
-        self.temperature.zip(self.alpha).map(|(t, a)| KdLoss::new(t, a)).transpose()
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A slider counts its steps in floats: 9.799999999999999 is 9.8.
-pub(crate) fn six_digits(value: f64) -> f64 {
-    format!("{value:.5e}").parse().unwrap_or(value)
-}
-
-pub(crate) fn check_learning_rate(learning_rate: f64) -> Result<f64> {
-    if learning_rate.is_finite() && learning_rate > 0.0 {
-        Ok(learning_rate)
-    } else {
-        Err(Error::Input(format!("learning rate must be > 0, got {learning_rate}; try 1e-3")))
+    #[test]
+    fn an_observer_sees_every_change_until_it_is_dropped() {
+        let control = Control::default();
+        let count = Arc::new(AtomicUsize::new(0));
+        let (counts, reads) = (Arc::clone(&count), control.clone());
+        let observer = control.on_change(move || {
+            let _ = (reads.overrides(), counts.fetch_add(1, Ordering::SeqCst));
+        });
+        control.set_temperature(3.0).unwrap();
+        control.set_temperature(3.0).unwrap(); // no change
+        control.set_learning_rate(1e-4).unwrap();
+        assert!(control.set_learning_rate(0.0).unwrap_err().to_string().contains("learning rate must be > 0, got 0"));
+        assert!(control.set_learning_rate(f64::INFINITY).is_err());
+        control.pause();
+        assert_eq!(count.load(Ordering::SeqCst), 3);
+        drop(observer);
+        control.resume();
+        assert_eq!(count.load(Ordering::SeqCst), 3);
     }
 }

@@ -1,4 +1,4 @@
-//! The loss as a parameter of the training loop.
+//! The loss that a fit minimises.
 
 use super::{KdLoss, Method, Minibatch};
 use crate::{Error, Result};
@@ -14,7 +14,7 @@ enum Function {
     Soft(SoftLoss),
 }
 
-/// What a fit minimises: cross-entropy, [`KdLoss`], or a function of your own.
+/// The loss that a fit minimises: cross-entropy, [`KdLoss`], or a function of your own.
 pub struct Criterion {
     name: String,
     kd: Option<KdLoss>,
@@ -22,17 +22,17 @@ pub struct Criterion {
 }
 
 impl Criterion {
-    /// Hard labels only.
+    /// Cross-entropy against the hard labels.
     pub fn cross_entropy() -> Self {
         Self { name: "cross-entropy".into(), kd: None, function: Function::CrossEntropy }
     }
 
-    /// Teacher and hard labels. Needs examples with teacher logits.
+    /// Distillation as [`KdLoss`] computes it. It needs examples with teacher logits.
     pub fn kd(kd: KdLoss) -> Self {
         Self::distil(Method::Kd, kd)
     }
 
-    /// Teacher and hard labels by any [`Method`], with `kd`'s temperature and alpha.
+    /// Distillation by any [`Method`], with the temperature and alpha of `kd`. It needs examples with teacher logits.
     pub fn distil(method: Method, kd: KdLoss) -> Self {
         Self { name: method.to_string(), kd: Some(kd), function: Function::Kd(method) }
     }
@@ -41,17 +41,18 @@ impl Criterion {
         matches!(self.function, Function::Kd(Method::Kd))
     }
 
-    /// Whether the teacher's term looks at the labels too.
+    /// Whether the loss needs the label of every image.
     pub(super) fn needs_all_labels(&self) -> bool {
         matches!(self.function, Function::Kd(Method::Dkd { .. }) | Function::Hard(_) | Function::Soft(_))
     }
 
-    /// Your own loss of `(logits [B, C], labels [B])`, a scalar.
+    /// Your own loss: a function of `(logits [B, C], labels i64 [B])` that returns a scalar.
     pub fn hard(name: &str, loss: impl Fn(&Tensor, &Tensor) -> Tensor + Send + Sync + 'static) -> Self {
         Self { name: name.into(), kd: None, function: Function::Hard(Box::new(loss)) }
     }
 
-    /// Your own loss of `(student logits [B, C], labels [B], teacher logits [B, C], temperature, alpha)`, a scalar.
+    /// Your own distillation loss: a function of `(student logits [B, C], labels i64 [B], teacher logits [B, C],
+    /// temperature, alpha)` that returns a scalar. `kd` gives the temperature and alpha that the fit begins with.
     pub fn soft(
         name: &str,
         kd: KdLoss,
@@ -69,17 +70,17 @@ impl Criterion {
         Self { name: name.into(), kd: Some(kd), function: Function::Soft(Box::new(loss)) }
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Temperature and alpha this criterion starts with; none for hard labels.
-    pub fn kd_loss(&self) -> Option<KdLoss> {
+    /// Temperature and alpha that a fit begins with; `None` for hard labels.
+    pub(crate) fn kd_loss(&self) -> Option<KdLoss> {
         self.kd
     }
 
-    /// Refuses a function of one's own whose term of the labels does not look at the student, as when student and
-    /// teacher are swapped in it: KL then trains in the other direction, and cross-entropy measures the teacher.
+    /// Refuses a user's function whose label term does not depend on the student, as when student and teacher are
+    /// swapped in it: KL then trains in the other direction, and cross-entropy measures the teacher.
     pub(super) fn check_labels(&self, logits: &Tensor, batch: &Minibatch) -> Result<()> {
         let (Function::Soft(f), Some(kd)) = (&self.function, self.kd) else { return Ok(()) };
         tch::no_grad(|| {
@@ -89,7 +90,7 @@ impl Criterion {
                 let loss = f(student, &batch.labels, batch.teacher()?, KdLoss::new(kd.temperature(), 0.0)?)?;
                 Ok(if loss.numel() == 1 { Some(loss.f_double_value(&[])?) } else { None })
             };
-            // Without this term, or of another shape: other checks name that.
+            // Other checks name a loss without this term, or of another shape.
             let Some(here) = value(logits)?.filter(|loss| loss.abs() > 1e-6) else { return Ok(()) };
             if value(&moved)? == Some(here) {
                 return Err(self
@@ -99,8 +100,8 @@ impl Criterion {
         })
     }
 
-    /// Refuses a function of one's own whose term of the teacher has no gradient towards the student: all of its
-    /// gradient is that of cross-entropy, weighed by 1 - alpha.
+    /// Refuses a user's function whose teacher term has no gradient towards the student: its whole gradient is that of
+    /// cross-entropy, weighted by 1 - alpha.
     pub(super) fn check_teacher(
         &self,
         loss: &Tensor,
@@ -116,7 +117,7 @@ impl Criterion {
         let Some(gradient) = gradients.first().filter(|gradient| gradient.defined()) else { return Ok(()) };
         tch::no_grad(|| {
             let wanted = logits.f_softmax(-1, None::<Kind>)?;
-            // A student that begins as its teacher has nothing to learn from it yet.
+            // A student that begins as a copy of its teacher has no gradient from it yet.
             let teacher = batch.teacher()?.f_softmax(-1, None::<Kind>)?;
             if wanted.f_allclose(&teacher, 1e-3, 1e-3, false)? {
                 return Ok(());
@@ -139,7 +140,7 @@ impl Criterion {
         ))
     }
 
-    /// The loss of one batch at `kd` (the values in force now), a scalar with a gradient towards `logits`.
+    /// The loss of one batch at `kd`, the values in force now: a scalar with a gradient towards `logits`.
     pub(super) fn loss(&self, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<Tensor> {
         let loss = match (&self.function, kd) {
             (Function::CrossEntropy, _) => return batch.hard_loss(logits),

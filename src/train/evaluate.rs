@@ -2,23 +2,23 @@
 
 use super::evaluation::Evaluation;
 use super::metrics::Sums;
-use super::progress::Pass;
+use super::progress::Interrupt;
 use super::{Criterion, Examples, FitOptions, KdLoss, Metrics};
 use crate::Result;
 use crate::models::{Mode, Model};
 use tch::{Device, Tensor, no_grad};
 
-/// Logits f32 `[N, C]` of every sample in split order, on the CPU; evaluation mode, no gradients.
+/// Returns the logits f32 `[N, C]` of every sample in split order, on the CPU, in evaluation mode and without gradients.
 ///
 /// # Errors
-/// As libtorch's, and when the user interrupts it on the live kernel.
+/// When the batch size is 0, the examples do not fit the model, or the user interrupts it on the live kernel.
 pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<Tensor> {
     let order: Vec<i64> = (0..examples.len() as i64).collect();
-    let mut rows = Vec::new();
-    let (pass, mut done) = (Pass::new(&format!("{} on {}", model.name, examples.split_name)), 0);
+    let (mut rows, mut done) = (Vec::new(), 0);
+    let interrupt = Interrupt::watch(&format!("{} on {}", model.name, examples.split_name));
     let forward = model.pass()?;
     for indices in crate::data::batches(&order, batch_size)? {
-        pass.check(done, examples.len())?;
+        interrupt.check(done, examples.len())?;
         done += indices.len();
         let batch = examples.batch(&indices, model.device())?;
         rows.push(forward(&batch.inputs)?.f_to_device(Device::Cpu)?);
@@ -26,14 +26,16 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     Ok(Tensor::f_cat(&rows, 0)?)
 }
 
-/// Accuracy and cross-entropy of `model` on `examples`. Errors as [`predict`].
+/// Measures accuracy and cross-entropy of `model` on `examples`.
+///
+/// # Errors
+/// As [`predict`], and when no image has a label.
 pub fn evaluate(model: &Model, examples: &Examples, batch_size: usize) -> Result<Evaluation> {
     Evaluation::new(&predict(model, examples, batch_size)?, &examples.labels())
 }
 
-/// One pass in evaluation mode with the criterion that is trained; none when a stop was asked for before its last
-/// batch.
-pub(crate) fn validate(
+/// Computes the metrics of a fit on its validation split, in evaluation mode; returns `None` when the user stopped it.
+pub(super) fn validate(
     model: &Model,
     examples: &Examples,
     criterion: &Criterion,

@@ -1,24 +1,25 @@
-//! What can be said of a model from its logits on a split: accuracy, agreement, calibration, confusion.
+//! Accuracy, agreement, calibration and confusion of a model, from its logits on a split.
 
 use super::loss::{UNLABELLED, check_classes, cross_entropy};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-/// How a model does on a split.
+/// Measurements of a model on a split.
 pub struct Evaluation {
-    /// Mean cross-entropy over all samples: the negative log-likelihood (NLL) of the labels, in nats.
+    /// Mean cross-entropy over all samples in nats: the negative log-likelihood (NLL) of the labels.
     pub cross_entropy: f64,
-    /// Samples whose largest logit is the label's.
+    /// Number of samples whose largest logit is the label's.
     pub correct: usize,
+    /// Number of samples with a label.
     pub total: usize,
-    /// f32 `[N, C]`, CPU, in split order.
+    /// f32 `[N, C]` on the CPU, in split order.
     pub logits: Tensor,
-    /// i64 `[N]`, CPU.
+    /// i64 `[N]` on the CPU.
     pub labels: Tensor,
 }
 
-/// How far a model's confidence can be believed: Guo et al., "On Calibration of Modern Neural Networks" (2017).
+/// How well a model's confidence matches its accuracy: Guo et al., "On Calibration of Modern Neural Networks" (2017).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Expected calibration error: mean over all samples of |accuracy - confidence| of their bin, in [0, 1].
@@ -33,12 +34,13 @@ pub struct CalibrationBin {
     pub samples: usize,
     /// Mean of the largest probability; 0 for an empty bin.
     pub confidence: f64,
-    /// Share of samples that were right; 0 for an empty bin.
+    /// Share of samples that are right; 0 for an empty bin.
     pub accuracy: f64,
 }
 
 impl Evaluation {
-    /// From logits `[N, C]` and labels i64 `[N]`, on any device. Images without a label ([`UNLABELLED`]) are left out.
+    /// Measures logits `[N, C]` against labels i64 `[N]`, on any device. Images without a label ([`UNLABELLED`]) are left
+    /// out.
     ///
     /// # Errors
     /// When no image has a label, or the logits have fewer classes than the labels.
@@ -62,17 +64,17 @@ impl Evaluation {
         Ok(Self { cross_entropy, correct, total: labels.numel(), logits, labels })
     }
 
-    /// In [0, 1].
+    /// Returns the share of samples that are right, in [0, 1].
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.total.max(1) as f64
     }
 
     /// The class of the largest logit, i64 `[N]`.
-    pub fn predictions(&self) -> Result<Tensor> {
+    fn predictions(&self) -> Result<Tensor> {
         Ok(self.logits.f_argmax(-1, false)?)
     }
 
-    /// Top-1 agreement: share of samples that both give the same class, right or wrong, in [0, 1].
+    /// Returns the top-1 agreement: the share of samples to which both models give the same class, in [0, 1].
     ///
     /// # Errors
     /// When the two were not measured on the same labels.
@@ -87,7 +89,7 @@ impl Evaluation {
         Ok(i64::try_from(same)? as f64 / self.total.max(1) as f64)
     }
 
-    /// Confidence against accuracy in `bins` bins (15 is usual).
+    /// Compares confidence with accuracy in `bins` bins (15 is usual).
     ///
     /// # Errors
     /// When `bins` is 0.
@@ -113,14 +115,17 @@ impl Evaluation {
         Ok(Calibration { ece: gaps / self.total.max(1) as f64, bins: sums.into_iter().map(mean).collect() })
     }
 
-    /// Share of each class's samples that were given their class, in [0, 1]; 0 for a class without samples.
+    /// Returns the recall of each class, in [0, 1]; 0 for a class without samples.
+    ///
+    /// # Errors
+    /// As libtorch's.
     pub fn recall(&self) -> Result<Vec<f64>> {
         let rows = self.confusion()?;
         let of = |(class, row): (usize, &Vec<usize>)| row[class] as f64 / row.iter().sum::<usize>().max(1) as f64;
         Ok(rows.iter().enumerate().map(of).collect())
     }
 
-    /// The same logits with `bias` added to those of one class.
+    /// Measures the same logits with `bias` added to those of one class.
     ///
     /// # Errors
     /// When there is no such class.
@@ -128,19 +133,19 @@ impl Evaluation {
         Evaluation::new(&self.raised(class, bias)?, &self.labels)
     }
 
-    /// The bias for one class's logits with which most of these samples are right: how Hinton et al. (2015) gave back a
-    /// class that the transfer set had left out. Choose it on the validation split.
+    /// Returns the bias for the logits of one class with which most samples are right. Hinton et al. (2015) restored a
+    /// class that the transfer set had left out this way. Choose it on the validation split.
     ///
     /// # Errors
     /// When there is no such class.
     pub fn best_bias(&self, class: i64) -> Result<f64> {
         let (highest, other) = self.raised(class, f64::NEG_INFINITY)?.f_max_dim(1, false)?;
-        // Above this bias a sample is given the class.
+        // Above this bias, a sample's largest logit is that of the class.
         let needed = Vec::<f64>::try_from(highest.f_sub(&self.logits.f_select(1, class)?)?.f_to_kind(Kind::Double)?)?;
         let (labels, other) = (Vec::<i64>::try_from(&self.labels)?, Vec::<i64>::try_from(&other)?);
         let mut order: Vec<usize> = (0..needed.len()).collect();
         order.sort_by(|&a, &b| needed[a].total_cmp(&needed[b]));
-        // Right ones gained when the bias passes each sample's in turn.
+        // Right samples gained as the bias passes each sample's threshold in turn.
         let (mut gained, mut best, mut bias) = (0, 0, 0.0);
         let mut start = order.first().map_or(0.0, |&i| needed[i] - 1.0);
         for (place, &i) in order.iter().enumerate() {
@@ -164,7 +169,10 @@ impl Evaluation {
         Ok(self.logits.f_add(&bias)?)
     }
 
-    /// Counts `[C][C]`: row = true class, column = predicted class.
+    /// Returns the confusion matrix, counts `[C][C]`: row = true class, column = predicted class.
+    ///
+    /// # Errors
+    /// As libtorch's.
     pub fn confusion(&self) -> Result<Vec<Vec<usize>>> {
         let classes = self.logits.size()[1];
         let pairs = self.labels.f_mul_scalar(classes)?.f_add(&self.predictions()?)?;

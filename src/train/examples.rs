@@ -1,10 +1,11 @@
-//! What a fit learns from: inputs, hard labels and, for distillation, the teacher's logits, all by sample index.
+//! Training examples by sample index: inputs, hard labels and, for distillation, the teacher's logits.
 
 use super::CachedTensor;
 use super::cached::{features_key, pick_views};
 use super::loss::{UNLABELLED, cross_entropy, labelled_cross_entropy};
 use crate::data::{EpochViews, Split, Transform, Views};
 use crate::models::Backbone;
+use crate::store::digest::digest;
 use crate::store::tensors::upload;
 use crate::{Error, Result};
 use tch::{Device, Tensor};
@@ -21,18 +22,18 @@ enum Teacher {
     Views {
         /// f16 [N, V, C], CPU
         logits: Tensor,
-        /// The teacher judges a view of its own, not the student's.
+        /// The teacher sees another view than the student, drawn independently.
         apart: bool,
     },
 }
 
-/// Of images or features: twice this, for training and validation, fits beside a network on any GPU that trains one.
+/// Most bytes of a split that are copied to a GPU. Twice this, for training and validation, leaves room for the network.
 const RESIDENT_BYTES: usize = 2 << 30;
 
-/// A split as a model sees it. Sample index = position in the split, whatever the order of the batches.
+/// A split as a model sees it. A sample index is a position in the split, whatever the order of the batches.
 pub struct Examples {
     inputs: Inputs,
-    labels: Tensor, // i64 [N], CPU; some may be UNLABELLED
+    labels: Tensor, // i64 [N], CPU; UNLABELLED for images without a label
     partly_labelled: bool,
     teacher: Option<Teacher>,
     views: Option<Views>,
@@ -52,7 +53,7 @@ pub struct Minibatch {
 }
 
 impl Minibatch {
-    /// Mean cross-entropy over the images that have a label.
+    /// Mean cross-entropy over the images with a label.
     pub(super) fn hard_loss(&self, logits: &Tensor) -> Result<Tensor> {
         match self.partly_labelled {
             true => labelled_cross_entropy(logits, &self.labels),
@@ -60,7 +61,10 @@ impl Minibatch {
         }
     }
 
-    /// The teacher's logits `[B, C]` of these very samples.
+    /// Returns the teacher's logits `[B, C]` of these samples.
+    ///
+    /// # Errors
+    /// When the examples have no teacher.
     pub fn teacher(&self) -> Result<&Tensor> {
         self.teacher.as_ref().ok_or_else(|| {
             Error::Input("this loss needs a teacher, and the examples carry none; add with_teacher(&logits)".into())
@@ -70,20 +74,28 @@ impl Minibatch {
 
 impl Examples {
     /// Images, transformed batch by batch on the device.
+    ///
+    /// # Errors
+    /// When the split is empty.
     pub fn images(split: &Split, transform: &Transform) -> Result<Self> {
-        let key = crate::store::digest::digest(&[split.key.as_bytes(), transform.key().as_bytes()]);
+        let key = digest(&[split.key.as_bytes(), transform.key().as_bytes()]);
         Self::new(split, Inputs::Images { split: split.clone(), transform: transform.clone() }, key)
     }
 
-    /// Features that a frozen backbone gave once for every image of the split.
+    /// Features that a frozen backbone computed once for every image of the split.
+    ///
+    /// # Errors
+    /// When the features belong to another split.
     pub fn features(split: &Split, features: &CachedTensor) -> Result<Self> {
         features.check(&split.key, split.len(), "features")?;
         Self::new(split, Inputs::Features(features.tensor.shallow_clone()), features.key.clone())
     }
 
-    /// The article's way: the frozen backbone is run again for every batch of every epoch. Equal to
-    /// [`Examples::features`] up to rounding, at many times the cost. The
-    /// examples hold a copy of the backbone.
+    /// Features that a copy of the frozen backbone computes again for every batch of every epoch, as in the article. They
+    /// equal [`Examples::features`] up to rounding, at many times the cost.
+    ///
+    /// # Errors
+    /// When the split is empty.
     pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Backbone) -> Result<Self> {
         let key = features_key(backbone, split, transform)?;
         let inputs =
@@ -91,27 +103,29 @@ impl Examples {
         Self::new(split, inputs, key)
     }
 
-    /// Adds the teacher's logits `[N, C]`; refused when they were computed for other data.
+    /// Adds the teacher's logits `[N, C]`.
+    ///
+    /// # Errors
+    /// When they were computed for other data, or for views.
     pub fn with_teacher(mut self, logits: &CachedTensor) -> Result<Self> {
         logits.check(&self.split_key, self.len(), "teacher logits")?;
         if logits.views.is_some() {
             return Err(Error::Input("these are logits of several views: use with_teacher_of_views".into()));
         }
-        self.key = crate::store::digest::digest(&[self.key.as_bytes(), logits.key.as_bytes()]);
+        self.key = digest(&[self.key.as_bytes(), logits.key.as_bytes()]);
         self.teacher = Some(Teacher::Rows(logits.tensor.shallow_clone()));
         Ok(self)
     }
 
-    /// Other labels than the split's, i64 `[N]` on the CPU: classes, or [`UNLABELLED`] for images whose class is not told.
-    ///
-    /// Cross-entropy and accuracy are then those of the labelled images of a batch.
+    /// Replaces the labels of the split by `labels`, i64 `[N]`: classes, or [`UNLABELLED`] for images without a label.
+    /// Cross-entropy and accuracy then leave those images out.
     ///
     /// # Errors
-    /// When there is not a label for each image, or none but [`UNLABELLED`].
+    /// When the number of labels is not that of the images, a label is negative, or no image has a label.
     pub fn with_labels(mut self, labels: &Tensor) -> Result<Self> {
         let values = Vec::<i64>::try_from(labels.f_to_device(Device::Cpu)?.f_reshape(-1)?)?;
-        let told = values.iter().filter(|l| **l != UNLABELLED).count();
-        if values.len() != self.len() || told == 0 || values.iter().any(|l| *l < 0 && *l != UNLABELLED) {
+        let labelled = values.iter().filter(|l| **l != UNLABELLED).count();
+        if values.len() != self.len() || labelled == 0 || values.iter().any(|l| *l < 0 && *l != UNLABELLED) {
             return Err(Error::Input(format!(
                 "labels {:?} for {} images: give one for each, a class from 0 or UNLABELLED (-100), and not only that",
                 labels.size(),
@@ -119,24 +133,16 @@ impl Examples {
             )));
         }
         let bytes: Vec<u8> = values.iter().flat_map(|l| l.to_le_bytes()).collect();
-        self.key = crate::store::digest::digest(&[self.key.as_bytes(), b"labels", &bytes]);
-        self.partly_labelled = told < values.len();
+        self.key = digest(&[self.key.as_bytes(), b"labels", &bytes]);
+        self.partly_labelled = labelled < values.len();
         self.labels = Tensor::f_from_slice(&values)?;
         Ok(self)
     }
 
-    /// The split's labels for the samples at `indices` alone, the others [`UNLABELLED`].
-    pub fn with_labels_of(self, indices: &[i64]) -> Result<Self> {
-        let mut labels = self.labels.f_full_like(UNLABELLED)?;
-        let told = Tensor::f_from_slice(indices)?;
-        let _ = labels.f_index_copy_(0, &told, &self.labels.f_index_select(0, &told)?)?;
-        self.with_labels(&labels)
-    }
-
-    /// In training, each image is seen in one of `views`, drawn anew in every epoch.
+    /// Augments the images: training sees each in one of `views`, drawn anew in every epoch.
     ///
     /// # Errors
-    /// When these examples are features, not images.
+    /// When these examples are features, or their teacher saw other views.
     pub fn with_views(mut self, views: &Views) -> Result<Self> {
         if matches!(self.inputs, Inputs::Features(_)) {
             return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
@@ -148,30 +154,33 @@ impl Examples {
                     .into(),
             ));
         }
-        self.key = crate::store::digest::digest(&[self.key.as_bytes(), views.key().as_bytes()]);
+        self.key = digest(&[self.key.as_bytes(), views.key().as_bytes()]);
         self.views = Some(views.clone());
         Ok(self)
     }
 
-    /// [`Examples::with_views`], and a teacher that judges the very view that the student sees; with `apart`, another one,
-    /// drawn for itself. Consistent and independent teaching in Beyer et al., "Knowledge distillation: A good teacher is
+    /// [`Examples::with_views`] with a teacher that sees the same view as the student, or with `apart` another one, drawn
+    /// independently: consistent and independent teaching in Beyer et al., "Knowledge distillation: A good teacher is
     /// patient and consistent" (2022).
+    ///
+    /// # Errors
+    /// When `logits` were computed for other data, or not for views.
     pub fn with_teacher_of_views(mut self, logits: &CachedTensor, apart: bool) -> Result<Self> {
         logits.check(&self.split_key, self.len(), "logits of views")?;
         let Some(views) = &logits.views else {
             return Err(Error::Input("these are logits of the images as they are: use with_teacher".into()));
         };
-        // An earlier teacher makes room.
+        // This teacher replaces an earlier one.
         self.teacher = None;
         let mut made = self.with_views(views)?;
         let pairing: &[u8] = if apart { b"apart" } else { b"same" };
-        made.key = crate::store::digest::digest(&[made.key.as_bytes(), logits.key.as_bytes(), pairing]);
+        made.key = digest(&[made.key.as_bytes(), logits.key.as_bytes(), pairing]);
         made.teacher = Some(Teacher::Views { logits: logits.tensor.shallow_clone(), apart });
         Ok(made)
     }
 
-    /// The same images and numbers for another thread; not a copy, but for the backbone of
-    /// [`Examples::through_backbone`].
+    /// The same examples for another thread. They share memory, except for the backbone of
+    /// [`Examples::through_backbone`], which is copied.
     pub(super) fn share(&self) -> Result<Self> {
         let inputs = match &self.inputs {
             Inputs::Images { split, transform } => {
@@ -198,8 +207,8 @@ impl Examples {
         })
     }
 
-    /// The same numbers on `device`, so that a step copies nothing but the sample indices to it. None where they are there
-    /// already, or are too many.
+    /// The same examples in the memory of `device`, so that a step copies only sample indices to it. `None` if they are
+    /// there already, or too large.
     pub(super) fn resident(&self, device: Device) -> Result<Option<Self>> {
         let bytes = match &self.inputs {
             Inputs::Images { split, .. } | Inputs::Backbone { split, .. } => split.pool_bytes(),
@@ -220,32 +229,33 @@ impl Examples {
         Ok(Some(moved))
     }
 
+    /// Returns the number of samples, at least 1.
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.labels.size().first().map_or(0, |&n| n as usize)
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Hard labels, i64 `[N]` in split order.
-    pub fn labels(&self) -> Tensor {
+    pub(crate) fn labels(&self) -> Tensor {
         self.labels.shallow_clone()
     }
 
-    /// The samples at `indices` as they are, on `device`.
+    /// Returns the samples at `indices`, without augmentation, on `device`.
+    ///
+    /// # Errors
+    /// When an index is out of range.
     pub fn batch(&self, indices: &[i64], device: Device) -> Result<Minibatch> {
         self.batch_in(indices, indices, None, device)
     }
 
-    /// The views of an epoch; none where images are seen as they are.
+    /// The views of an epoch; `None` without augmentation.
     pub(super) fn draw_views(&self, seed: u64, epoch: usize) -> Option<EpochViews> {
         let apart = matches!(self.teacher, Some(Teacher::Views { apart: true, .. }));
         self.views.as_ref().map(|views| views.draw(self.len(), apart, seed, epoch as u64))
     }
 
-    /// The samples at `indices` in their views, with the teacher's logits of the samples at `others`: the same ones, but in
-    /// [`crate::study::mistakes`].
+    /// The samples at `indices` in their views, with the teacher's logits of the samples at `others`. The two are the
+    /// same, except in [`crate::study::mistakes`].
     pub(super) fn batch_in(
         &self,
         indices: &[i64],
@@ -288,7 +298,7 @@ impl Examples {
         Ok(Minibatch { inputs, labels, teacher, partly_labelled: self.partly_labelled })
     }
 
-    /// Changes with the data, its transform, the backbone and the teacher.
+    /// Digest of the data, its transform, the backbone and the teacher.
     pub(crate) fn key(&self) -> &str {
         &self.key
     }

@@ -3,11 +3,11 @@
 use crate::{Error, Result};
 use tch::{Kind, Reduction, Tensor};
 
-/// `alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * CE`: alpha weighs the teacher, 1 - alpha the hard labels.
+/// `alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * CE`: alpha weights the teacher, 1 - alpha the hard labels.
 ///
-/// The KL is summed over classes and averaged over the batch, as PyTorch's
-/// `F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")`. T^2 undoes the 1/T^2 by which the temperature
-/// shrinks the gradient of the soft targets, so that alpha means the same at every T.
+/// KL is summed over classes and averaged over the batch, as PyTorch's
+/// `F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")`. The temperature shrinks the gradient of the soft
+/// targets by 1/T^2; the factor T^2 undoes that, so that alpha means the same at every T.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct KdLoss {
@@ -15,7 +15,7 @@ pub struct KdLoss {
     alpha: f64,
 }
 
-/// As it stands in a file, which anybody may have edited.
+/// A loss read from a file, which anybody may have edited.
 #[derive(serde::Deserialize)]
 struct Unchecked {
     temperature: f64,
@@ -31,23 +31,26 @@ impl TryFrom<Unchecked> for KdLoss {
 }
 
 impl KdLoss {
-    /// `temperature` > 0 (1 to 10 are usual), `alpha` in [0, 1].
+    /// Creates the loss for a `temperature` above 0 (1 to 10 are usual) and an `alpha` in [0, 1].
+    ///
+    /// # Errors
+    /// When a value is out of its range.
     pub fn new(temperature: f64, alpha: f64) -> Result<Self> {
         Ok(Self { temperature: check_temperature(temperature)?, alpha: check_alpha(alpha)? })
     }
 
-    pub fn temperature(&self) -> f64 {
+    pub(crate) fn temperature(&self) -> f64 {
         self.temperature
     }
 
-    pub fn alpha(&self) -> f64 {
+    pub(crate) fn alpha(&self) -> f64 {
         self.alpha
     }
 
-    /// The loss, a scalar. `student` and `teacher` are logits `[B, C]` of one float kind, `labels` i64 `[B]`.
+    /// Returns the loss, a scalar. `student` and `teacher` are logits `[B, C]` of one float kind, `labels` i64 `[B]`.
     ///
     /// # Errors
-    /// When shapes don't fit, or only the teacher's logits carry a gradient, as they do when the two are swapped.
+    /// When shapes don't fit, or when only the teacher's logits carry a gradient, as they do when the two are swapped.
     pub fn forward(&self, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         if teacher.requires_grad() && !student.requires_grad() {
             return Err(Error::Input(
@@ -59,8 +62,8 @@ impl KdLoss {
         self.mix(&|| self.divergence(student, teacher), &|| cross_entropy(student, labels))
     }
 
-    /// `alpha * T^2 * soft + (1 - alpha) * hard`. A term of weight 0 is left out: alpha = 0 is cross-entropy whatever
-    /// the teacher says, and alpha = 1 needs no labels.
+    /// `alpha * T^2 * soft + (1 - alpha) * hard`. A term of weight 0 is not computed: alpha = 0 needs no teacher, and
+    /// alpha = 1 no labels.
     pub(super) fn mix(&self, soft: &dyn Fn() -> Result<Tensor>, hard: &dyn Fn() -> Result<Tensor>) -> Result<Tensor> {
         if self.alpha == 0.0 {
             return hard();
@@ -72,10 +75,13 @@ impl KdLoss {
         Ok(soft.f_add(&hard()?.f_mul_scalar(1.0 - self.alpha)?)?)
     }
 
-    /// `KL(teacher_T || student_T)` alone: neither scaled by T^2 nor weighed by alpha. Zero for equal logits, never
-    /// negative.
+    /// Returns `KL(teacher_T || student_T)` alone, a scalar in nats, neither scaled by T^2 nor weighted by alpha. It is
+    /// zero for equal logits, and never negative.
     ///
-    /// No gradient reaches the teacher. A class that the teacher rules out, by a logit of -inf, adds nothing.
+    /// No gradient reaches the teacher. A class that the teacher rules out by a logit of -inf adds nothing.
+    ///
+    /// # Errors
+    /// When shapes don't fit.
     pub fn divergence(&self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         check_pair(student, teacher)?;
         let log_student = student.f_div_scalar(self.temperature)?.f_log_softmax(-1, None::<Kind>)?; // [B, C]
@@ -84,8 +90,8 @@ impl KdLoss {
     }
 }
 
-/// The teacher's log-softmax over the last dimension, finite where a logit is -inf: `p * (log p - log q)` is 0 there,
-/// not NaN. The bound changes nothing else, for exp(-10,000) is 0 in every float kind.
+/// The teacher's log-softmax over the last dimension. It is bounded, so that `p * (log p - log q)` is 0 rather than NaN
+/// where a logit is -inf. The bound changes nothing else, for exp(-10,000) is 0 in every float kind.
 pub(super) fn log_probabilities(logits: &Tensor) -> Result<Tensor> {
     Ok(logits.f_log_softmax(-1, None::<Kind>)?.f_clamp_min(-1e4)?)
 }
@@ -101,13 +107,13 @@ pub(super) fn check_pair(student: &Tensor, teacher: &Tensor) -> Result<()> {
     )))
 }
 
-/// A sum over the batch as its mean.
+/// Divides a sum over the batch by the number of samples.
 pub(super) fn batch_mean(sum: &Tensor, logits: &Tensor) -> Result<Tensor> {
     Ok(sum.f_div_scalar(logits.size()[0].max(1))?)
 }
 
 /// Mean cross-entropy of logits `[B, C]` against hard labels i64 `[B]`: `F.cross_entropy(logits, labels)`.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     let (l, y) = (logits.size(), labels.size());
     if l.len() != 2 || y.len() != 1 || l[0] != y[0] {
         return Err(Error::Input(format!(
@@ -117,18 +123,20 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, UNLABELLED, 0.0)?)
 }
 
-/// The label of an image whose class is not told: cross-entropy passes over it, as over `F.cross_entropy`'s
-/// `ignore_index`.
+/// Label of an image without a label. Cross-entropy leaves it out: it is the `ignore_index` of `F.cross_entropy`.
 pub const UNLABELLED: i64 = -100;
 
-/// [`cross_entropy`] over the labelled images of a batch, 0 where none has a label.
+/// [`cross_entropy`] over the labelled images of a batch; 0 if no image has a label.
 pub(super) fn labelled_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     let sum = logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Sum, UNLABELLED, 0.0)?;
-    // Counted on the device: no step waits for it.
+    // Counted on the device, so that no step waits for it.
     Ok(sum.f_div(&labels.f_ne(UNLABELLED)?.f_sum(logits.kind())?.f_clamp_min(1)?)?)
 }
 
-/// The teacher's answer at temperature T: `softmax(logits / T)` over the last dimension, same shape as `logits`.
+/// Returns the soft targets `softmax(logits / T)` over the last dimension, in the shape of `logits`.
+///
+/// # Errors
+/// When the temperature is not above 0.
 pub fn soft_targets(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     let temperature = check_temperature(temperature)?;
     Ok(logits.f_div_scalar(temperature)?.f_softmax(-1, None::<Kind>)?)
@@ -150,7 +158,7 @@ pub(crate) fn check_alpha(alpha: f64) -> Result<f64> {
     }
 }
 
-/// A label beyond the logits is undefined behaviour on CUDA and an obscure message on the CPU: say it plainly, once.
+/// Checks that every label has its logit: a label out of range is undefined behaviour on CUDA.
 pub(crate) fn check_classes(logits: &Tensor, labels: &Tensor) -> Result<()> {
     let (size, highest) = (logits.size(), i64::try_from(labels.f_max()?)?);
     match size.as_slice() {

@@ -1,4 +1,4 @@
-//! What takes the place of plain KL in the distillation loss.
+//! Distillation methods that replace plain KL in the loss.
 
 use super::KdLoss;
 use super::loss::{batch_mean, check_pair, log_probabilities};
@@ -8,26 +8,33 @@ use std::fmt;
 use std::str::FromStr;
 use tch::{Kind, Reduction, Tensor};
 
-/// How the student is held to its teacher: the `soft` in `alpha * T^2 * soft + (1 - alpha) * CE`.
+/// How the loss compares the student with its teacher: the term `soft` in `alpha * T^2 * soft + (1 - alpha) * CE`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Method {
     /// `KL(teacher_T || student_T)`: Hinton, Vinyals and Dean (2015). See [`KdLoss`].
     Kd,
-    /// Decoupled: `target * TCKD + non_target * NCKD`, Zhao et al., "Decoupled Knowledge Distillation" (CVPR 2022), equation 7.
-    /// TCKD is the KL of (target, all others), NCKD that among the others; plain KD is `TCKD + (1 - p_target) * NCKD`, which
-    /// mutes the second where the teacher is sure. Needs the label of every image.
+    /// `target * TCKD + non_target * NCKD`: Zhao et al., "Decoupled Knowledge Distillation" (CVPR 2022), equation 7.
+    ///
+    /// TCKD is the KL of (target, all others), NCKD the KL among the others. Plain KD is `TCKD + (1 - p_target) * NCKD`,
+    /// which mutes the second term where the teacher is sure. Needs at least 3 classes and the label of every image.
     Dkd { target: f64, non_target: f64 },
-    /// KL of standardised logits: each image's logits of both have their mean taken away and are divided by their standard
-    /// deviation before T. Sun et al., "Logit Standardization in Knowledge Distillation" (CVPR 2024).
+    /// KL of standardised logits: Sun et al., "Logit Standardization in Knowledge Distillation" (CVPR 2024).
+    ///
+    /// The logits of each image, the student's and the teacher's, are brought to mean 0 and standard deviation 1 before
+    /// they are divided by T.
     StandardisedKd,
 }
 
-/// The paper's weights for CIFAR-100; for other data they say to try 0.5 to 10 for the second.
+/// The paper's weights for CIFAR-100; for other data it recommends 0.5 to 10 for the second.
 const DKD: Method = Method::Dkd { target: 1.0, non_target: 8.0 };
 
 impl Method {
-    /// The soft term, a scalar: mean over the batch, not yet scaled by T^2. Logits `[B, C]`, `labels` i64 `[B]`.
+    /// Returns the soft term, a scalar: mean over the batch in nats, not yet scaled by T^2. `student` and `teacher` are
+    /// logits `[B, C]`, `labels` i64 `[B]`.
+    ///
+    /// # Errors
+    /// When shapes don't fit, there are too few classes, or an image has no label that the method needs.
     pub fn divergence(&self, kd: KdLoss, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         match *self {
             Method::Kd => kd.divergence(student, teacher),
@@ -42,11 +49,7 @@ impl Method {
 
 /// TCKD and NCKD of the paper, scalars: means over the batch, not yet scaled by T^2. Logits `[B, C]` of at least 3 classes,
 /// `labels` i64 `[B]`.
-///
-/// # Errors
-/// When shapes don't fit, there are fewer than 3 classes, or an image has no label.
-pub fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperature: f64) -> Result<(Tensor, Tensor)> {
-    let temperature = super::loss::check_temperature(temperature)?;
+fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperature: f64) -> Result<(Tensor, Tensor)> {
     check_pair(student, teacher)?;
     let (size, classes) = (student.size(), student.size()[1]);
     if classes < 3 || labels.size() != [size[0]] {
@@ -56,7 +59,7 @@ pub fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperatur
             labels.size()
         )));
     }
-    // Also what scatter would fail on, or worse, on a GPU.
+    // Selecting by a mask finds missing labels, which `scatter` on a GPU would not survive.
     let of_target = Tensor::f_arange(classes, (Kind::Int64, labels.device()))?.f_eq_tensor(&labels.f_unsqueeze(1)?)?; // [B, C]
     let others = of_target.f_logical_not()?;
     // Logits of (target, any other class) [B, 2], and of the others [B, C - 1], at the temperature.
@@ -82,8 +85,9 @@ pub fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperatur
     Ok((mean(&s_target, &t_target)?, mean(&s_rest, &t_rest)?))
 }
 
-/// Each row of logits `[B, C]` with mean 0 and (sample) standard deviation 1, as the paper's code: `(z - mean) / (std + 1e-7)`.
-pub fn standardised(logits: &Tensor) -> Result<Tensor> {
+/// Each row of logits `[B, C]` with mean 0 and sample standard deviation 1: `(z - mean) / (std + 1e-7)`, as in the paper's
+/// code.
+fn standardised(logits: &Tensor) -> Result<Tensor> {
     let size = logits.size();
     if size.len() != 2 || size[1] < 2 {
         return Err(Error::Input(format!(
@@ -98,7 +102,7 @@ pub fn standardised(logits: &Tensor) -> Result<Tensor> {
 impl FromStr for Method {
     type Err = Error;
 
-    /// `kd`, `dkd` (with the paper's weights 1 and 8), `dkd(1,2)` with others, or `standardised-kd`.
+    /// Reads `kd`, `dkd` (with the paper's weights 1 and 8), `dkd(1,2)` with other weights, or `standardised-kd`.
     fn from_str(name: &str) -> Result<Self> {
         let weights = name.strip_prefix("dkd(").and_then(|rest| rest.strip_suffix(')')?.split_once(','));
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|w| w.is_finite() && *w >= 0.0);

@@ -1,21 +1,21 @@
-//! The sums behind every reported mean, kept on the device.
+//! Metrics of an epoch, summed on the device.
 
 use super::loss::UNLABELLED;
 use super::{KdLoss, Metrics, Minibatch};
 use crate::Result;
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 
-/// Sums over the samples of an epoch, kept on the device so that no step waits for a copy.
+/// Sums over the samples of an epoch. They stay on the device, so that no step waits for a copy.
 pub(super) struct Sums {
     sums: Tensor, // f64 [5]: loss, cross-entropy, divergence, correct, labelled samples
     samples: usize,
     kd: bool,
-    /// Not in the sums yet; alike in the number of samples, in T and in alpha.
-    waiting: Vec<Outcome>,
+    /// Steps that are not in the sums yet, with equal numbers of samples, temperature and alpha.
+    waiting: Vec<Step>,
 }
 
-/// What a step came to.
-struct Outcome {
+/// Loss and outputs of one training step.
+struct Step {
     loss: Tensor,   // [1]
     logits: Tensor, // [B, C]
     labels: Tensor, // [B]
@@ -23,15 +23,15 @@ struct Outcome {
     kd: Option<KdLoss>,
 }
 
-/// How many steps are added up together. Adding them up takes as many operations as a pass of a small network, and
-/// starting an operation on a GPU takes longer than the operation itself.
+/// Steps that are added up together. Adding up takes as many operations as a pass of a small network, and on a GPU
+/// kernel launches dominate, so a sum for each step would slow training down.
 const STEPS: usize = 16;
-/// Logits that are added up together at most: what lies between those operations takes ten times their memory.
+/// Most logits that are added up together: the intermediate results take ten times their memory.
 const LOGITS: usize = 1 << 20;
 
 impl Sums {
     pub(super) fn new(device: Device, kd: bool) -> Result<Self> {
-        // Counts of up to 1.3 million samples and their losses add up exactly enough in f64; MPS has no f64.
+        // f32 would round sums over a million samples; MPS has no f64.
         let kind = if matches!(device, Device::Mps) { Kind::Float } else { Kind::Double };
         Ok(Self { sums: Tensor::f_zeros(5, (kind, device))?, samples: 0, kd, waiting: vec![] })
     }
@@ -40,23 +40,23 @@ impl Sums {
         let (loss, logits) = (loss.f_detach()?.f_reshape(-1)?, logits.f_detach()?);
         let labels = batch.labels.shallow_clone();
         let teacher = kd.map(|_| batch.teacher().map(Tensor::shallow_clone)).transpose()?;
-        let outcome = Outcome { loss, logits, labels, teacher, kd };
-        let alike = |other: &Outcome| other.kd == kd && other.labels.size() == outcome.labels.size();
-        let full = self.waiting.len() == STEPS || (self.waiting.len() + 1) * outcome.logits.numel() > LOGITS;
+        let step = Step { loss, logits, labels, teacher, kd };
+        let alike = |other: &Step| other.kd == kd && other.labels.size() == step.labels.size();
+        let full = self.waiting.len() == STEPS || (self.waiting.len() + 1) * step.logits.numel() > LOGITS;
         if full || !self.waiting.iter().all(alike) {
             self.sums = self.added_up()?;
             self.waiting.clear();
         }
-        self.samples += outcome.labels.numel();
-        self.waiting.push(outcome);
+        self.samples += step.labels.numel();
+        self.waiting.push(step);
         Ok(())
     }
 
-    /// The sums with those of what is waiting.
+    /// The sums, with the steps that are waiting.
     fn added_up(&self) -> Result<Tensor> {
         let Some(first) = self.waiting.first() else { return Ok(self.sums.shallow_clone()) };
         let (kind, of_each) = (self.sums.kind(), first.labels.numel() as i64);
-        let all = |part: &dyn Fn(&Outcome) -> &Tensor| -> Result<Tensor> {
+        let all = |part: &dyn Fn(&Step) -> &Tensor| -> Result<Tensor> {
             Ok(Tensor::f_cat(&self.waiting.iter().map(part).collect::<Vec<_>>(), 0)?)
         };
         no_grad(|| {
@@ -77,9 +77,9 @@ impl Sums {
         })
     }
 
-    /// Copies to the host: waits for the device.
+    /// The means so far. The copy to the host waits for the device.
     pub(super) fn metrics(&self) -> Result<Metrics> {
-        // What is waiting goes on waiting: sums do not depend on when somebody looked.
+        // Waiting steps go on waiting, so the sums do not depend on when progress was shown.
         let values = Vec::<f64>::try_from(self.added_up()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
         let (all, labelled) = (self.samples.max(1) as f64, values[4].max(1.0));
         Ok(Metrics {

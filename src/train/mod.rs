@@ -1,37 +1,48 @@
 //! Training by distillation: the loss, the teacher's cached outputs and one training loop.
 //!
-//! Nothing here draws or prints: the loop tells its listener what happens, as [`Event`]s.
+//! Nothing here draws or prints: the loop reports [`Event`]s to its [`Listener`].
 
 mod adam;
 mod background;
 mod cached;
 mod checkpoint;
+mod checks;
 mod control;
 mod criterion;
 mod evaluate;
 mod evaluation;
+mod event;
 mod examples;
 mod fit;
+mod hyperparameters;
 mod loss;
 mod method;
 mod metrics;
+mod options;
 mod progress;
 mod record;
 mod row_file;
 
 pub use adam::Adam;
-pub use background::{Queue, Run, RunState};
+pub(crate) use background::Queue;
+pub use background::Run;
 pub use cached::{CachedTensor, backbone_features, teacher_logits, view_logits};
-pub use control::{Control, Observer};
-pub(crate) use control::{check_learning_rate, six_digits};
+pub(crate) use checks::fingerprint;
+pub use control::Control;
+pub(crate) use control::Observer;
 pub use criterion::Criterion;
 pub use evaluate::{evaluate, predict};
 pub use evaluation::{Calibration, CalibrationBin, Evaluation};
+pub use event::{Event, Listener, Progress};
 pub use examples::{Examples, Minibatch};
-pub use fit::{FitOptions, Listener, fit};
-pub(crate) use fit::{LoopSettings, check_name, fingerprint, fit_as, in_foreground};
-pub use loss::{KdLoss, UNLABELLED, cross_entropy, soft_targets};
-pub(crate) use loss::{check_alpha, check_temperature};
-pub use method::{Method, decoupled, standardised};
-pub(crate) use progress::Pass;
-pub use record::{Change, EpochRecord, Event, History, Metrics, Progress, Settings};
+pub use fit::fit;
+pub(crate) use fit::{LoopSettings, fit_with, in_foreground};
+pub use hyperparameters::Hyperparameters;
+pub(crate) use hyperparameters::{check_learning_rate, six_digits};
+pub use loss::{KdLoss, UNLABELLED, soft_targets};
+pub(crate) use loss::{check_alpha, check_temperature, cross_entropy};
+pub use method::Method;
+pub use options::FitOptions;
+pub(crate) use options::check_name;
+pub(crate) use progress::Interrupt;
+pub use record::{Change, EpochRecord, History, Metrics};

@@ -1,28 +1,29 @@
-//! How far a long pass is, and whether the user asked it to end.
+//! Interrupts and progress of long passes over images.
 
 use super::Progress;
 use crate::{Error, Result};
 use kdlab_client::{Watch, watch};
 use std::time::{Duration, Instant};
 
-/// A long pass that is no fit, which the user may interrupt between two batches.
-pub(crate) struct Pass {
+/// The user's Interrupt during a long pass that is not a fit. The pass looks at it between two batches.
+pub(crate) struct Interrupt {
     name: String,
     watch: Watch,
 }
 
-impl Pass {
-    pub(crate) fn new(name: &str) -> Self {
+impl Interrupt {
+    pub(crate) fn watch(name: &str) -> Self {
         Self { name: name.to_owned(), watch: watch(name, |_| ()) }
     }
 
-    /// Why it is to end, if it is.
-    pub(crate) fn asked(&self) -> Option<String> {
+    /// The reason, if the user pressed Interrupt.
+    pub(crate) fn reason(&self) -> Option<String> {
         self.watch.reason()
     }
 
+    /// Returns an error if the user pressed Interrupt.
     pub(crate) fn check(&self, done: usize, total: usize) -> Result<()> {
-        match self.asked() {
+        match self.reason() {
             None => Ok(()),
             Some(reason) => Err(Error::Interrupted(format!(
                 "{}: {reason} after {done} of {total} images; run the cell again",
@@ -32,7 +33,7 @@ impl Pass {
     }
 }
 
-/// Decides when progress is due (a few times a second) and what it says.
+/// Measures throughput, and decides a few times a second that progress is due.
 pub(super) struct Ticker {
     progress: Progress,
     start: Instant,
@@ -45,20 +46,13 @@ impl Ticker {
     }
 
     pub(super) fn epoch(name: &str, epoch: usize, epochs: usize, total: usize) -> Self {
-        let now = Instant::now();
-        let progress = Progress {
-            name: name.to_owned(),
-            epoch,
-            epochs,
-            done: 0,
-            total,
-            metrics: None,
-            images_per_second: 0.0,
-            seconds_left: 0.0,
-        };
+        let (name, now) = (name.to_owned(), Instant::now());
+        let (done, metrics, images_per_second, seconds_left) = (0, None, 0.0, 0.0);
+        let progress = Progress { name, epoch, epochs, done, total, metrics, images_per_second, seconds_left };
         Self { progress, start: now, last: now }
     }
 
+    /// Counts a batch; returns the progress when it is due.
     pub(super) fn advance(&mut self, images: usize) -> Option<Progress> {
         let p = &mut self.progress;
         p.done += images;
@@ -72,9 +66,9 @@ impl Ticker {
         Some(p.clone())
     }
 
-    /// Leaves out a time in which nothing was to be done.
-    pub(super) fn skip(&mut self, idle: Duration) {
-        self.start += idle;
+    /// Leaves a pause out of the throughput.
+    pub(super) fn skip(&mut self, pause: Duration) {
+        self.start += pause;
     }
 
     pub(super) fn images_per_second(&self) -> f64 {

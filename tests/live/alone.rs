@@ -35,27 +35,7 @@ fn a_pause_holds_the_fit_and_does_not_count() {
     // A stop ends the pause too.
     control.pause();
     control.stop("enough");
-    assert!(!control.is_paused());
-}
-
-#[test]
-fn who_observes_a_control_hears_every_change_until_it_goes() {
-    let control = Control::new();
-    let count = Arc::new(AtomicUsize::new(0));
-    let (counts, reads) = (Arc::clone(&count), control.clone());
-    let observer = control.on_change(move || {
-        let _ = (reads.temperature(), counts.fetch_add(1, Ordering::SeqCst));
-    });
-    control.set_temperature(3.0).unwrap();
-    control.set_temperature(3.0).unwrap(); // no change
-    control.set_learning_rate(1e-4).unwrap();
-    assert!(control.set_learning_rate(0.0).unwrap_err().to_string().contains("learning rate must be > 0, got 0"));
-    assert!(control.set_learning_rate(f64::INFINITY).is_err());
-    control.pause();
-    assert_eq!(count.load(Ordering::SeqCst), 3);
-    drop(observer);
-    control.resume();
-    assert_eq!(count.load(Ordering::SeqCst), 3);
+    assert!(shows(&control, "paused: false"));
 }
 
 #[test]
@@ -66,7 +46,7 @@ fn changes_survive_a_resume_and_old_histories_load() {
         let options = FitOptions { folder: Some(folder.clone()), control, listener, ..plain_options("run", 4) };
         fit(&mut model(), &b.train, &b.validation, criterion, &options).unwrap()
     };
-    let control = Control::new();
+    let control = Control::default();
     let hand = control.clone();
     let criterion = watched(move |step, _| match step {
         3 => hand.set_temperature(2.0).unwrap(),
@@ -90,17 +70,17 @@ fn changes_survive_a_resume_and_old_histories_load() {
     let begun = Arc::new(Mutex::new(None));
     let note = Arc::clone(&begun);
     let listener = Listener::new(move |event| {
-        if let Event::Started { history, settings } = event {
+        if let Event::Started { history, hyperparameters: settings } = event {
             *note.lock().unwrap() = Some((history.records.len(), *settings));
         }
     });
-    let control = Control::new();
+    let control = Control::default();
     let whole = run(&watched(|_, _| ()), control.clone(), listener);
     assert_eq!(whole.changes, first.changes[..2]);
     assert_eq!(whole.changes.iter().map(|c| c.epoch).collect::<Vec<_>>(), [0.5, 1.625]);
-    let settings = Settings { temperature: Some(2.0), alpha: Some(0.5), learning_rate: 1e-4 };
+    let settings = Hyperparameters { temperature: Some(2.0), alpha: Some(0.5), learning_rate: 1e-4 };
     assert_eq!(*begun.lock().unwrap(), Some((2, settings)));
-    assert_eq!((whole.records.len(), whole.records[3].learning_rate), (4, 1e-4));
+    assert_eq!((whole.records.len(), whole.records[3].hyperparameters.learning_rate), (4, 1e-4));
     let file = folder.join("history.json");
     assert_eq!(History::load(&file).unwrap(), whole);
     // As it was written before changes were kept.
@@ -114,7 +94,7 @@ fn changes_survive_a_resume_and_old_histories_load() {
 #[test]
 fn background_runs_take_turns_and_outlive_errors() {
     let b = bench();
-    let queue = Queue::default();
+    let lab = kdlab::Lab::open().unwrap();
     let order = Arc::new(Mutex::new(Vec::new()));
     let spawn = |name: &str, criterion: Criterion, learning_rate: f64| {
         let (heard, of) = (Arc::clone(&order), name.to_owned());
@@ -124,7 +104,7 @@ fn background_runs_take_turns_and_outlive_errors() {
             _ => {}
         });
         let options = FitOptions { listener, learning_rate, ..plain_options(name, 2) };
-        queue.spawn(model(), &b.train, &b.validation, criterion, options).unwrap()
+        lab.spawn(model(), &b.train, &b.validation, criterion, options).unwrap()
     };
     let (gate, opened) = mpsc::channel::<()>();
     let opened = Mutex::new(opened);
@@ -140,21 +120,21 @@ fn background_runs_take_turns_and_outlive_errors() {
         spawn("last", watched(|_, _| ()), 1e-3),
     ];
     // It returned at once; the first is under way and can be looked at and changed.
-    until("the second epoch", || runs[0].state() == RunState::Running { epoch: 2, epochs: 2 });
+    until("the second epoch", || runs[0].to_string().starts_with("first: running, epoch 2 of 2"));
     assert_eq!(runs[0].history().records.len(), 1);
-    assert_eq!(runs[3].state(), RunState::Queued);
+    assert_eq!(runs[3].to_string(), "last: queued");
     runs[0].control().set_temperature(9.0).unwrap();
     assert!(runs[0].to_string().starts_with("first: running, epoch 2 of 2; best validation accuracy"), "{}", runs[0]);
     drop(gate);
     let [first, refused, panics, last] = runs;
     let (fitted, history) = first.wait().unwrap();
-    assert_eq!(history.records[1].temperature, Some(9.0));
+    assert_eq!(history.records[1].hyperparameters.temperature, Some(9.0));
     assert_eq!(evaluate(&fitted, &b.validation, 8).unwrap().accuracy(), history.best().unwrap().validation.accuracy);
     // The queue goes on without its owner and without whoever holds the run.
-    drop(queue);
+    drop(lab);
     assert!(refused.wait().unwrap_err().to_string().contains("learning rate must be > 0, got -1"));
     until("the panic", || panics.is_finished());
-    assert_eq!(panics.state(), RunState::Failed("libtorch: the fit panicked: on purpose".into()));
+    assert_eq!(panics.to_string(), "panics: failed: libtorch: the fit panicked: on purpose");
     assert!(panics.wait().is_err());
     let (_, history) = last.wait().unwrap();
     assert_eq!((history.records.len(), history.changes.len()), (2, 0));
@@ -173,9 +153,9 @@ fn child_prints() {
     assert_eq!(history.records.len(), 2);
     evaluate(&model(), &b.validation, 8).unwrap();
     // In the background nothing is printed until somebody waits.
-    let queue = Queue::default();
+    let lab = kdlab::Lab::open().unwrap();
     let run =
-        queue.spawn(model(), &b.train, &b.validation, Criterion::cross_entropy(), live_options("unheard", 2)).unwrap();
+        lab.spawn(model(), &b.train, &b.validation, Criterion::cross_entropy(), live_options("unheard", 2)).unwrap();
     until("its end", || run.is_finished());
     run.wait().unwrap();
 }

@@ -54,7 +54,7 @@ fn model() -> Model {
 
 /// Options whose control the listener shows.
 fn live_options(name: &str, epochs: usize) -> FitOptions {
-    let control = Control::new();
+    let control = Control::default();
     let listener = live_progress(&control);
     FitOptions { name: name.into(), epochs, batch_size: 8, control, listener, ..FitOptions::default() }
 }
@@ -73,6 +73,11 @@ fn watched(at: impl Fn(usize, f64) + Send + Sync + 'static) -> Criterion {
         }
         loss
     })
+}
+
+/// Whether a field of the control's state, as `{:?}` writes it, has this value.
+fn shows(control: &Control, field: &str) -> bool {
+    format!("{control:?}").contains(field)
 }
 
 fn until(what: &str, done: impl Fn() -> bool) {

@@ -83,9 +83,9 @@ fn a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider() {
             if step == 10 {
                 // The third batch of the second epoch: 16 of 64 images are done before it, 24 after it.
                 front.slide(&front.widget("description", "T"), json!(7));
-                until("T", || control.temperature() == Some(7.0));
+                until("T", || shows(&control, "temperature: Some(7.0)"));
                 front.slide(&front.widget("description", "learning rate"), json!(0.01));
-                until("the learning rate", || control.learning_rate() == Some(0.01));
+                until("the learning rate", || shows(&control, "learning_rate: Some(0.01)"));
             }
             if step == 20 {
                 control.set_alpha(0.25).unwrap();
@@ -96,11 +96,12 @@ fn a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider() {
         let seen = seen.lock().unwrap();
         assert!(seen[..11].iter().all(|&t| t == 4.0) && seen[11..21].iter().all(|&t| t == 7.0), "{seen:?}");
         assert!(seen[21..].iter().all(|&t| t == 2.0));
-        let values = |s: Settings| (s.temperature, s.alpha, s.learning_rate);
+        let values = |s: Hyperparameters| (s.temperature, s.alpha, s.learning_rate);
         let changes: Vec<_> = history.changes.iter().map(|c| (c.epoch, values(c.before), values(c.after))).collect();
         let (begun, slid) = ((Some(4.0), Some(0.5), 1e-3), (Some(7.0), Some(0.5), 0.01));
         assert_eq!(changes, [(1.375, begun, slid), (2.625, slid, (Some(2.0), Some(0.25), 0.01))]);
-        let lr: Vec<_> = history.records.iter().map(|r| (r.temperature, r.learning_rate)).collect();
+        let lr: Vec<_> =
+            history.records.iter().map(|r| (r.hyperparameters.temperature, r.hyperparameters.learning_rate)).collect();
         assert_eq!(lr, [(Some(4.0), 1e-3), (Some(7.0), 0.01), (Some(2.0), 0.01)]);
         // What came from a slider is not sent back to it; what the program set is.
         assert_eq!(kernel.updates(&kernel.widget("description", "T")), [json!({"value": 2.0})]);
@@ -126,7 +127,7 @@ fn buttons_pause_and_stop_a_fit() {
                 let (control, front) = (control.clone(), front.clone());
                 let pause = front.widget("description", "Pause");
                 front.slide(&pause, json!(true));
-                until("the pause", || control.is_paused());
+                until("the pause", || shows(&control, "paused: true"));
                 until("the button's new word", || {
                     front.updates(&pause).iter().any(|state| state["description"] == "Resume")
                 });
@@ -140,7 +141,7 @@ fn buttons_pause_and_stop_a_fit() {
                     &front.widget("description", "Stop"),
                     &json!({"method": "custom", "content": {"event": "click"}}),
                 );
-                until("the stop", || control.stopping().is_some());
+                until("the stop", || shows(&control, "stop: Some"));
             }
         });
         let begun = Instant::now();
@@ -170,7 +171,7 @@ fn interrupt_stops_a_fit_and_refuses_half_a_pass() {
             let criterion = watched(move |step, _| {
                 if step == stop_at {
                     front.interrupt();
-                    until("the stop", || control.stopping().is_some());
+                    until("the stop", || shows(&control, "stop: Some"));
                 }
             });
             let mut model = model();
@@ -232,7 +233,7 @@ fn interrupt_stops_a_fit_and_refuses_half_a_pass() {
 fn a_background_run_is_shown_from_the_cell_that_started_it() {
     with_kernel("a_background_run_is_shown_from_the_cell_that_started_it", |kernel| {
         let b = bench();
-        let queue = Queue::default();
+        let lab = kdlab::Lab::open().unwrap();
         let (gate, opened) = mpsc::channel::<()>();
         let opened = Mutex::new(opened);
         let first = watched(move |step, _| {
@@ -240,12 +241,11 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
                 let _ = opened.lock().unwrap().recv_timeout(LIMIT);
             }
         });
-        let first = queue.spawn(model(), &b.train, &b.validation, first, live_options("first", 3)).unwrap();
+        let first = lab.spawn(model(), &b.train, &b.validation, first, live_options("first", 3)).unwrap();
         let second =
-            queue.spawn(model(), &b.train, &b.validation, watched(|_, _| ()), live_options("second", 2)).unwrap();
-        let third =
-            queue.spawn(model(), &b.train, &b.validation, watched(|_, _| ()), live_options("third", 2)).unwrap();
-        assert_eq!(second.state(), RunState::Queued);
+            lab.spawn(model(), &b.train, &b.validation, watched(|_, _| ()), live_options("second", 2)).unwrap();
+        let third = lab.spawn(model(), &b.train, &b.validation, watched(|_, _| ()), live_options("third", 2)).unwrap();
+        assert_eq!(second.to_string(), "second: queued");
         let bar = |name: &str| {
             let displays = kernel.displays();
             let bars = displays.iter().filter(|d| {
@@ -265,7 +265,10 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
         until("the last of its view", || bar("third").last().unwrap().contains("before its first epoch was done"));
         let (_, history) = third.wait().unwrap();
         assert_eq!((history.records.len(), history.stopped.as_deref()), (0, Some("by the Stop button")));
-        assert_eq!(second.settings(), Settings { temperature: Some(4.0), alpha: Some(0.5), learning_rate: 1e-3 });
+        assert_eq!(
+            second.hyperparameters(),
+            Hyperparameters { temperature: Some(4.0), alpha: Some(0.5), learning_rate: 1e-3 }
+        );
         drop(gate);
         // Interrupt while a cell waits stops the run that it waits for.
         let (control, front) = (second.control(), kernel.clone());
@@ -305,15 +308,15 @@ fn explorer_and_knobs_work_as_long_as_they_live() {
         kernel.check_widgets();
         assert!(temperature_explorer(&logits, &classes[..3], None).is_err());
 
-        let control = Control::new();
-        let begun = Settings { temperature: Some(4.0), alpha: None, learning_rate: 1e-3 };
+        let control = Control::default();
+        let begun = Hyperparameters { temperature: Some(4.0), alpha: None, learning_rate: 1e-3 };
         let panel = knobs(&control, begun);
         panel.evcxr_display();
         kernel.slide(&kernel.widget("description", "T"), json!(6));
-        until("T", || control.temperature() == Some(6.0));
+        until("T", || shows(&control, "temperature: Some(6.0)"));
         // Steps of 0.1 add up to this.
         kernel.slide(&kernel.widget("description", "T"), json!(9.799999999999999));
-        until("a round T", || control.temperature() == Some(9.8));
+        until("a round T", || shows(&control, "temperature: Some(9.8)"));
         control.set_learning_rate(0.1).unwrap();
         assert_eq!(kernel.displays().len(), 3);
         drop(panel);

@@ -40,7 +40,7 @@ fn a_report_card_sums_up_what_can_be_measured_apart() {
     let (a, b) = (tiny_model(1), tiny_model(2));
     let test = Examples::images(&data.test, &transform).unwrap();
     let logits = CachedTensor::new(&data.test, predict(&a, &test, 4).unwrap(), "known").unwrap();
-    let graded = |name, model, logits| Graded { name, model, transform: &transform, logits };
+    let graded = |name, model, logits| Candidate { name, model, transform: &transform, logits };
     let (card, evaluations) =
         report_card(&data.test, &[graded("teacher", &a, Some(&logits)), graded("pupil", &b, None)], 7).unwrap();
     assert_eq!((card.images, card.rows.len(), evaluations.len()), (20, 2, 2));

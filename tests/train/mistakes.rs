@@ -63,7 +63,7 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
     assert_eq!(naming, [root.join("notebooks/06_spot_the_bug.ipynb")]);
     // A run with a mistake in it is not continued by one without, nor lost.
     let options = |control| FitOptions { folder: Some(folder.path().join("run")), control, ..options(3) };
-    let control = Control::new();
+    let control = Control::default();
     let hand = control.clone();
     let listener = Listener::new(move |e| {
         if let Event::Epoch { .. } = e {
@@ -72,7 +72,7 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
     });
     let stopped = FitOptions { listener, ..options(control) };
     fit_with_defect(Defect::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &stopped).unwrap();
-    let after = fit(&mut tiny_model(1), &train, &validation, &kd, &options(Control::new())).unwrap();
+    let after = fit(&mut tiny_model(1), &train, &validation, &kd, &options(Control::default())).unwrap();
     assert_eq!((after.records.len(), after.defect), (3, None));
     let kept = History::load(folder.path().join("run-1/history.json")).unwrap();
     assert_eq!(Defect::of(&kept), Some(Defect::AdamRebuilt));

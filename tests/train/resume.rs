@@ -78,10 +78,10 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     });
     let run_folder = folder.path().join("run");
     let run = |temperature: f64, seed: u64, stop_after: usize| {
-        let control = Control::new();
+        let control = Control::default();
         let (hand, inner) = (control.clone(), listener.clone());
         let listener = Listener::new(move |e| {
-            inner.hear(e);
+            inner.notify(e);
             if let Event::Epoch { record, .. } = e
                 && record.epoch == stop_after
             {
@@ -102,9 +102,13 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     assert_eq!(resumed.load(Ordering::Relaxed), 1);
     // The two that made room are still there.
     let kept = |name: &str| History::load(folder.path().join(name).join("history.json")).unwrap();
-    assert_eq!([kept("run-1"), kept("run-2")].map(|h| h.records[0].temperature), [Some(4.0), Some(2.0)]);
+    assert_eq!(
+        [kept("run-1"), kept("run-2")].map(|h| h.records[0].hyperparameters.temperature),
+        [Some(4.0), Some(2.0)]
+    );
     assert!(!folder.path().join("run-3").exists());
-    let lab = kdlab::Lab { folder: folder.path().into(), ..kdlab::Lab::open().unwrap() };
+    let mut lab = kdlab::Lab::open().unwrap();
+    lab.folder = folder.path().into();
     let mut names: Vec<_> = lab.histories().unwrap().into_iter().map(|history| history.name).collect();
     names.sort();
     assert_eq!(names, ["run", "run-1", "run-2"]);
@@ -119,7 +123,7 @@ fn a_stop_in_validation_ends_it_at_once_and_trains_no_epoch_twice() {
     let run = |folder: &Path, stop_in: Option<usize>| {
         let (trained, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (steps, after) = (Arc::clone(&trained), Arc::clone(&late));
-        let control = Control::new();
+        let control = Control::default();
         let hand = control.clone();
         // 8 training and 2 validation batches an epoch.
         let criterion = Criterion::soft("mine", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
@@ -161,14 +165,9 @@ fn a_run_s_best_weights_are_loaded_for_its_own_data() {
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
     let runs = folder.path().join("runs");
-    let lab = kdlab::Lab {
-        profile: kdlab::Profile::smoke(),
-        device: Device::Cpu,
-        precision: Some(Precision::F32),
-        folder: runs.clone(),
-        cache: folder.path().to_owned(),
-        queue: Queue::default(),
-    };
+    let mut lab = kdlab::Lab::open().unwrap();
+    (lab.profile, lab.folder) = (kdlab::Profile::named("smoke").unwrap(), runs.clone());
+    (lab.device, lab.precision, lab.cache) = (Device::Cpu, Some(Precision::F32), folder.path().to_owned());
     let mut model = tiny_model(1);
     let options = FitOptions { folder: Some(runs.join("mine")), ..options(2) };
     fit(&mut model, &train, &validation, &Criterion::cross_entropy(), &options).unwrap();
@@ -193,7 +192,7 @@ fn a_stop_is_on_disk_and_an_edited_loss_does_not_go_on_with_anothers_curve() {
         })
     };
     let fit_with = |factor: f64, stop_after: usize| {
-        let control = Control::new();
+        let control = Control::default();
         let held = control.clone();
         let listener = Listener::new(move |event| {
             if let Event::Epoch { record, .. } = event
@@ -209,7 +208,6 @@ fn a_stop_is_on_disk_and_an_edited_loss_does_not_go_on_with_anothers_curve() {
     fit_with(1.0, 2);
     let stopped = History::load(run.join("history.json")).unwrap();
     assert_eq!((stopped.records.len(), stopped.stopped.as_deref()), (2, Some("enough")));
-    assert!(!stopped.is_complete());
     // Another loss of the same name: a run of its own, and the stopped one is kept.
     let other = fit_with(300.0, 9);
     assert_eq!(other.records.len(), 4);
@@ -220,7 +218,8 @@ fn a_stop_is_on_disk_and_an_edited_loss_does_not_go_on_with_anothers_curve() {
     std::fs::rename(folder.path().join("run-1"), &run).unwrap();
     let resumed = fit_with(1.0, 9);
     assert_eq!(curve(&resumed)[..2], curve(&stopped)[..]);
-    assert!(resumed.is_complete() && History::load(run.join("history.json")).unwrap().is_complete());
+    assert_eq!((resumed.records.len(), &resumed.stopped), (4, &None));
+    assert_eq!(History::load(run.join("history.json")).unwrap(), resumed);
     // Once more, and stopped: the finished one is still there, with its weights.
     let best = std::fs::read(run.join("best.safetensors")).unwrap();
     assert_eq!(fit_with(1.0, 1).stopped.as_deref(), Some("enough"));
@@ -260,7 +259,7 @@ fn a_damaged_checkpoint_never_panics() {
     let (train, validation) = examples(&dataset(folder.path(), 0));
     let run_folder = folder.path().join("run");
     let run = |stop_after: usize| {
-        let control = Control::new();
+        let control = Control::default();
         let hand = control.clone();
         let listener = Listener::new(move |e| {
             if let Event::Epoch { record, .. } = e

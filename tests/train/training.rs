@@ -175,7 +175,7 @@ fn live_changes_act_on_the_running_fit_and_stop_ends_it() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
-    let control = Control::new();
+    let control = Control::default();
     let hand = control.clone();
     let listener = Listener::new(move |event| {
         if let Event::Epoch { record, .. } = event {
@@ -190,7 +190,8 @@ fn live_changes_act_on_the_running_fit_and_stop_ends_it() {
     let criterion = Criterion::kd(KdLoss::new(2.0, 0.5).unwrap());
     let mut model = tiny_model(1);
     let history = fit(&mut model, &train, &validation, &criterion, &options).unwrap();
-    let seen: Vec<_> = history.records.iter().map(|r| (r.temperature, r.alpha)).collect();
+    let seen: Vec<_> =
+        history.records.iter().map(|r| (r.hyperparameters.temperature, r.hyperparameters.alpha)).collect();
     assert_eq!(seen, [(Some(2.0), Some(0.5)), (Some(8.0), Some(0.25)), (Some(8.0), Some(0.25))]);
     assert_eq!(history.stopped.as_deref(), Some("enough"));
     assert_eq!(evaluate(&model, &validation, 8).unwrap().accuracy(), history.best().unwrap().validation.accuracy);

@@ -1,0 +1,154 @@
+//! Checks before the first step of a fit, and the digest by which a later run recognises it.
+
+use super::loss::check_classes;
+use super::{Criterion, Examples, FitOptions};
+use crate::models::Model;
+use crate::store::digest::digest;
+use crate::store::tensors::digest_tensors;
+use crate::{Error, Result};
+use tch::{Kind, no_grad};
+
+/// The samples on which losses and networks are tried out.
+fn first_samples(examples: &Examples) -> Vec<i64> {
+    (0..examples.len().min(8) as i64).collect()
+}
+
+/// Keeps the test split out of training, and the teacher's folder for the teacher.
+pub(super) fn check_splits(
+    train: &Examples,
+    validation: &Examples,
+    criterion: &Criterion,
+    options: &FitOptions,
+    validate_on_test: bool,
+) -> Result<()> {
+    if validation.split_name == "test" && !validate_on_test {
+        return Err(Error::Input(
+            "the test split was given for validation: it would pick the best weights and flatter them; give the \
+             validation split and evaluate on test once, at the end"
+                .into(),
+        ));
+    }
+    if train.split_name == "test" {
+        return Err(Error::Input(
+            "the test split was given to train on: afterwards nothing is left that says how good the model is; give the \
+             train split"
+                .into(),
+        ));
+    }
+    if options.folder.is_some() && options.name == "teacher" && criterion.kd_loss().is_some() {
+        return Err(Error::Input(
+            "\"teacher\" is the name of the teacher's own fit; give the student another name".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Finds what would fail in the first batch, and says it in the user's terms.
+pub(super) fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: &Criterion) -> Result<()> {
+    if model.trainable().is_empty() {
+        return Err(Error::Input(format!(
+            "{}: every variable is frozen, so there is nothing to train; call unfreeze(), or freeze_except(\"fc.\") to \
+             train that part alone",
+            model.name
+        )));
+    }
+    for (name, weights) in model.trainable() {
+        if weights.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            return Err(Error::Input(format!(
+                "{}: {name} holds numbers that are not finite before the first step; make the model again, or load other weights",
+                model.name
+            )));
+        }
+    }
+    let logits = no_grad(|| model.forward(&train.batch(&[0], model.device())?.inputs, false))?;
+    check_classes(&logits, &train.labels())?;
+    check_classes(&logits, &validation.labels())?;
+    if train.is_partly_labelled() && criterion.needs_all_labels() {
+        return Err(Error::Input(format!(
+            "criterion {} looks at the label of every image, and some have none; take Criterion::kd, or train on \
+             split.select(...) of those that have one",
+            criterion.name()
+        )));
+    }
+    if criterion.kd_loss().is_none() {
+        return Ok(());
+    }
+    let classes = logits.size()[1];
+    for (name, examples) in [("train", train), ("validation", validation)] {
+        match examples.teacher_classes() {
+            Some(c) if c == classes => {}
+            Some(c) => {
+                return Err(Error::Input(format!(
+                    "the teacher has {c} classes and the student {classes}; give both the dataset's number of classes"
+                )));
+            }
+            None => {
+                return Err(Error::Input(format!(
+                    "criterion {} needs a teacher, but the {name} examples carry no logits; add with_teacher(&logits)",
+                    criterion.name()
+                )));
+            }
+        }
+    }
+    let batch = train.batch(&first_samples(train), model.device())?;
+    criterion.check_labels(&no_grad(|| model.forward(&batch.inputs, false))?, &batch)
+}
+
+/// Digest of everything that a fit depends on.
+pub(crate) fn fingerprint(
+    defect: Option<&str>,
+    model: &Model,
+    train: &Examples,
+    validation: &Examples,
+    criterion: &Criterion,
+    options: &FitOptions,
+) -> Result<String> {
+    let defect = defect.map_or("None".to_owned(), |name| format!("Some({name})"));
+    let settings = format!(
+        "{defect} {} {:?} {} {} {} {} {}",
+        criterion.name(),
+        criterion.kd_loss(),
+        options.epochs,
+        options.batch_size,
+        options.learning_rate,
+        options.seed,
+        options.precision
+    );
+    let weights = digest_tensors(&model.state())?;
+    Ok(digest(&[settings.as_bytes(), weights.as_bytes(), train.key().as_bytes(), validation.key().as_bytes()]))
+}
+
+/// Logits of the first sample and the loss of a few, before any step. They change when the user edits the code of the
+/// network or the loss, which the fingerprint does not see.
+pub(super) fn probe(model: &Model, train: &Examples, criterion: &Criterion, options: &FitOptions) -> Result<Vec<f64>> {
+    tch::manual_seed(options.seed as i64);
+    no_grad(|| {
+        let batch = train.batch(&first_samples(train), model.device())?;
+        let logits = model.forward(&batch.inputs, false)?;
+        let loss = criterion.loss(&logits, &batch, criterion.kd_loss())?;
+        let mut found = Vec::<f64>::try_from(logits.f_select(0, 0)?.f_flatten(0, -1)?.f_to_kind(Kind::Double)?)?;
+        found.push(loss.f_double_value(&[])?);
+        Ok(found)
+    })
+}
+
+/// The likely cause of a loss that is not finite.
+pub(super) fn cause_of_divergence(train: &Examples, model: &Model, learning_rate: f64) -> String {
+    let extremes = train.batch(&[0], model.device()).ok().and_then(|batch| {
+        let logits = batch.teacher.as_ref()?;
+        let value = |t: tch::Tensor| t.f_double_value(&[]).ok();
+        Some((value(logits.f_min().ok()?)?, value(logits.f_max().ok()?)?))
+    });
+    match extremes {
+        Some((_, highest)) if !highest.is_finite() => {
+            "the teacher's logits are not finite: compute them again, and look at its weights".into()
+        }
+        Some((lowest, _)) if !lowest.is_finite() => {
+            "the teacher rules classes out by logits of -inf, of which mean and deviation are not finite; take the method \
+             kd instead of standardised-kd"
+                .into()
+        }
+        _ if learning_rate > 0.01 => format!("try a learning rate of 0.001, it was {learning_rate:e}"),
+        _ => format!("try a learning rate below {learning_rate}"),
+    }
+}

@@ -1,0 +1,108 @@
+//! Options of a fit.
+
+use super::hyperparameters::check_learning_rate;
+use super::{Control, Criterion, Examples, History, Hyperparameters, Listener};
+use crate::models::Precision;
+use crate::{Error, Result};
+use std::path::PathBuf;
+
+/// Options of a fit. Every field has a default; override those that you want to change.
+#[derive(Clone)]
+pub struct FitOptions {
+    /// Stands in the history and in every event.
+    pub name: String,
+    /// At least 1.
+    pub epochs: usize,
+    /// At least 1; the article uses 64.
+    pub batch_size: usize,
+    /// Adam's learning rate, above 0; the article keeps Adam's default of 1e-3.
+    pub learning_rate: f64,
+    /// Decides the order of the batches. The same seed gives the same run on the same CPU.
+    pub seed: u64,
+    /// Precision of the model's forward and backward passes in training and validation.
+    pub precision: Precision,
+    /// Folder for checkpoint, best weights and history; `None` keeps nothing on disk.
+    pub folder: Option<PathBuf>,
+    /// Handle to stop or pause the fit, and to change temperature, alpha and learning rate while it runs.
+    pub control: Control,
+    /// Callback for training events.
+    pub listener: Listener,
+}
+
+impl Default for FitOptions {
+    fn default() -> Self {
+        Self {
+            name: "fit".into(),
+            epochs: 20,
+            batch_size: 64,
+            learning_rate: 1e-3,
+            seed: 0,
+            precision: Precision::F32,
+            folder: None,
+            control: Control::default(),
+            listener: Listener::default(),
+        }
+    }
+}
+
+impl FitOptions {
+    pub(super) fn check(&self) -> Result<()> {
+        if self.batch_size == 0 {
+            return Err(Error::Input("batch size must be at least 1, got 0; the article uses 64".into()));
+        }
+        if self.epochs == 0 {
+            return Err(Error::Input("epochs must be at least 1, got 0".into()));
+        }
+        check_learning_rate(self.learning_rate)?;
+        if let Some(folder) = &self.folder {
+            check_name(&self.name)?;
+            if ["cache", "sweeps"].iter().any(|kept| self.name == *kept && folder.ends_with(kept)) {
+                return Err(Error::Input(format!(
+                    "{:?} is the name of a folder that the lab keeps for itself; give the fit another name",
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The values with which a fit of this criterion begins.
+    pub(super) fn hyperparameters(&self, criterion: &Criterion) -> Hyperparameters {
+        let kd = criterion.kd_loss();
+        Hyperparameters {
+            temperature: kd.map(|kd| kd.temperature()),
+            alpha: kd.map(|kd| kd.alpha()),
+            learning_rate: self.learning_rate,
+        }
+    }
+
+    /// The history of a fit before its first epoch.
+    pub(super) fn history(&self, criterion: &Criterion, train: &Examples) -> History {
+        History {
+            name: self.name.clone(),
+            criterion: criterion.name().to_owned(),
+            data_key: train.key().to_owned(),
+            epochs: self.epochs,
+            records: Vec::new(),
+            stopped: None,
+            defect: None,
+            changes: Vec::new(),
+        }
+    }
+}
+
+/// Checks that the name of a fit can be the name of its folder.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let wrong = if name.is_empty() {
+        "is empty"
+    } else if name.starts_with('.') {
+        "begins with a dot"
+    } else if name.contains(['/', '\\']) || name.chars().any(char::is_control) {
+        "holds a slash or a control character"
+    } else if name.len() > 200 {
+        "is longer than 200 bytes"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Input(format!("the name of a fit is the name of its folder, and {name:?} {wrong}; try \"student\"")))
+}
