@@ -2,7 +2,7 @@
 
 use super::table::escape;
 use crate::error::lock;
-use crate::train::{Control, Observer, Hyperparameters};
+use crate::train::{Control, Hyperparameters, Observer};
 use kdlab_client::{Bundle, Panel, Widget};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};

@@ -6,7 +6,7 @@ use super::knobs::OpenKnobs;
 use super::progress::{duration, line, print_progress};
 use super::table::escape;
 use crate::error::lock;
-use crate::train::{Control, Event, History, Listener, Observer, Progress, Hyperparameters};
+use crate::train::{Control, Event, History, Hyperparameters, Listener, Observer, Progress};
 use kdlab_client::{Bundle, Display};
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -31,7 +31,8 @@ pub fn live_progress(control: &Control) -> Listener {
     let view: Mutex<Option<View>> = Mutex::new(None);
     Listener::new(move |event| {
         let mut view = lock(&view);
-        if let Event::Queued { history, hyperparameters: settings } | Event::Started { history, hyperparameters: settings } = event
+        if let Event::Queued { history, hyperparameters: settings }
+        | Event::Started { history, hyperparameters: settings } = event
             && view.is_none()
         {
             *view = View::open(&control, history, *settings, matches!(event, Event::Started { .. }));
