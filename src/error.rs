@@ -1,16 +1,16 @@
-//! One error type for the whole crate: a line that says what was wrong and what to do about it.
+//! The error type of the crate: one line that says what is wrong and what to do about it.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Everything that can go wrong in kdlab. `Debug` prints the same line as `Display`, because that is what a
-/// notebook cell shows for a failed `?`.
+/// Everything that can go wrong in kdlab. `Debug` prints the same line as `Display`, because a notebook cell shows
+/// `Debug` for a failed `?`.
 #[derive(thiserror::Error)]
 pub enum Error {
     /// An argument out of its range, or arguments that do not fit each other.
     #[error("{0}")]
     Input(String),
-    /// A file or folder whose content is not what it should be.
+    /// A file or folder with unexpected content.
     #[error("{0}")]
     Data(String),
     /// The operating system refused: permissions, missing file, full disk.
@@ -22,14 +22,15 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(String),
-    /// A loss that is no longer finite; the last good weights were put back.
+    /// A loss that is no longer finite; the fit has put the best weights so far back.
     #[error("{0}")]
     Diverged(String),
-    /// The user pressed Interrupt during a pass that is no fit.
+    /// The user pressed Interrupt during a pass that is not a fit.
     #[error("{0}")]
     Interrupted(String),
 }
 
+/// Result with kdlab's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl std::fmt::Debug for Error {
@@ -39,7 +40,7 @@ impl std::fmt::Debug for Error {
 }
 
 impl Error {
-    /// An I/O failure with the path it happened at; a full disk is named as such.
+    /// An I/O failure at a path, with a hint for a full disk or a missing permission.
     pub(crate) fn io(doing: &str, path: &Path, e: std::io::Error) -> Self {
         let hint = match e.kind() {
             std::io::ErrorKind::StorageFull => "; free some space or point KDLAB_CACHE / KDLAB_RUNS to another disk",

@@ -1,4 +1,4 @@
-//! What a notebook opens first: device, profile, and where earlier notebooks left their work.
+//! The lab that every notebook opens first: device, profile, and the work of earlier notebooks.
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, student};
@@ -10,7 +10,7 @@ use crate::study::{ResultRow, Sweep, SweepInputs, SweepReport};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::train::{backbone_features, check_name, fit, teacher_logits};
 use crate::{Error, Result};
-use serde::Serialize;
+use serde_json::json;
 use std::fmt;
 use std::path::PathBuf;
 use tch::{Cuda, Device};
@@ -19,26 +19,23 @@ use tch::{Cuda, Device};
 pub struct Lab {
     pub profile: Profile,
     pub device: Device,
-    /// Of the backbone's passes and of the students' fits: `KDLAB_PRECISION` (`f32`, `bf16`); none is what pays on the
-    /// device for images of their size. The teacher's head and evaluations are f32.
+    /// Precision of the backbone's passes and the students' fits, from `KDLAB_PRECISION` (`f32` or `bf16`). `None` takes
+    /// the faster one for device and image size. The teacher's head and evaluations always use f32.
     pub precision: Option<Precision>,
-    /// What the notebooks make: `KDLAB_RUNS`, or `runs` in the repository, and in it a folder for the profile.
+    /// Folder of this profile's results, in `KDLAB_RUNS` or in `runs` of the repository.
     pub folder: PathBuf,
-    /// Data and weights that were fetched.
+    /// Folder of downloaded data and weights.
     pub cache: PathBuf,
     /// Fits in the background.
     queue: Queue,
 }
 
-#[derive(Serialize)]
-struct Results {
-    profile: String,
-    dataset: String,
-    rows: Vec<ResultRow>,
-}
-
 impl Lab {
-    /// Finds the device (`KDLAB_DEVICE` = `cpu` or `cuda`, else CUDA where there is one) and the profile.
+    /// Opens the lab. `KDLAB_DEVICE` (`cpu` or `cuda`) names the device, otherwise it is CUDA where there is one;
+    /// `KDLAB_PROFILE` names the profile.
+    ///
+    /// # Errors
+    /// When such a variable has a value that it can't have, or CUDA was asked for and is absent.
     pub fn open() -> Result<Self> {
         let cuda = Cuda::is_available();
         let device = match std::env::var("KDLAB_DEVICE").as_deref() {
@@ -54,7 +51,7 @@ impl Lab {
             }
             _ => Device::cuda_if_available(),
         };
-        // All batches but the last have one size: cuDNN may try its algorithms once and keep the quickest.
+        // All batches but the last have one size, so cuDNN may try its algorithms once and keep the fastest.
         Cuda::cudnn_set_benchmark(device.is_cuda());
         let precision = match std::env::var("KDLAB_PRECISION") {
             Ok(name) if !name.is_empty() => {
@@ -69,7 +66,10 @@ impl Lab {
         Ok(Self { folder, cache: DataOptions::default().cache, profile, device, precision, queue: Queue::default() })
     }
 
-    /// CIFAR-10, or what `KDLAB_DATA` names, in the profile's sizes. What was not as wished stands in its notices.
+    /// Loads CIFAR-10, or the data that `KDLAB_DATA` names, in the profile's sizes.
+    ///
+    /// # Errors
+    /// When the data can't be downloaded or read.
     pub fn dataset(&self) -> Result<Dataset> {
         let p = &self.profile;
         crate::data::open(&DataOptions {
@@ -83,43 +83,54 @@ impl Lab {
         })
     }
 
-    /// The profile's backbone with its ImageNet weights.
+    /// Loads the profile's backbone with its ImageNet weights.
+    ///
+    /// # Errors
+    /// When the weights can't be downloaded or read.
     pub fn backbone(&self) -> Result<Backbone> {
         let mut backbone = Backbone::pretrained(self.profile.arch, self.device, &self.cache)?;
         backbone.model.precision = self.precision_at(self.profile.teacher_size);
         Ok(backbone)
     }
 
-    /// What is computed in on images with sides of `size` pixels.
-    pub fn precision_at(&self, size: i64) -> Precision {
+    /// Precision for images with sides of `size` pixels.
+    fn precision_at(&self, size: i64) -> Precision {
         self.precision.unwrap_or_else(|| Precision::of(self.device, size))
     }
 
-    /// At the profile's size, normalised as the profile's backbone was trained.
+    /// Returns the transform of the teacher's images: the profile's size, normalised as for the backbone's training.
     pub fn teacher_transform(&self) -> Transform {
         let (mean, std) = self.profile.arch.normalisation();
         Transform { size: self.profile.teacher_size, mean, std }
     }
 
-    /// At the profile's size, with ImageNet's mean and deviation, as in the article.
+    /// Returns the transform of the student's images: the profile's size, with ImageNet's mean and deviation as in the
+    /// article.
     pub fn student_transform(&self) -> Transform {
         Transform::imagenet(self.profile.student_size)
     }
 
-    /// The backbone's features of a split: computed once, then found on disk.
+    /// Computes the backbone's features f32 `[N, D]` of a split, or finds them on disk.
+    ///
+    /// # Errors
+    /// As [`backbone_features`].
     pub fn features(&self, backbone: &Backbone, split: &Split) -> Result<CachedTensor> {
         let cache = self.folder.join("cache");
         let (transform, listener) = (self.teacher_transform(), print_progress());
         backbone_features(backbone, split, &transform, self.profile.batch_size, Some(&cache), &listener)
     }
 
-    /// The teacher's logits of a split: its head on the backbone's features, kept on disk likewise.
+    /// Computes the teacher's logits f32 `[N, C]` of a split by its head on the backbone's features, or finds them on
+    /// disk.
+    ///
+    /// # Errors
+    /// When the features belong to another split.
     pub fn logits(&self, head: &Model, split: &Split, features: &CachedTensor) -> Result<CachedTensor> {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
     }
 
-    /// How the profile trains a student; `name` is the fit's folder too. It is shown live where the kernel can: its
-    /// listener holds its control, so replace both or none.
+    /// Returns the profile's options for a student; `name` is also the name of the fit's folder. The live kernel shows the
+    /// fit while it runs. The listener holds the control, so replace both or none.
     pub fn fit_options(&self, name: &str) -> FitOptions {
         let control = Control::default();
         FitOptions {
@@ -135,11 +146,14 @@ impl Lab {
         }
     }
 
-    /// Fits in the background: returns at once, and later cells read the curve so far and turn the knobs. Several runs
-    /// wait for each other, in the order of their cells. [`Queue::spawn`] says what else differs from `fit`.
+    /// Starts a fit in the background and returns at once. Later cells read the curve so far and turn the knobs. Several
+    /// runs wait for each other, in the order of their cells. Interrupt stops the cell that runs, not the fit.
+    ///
+    /// Two fits at a time share the processor and libtorch's random numbers, so a network with dropout draws other
+    /// numbers than it would alone.
     ///
     /// # Errors
-    /// When no thread can be started. What is wrong with the fit itself is said by the run.
+    /// When no thread can be started. [`Run::wait`] returns the errors of the fit itself.
     pub fn spawn(
         &self,
         model: Model,
@@ -151,18 +165,21 @@ impl Lab {
         self.queue.spawn(model, train, validation, criterion, options)
     }
 
-    /// How the profile trains the teacher's head.
+    /// Returns the profile's options for the teacher's head.
     pub fn teacher_options(&self) -> FitOptions {
         FitOptions {
             epochs: self.profile.teacher_epochs,
             learning_rate: self.profile.teacher_learning_rate,
-            // A linear layer takes no time.
+            // A linear layer is fast anyway.
             precision: Precision::F32,
             ..self.fit_options("teacher")
         }
     }
 
-    /// The head that notebook 2 trained on these features, for `classes` classes.
+    /// Loads the head that notebook 2 trained on these features, for `classes` classes.
+    ///
+    /// # Errors
+    /// When there is none, it is half-trained, or it was trained on other features.
     pub fn teacher_head(&self, classes: i64, train_features: &CachedTensor) -> Result<Model> {
         let path = self.folder.join("teacher/best.safetensors");
         if !path.exists() {
@@ -183,11 +200,10 @@ impl Lab {
         Ok(model)
     }
 
-    /// Puts the best weights of an earlier fit into `model`; `train` is what it was trained on.
+    /// Loads the best weights of an earlier fit into `model`; `train` are the examples on which it was trained.
     ///
     /// # Errors
-    /// When there is no such run, it was trained on other examples, or its network is another; `model` is then as it
-    /// was.
+    /// When there is no such run, it was trained on other examples, or its network differs. `model` is then unchanged.
     pub fn load_best(&self, name: &str, model: &mut Model, train: &Examples) -> Result<LoadReport> {
         check_name(name)?;
         let path = self.folder.join(name).join("best.safetensors");
@@ -205,8 +221,11 @@ impl Lab {
         model.load(&path)
     }
 
-    /// The teacher of notebook 2, trained as there if it isn't yet: the backbone, its head, and the features of the
-    /// training split.
+    /// Returns the teacher of notebook 2: the backbone, its head, and the features of the training split. The head is
+    /// trained if it isn't yet.
+    ///
+    /// # Errors
+    /// When weights can't be loaded, and when the training of the head was stopped.
     pub fn teacher(&self, data: &Dataset) -> Result<(Backbone, Model, CachedTensor)> {
         let backbone = self.backbone()?;
         let features = self.features(&backbone, &data.train)?;
@@ -224,8 +243,8 @@ impl Lab {
         }
     }
 
-    /// A sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Change what it is
-    /// about.
+    /// Returns a sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Override the axes
+    /// that you want to compare.
     pub fn sweep_plan(&self, name: &str) -> Sweep {
         Sweep {
             name: name.to_owned(),
@@ -238,13 +257,13 @@ impl Lab {
         }
     }
 
-    /// Runs a sweep of the article's student under the teacher of notebook 2, shown live where the kernel can. What was
-    /// run before is found on disk; Interrupt keeps what is done. [`Sweep::run`] says more.
+    /// Runs a sweep of the article's student with the teacher of notebook 2. The live kernel shows its progress. Runs that
+    /// are on disk are not repeated, and Interrupt keeps those that are done; see [`Sweep::run`].
     ///
     /// # Errors
     /// When a value of the sweep is out of its range, and as [`fit`].
     pub fn sweep(&self, sweep: &Sweep, data: &Dataset) -> Result<SweepReport> {
-        // Before the teacher, which may take a minute.
+        // Before the teacher is trained, which may take a minute.
         sweep.check(data.classes.len())?;
         let (backbone, head, features) = self.teacher(data)?;
         let classes = data.classes.len() as i64;
@@ -264,7 +283,10 @@ impl Lab {
         sweep.run(&inputs, &self.sweep_folder(&sweep.name), &live_sweep())
     }
 
-    /// What a sweep came to so far, here or in `cargo lab sweep`.
+    /// Reads the report of a sweep so far, whether it runs here or in `cargo lab sweep`.
+    ///
+    /// # Errors
+    /// When there is no such sweep, or its file is damaged.
     pub fn sweep_report(&self, name: &str) -> Result<SweepReport> {
         check_name(name)?;
         SweepReport::load(self.sweep_folder(name).join("sweep.json"))
@@ -274,7 +296,10 @@ impl Lab {
         self.folder.join("sweeps").join(name)
     }
 
-    /// The curve of an earlier fit, by its name.
+    /// Reads the curve of an earlier fit by its name.
+    ///
+    /// # Errors
+    /// When there is no such fit, or its file is damaged.
     pub fn history(&self, name: &str) -> Result<History> {
         check_name(name)?;
         let file = self.folder.join(name).join("history.json");
@@ -289,7 +314,7 @@ impl Lab {
         History::load(file)
     }
 
-    /// All fits of this profile, oldest first: the names of their folders, and what their `history.json` holds.
+    /// All fits of this profile, oldest first: the names of their folders and their histories.
     fn saved(&self) -> Vec<(String, Result<History>)> {
         let mut found = Vec::new();
         for folder in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
@@ -303,25 +328,28 @@ impl Lab {
         found.into_iter().map(|(_, name, history)| (name, history)).collect()
     }
 
-    /// The curves of all fits of this profile, oldest first, by the names of their folders: one that was set aside for
-    /// another of its name has a number behind it. One whose `history.json` can't be read is left out; [`Lab::runs`]
-    /// names it.
+    /// Reads the curves of all fits of this profile, oldest first, each with the name of its folder. Damaged ones are left
+    /// out; [`Lab::runs`] names them.
+    ///
+    /// # Errors
+    /// Never: damaged fits are left out.
     pub fn histories(&self) -> Result<Vec<History>> {
         Ok(self.saved().into_iter().filter_map(|(_, history)| history.ok()).collect())
     }
 
-    /// All fits of this profile, a row each; T and alpha are those of the best epoch. It is read from disk, so it
-    /// outlives the kernel.
+    /// Reads all fits of this profile from disk, a row each; T and alpha are those of the best epoch.
+    ///
+    /// # Errors
+    /// Never: a damaged fit is a row that says so.
     pub fn runs(&self) -> Result<Table> {
         let header = ["run", "loss", "T", "alpha", "epochs", "changes", "best epoch", "val acc %", "val CE", "seconds"];
         let maybe = |v: Option<f64>| v.map_or(String::new(), short);
         Ok(self.saved().into_iter().fold(Table::new(&header), |table, (name, found)| {
-            let damaged = |table: Table, name: String| {
+            let Ok(h) = found else {
                 let mut row = vec![String::new(); header.len()];
                 (row[0], row[1]) = (name, "damaged: its history.json can't be read; fit it again".into());
-                table.row(&row)
+                return table.row(&row);
             };
-            let Ok(h) = found else { return damaged(table, name) };
             match h.best() {
                 None => table,
                 Some(best) => table.row(&[
@@ -340,10 +368,12 @@ impl Lab {
         }))
     }
 
-    /// Writes the closing table, which `cargo lab run` prints too, and gives it back to look at.
+    /// Writes the closing table, which `cargo lab run` prints too, and returns it.
+    ///
+    /// # Errors
+    /// When the file can't be written.
     pub fn report(&self, dataset: &Dataset, rows: &[ResultRow]) -> Result<Table> {
-        let results =
-            Results { profile: self.profile.name.clone(), dataset: dataset.name.clone(), rows: rows.to_vec() };
+        let results = json!({"profile": self.profile.name, "dataset": dataset.name, "rows": rows});
         let json = serde_json::to_vec_pretty(&results).map_err(|e| Error::Data(format!("results: {e}")))?;
         atomic::write_bytes(&self.folder.join("results.json"), &json)?;
         let header = ["model", "validation acc %", "test acc %", "parameters", "MACs per image", "seconds"];
@@ -360,7 +390,7 @@ impl Lab {
     }
 }
 
-/// A teacher that was stopped or killed before its last epoch.
+/// The error of a teacher that was stopped or killed before its last epoch.
 fn half_trained(history: &History) -> Error {
     let why = history.stopped.as_ref().map_or(String::new(), |why| format!(" ({why})"));
     Error::Interrupted(format!(
@@ -390,7 +420,7 @@ impl fmt::Display for Lab {
         writeln!(f, "teacher   {} at {} px, {}", p.arch, p.teacher_size, epochs(p.teacher_epochs))?;
         let student = epochs(p.student_epochs);
         writeln!(f, "student   at {} px, {student}, batches of {}", p.student_size, p.batch_size)?;
-        // From the repository's root where it lies below it: an executed notebook is shared with others.
+        // Relative to the repository, because executed notebooks are shared with others.
         let root = std::env::var_os("KDLAB_ROOT").unwrap_or_default();
         write!(f, "runs      {}", self.folder.strip_prefix(root).unwrap_or(&self.folder).display())?;
         if p.name == "article" && self.device == Device::Cpu {

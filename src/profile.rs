@@ -1,4 +1,4 @@
-//! Every number of a run in one place. Each field may be changed in a cell.
+//! Profiles: all sizes and lengths of a run in one place. A cell may change each field.
 
 use crate::models::Arch;
 use crate::{Error, Result};
@@ -9,7 +9,7 @@ pub struct Profile {
     pub name: String,
     /// The teacher's backbone.
     pub arch: Arch,
-    /// Images per split, drawn with equal shares of each class; none takes all there are.
+    /// Number of training images, drawn with equal shares of each class; `None` takes all.
     pub train_images: Option<usize>,
     pub validation_images: Option<usize>,
     pub test_images: Option<usize>,
@@ -24,14 +24,15 @@ pub struct Profile {
     pub student_learning_rate: f64,
     pub temperature: f64,
     pub alpha: f64,
-    /// Epochs and image side of the students in a sweep, which are many; the side is that of notebook 5 too.
+    /// Epochs of each student in a sweep.
     pub sweep_epochs: usize,
+    /// Side in pixels of the students' images in a sweep and in notebook 5.
     pub sweep_size: i64,
     pub seed: u64,
 }
 
 impl Profile {
-    /// The article's run, its student at 32 px: for a CUDA device.
+    /// The article's run with its student at 32 px, for a CUDA device.
     pub(crate) fn article() -> Self {
         Self {
             name: "article".into(),
@@ -54,7 +55,7 @@ impl Profile {
         }
     }
 
-    /// The article's walk, notebooks 1 to 5, in under ten minutes on two CPU cores.
+    /// Notebooks 1 to 5 in under ten minutes on two CPU cores.
     pub(crate) fn laptop() -> Self {
         Self {
             name: "laptop".into(),
@@ -70,7 +71,7 @@ impl Profile {
         }
     }
 
-    /// Seconds per notebook: shows that everything runs, teaches nothing about accuracy.
+    /// Seconds per notebook. It shows that everything runs; its accuracies mean nothing.
     pub(crate) fn smoke() -> Self {
         Self {
             name: "smoke".into(),
@@ -86,7 +87,10 @@ impl Profile {
         }
     }
 
-    /// By name: `article`, `laptop` or `smoke`.
+    /// Returns a profile by its name: `article`, `laptop` or `smoke`.
+    ///
+    /// # Errors
+    /// When there is no profile of that name.
     pub fn named(name: &str) -> Result<Self> {
         match name {
             "article" => Ok(Self::article()),
@@ -98,7 +102,7 @@ impl Profile {
         }
     }
 
-    /// `KDLAB_PROFILE`, else `article` on CUDA and `laptop` elsewhere.
+    /// The profile that `KDLAB_PROFILE` names, otherwise `article` on CUDA and `laptop` elsewhere.
     pub(crate) fn detect(cuda: bool) -> Result<Self> {
         match std::env::var("KDLAB_PROFILE") {
             Ok(name) if !name.is_empty() => Self::named(&name),

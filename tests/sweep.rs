@@ -7,6 +7,8 @@ use kdlab::data::{Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Layers, Model, head};
 use kdlab::study::*;
 use kdlab::train::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -308,4 +310,70 @@ fn a_second_sweep_of_the_same_folder_says_who_holds_it() {
     assert!(error.contains("already running, in process 4711"), "{error}");
     drop(held);
     bench.run(&small(), &sweep).unwrap();
+}
+
+/// Verdicts on simulated sweeps whose truth is known: accuracies with a common part of each seed, and a true gain.
+fn simulate(gain: f64, spread: f64, seeds: usize, comparisons: usize) -> Vec<Verdict> {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    // Twelve uniform numbers: normal enough, with variance 1.
+    let mut normal = move || (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0;
+    let mut sweep = || {
+        let pair = |_: usize| {
+            let of_seed = 0.5 + 0.05 * normal();
+            (of_seed, of_seed + gain + spread * normal())
+        };
+        let (alone, distilled): (Vec<_>, Vec<_>) = (0..seeds).map(pair).unzip();
+        Verdict::new(&alone, &distilled, comparisons).unwrap()
+    };
+    (0..4000).map(|_| sweep()).collect()
+}
+
+fn share(verdicts: &[Verdict], of: impl Fn(&Verdict) -> bool) -> f64 {
+    verdicts.iter().filter(|v| of(v)).count() as f64 / verdicts.len() as f64
+}
+
+#[test]
+fn intervals_hold_the_truth_as_often_as_they_say() {
+    for (gain, seeds, comparisons) in [(0.0, 3, 1), (0.02, 3, 1), (-0.01, 5, 1), (0.02, 8, 1), (0.0, 3, 10)] {
+        let verdicts = simulate(gain, 0.01, seeds, comparisons);
+        let held = share(&verdicts, |v| v.low <= gain && gain <= v.high);
+        let wanted = 1.0 - 0.05 / comparisons as f64;
+        // Three standard deviations of a share of 4,000.
+        let tolerance = 3.0 * (wanted * (1.0 - wanted) / 4000.0).sqrt() + 1e-3;
+        assert!((held - wanted).abs() < tolerance, "gain {gain}, {seeds} seeds: {held} instead of {wanted}");
+    }
+}
+
+#[test]
+fn verdicts_follow_the_truth() {
+    let decided = |verdicts: &[Verdict], decision| share(verdicts, |v| v.decision == decision);
+    // No gain at all: it is said to beat in one of forty sweeps, half of 5 %.
+    for seeds in [3, 5, 10] {
+        let false_alarms = decided(&simulate(0.0, 0.01, seeds, 1), Decision::Beats);
+        assert!((0.015..0.035).contains(&false_alarms), "{seeds} seeds: {false_alarms}");
+    }
+    // A gain of ten standard deviations is seen with three seeds, one of two with five, mostly.
+    assert!(decided(&simulate(0.05, 0.005, 3, 1), Decision::Beats) > 0.97);
+    assert!(decided(&simulate(0.02, 0.01, 5, 1), Decision::Beats) > 0.8);
+    // A loss never beats, and a large one is told as such.
+    let losing = simulate(-0.05, 0.005, 3, 1);
+    assert_eq!(decided(&losing, Decision::Beats), 0.0);
+    assert!(decided(&losing, Decision::DoesNotBeat) > 0.97);
+    // A gain that is lost in the spread of three seeds leaves the question open.
+    assert!(decided(&simulate(0.01, 0.02, 3, 1), Decision::Inconclusive) > 0.8);
+    // A gain worth having is seldom denied.
+    assert!(decided(&simulate(0.01, 0.01, 5, 1), Decision::DoesNotBeat) < 0.03);
+    // Of ten comparisons without any gain, fewer than one sweep in twenty has one that beats.
+    assert!(decided(&simulate(0.0, 0.01, 3, 10), Decision::Beats) * 10.0 < 0.05);
+}
+
+#[test]
+fn the_interval_is_student_s() {
+    // scipy.stats.t.interval(0.95, 2, loc=0.03, scale=scipy.stats.sem([0.02, 0.03, 0.04]))
+    let v = Verdict::new(&[0.5, 0.4, 0.6], &[0.52, 0.43, 0.64], 1).unwrap();
+    assert!((v.low - 0.005158623).abs() < 1e-6 && (v.high - 0.054841377).abs() < 1e-6, "{v:?}");
+    assert_eq!(v.decision, Decision::Beats);
+    assert_eq!(v.to_string(), "BEATS: +3.0 points on average over 3 seeds, +0.5 to +5.5 with 95.0 % confidence");
+    let two = Verdict::new(&[0.5, 0.4], &[0.52], 1).unwrap_err().to_string();
+    assert!(two.contains("1 runs against 2"), "{two}");
 }

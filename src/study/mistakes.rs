@@ -4,8 +4,8 @@
 
 use crate::data::shuffled;
 use crate::models::Model;
-use crate::train::{Criterion, Examples, FitOptions, History, KdLoss, LoopSettings, cross_entropy, fit_with};
-use crate::train::{in_foreground, soft_targets};
+use crate::train::{Criterion, Examples, FitOptions, History, KdLoss, LoopSettings, Task};
+use crate::train::{cross_entropy, in_foreground, soft_targets};
 use crate::{Error, Result};
 use std::fmt;
 use tch::{Kind, Reduction, Tensor};
@@ -125,5 +125,5 @@ pub fn fit_with_defect(
         .map(|kd| Criterion::try_soft(criterion.name(), kd, kd_loss_over_classes));
     let criterion = over_classes.as_ref().unwrap_or(criterion);
     let settings = defect.settings(train, options);
-    in_foreground(options, || fit_with(&settings, model, train, validation, criterion, options))
+    in_foreground(&settings, Task { model, train, validation, criterion, options })
 }

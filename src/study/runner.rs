@@ -9,7 +9,7 @@ use crate::models::{Backbone, Layers, Model, head};
 use crate::store::atomic::try_lock;
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, Interrupt, KdLoss, Listener, Progress,
+    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, Interrupt, KdLoss, Listener, Progress, Task,
     UNLABELLED, evaluate, fingerprint, fit, teacher_logits, view_logits,
 };
 use crate::{Error, Result};
@@ -240,7 +240,9 @@ impl Teachers<'_> {
             listener,
             ..FitOptions::default()
         };
-        let fit_key = fingerprint(None, &model, &train, &validation, &criterion, &options)?;
+        let task =
+            Task { model: &model, train: &train, validation: &validation, criterion: &criterion, options: &options };
+        let fit_key = fingerprint(None, &task)?;
         let omitted = format!("{:?}", sweep.omitted);
         let key = digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), omitted.as_bytes()]);
         if let Some(run) = before.iter().find(|run| run.key == key) {

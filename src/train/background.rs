@@ -1,5 +1,6 @@
 //! Fits that run beside the cells, one after the other, on a thread of their own.
 
+use super::checks::Task;
 use super::fit::{LoopSettings, fit_with};
 use super::{Control, Criterion, Event, Examples, FitOptions, History, Hyperparameters, Listener, Observer};
 use crate::error::lock;
@@ -43,12 +44,12 @@ struct FitState {
     phase: Phase,
     history: History,
     /// Inputs of a fit that waits for its turn, and the observer that sees it stopped before that.
-    waiting: Option<(FitInputs, Observer)>,
+    waiting: Option<(QueuedFit, Observer)>,
     /// The trained model, or the error, of a fit that has ended.
     result: Option<Result<Model>>,
 }
 
-struct FitInputs {
+struct QueuedFit {
     model: Model,
     train: Examples,
     validation: Examples,
@@ -73,7 +74,7 @@ impl Queue {
         criterion: Criterion,
         options: FitOptions,
     ) -> Result<Run> {
-        let inputs = FitInputs { train: train.share()?, validation: validation.share()?, model, criterion, options };
+        let inputs = QueuedFit { train: train.share()?, validation: validation.share()?, model, criterion, options };
         let options = &inputs.options;
         let (history, own) = (options.history(&inputs.criterion, train), options.hyperparameters(&inputs.criterion));
         // From here on, a stop is meant for this run.
@@ -188,15 +189,16 @@ impl BackgroundFit {
         let Some((inputs, observer)) = state.waiting.take() else { return };
         state.phase = Phase::Running(1, inputs.options.epochs);
         drop((state, observer));
-        let FitInputs { model, train, validation, criterion, options } = inputs;
+        let QueuedFit { model, train, validation, criterion, options } = inputs;
         let this = Arc::clone(&self);
         let listener = Listener::new(move |event| {
             this.record(event);
             this.listener.notify(event);
         });
         let options = FitOptions { listener, ..options };
-        let settings = LoopSettings::default();
-        let fit = || fit_with(&settings, &model, &train, &validation, &criterion, &options);
+        let task =
+            Task { model: &model, train: &train, validation: &validation, criterion: &criterion, options: &options };
+        let fit = || fit_with(&LoopSettings::default(), task);
         // A network or a loss from a cell may panic.
         let result = catch_unwind(AssertUnwindSafe(fit)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -8,19 +8,24 @@ use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
 use tch::{Kind, no_grad};
 
+/// A fit to be run: what is trained, on which examples, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Task<'a> {
+    pub model: &'a Model,
+    pub train: &'a Examples,
+    pub validation: &'a Examples,
+    pub criterion: &'a Criterion,
+    pub options: &'a FitOptions,
+}
+
 /// The samples on which losses and networks are tried out.
 fn first_samples(examples: &Examples) -> Vec<i64> {
     (0..examples.len().min(8) as i64).collect()
 }
 
 /// Keeps the test split out of training, and the teacher's folder for the teacher.
-pub(super) fn check_splits(
-    train: &Examples,
-    validation: &Examples,
-    criterion: &Criterion,
-    options: &FitOptions,
-    validate_on_test: bool,
-) -> Result<()> {
+pub(super) fn check_splits(task: &Task, validate_on_test: bool) -> Result<()> {
+    let Task { train, validation, criterion, options, .. } = *task;
     if validation.split_name == "test" && !validate_on_test {
         return Err(Error::Input(
             "the test split was given for validation: it would pick the best weights and flatter them; give the \
@@ -44,7 +49,8 @@ pub(super) fn check_splits(
 }
 
 /// Finds what would fail in the first batch, and says it in the user's terms.
-pub(super) fn check_fit(model: &Model, train: &Examples, validation: &Examples, criterion: &Criterion) -> Result<()> {
+pub(super) fn check_fit(task: &Task) -> Result<()> {
+    let Task { model, train, validation, criterion, .. } = *task;
     if model.trainable().is_empty() {
         return Err(Error::Input(format!(
             "{}: every variable is frozen, so there is nothing to train; call unfreeze(), or freeze_except(\"fc.\") to \
@@ -95,14 +101,8 @@ pub(super) fn check_fit(model: &Model, train: &Examples, validation: &Examples, 
 }
 
 /// Digest of everything that a fit depends on.
-pub(crate) fn fingerprint(
-    defect: Option<&str>,
-    model: &Model,
-    train: &Examples,
-    validation: &Examples,
-    criterion: &Criterion,
-    options: &FitOptions,
-) -> Result<String> {
+pub(crate) fn fingerprint(defect: Option<&str>, task: &Task) -> Result<String> {
+    let Task { model, train, validation, criterion, options } = *task;
     let defect = defect.map_or("None".to_owned(), |name| format!("Some({name})"));
     let settings = format!(
         "{defect} {} {:?} {} {} {} {} {}",
@@ -120,7 +120,8 @@ pub(crate) fn fingerprint(
 
 /// Logits of the first sample and the loss of a few, before any step. They change when the user edits the code of the
 /// network or the loss, which the fingerprint does not see.
-pub(super) fn probe(model: &Model, train: &Examples, criterion: &Criterion, options: &FitOptions) -> Result<Vec<f64>> {
+pub(super) fn probe(task: &Task) -> Result<Vec<f64>> {
+    let Task { model, train, criterion, options, .. } = *task;
     tch::manual_seed(options.seed as i64);
     no_grad(|| {
         let batch = train.batch(&first_samples(train), model.device())?;

@@ -1,7 +1,7 @@
 //! The training loop. A teacher's head, a student alone and a distilled student differ in examples and criterion only.
 
 use super::checkpoint::{Checkpoint, Resumed, Snapshot};
-use super::checks::{cause_of_divergence, check_fit, check_splits, fingerprint, probe};
+use super::checks::{Task, cause_of_divergence, check_fit, check_splits, fingerprint, probe};
 use super::evaluate::validate;
 use super::metrics::Sums;
 use super::progress::Ticker;
@@ -51,11 +51,12 @@ pub fn fit(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
-    in_foreground(options, || fit_with(&LoopSettings::default(), model, train, validation, criterion, options))
+    in_foreground(&LoopSettings::default(), Task { model, train, validation, criterion, options })
 }
 
 /// Runs a fit in the cell that asked for it: Interrupt stops it.
-pub(crate) fn in_foreground(options: &FitOptions, fit: impl FnOnce() -> Result<History>) -> Result<History> {
+pub(crate) fn in_foreground(settings: &LoopSettings, task: Task) -> Result<History> {
+    let options = task.options;
     // A stop from before this fit began is not meant for it.
     options.control.take_stop();
     let control = options.control.clone();
@@ -63,7 +64,7 @@ pub(crate) fn in_foreground(options: &FitOptions, fit: impl FnOnce() -> Result<H
     if let Some(code) = code_to_show(options) {
         watch.afterwards(&code);
     }
-    fit()
+    fit_with(settings, task)
 }
 
 /// Code that shows what the fit left on disk.
@@ -77,17 +78,11 @@ fn code_to_show(options: &FitOptions) -> Option<String> {
     }
 }
 
-/// [`fit`] with other loop settings.
-pub(crate) fn fit_with(
-    settings: &LoopSettings,
-    model: &Model,
-    train: &Examples,
-    validation: &Examples,
-    criterion: &Criterion,
-    options: &FitOptions,
-) -> Result<History> {
+/// Runs a fit, and tells its listener when it fails.
+pub(crate) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
+    let options = task.options;
     let _end = OnPanic(options);
-    let done = run(settings, model, train, validation, criterion, options);
+    let done = run(settings, task);
     if let Err(e) = &done {
         options.listener.notify(&Event::Failed { name: options.name.clone(), error: e.to_string() });
     }
@@ -105,26 +100,18 @@ impl Drop for OnPanic<'_> {
     }
 }
 
-fn run(
-    settings: &LoopSettings,
-    model: &Model,
-    train: &Examples,
-    validation: &Examples,
-    criterion: &Criterion,
-    options: &FitOptions,
-) -> Result<History> {
+fn run(settings: &LoopSettings, task: Task) -> Result<History> {
+    let Task { model, train, validation, criterion, options } = task;
     let (name, listener, control) = (&options.name, &options.listener, &options.control);
     options.check()?;
-    check_splits(train, validation, criterion, options, settings.validate_on_test)?;
-    check_fit(model, train, validation, criterion)?;
+    check_splits(&task, settings.validate_on_test)?;
+    check_fit(&task)?;
     let resident = (train.resident(model.device())?, validation.resident(model.device())?);
     let (train, validation) = (resident.0.as_ref().unwrap_or(train), resident.1.as_ref().unwrap_or(validation));
+    let task = Task { train, validation, ..task };
     let mut optimizer = Adam::new(model.trainable())?;
     let checkpoint = match &options.folder {
-        Some(folder) => {
-            let fingerprint = fingerprint(settings.defect.as_deref(), model, train, validation, criterion, options)?;
-            Some(Checkpoint::new(folder, fingerprint, probe(model, train, criterion, options)?))
-        }
+        Some(folder) => Some(Checkpoint::new(folder, fingerprint(settings.defect.as_deref(), &task)?, probe(&task)?)),
         None => None,
     };
     let mut history = History { defect: settings.defect.clone(), ..options.history(criterion, train) };
@@ -148,20 +135,7 @@ fn run(
     let in_force = changed.or(history.records.last().map(|record| record.hyperparameters)).unwrap_or(now);
     listener.notify(&Event::Started { history: history.clone(), hyperparameters: now });
 
-    let mut training = Training {
-        settings,
-        model,
-        train,
-        validation,
-        criterion,
-        options,
-        checkpoint,
-        optimizer,
-        history,
-        best,
-        own,
-        in_force,
-    };
+    let mut training = Training { settings, task, checkpoint, optimizer, history, best, own, in_force };
     let ended = training.epochs(trained);
     training.best.restore(model)?;
     ended?;
@@ -172,11 +146,7 @@ fn run(
 /// State of a running fit.
 struct Training<'a> {
     settings: &'a LoopSettings,
-    model: &'a Model,
-    train: &'a Examples,
-    validation: &'a Examples,
-    criterion: &'a Criterion,
-    options: &'a FitOptions,
+    task: Task<'a>,
     checkpoint: Option<Checkpoint>,
     optimizer: Adam,
     history: History,
@@ -190,7 +160,7 @@ impl Training<'_> {
     /// Runs the epochs that are left; a stop ends them early. `trained` is an epoch whose validation an earlier run did
     /// not finish.
     fn epochs(&mut self, mut trained: Option<TrainedEpoch>) -> Result<()> {
-        let Training { settings, model, options, .. } = *self;
+        let (settings, Task { model, validation, criterion, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
             if settings.optimizer_per_epoch {
                 self.optimizer = Adam::new(model.trainable())?;
@@ -200,7 +170,7 @@ impl Training<'_> {
             };
             let measuring = Instant::now();
             let now = self.hyperparameters_at(epoch as f64);
-            let Some(measured) = validate(model, self.validation, self.criterion, now.kd_loss()?, options)? else {
+            let Some(measured) = validate(model, validation, criterion, now.kd_loss()?, options)? else {
                 return self.stop(Some(done));
             };
             if !measured.loss.is_finite() {
@@ -226,7 +196,7 @@ impl Training<'_> {
 
     /// Ends the fit early. `trained` is the epoch whose validation was stopped.
     fn stop(&mut self, trained: Option<TrainedEpoch>) -> Result<()> {
-        self.history.stopped = self.options.control.take_stop();
+        self.history.stopped = self.task.options.control.take_stop();
         if let Some(checkpoint) = &self.checkpoint {
             // First of all: nobody may take the run in this folder for a finished one.
             checkpoint.save_stop(&self.history)?;
@@ -239,31 +209,26 @@ impl Training<'_> {
 
     fn save(&self, trained: Option<&TrainedEpoch>) -> Result<()> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
-        checkpoint.save(
-            self.model,
-            &self.best,
-            &self.optimizer,
-            &self.history,
-            trained,
-            self.options.control.overrides(),
-        )
+        let overrides = self.task.options.control.overrides();
+        checkpoint.save(self.task.model, &self.best, &self.optimizer, &self.history, trained, overrides)
     }
 
     /// The values in force from here on. Records and reports a change.
     fn hyperparameters_at(&mut self, epoch: f64) -> Hyperparameters {
-        let now = self.options.control.over(self.own);
+        let options = self.task.options;
+        let now = options.control.over(self.own);
         if now != self.in_force {
             let change = Change { epoch, before: self.in_force, after: now };
             self.history.changes.push(change);
             self.in_force = now;
-            self.options.listener.notify(&Event::Changed { name: self.options.name.clone(), change });
+            options.listener.notify(&Event::Changed { name: options.name.clone(), change });
         }
         now
     }
 
     /// Trains one epoch; returns `None` when the user stopped the fit.
     fn train(&mut self, epoch: usize) -> Result<Option<TrainedEpoch>> {
-        let Training { settings, model, train, criterion, options, .. } = *self;
+        let (settings, Task { model, train, criterion, options, .. }) = (self.settings, self.task);
         let start = Instant::now();
         // Order and dropout depend on seed and epoch alone, so a resumed epoch draws the same numbers as an unbroken one.
         tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
@@ -315,8 +280,8 @@ impl Training<'_> {
     fn diverged(&self, loss: f64, place: &str) -> Error {
         Error::Diverged(format!(
             "{}: the loss became {loss} {place}; the best weights so far were put back; {}",
-            self.options.name,
-            cause_of_divergence(self.train, self.model, self.in_force.learning_rate)
+            self.task.options.name,
+            cause_of_divergence(self.task.train, self.task.model, self.in_force.learning_rate)
         ))
     }
 }
