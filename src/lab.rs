@@ -19,8 +19,8 @@ use tch::{Cuda, Device};
 pub struct Lab {
     pub profile: Profile,
     pub device: Device,
-    /// Precision of the backbone's passes and the students' fits, from `KDLAB_PRECISION` (`f32` or `bf16`). `None` takes
-    /// the faster one for device and image size. The teacher's head and evaluations always use f32.
+    /// Precision of the backbone's passes and the students' fits, from `KDLAB_PRECISION` (`f32` or `bf16`). `None`
+    /// takes the faster one for device and image size. The teacher's head and evaluations always use f32.
     pub precision: Option<Precision>,
     /// Folder of this profile's results, in `KDLAB_RUNS` or in `runs` of the repository.
     pub folder: PathBuf,
@@ -42,7 +42,9 @@ impl Lab {
             Ok("cpu") => Device::Cpu,
             Ok("cuda") if !cuda => {
                 return Err(Error::Input(
-                    "KDLAB_DEVICE asks for cuda, but libtorch sees no CUDA device; run `cargo lab doctor`, or set KDLAB_DEVICE=cpu".into(),
+                    "KDLAB_DEVICE asks for cuda, but libtorch sees no CUDA device; run `cargo lab doctor`, or set \
+                     KDLAB_DEVICE=cpu"
+                        .into(),
                 ));
             }
             Ok("cuda") => Device::Cuda(0),
@@ -129,8 +131,8 @@ impl Lab {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
     }
 
-    /// Returns the profile's options for a student; `name` is also the name of the fit's folder. The live kernel shows the
-    /// fit while it runs. The listener holds the control, so replace both or none.
+    /// Returns the profile's options for a student; `name` is also the name of the fit's folder. The live kernel
+    /// shows the fit while it runs. The listener holds the control, so replace both or none.
     pub fn fit_options(&self, name: &str) -> FitOptions {
         let control = Control::default();
         FitOptions {
@@ -146,8 +148,9 @@ impl Lab {
         }
     }
 
-    /// Starts a fit in the background and returns at once. Later cells read the curve so far and turn the knobs. Several
-    /// runs wait for each other, in the order of their cells. Interrupt stops the cell that runs, not the fit.
+    /// Starts a fit in the background and returns at once. Later cells read the curve so far and turn the knobs.
+    /// Several runs wait for each other, in the order of their cells. Interrupt stops the cell that runs, not the
+    /// fit.
     ///
     /// Two fits at a time share the processor and libtorch's random numbers, so a network with dropout draws other
     /// numbers than it would alone.
@@ -188,7 +191,8 @@ impl Lab {
         let history = self.history("teacher")?;
         if history.data_key != train_features.key {
             return Err(Error::Data(format!(
-                "the teacher at {} was trained on other data, at another size or on another backbone; run notebook 02_teacher again",
+                "the teacher at {} was trained on other data, at another size or on another backbone; run notebook \
+                 02_teacher again",
                 path.display()
             )));
         }
@@ -243,8 +247,8 @@ impl Lab {
         }
     }
 
-    /// Returns a sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Override the axes
-    /// that you want to compare.
+    /// Returns a sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Override the
+    /// axes that you want to compare.
     pub fn sweep_plan(&self, name: &str) -> Sweep {
         Sweep {
             name: name.to_owned(),
@@ -257,8 +261,8 @@ impl Lab {
         }
     }
 
-    /// Runs a sweep of the article's student with the teacher of notebook 2. The live kernel shows its progress. Runs that
-    /// are on disk are not repeated, and Interrupt keeps those that are done; see [`Sweep::run`].
+    /// Runs a sweep of the article's student with the teacher of notebook 2. The live kernel shows its progress. Runs
+    /// that are on disk are not repeated, and Interrupt keeps those that are done; see [`Sweep::run`].
     ///
     /// # Errors
     /// When a value of the sweep is out of its range, and as [`fit`].
@@ -328,8 +332,8 @@ impl Lab {
         found.into_iter().map(|(_, name, history)| (name, history)).collect()
     }
 
-    /// Reads the curves of all fits of this profile, oldest first, each with the name of its folder. Damaged ones are left
-    /// out; [`Lab::runs`] names them.
+    /// Reads the curves of all fits of this profile, oldest first, each with the name of its folder. Damaged ones are
+    /// left out; [`Lab::runs`] names them.
     ///
     /// # Errors
     /// Never: damaged fits are left out.
@@ -394,8 +398,8 @@ impl Lab {
 fn half_trained(history: &History) -> Error {
     let why = history.stopped.as_ref().map_or(String::new(), |why| format!(" ({why})"));
     Error::Interrupted(format!(
-        "the teacher is half-trained: it ended after {} of {} epochs{why}; run notebook 02_teacher again, it goes on from \
-         there, or set `lab.profile.teacher_epochs` to what you have time for",
+        "the teacher is half-trained: it ended after {} of {} epochs{why}; run notebook 02_teacher again, it goes on \
+         from there, or set `lab.profile.teacher_epochs` to what you have time for",
         history.records.len(),
         history.epochs
     ))

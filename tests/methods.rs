@@ -133,7 +133,8 @@ fn tiny(vs: &nn::Path) -> Layers {
         .add("fc", nn::linear(vs / "fc", 48, 10, Default::default()))
 }
 
-/// The first loss of a fit in one batch is the formula at the first weights: soft targets of all images, labels of some.
+/// The first loss of a fit in one batch is the formula at the first weights: soft targets of all images, labels of
+/// some.
 #[test]
 fn images_without_labels_are_taught_by_the_teacher_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -13,8 +13,8 @@ use tch::{Kind, Reduction, Tensor};
 /// A mistake of the article that changes results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// The teacher's outputs are stored by batch number, while the loader shuffles: in every epoch, batch `k` gets outputs
-    /// that belong to other images.
+    /// The teacher's outputs are stored by batch number, while the loader shuffles: in every epoch, batch `k` gets
+    /// outputs that belong to other images.
     MismatchedTeacher,
     /// `nn.KLDivLoss()` averages over batch *and* classes: with 10 classes, the teacher's term is 10 times too small.
     KlOverClasses,

@@ -112,8 +112,8 @@ impl SweepReport {
             .map_err(|e| Error::Data(format!("{} is not a sweep's report: {e}; run the sweep again", path.display())))
     }
 
-    /// All finished runs in a sweep's folder: those of `sweep.json`, and those that only their own folders hold. A damaged
-    /// `sweep.json` is renamed, and stderr says so.
+    /// All finished runs in a sweep's folder: those of `sweep.json`, and those that only their own folders hold. A
+    /// damaged `sweep.json` is renamed, and stderr says so.
     pub(super) fn runs_before(folder: &Path) -> Result<Vec<SweepRun>> {
         let path = folder.join("sweep.json");
         let mut runs = match std::fs::read(&path) {
@@ -174,8 +174,8 @@ impl SweepReport {
         Ok(made)
     }
 
-    /// Returns the mean difference to the student alone, in percentage points, of each temperature (rows) and alpha (columns), for
-    /// the first value of every other axis; `None` where no seed is done yet.
+    /// Returns the mean difference to the student alone, in percentage points, of each temperature (rows) and alpha
+    /// (columns), for the first value of every other axis; `None` where no seed is done yet.
     pub fn grid(&self, measure: Measure) -> Vec<Vec<Option<f64>>> {
         let settings = self.sweep.settings();
         let one = |t: f64, a: f64| {

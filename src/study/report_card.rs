@@ -59,8 +59,8 @@ pub struct ReportCard {
     pub rows: Vec<ReportRow>,
 }
 
-/// Measures accuracy, calibration, agreement with the first model, and cost of every model on `split`. Returns the card,
-/// and each model's evaluation in the same order.
+/// Measures accuracy, calibration, agreement with the first model, and cost of every model on `split`. Returns the
+/// card, and each model's evaluation in the same order.
 ///
 /// Latencies are measured in turns, one pass of each model after the other, so that other load on the machine slows all
 /// of them.

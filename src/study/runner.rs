@@ -60,9 +60,9 @@ pub struct SweepInputs<'a> {
 pub type SweepListener = Arc<dyn Fn(&SweepReport, &SweepProgress) + Send + Sync>;
 
 impl Sweep {
-    /// Runs everything that `folder` does not hold yet, and returns all runs. After a kill, call it again: a run that was
-    /// cut short continues after its last epoch, and runs of equal settings are taken from the folder, whatever grid
-    /// they were made for.
+    /// Runs everything that `folder` does not hold yet, and returns all runs. After a kill, call it again: a run that
+    /// was cut short continues after its last epoch, and runs of equal settings are taken from the folder, whatever
+    /// grid they were made for.
     ///
     /// On the live kernel, Interrupt ends the sweep: it returns the runs that are done, with `stopped` set.
     ///

@@ -20,8 +20,8 @@ pub enum Decision {
 
 /// Paired differences of two ways of training that share their seeds, and the conclusion from them.
 ///
-/// The interval is Student's t interval of the mean difference: `mean ± t(n - 1) * deviation / sqrt(n)`. It covers other
-/// seeds (first weights, order of batches, choice of labels) on the same images, not other test images.
+/// The interval is Student's t interval of the mean difference: `mean ± t(n - 1) * deviation / sqrt(n)`. It covers
+/// other seeds (first weights, order of batches, choice of labels) on the same images, not other test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Difference of two fractions for each seed: 0.01 is a percentage point.
@@ -64,8 +64,8 @@ impl Verdict {
         let t = StudentsT::new(0.0, 1.0, n - 1.0).map_err(|e| Error::Input(format!("t distribution: {e}")))?;
         let half = t.inverse_cdf(0.5 + confidence / 2.0) * deviation / n.sqrt();
         let (low, high) = (mean - half, mean + half);
-        // Equal differences mean that one seed was given twice, or that there are too few images: without spread there is
-        // no verdict.
+        // Equal differences mean that one seed was given twice, or that there are too few images: without spread
+        // there is no verdict.
         let decision = if deviation < 1e-12 {
             Decision::Inconclusive
         } else if low > 0.0 {

@@ -35,8 +35,8 @@ pub(super) fn check_splits(task: &Task, validate_on_test: bool) -> Result<()> {
     }
     if train.split_name == "test" {
         return Err(Error::Input(
-            "the test split was given to train on: afterwards nothing is left that says how good the model is; give the \
-             train split"
+            "the test split was given to train on: afterwards nothing is left that says how good the model is; give \
+             the train split"
                 .into(),
         ));
     }
@@ -61,7 +61,8 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
     for (name, weights) in model.trainable() {
         if weights.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::Input(format!(
-                "{}: {name} holds numbers that are not finite before the first step; make the model again, or load other weights",
+                "{}: {name} holds numbers that are not finite before the first step; make the model again, or load \
+                 other weights",
                 model.name
             )));
         }
@@ -145,8 +146,8 @@ pub(super) fn cause_of_divergence(train: &Examples, model: &Model, learning_rate
             "the teacher's logits are not finite: compute them again, and look at its weights".into()
         }
         Some((lowest, _)) if !lowest.is_finite() => {
-            "the teacher rules classes out by logits of -inf, of which mean and deviation are not finite; take the method \
-             kd instead of standardised-kd"
+            "the teacher rules classes out by logits of -inf, of which mean and deviation are not finite; take the \
+             method kd instead of standardised-kd"
                 .into()
         }
         _ if learning_rate > 0.01 => format!("try a learning rate of 0.001, it was {learning_rate:e}"),

@@ -51,8 +51,8 @@ impl Criterion {
         Self { name: name.into(), kd: None, function: Function::Hard(Box::new(loss)) }
     }
 
-    /// Your own distillation loss: a function of `(student logits [B, C], labels i64 [B], teacher logits [B, C],
-    /// temperature, alpha)` that returns a scalar. `kd` gives the temperature and alpha that the fit begins with.
+    /// Your own distillation loss: a function of student logits `[B, C]`, labels i64 `[B]`, teacher logits `[B, C]`,
+    /// temperature and alpha, in this order, that returns a scalar. `kd` has the values that the fit begins with.
     pub fn soft(
         name: &str,
         kd: KdLoss,
@@ -134,8 +134,8 @@ impl Criterion {
 
     fn swapped(&self, what: &str) -> Error {
         Error::Input(format!(
-            "loss {}: {what}. A term of it has no gradient towards the student: student and teacher are perhaps swapped in it; \
-             the order is (student, labels, teacher, temperature, alpha)",
+            "loss {}: {what}. A term of it has no gradient towards the student: student and teacher are perhaps \
+             swapped in it; the order is (student, labels, teacher, temperature, alpha)",
             self.name
         ))
     }
@@ -156,7 +156,8 @@ impl Criterion {
         };
         if loss.numel() != 1 {
             return Err(Error::Input(format!(
-                "loss {} gave a tensor of shape {:?}; it must be a scalar: end it with .mean(...) or divide a sum by the batch",
+                "loss {} gave a tensor of shape {:?}; it must be a scalar: end it with .mean(...) or divide a sum by \
+                 the batch",
                 self.name,
                 loss.size()
             )));

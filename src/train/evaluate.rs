@@ -8,7 +8,8 @@ use crate::Result;
 use crate::models::{Mode, Model};
 use tch::{Device, Tensor, no_grad};
 
-/// Returns the logits f32 `[N, C]` of every sample in split order, on the CPU, in evaluation mode and without gradients.
+/// Returns the logits f32 `[N, C]` of every sample in split order, on the CPU, in evaluation mode and without
+/// gradients.
 ///
 /// # Errors
 /// When the batch size is 0, the examples do not fit the model, or the user interrupts it on the live kernel.

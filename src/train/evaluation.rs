@@ -39,8 +39,8 @@ pub struct CalibrationBin {
 }
 
 impl Evaluation {
-    /// Measures logits `[N, C]` against labels i64 `[N]`, on any device. Images without a label ([`UNLABELLED`]) are left
-    /// out.
+    /// Measures logits `[N, C]` against labels i64 `[N]`, on any device. Images without a label ([`UNLABELLED`]) are
+    /// left out.
     ///
     /// # Errors
     /// When no image has a label, or the logits have fewer classes than the labels.

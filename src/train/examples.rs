@@ -27,7 +27,8 @@ enum Teacher {
     },
 }
 
-/// Most bytes of a split that are copied to a GPU. Twice this, for training and validation, leaves room for the network.
+/// Most bytes of a split that are copied to a GPU. Twice this, for training and validation, leaves room for the
+/// network.
 const RESIDENT_BYTES: usize = 2 << 30;
 
 /// A split as a model sees it. A sample index is a position in the split, whatever the order of the batches.
@@ -91,8 +92,8 @@ impl Examples {
         Self::new(split, Inputs::Features(features.tensor.shallow_clone()), features.key.clone())
     }
 
-    /// Features that a copy of the frozen backbone computes again for every batch of every epoch, as in the article. They
-    /// equal [`Examples::features`] up to rounding, at many times the cost.
+    /// Features that a copy of the frozen backbone computes again for every batch of every epoch, as in the article.
+    /// They equal [`Examples::features`] up to rounding, at many times the cost.
     ///
     /// # Errors
     /// When the split is empty.
@@ -149,8 +150,8 @@ impl Examples {
         }
         if matches!(self.teacher, Some(Teacher::Views { .. })) && self.views.as_ref() != Some(views) {
             return Err(Error::Input(
-                "the teacher of these examples judged other views; give with_teacher_of_views the logits of these views \
-                 instead"
+                "the teacher of these examples judged other views; give with_teacher_of_views the logits of these \
+                 views instead"
                     .into(),
             ));
         }
@@ -159,9 +160,9 @@ impl Examples {
         Ok(self)
     }
 
-    /// [`Examples::with_views`] with a teacher that sees the same view as the student, or with `apart` another one, drawn
-    /// independently: consistent and independent teaching in Beyer et al., "Knowledge distillation: A good teacher is
-    /// patient and consistent" (2022).
+    /// [`Examples::with_views`] with a teacher that sees the same view as the student, or with `apart` another one,
+    /// drawn independently: consistent and independent teaching in Beyer et al., "Knowledge distillation: A good
+    /// teacher is patient and consistent" (2022).
     ///
     /// # Errors
     /// When `logits` were computed for other data, or not for views.

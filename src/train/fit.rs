@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct LoopSettings {
     /// Name of what deviates from correct training: part of the history and of the checkpoint's fingerprint.
     pub defect: Option<String>,
-    /// Order of sample indices from which each batch takes its teacher logits by batch number; `None` takes those of the
-    /// batch's own samples.
+    /// Order of sample indices from which each batch takes its teacher logits by batch number; `None` takes those of
+    /// the batch's own samples.
     pub teacher_order: Option<Vec<i64>>,
     /// Builds a new optimizer in every epoch.
     pub optimizer_per_epoch: bool,
@@ -230,7 +230,8 @@ impl Training<'_> {
     fn train(&mut self, epoch: usize) -> Result<Option<TrainedEpoch>> {
         let (settings, Task { model, train, criterion, options, .. }) = (self.settings, self.task);
         let start = Instant::now();
-        // Order and dropout depend on seed and epoch alone, so a resumed epoch draws the same numbers as an unbroken one.
+        // Order and dropout depend on seed and epoch alone, so a resumed epoch draws the same numbers as an unbroken
+        // one.
         tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
         let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
         let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;

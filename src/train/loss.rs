@@ -54,8 +54,9 @@ impl KdLoss {
     pub fn forward(&self, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         if teacher.requires_grad() && !student.requires_grad() {
             return Err(Error::Input(
-                "this loss has no gradient towards the student: only the teacher's logits carry one. Are the two swapped? \
-                 It is forward(student, labels, teacher). To measure alone, compute the teacher's logits in no_grad"
+                "this loss has no gradient towards the student: only the teacher's logits carry one. Are the two \
+                 swapped? It is forward(student, labels, teacher). To measure alone, compute the teacher's logits \
+                 in no_grad"
                     .into(),
             ));
         }
@@ -117,7 +118,8 @@ pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> 
     let (l, y) = (logits.size(), labels.size());
     if l.len() != 2 || y.len() != 1 || l[0] != y[0] {
         return Err(Error::Input(format!(
-            "logits are {l:?} and labels {y:?}: expected [batch, classes] and [batch]; check that both come from one batch"
+            "logits are {l:?} and labels {y:?}: expected [batch, classes] and [batch]; check that both come from one \
+             batch"
         )));
     }
     Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, UNLABELLED, 0.0)?)
@@ -164,7 +166,8 @@ pub(crate) fn check_classes(logits: &Tensor, labels: &Tensor) -> Result<()> {
     match size.as_slice() {
         [_, classes] if highest < *classes => Ok(()),
         _ => Err(Error::Input(format!(
-            "the model gives {size:?} but labels go up to {highest}: it needs logits [batch, {}]; give it as many outputs as the dataset has classes",
+            "the model gives {size:?} but labels go up to {highest}: it needs logits [batch, {}]; give it as many \
+             outputs as the dataset has classes",
             highest + 1
         ))),
     }

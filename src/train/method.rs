@@ -16,8 +16,9 @@ pub enum Method {
     Kd,
     /// `target * TCKD + non_target * NCKD`: Zhao et al., "Decoupled Knowledge Distillation" (CVPR 2022), equation 7.
     ///
-    /// TCKD is the KL of (target, all others), NCKD the KL among the others. Plain KD is `TCKD + (1 - p_target) * NCKD`,
-    /// which mutes the second term where the teacher is sure. Needs at least 3 classes and the label of every image.
+    /// TCKD is the KL of (target, all others), NCKD the KL among the others. Plain KD is
+    /// `TCKD + (1 - p_target) * NCKD`, which mutes the second term where the teacher is sure. Needs at least 3 classes
+    /// and the label of every image.
     Dkd { target: f64, non_target: f64 },
     /// KL of standardised logits: Sun et al., "Logit Standardization in Knowledge Distillation" (CVPR 2024).
     ///
@@ -47,20 +48,21 @@ impl Method {
     }
 }
 
-/// TCKD and NCKD of the paper, scalars: means over the batch, not yet scaled by T^2. Logits `[B, C]` of at least 3 classes,
-/// `labels` i64 `[B]`.
+/// TCKD and NCKD of the paper, scalars: means over the batch, not yet scaled by T^2. Logits `[B, C]` of at least 3
+/// classes, `labels` i64 `[B]`.
 fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperature: f64) -> Result<(Tensor, Tensor)> {
     check_pair(student, teacher)?;
     let (size, classes) = (student.size(), student.size()[1]);
     if classes < 3 || labels.size() != [size[0]] {
         return Err(Error::Input(format!(
-            "decoupled distillation of logits {size:?} with labels {:?}: it needs [batch, classes] with at least 3 classes, \
-             and a label for each image",
+            "decoupled distillation of logits {size:?} with labels {:?}: it needs [batch, classes] with at least 3 \
+             classes, and a label for each image",
             labels.size()
         )));
     }
     // Selecting by a mask finds missing labels, which `scatter` on a GPU would not survive.
-    let of_target = Tensor::f_arange(classes, (Kind::Int64, labels.device()))?.f_eq_tensor(&labels.f_unsqueeze(1)?)?; // [B, C]
+    // [B, C]
+    let of_target = Tensor::f_arange(classes, (Kind::Int64, labels.device()))?.f_eq_tensor(&labels.f_unsqueeze(1)?)?;
     let others = of_target.f_logical_not()?;
     // Logits of (target, any other class) [B, 2], and of the others [B, C - 1], at the temperature.
     let parts = |logits: &Tensor| -> Result<(Tensor, Tensor)> {
@@ -85,8 +87,8 @@ fn decoupled(student: &Tensor, labels: &Tensor, teacher: &Tensor, temperature: f
     Ok((mean(&s_target, &t_target)?, mean(&s_rest, &t_rest)?))
 }
 
-/// Each row of logits `[B, C]` with mean 0 and sample standard deviation 1: `(z - mean) / (std + 1e-7)`, as in the paper's
-/// code.
+/// Each row of logits `[B, C]` with mean 0 and sample standard deviation 1: `(z - mean) / (std + 1e-7)`, as in the
+/// paper's code.
 fn standardised(logits: &Tensor) -> Result<Tensor> {
     let size = logits.size();
     if size.len() != 2 || size[1] < 2 {

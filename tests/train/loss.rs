@@ -104,7 +104,8 @@ fn bad_values_are_named_with_their_fix() {
 fn adam_is_its_formula() {
     let double = (Kind::Double, Device::Cpu);
     let laid_out = |t: Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-    // A vector, a convolution with its channels innermost, one that a step may pass over, and more than are updated together.
+    // A vector, a convolution with its channels innermost, one that a step may pass over, and more than are updated
+    // together.
     let first = [
         Tensor::from_slice(&[1.0f64, -2.0]),
         laid_out(Tensor::linspace(-1, 1, 24, double).reshape([2, 3, 2, 2])),
