@@ -1,4 +1,4 @@
-//! Operations on files and folders that leave nothing half-done, and what they say about a folder.
+//! Files and folders: writes and replaces them without leaving one half-written, removes and measures them.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(broken(&paths), [(1, foreign.to_owned(), false)]);
         let slot = take(&paths).unwrap().dir;
         assert_eq!(changed(&slot), Vec::<String>::new());
-        // Cut short where it is shared with the template: cargo has to make it again, and only it.
+        // A file that is shared with the template is cut short: cargo has to make it again, and only it.
         fs::write(slot.join(foreign), "comp").unwrap();
         assert_eq!(damaged(&template), [foreign]);
         let slot = take(&paths).unwrap().dir;

@@ -1,5 +1,5 @@
-//! One step of set-up. It is skipped when its stamp matches and done again from its start when it was interrupted; a
-//! log keeps its output. And the operations on files that steps are made of.
+//! One step of set-up. It is skipped when its stamp matches, and done again from its start when it was interrupted. A
+//! log keeps its output.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

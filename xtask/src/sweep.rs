@@ -149,7 +149,7 @@ mod tests {
         let mut found = 0;
         for text in texts.map(|path| std::fs::read_to_string(path).unwrap_or_default()) {
             for command in text.split(['`', '\n']).filter(|part| part.starts_with("cargo lab sweep ")) {
-                // A shell passes over what is said of it.
+                // A shell ignores the comment.
                 let command = command.split(" #").next().unwrap_or_default();
                 assert!(fields(command)["name"].is_string());
                 found += 1;

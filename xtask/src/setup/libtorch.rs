@@ -15,10 +15,6 @@ use crate::tools;
 /// The version that tch 0.26 is made for.
 pub const TORCH: &str = "2.13.0";
 
-const WHEEL: &str = "torch==2.13.0";
-/// `libtorch_cpu.so` of the CUDA wheel is linked against these two, in the versions that torch 2.13.0 asks for.
-const CUDA_RUNTIME: [&str; 2] = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
-
 /// Takes single files out of wheels, and checks a SHA-256.
 pub const UNPACK: &str = include_str!("unpack.py");
 
@@ -48,16 +44,14 @@ pub fn install(paths: &Paths, flavour: Flavour) -> Result<()> {
         if let Some(there) = own(paths).or_else(|| offline::part(&step, "libtorch")) {
             link(paths, &there)?;
         } else if flavour == Flavour::Cuda {
-            step.command(python::pip_install(paths, &[WHEEL]).arg("--no-cache-dir"))?;
+            step.command(python::pip_install(paths, python::CUDA).arg("--no-cache-dir"))?;
             let script = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])";
             let found = python::script(paths, script).output().context("cannot start the venv's Python")?;
             link(paths, Path::new(String::from_utf8_lossy(&found.stdout).trim()))?;
         } else {
             let downloads = paths.kdlab.join("downloads");
             files::remove(&downloads)?;
-            let linux = if cfg!(all(target_os = "linux", target_arch = "x86_64")) { &CUDA_RUNTIME[..] } else { &[] };
-            let wheels = [&[WHEEL], linux].concat();
-            step.command(python::pip_download(paths, &wheels, &downloads).args(["--no-cache-dir", "--no-deps"]))?;
+            step.command(python::pip_download(paths, python::LIBTORCH, &downloads).arg("--no-cache-dir"))?;
             let beside = paths.kdlab.join("libtorch.new");
             files::remove(&beside)?;
             step.command(python::script(paths, UNPACK).arg("libtorch").arg(&downloads).arg(&beside).arg(TORCH))?;

