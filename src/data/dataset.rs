@@ -9,14 +9,16 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// Labelled images in three disjoint splits.
-///
-/// `validation` is held out of the training images and selects the best weights. `test` is for one look at the end.
 pub struct Dataset {
+    /// Such as "CIFAR-10"; the name of the folder for the user's own images.
     pub name: String,
     /// Class names; a label is an index into this.
     pub classes: Vec<String>,
+    /// For fitting weights.
     pub train: Split,
+    /// For selecting the best weights and settings.
     pub validation: Split,
+    /// For one measurement at the end.
     pub test: Split,
     /// Messages for the user: why this data was chosen, what was missing, what was skipped.
     pub notices: Vec<String>,

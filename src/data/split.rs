@@ -14,6 +14,7 @@ use tch::{Device, Tensor};
 /// The splits of a dataset and their clones share the images in memory.
 #[derive(Clone)]
 pub struct Split {
+    /// "train", "validation" or "test".
     pub name: String,
     /// Hex SHA-256 over the pixels and labels of the dataset and the rows of this split: a different key means
     /// different images or a different order.

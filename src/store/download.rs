@@ -15,6 +15,7 @@ pub struct Remote {
     pub name: String,
     /// Addresses to try, in this order.
     pub urls: Vec<String>,
+    /// Checksum of the whole file.
     pub sum: Sum,
     /// What else the user can do if no address works, as the end of a sentence: "or set ...".
     pub otherwise: String,
@@ -23,7 +24,9 @@ pub struct Remote {
 /// The checksum that a file must have, in hex; upper or lower case.
 #[derive(Clone, Debug)]
 pub enum Sum {
+    /// 64 hex digits.
     Sha256(String),
+    /// 32 hex digits.
     Md5(String),
 }
 

@@ -1,4 +1,4 @@
-//! What is kept on disk: files that are whole or absent, tensors, checksums, downloads, and where they lie.
+//! Files: atomic writes, tensors, checksums, downloads, and the folder they are kept in.
 
 pub(crate) mod atomic;
 pub(crate) mod digest;

@@ -53,42 +53,16 @@ pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
         }
         !unused
     });
-    let label_of = |class: &str, place: &Path| {
-        let label = classes.iter().position(|known| known == class).map(|label| label as i64);
-        label.ok_or_else(|| {
-            let place = place.display();
-            Error::Data(format!("{place} is a class that train/ does not have: add it there or remove it"))
-        })
-    };
-    let (mut search, mut unlabelled, mut absent) = (Search::default(), Vec::new(), Vec::new());
+    let mut search = Search::default();
     for (part, root) in &parts {
-        let part = *part;
-        if let Some(table) = table(root)? {
-            let there = search.images(&table.images, table.images != *root)?;
-            let names: HashSet<String> = there.iter().map(|path| file_name(path)).collect();
-            absent.extend(
-                table.class_of.keys().filter(|name| !names.contains(*name)).map(|name| table.images.join(name)),
-            );
-            for path in there {
-                match table.class_of.get(&file_name(&path)) {
-                    Some(Some(class)) => {
-                        let label = label_of(class, &table.path.join(class))?;
-                        layout.images.push(Labelled { part, path, label });
-                    }
-                    _ => unlabelled.push(path),
-                }
-            }
-        } else {
-            for folder in class_folders(root)? {
-                let label = label_of(&file_name(&folder), &folder)?;
-                let images = search.images(&folder, true)?.into_iter();
-                layout.images.extend(images.map(|path| Labelled { part, path, label }));
-            }
-            unlabelled.extend(search.images(root, false)?);
-        }
+        layout.images.extend(search.labelled(*part, root, classes)?);
+    }
+    if layout.images.is_empty() {
+        return Ok(None);
     }
     if !roots.iter().any(|root| root == path) {
-        unlabelled.extend(search.images(path, false)?);
+        let loose = search.images(path, false)?;
+        search.unlabelled.extend(loose);
         // One of `val/` and `valid/`, or a folder that is not a split.
         for folder in class_folders(path)?.iter().filter(|folder| !roots.contains(folder)) {
             let (n, folder) = (Search::default().images(folder, true)?.len(), folder.display());
@@ -97,20 +71,7 @@ pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
             }
         }
     }
-    if layout.images.is_empty() {
-        return Ok(None);
-    }
-    if search.nested > 0 {
-        let nested = search.nested;
-        notices.push(format!("{nested} images lie in folders below that of a class: they are taken for that class"));
-    }
-    absent.sort();
-    notices.extend(pictures_are(&search.unread, "of a kind that is not read"));
-    notices.extend(pictures_are(&unlabelled, "in no folder of a class and in no table, so without a label: not used"));
-    notices.extend(pictures_are(&absent, "named in a table and missing"));
-    if !search.skipped.is_empty() {
-        notices.push(format!("not looked into, for they lie too deep or lead back: {}", first_five(&search.skipped)));
-    }
+    notices.extend(search.notices());
     layout.parts = parts.iter().map(|(part, _)| *part).collect();
     Ok(Some(layout))
 }
@@ -169,6 +130,10 @@ fn is_unlabelled(root: &Path, classes: &[String]) -> bool {
 struct Search {
     /// Images of formats that are not decoded.
     unread: Vec<PathBuf>,
+    /// Images without a class.
+    unlabelled: Vec<PathBuf>,
+    /// Images that a table names and that do not exist.
+    absent: Vec<PathBuf>,
     /// Folders that were not searched.
     skipped: Vec<PathBuf>,
     /// Number of images in folders below the one that was searched.
@@ -176,6 +141,58 @@ struct Search {
 }
 
 impl Search {
+    /// The images of a split that have a class.
+    fn labelled(&mut self, part: Part, root: &Path, classes: &[String]) -> Result<Vec<Labelled>> {
+        let label_of = |class: &str, place: &Path| {
+            let label = classes.iter().position(|known| known == class).map(|label| label as i64);
+            label.ok_or_else(|| {
+                let place = place.display();
+                Error::Data(format!("{place} is a class that train/ does not have: add it there or remove it"))
+            })
+        };
+        let mut found = Vec::new();
+        let Some(table) = table(root)? else {
+            for folder in class_folders(root)? {
+                let label = label_of(&file_name(&folder), &folder)?;
+                let images = self.images(&folder, true)?.into_iter();
+                found.extend(images.map(|path| Labelled { part, path, label }));
+            }
+            let loose = self.images(root, false)?;
+            self.unlabelled.extend(loose);
+            return Ok(found);
+        };
+        let mut names = HashSet::new();
+        for path in self.images(&table.images, table.images != root)? {
+            let name = file_name(&path);
+            match table.class_of.get(&name) {
+                Some(Some(class)) => {
+                    let label = label_of(class, &table.path.join(class))?;
+                    found.push(Labelled { part, path, label });
+                }
+                _ => self.unlabelled.push(path),
+            }
+            names.insert(name);
+        }
+        let absent = table.class_of.keys().filter(|name| !names.contains(*name));
+        self.absent.extend(absent.map(|name| table.images.join(name)));
+        Ok(found)
+    }
+
+    fn notices(mut self) -> Vec<String> {
+        self.absent.sort();
+        let nested = |n| format!("{n} images lie in folders below that of a class: they are taken for that class");
+        let skipped = |paths| format!("not looked into, for they lie too deep or lead back: {}", first_five(paths));
+        let unlabelled = "in no folder of a class and in no table, so without a label: not used";
+        let notices = [
+            (self.nested > 0).then(|| nested(self.nested)),
+            pictures_are(&self.unread, "of a kind that is not read"),
+            pictures_are(&self.unlabelled, unlabelled),
+            pictures_are(&self.absent, "named in a table and missing"),
+            (!self.skipped.is_empty()).then(|| skipped(&self.skipped)),
+        ];
+        notices.into_iter().flatten().collect()
+    }
+
     /// The images in a folder, sorted; with `below`, also those in folders below it.
     fn images(&mut self, folder: &Path, below: bool) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
