@@ -3,7 +3,8 @@
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, student};
 use crate::profile::Profile;
-use crate::show::{Table, live_progress, live_sweep, print_progress, short};
+use crate::show::show_as_text;
+use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
 use crate::store::atomic;
 use crate::study::mistakes::Defect;
 use crate::study::{ResultRow, Sweep, SweepInputs, SweepReport};
@@ -347,7 +348,6 @@ impl Lab {
     /// Never: a damaged fit is a row that says so.
     pub fn runs(&self) -> Result<Table> {
         let header = ["run", "loss", "T", "alpha", "epochs", "changes", "best epoch", "val acc %", "val CE", "seconds"];
-        let maybe = |v: Option<f64>| v.map_or(String::new(), short);
         Ok(self.saved().into_iter().fold(Table::new(&header), |table, (name, found)| {
             let Ok(h) = found else {
                 let mut row = vec![String::new(); header.len()];
@@ -359,8 +359,8 @@ impl Lab {
                 Some(best) => table.row(&[
                     h.name.clone(),
                     Defect::of(&h).map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
-                    maybe(best.hyperparameters.temperature),
-                    maybe(best.hyperparameters.alpha),
+                    short_or_empty(best.hyperparameters.temperature),
+                    short_or_empty(best.hyperparameters.alpha),
                     format!("{}/{}", h.records.len(), h.epochs),
                     if h.changes.is_empty() { String::new() } else { h.changes.len().to_string() },
                     best.epoch.to_string(),
@@ -405,6 +405,9 @@ fn half_trained(history: &History) -> Error {
     ))
 }
 
+debug_as_display!(Lab);
+show_as_text!(Lab);
+
 impl fmt::Display for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = &self.profile;
@@ -420,9 +423,8 @@ impl fmt::Display for Lab {
             count(p.validation_images),
             count(p.test_images)
         )?;
-        let epochs = |n: usize| format!("{n} {}", if n == 1 { "epoch" } else { "epochs" });
-        writeln!(f, "teacher   {} at {} px, {}", p.arch, p.teacher_size, epochs(p.teacher_epochs))?;
-        let student = epochs(p.student_epochs);
+        writeln!(f, "teacher   {} at {} px, {}", p.arch, p.teacher_size, counted(p.teacher_epochs, "epoch"))?;
+        let student = counted(p.student_epochs, "epoch");
         writeln!(f, "student   at {} px, {student}, batches of {}", p.student_size, p.batch_size)?;
         // Relative to the repository, because executed notebooks are shared with others.
         let root = std::env::var_os("KDLAB_ROOT").unwrap_or_default();

@@ -1,121 +1,116 @@
 //! Bars over classes: class balance, soft targets at several temperatures.
 
-use super::figure::{Area, Drawing, Figure, Pen, color, styled};
-use super::short;
+use super::canvas::{Area, Drawn, Figure, anchored, chart, color, px, styled};
+use super::words::short;
 use crate::data::Dataset;
 use crate::train::soft_targets;
 use crate::{Error, Result};
 use plotters::prelude::*;
-use tch::{Kind, Tensor};
+use plotters::style::text_anchor::{HPos, VPos};
+use tch::{Device, Kind, Tensor};
 
-/// One panel per series, the same classes on every x axis.
-pub(super) struct Bars {
-    classes: Vec<String>,
-    panels: Vec<(String, Vec<f64>)>,
-    y: &'static str,
-    /// Upper end of the y axis; none fits each panel.
-    top: Option<f64>,
-    /// A class to set off, such as the true one.
-    mark: Option<usize>,
-}
-
-/// How many images of each class the three splits hold.
+/// Draws how many images of each class the three splits hold.
+///
+/// # Errors
+/// When a split's labels cannot be read.
 pub fn class_balance(dataset: &Dataset) -> Result<Figure> {
     let panel = |split: &crate::data::Split| -> Result<(String, Vec<f64>)> {
         let counts = Vec::<i64>::try_from(split.labels()?.f_bincount(None::<&Tensor>, dataset.classes.len() as i64)?)?;
         Ok((format!("{}: {} images", split.name, split.len()), counts.iter().map(|&n| n as f64).collect()))
     };
     let panels = [&dataset.train, &dataset.validation, &dataset.test].map(panel).into_iter().collect::<Result<_>>()?;
-    figure(Bars { classes: dataset.classes.clone(), panels, y: "images", top: None, mark: None })
+    Ok(bars(&dataset.classes, panels, "images", None, None))
 }
 
-/// `softmax(logits / T)` of one image's logits `[C]`, a panel for each T; `label` sets the true class off.
+/// Draws `softmax(logits / T)` of one image's logits `[C]`, of any float kind, a panel for each temperature T > 0.
+/// `label`, in [0, C), sets the true class off.
+///
+/// # Errors
+/// When there are not as many logits as classes, no temperature, or the label is not among the classes.
 pub fn soft_target_bars(
     logits: &Tensor,
     classes: &[String],
     label: Option<i64>,
     temperatures: &[f64],
 ) -> Result<Figure> {
-    if logits.numel() != classes.len() || temperatures.is_empty() {
-        return Err(Error::Input(format!(
-            "logits {:?}, {} class names and {} temperatures: one image's logits [classes] and at least one temperature are needed",
-            logits.size(),
-            classes.len(),
-            temperatures.len()
-        )));
-    }
-    if let Some(label) = label.filter(|label| !(0..classes.len() as i64).contains(label)) {
-        return Err(Error::Input(format!(
-            "label {label} is none of the {} classes, 0 to {}",
-            classes.len(),
-            classes.len() - 1
-        )));
+    let logits = one_image(logits, classes, label)?;
+    if temperatures.is_empty() {
+        return Err(Error::Input("no temperature to draw; give at least one, such as 4.0".into()));
     }
     let panel = |&t: &f64| -> Result<(String, Vec<f64>)> {
-        let probabilities = soft_targets(&logits.f_reshape(-1)?.f_to_kind(Kind::Double)?, t)?;
+        let probabilities = soft_targets(&logits, t)?;
         Ok((format!("T = {}", short(t)), Vec::try_from(probabilities)?))
     };
     let panels = temperatures.iter().map(panel).collect::<Result<_>>()?;
     let mark = label.and_then(|l| usize::try_from(l).ok());
-    figure(Bars { classes: classes.to_vec(), panels, y: "probability", top: Some(1.0), mark })
+    Ok(bars(classes, panels, "probability", Some(1.0), mark))
 }
 
-fn figure(bars: Bars) -> Result<Figure> {
-    let width = (300 * bars.panels.len() as u32).clamp(420, 880);
-    Ok(Figure::new(width, 300, Drawing::Bars(bars)))
+/// One image's logits `[C]` as f64 on the CPU, if they fit the classes and the label is one of these.
+pub(super) fn one_image(logits: &Tensor, classes: &[String], label: Option<i64>) -> Result<Tensor> {
+    let count = classes.len();
+    if logits.numel() != count || count == 0 {
+        return Err(Error::Input(format!(
+            "logits {:?} and {count} class names: one image's logits [classes] are needed, such as `logits.get(index)`",
+            logits.size()
+        )));
+    }
+    if let Some(label) = label.filter(|label| !(0..count as i64).contains(label)) {
+        return Err(Error::Input(format!("label {label} is none of the {count} classes, 0 to {}", count - 1)));
+    }
+    Ok(logits.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_reshape(-1)?)
 }
 
-impl Bars {
-    pub(super) fn alt(&self) -> String {
-        let panel = |(title, values): &(String, Vec<f64>)| {
-            let top = (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]));
-            let class = top.and_then(|i| Some(format!(" ({} {})", self.classes.get(i)?, short(values[i]))));
-            format!("{title}, highest{}", class.unwrap_or_default())
-        };
-        format!("{} of each class: {}", self.y, self.panels.iter().map(panel).collect::<Vec<_>>().join("; "))
-    }
+/// A panel for each series, with the same classes on every x axis. `top` is the upper end of the y axis; `None` fits
+/// each panel. `mark` sets a class off, such as the true one.
+fn bars(
+    classes: &[String],
+    panels: Vec<(String, Vec<f64>)>,
+    y: &'static str,
+    top: Option<f64>,
+    mark: Option<usize>,
+) -> Figure {
+    let classes = classes.to_vec();
+    let in_words = |(title, values): &(String, Vec<f64>)| {
+        let top = (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]));
+        let class = top.and_then(|i| Some(format!(" ({} {})", classes.get(i)?, short(values[i]))));
+        format!("{title}, highest{}", class.unwrap_or_default())
+    };
+    let alt = format!("{y} of each class: {}", panels.iter().map(in_words).collect::<Vec<_>>().join("; "));
+    let width = (300 * panels.len() as u32).clamp(420, 880);
+    Figure::new([width, 300], alt, move |area| {
+        let places = area.split_evenly((1, panels.len()));
+        panels.iter().zip(places).try_for_each(|((title, values), place)| {
+            let top = top.unwrap_or_else(|| values.iter().copied().fold(1.0, f64::max) * 1.1);
+            panel(area, &place, &classes, (title, values), (y, top), mark)
+        })
+    })
+}
 
-    pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
-        for ((title, values), panel) in self.panels.iter().zip(area.split_evenly((1, self.panels.len()))) {
-            self.panel(area, &panel, pen, title, values).map_err(|e| e.to_string())?;
-        }
-        Ok(())
+fn panel(
+    whole: &Area,
+    area: &Area,
+    classes: &[String],
+    (title, values): (&str, &[f64]),
+    (y, top): (&str, f64),
+    mark: Option<usize>,
+) -> Drawn {
+    let longest = classes.iter().map(|c| c.chars().count()).max().unwrap_or(0) as u32;
+    let mut chart = chart(area, (title, 15), [8, 8], [(7 * longest).clamp(30, 90), 52])
+        .build_cartesian_2d(-0.5..values.len() as f64 - 0.5, 0.0..top)?;
+    let number = |y: &f64| if top <= 2.0 { format!("{y:.1}") } else { format!("{y:.0}") };
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh().disable_x_axis().y_desc(y).y_labels(6).y_label_formatter(&number);
+    styled(&mut mesh).draw()?;
+    chart.draw_series(values.iter().enumerate().map(|(i, &v)| {
+        let fill = if mark == Some(i) { color(1) } else { color(0) };
+        Rectangle::new([(i as f64 - 0.38, 0.0), (i as f64 + 0.38, v)], fill.filled())
+    }))?;
+    // Class names stand upright below their bars: ten of them never fit side by side.
+    let names = anchored(12, HPos::Right, VPos::Center).transform(FontTransform::Rotate270);
+    for (i, class) in classes.iter().enumerate() {
+        let (x, y) = chart.backend_coord(&(i as f64, 0.0)); // counted from the whole figure's corner
+        whole.draw(&Text::new(class.clone(), (x, y + px(5)), names.clone()))?;
     }
-
-    fn panel<DB: DrawingBackend>(
-        &self,
-        whole: &Area<DB>,
-        area: &Area<DB>,
-        pen: Pen,
-        title: &str,
-        values: &[f64],
-    ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-        let top = self.top.unwrap_or_else(|| values.iter().copied().fold(1.0, f64::max) * 1.1);
-        let longest = self.classes.iter().map(|c| c.chars().count()).max().unwrap_or(0) as u32;
-        let n = values.len();
-        let mut chart = ChartBuilder::on(area)
-            .caption(title, pen.text(15))
-            .margin(pen.px(8))
-            .x_label_area_size(pen.px((7 * longest).clamp(30, 90)))
-            .y_label_area_size(pen.px(52))
-            .build_cartesian_2d(-0.5..n as f64 - 0.5, 0.0..top)?;
-        let number = |y: &f64| if top <= 2.0 { format!("{y:.1}") } else { format!("{y:.0}") };
-        let mut mesh = chart.configure_mesh();
-        mesh.disable_x_mesh().disable_x_axis().y_desc(self.y).y_labels(6).y_label_formatter(&number);
-        styled(&mut mesh, pen).draw()?;
-        chart.draw_series(values.iter().enumerate().map(|(i, &v)| {
-            let fill = if self.mark == Some(i) { color(1) } else { color(0) };
-            Rectangle::new([(i as f64 - 0.38, 0.0), (i as f64 + 0.38, v)], fill.filled())
-        }))?;
-        // Class names stand upright below their bars: ten of them never fit side by side.
-        let names = pen.text(12).transform(FontTransform::Rotate270).pos(plotters::style::text_anchor::Pos::new(
-            plotters::style::text_anchor::HPos::Right,
-            plotters::style::text_anchor::VPos::Center,
-        ));
-        for (i, class) in self.classes.iter().enumerate() {
-            let (x, y) = chart.backend_coord(&(i as f64, 0.0)); // counted from the whole figure's corner
-            whole.draw(&Text::new(class.clone(), (x, y + pen.px(5) as i32), names.clone()))?;
-        }
-        Ok(())
-    }
+    Ok(())
 }

@@ -1,12 +1,14 @@
 //! Loss and accuracy over epochs, any number of fits in one figure.
 
-use super::figure::{Area, Drawing, Figure, INK, Pen, color, styled, text_color};
+use super::canvas::{Area, Drawn, Figure, INK, anchored, chart, color, dashed, px, range, stroke, styled};
+use super::canvas::{text, text_color};
+use super::words::percent;
 use crate::train::{Change, EpochRecord, History, Metrics};
 use crate::{Error, Result};
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::{HPos, VPos};
 
-pub(super) struct Curves {
+struct Curves {
     histories: Vec<History>,
     /// Epochs done so far, and the training metrics of the one that is running: only for a single fit.
     running: Option<(f64, Metrics)>,
@@ -14,8 +16,11 @@ pub(super) struct Curves {
     from: f64,
 }
 
-/// Loss (left) and accuracy (right) over epochs: validation solid, training dashed, the kept epoch marked. A thin upright line
-/// stands where temperature, alpha or learning rate were changed.
+/// Draws loss (left) and accuracy (right) over epochs: validation solid, training dashed, a ring around the kept epoch.
+/// A thin upright line stands where temperature, alpha or learning rate were changed.
+///
+/// # Errors
+/// When no fit has a finished epoch.
 pub fn curves(histories: &[&History]) -> Result<Figure> {
     if histories.iter().all(|h| h.records.is_empty()) {
         return Err(Error::Input("no finished epoch to draw yet".into()));
@@ -31,11 +36,20 @@ pub(super) fn running_curve(history: &History, running: Option<(f64, Metrics)>) 
 }
 
 fn figure(curves: Curves) -> Figure {
-    let height = 330 + 18 * curves.histories.len() as u32;
-    Figure::new(880, height, Drawing::Curves(curves))
+    let run = |h: &History| match h.best() {
+        Some(best) => {
+            let accuracy = percent(best.validation.accuracy, 1);
+            format!("{}, best {accuracy} % in epoch {} of {}", h.name, best.epoch, h.epochs)
+        }
+        None => format!("{}, no finished epoch of {}", h.name, h.epochs),
+    };
+    let runs: Vec<_> = curves.histories.iter().map(run).collect();
+    let alt = format!("cross-entropy and accuracy over epochs: {}", runs.join("; "));
+    Figure::new([880, 330 + 18 * curves.histories.len() as u32], alt, move |area| curves.draw(area))
 }
 
-struct Panel {
+/// What a panel shows.
+struct Quantity {
     title: &'static str,
     value: fn(&Metrics) -> f64,
     /// The y axis of a fit that has nothing to show yet.
@@ -46,7 +60,7 @@ struct Panel {
 const PANEL: u32 = 440;
 const LEFT: u32 = 56;
 const MARGIN: u32 = 8;
-/// Height of a line of labels, and of the plot below them, roughly: it sets how much room they take from it.
+/// Height of a line of labels, and of the plot below them, roughly: together they say how much room the labels take.
 const LINE: u32 = 15;
 const PLOT: f64 = 235.0;
 /// More lines of labels would leave too little of the plot.
@@ -63,34 +77,22 @@ struct Mark {
 }
 
 impl Curves {
-    pub(super) fn alt(&self) -> String {
-        let run = |h: &History| match h.best() {
-            Some(best) => {
-                let (accuracy, epoch) = (100.0 * best.validation.accuracy, best.epoch);
-                format!("{}, best {accuracy:.1} % in epoch {epoch} of {}", h.name, h.epochs)
-            }
-            None => format!("{}, no finished epoch of {}", h.name, h.epochs),
-        };
-        let runs: Vec<_> = self.histories.iter().map(run).collect();
-        format!("cross-entropy and accuracy over epochs: {}", runs.join("; "))
-    }
-
-    pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
-        let (plots, legend) = area.split_vertically(pen.px(322));
-        let (left, right) = plots.split_horizontally(pen.px(PANEL));
-        let loss = Panel { title: "Cross-entropy", value: |m| m.cross_entropy, empty: (0.0, 2.5) };
-        let accuracy = Panel { title: "Accuracy, %", value: |m| 100.0 * m.accuracy, empty: (0.0, 50.0) };
-        self.panel(&left, pen, &loss).map_err(|e| e.to_string())?;
-        self.panel(&right, pen, &accuracy).map_err(|e| e.to_string())?;
-        self.legend(&legend, pen).map_err(|e| e.to_string())
+    fn draw(&self, area: &Area) -> Drawn {
+        let (plots, legend) = area.split_vertically(px(322));
+        let (left, right) = plots.split_horizontally(px(PANEL));
+        let loss = Quantity { title: "Cross-entropy", value: |m| m.cross_entropy, empty: (0.0, 2.5) };
+        let accuracy = Quantity { title: "Accuracy, %", value: |m| 100.0 * m.accuracy, empty: (0.0, 50.0) };
+        self.panel(&left, &loss)?;
+        self.panel(&right, &accuracy)?;
+        self.legend(&legend)
     }
 
     fn epochs(&self) -> f64 {
         self.histories.iter().map(|h| h.epochs).max().unwrap_or(1).max(2) as f64
     }
 
-    /// All changes with their labels, none of which overlap or leave the plot. `plot` is its width, `width` a text's, in
-    /// nominal pixels.
+    /// All changes with their labels, none of which overlap or leave the plot. `plot` is its width, `width` a text's,
+    /// in nominal pixels.
     fn marks(&self, plot: f64, width: &dyn Fn(&str) -> f64) -> Vec<Mark> {
         let scale = plot / (self.epochs() + 0.2 - self.from);
         let mut near = 4.0 / scale;
@@ -134,21 +136,16 @@ impl Curves {
         marks
     }
 
-    fn panel<DB: DrawingBackend>(
-        &self,
-        area: &Area<DB>,
-        pen: Pen,
-        panel: &Panel,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    fn panel(&self, area: &Area, shown: &Quantity) -> Drawn {
         let records = || self.histories.iter().flat_map(|h| &h.records);
-        let values = records().flat_map(|r| [(panel.value)(&r.train), (panel.value)(&r.validation)]);
-        let values = values.chain(self.running.iter().map(|(_, m)| (panel.value)(m))).filter(|v| v.is_finite());
-        let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-        let (low, high) = if low > high { panel.empty } else { (low, high) };
-        let small = pen.text(11);
+        let values = records().flat_map(|r| [(shown.value)(&r.train), (shown.value)(&r.validation)]);
+        let values = values.chain(self.running.iter().map(|(_, m)| (shown.value)(m))).filter(|v| v.is_finite());
+        let (low, high) = range(values);
+        let (low, high) = if low > high { shown.empty } else { (low, high) };
+        let small = text(11);
         let width = |text: &str| {
             let (wide, _) = area.estimate_text_size(text, &small).unwrap_or_default();
-            f64::from(wide) / f64::from(pen.px(1))
+            f64::from(wide) / f64::from(px(1))
         };
         let plot = f64::from(PANEL - LEFT - MARGIN);
         let marks = self.marks(plot, &width);
@@ -158,11 +155,7 @@ impl Curves {
         // Room above the curves for the labels.
         let share = lines * f64::from(LINE) / PLOT;
         let top = high + margin + (high - low + 2.0 * margin) * share / (1.0 - share);
-        let mut chart = ChartBuilder::on(area)
-            .caption(panel.title, pen.text(16))
-            .margin(pen.px(MARGIN))
-            .x_label_area_size(pen.px(38))
-            .y_label_area_size(pen.px(48))
+        let mut chart = chart(area, (shown.title, 16), [MARGIN, MARGIN], [38, 48])
             .build_cartesian_2d(self.from..self.epochs() + 0.2, low - margin..top)?;
         let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
         let number = |y: &f64| match high - low {
@@ -176,60 +169,51 @@ impl Curves {
             .x_labels((self.epochs() + 1.0 - self.from.ceil()).min(12.0) as usize)
             .x_label_formatter(&whole)
             .y_label_formatter(&number);
-        styled(&mut mesh, pen).draw()?;
+        styled(&mut mesh).draw()?;
         for mark in &marks {
             let end = top - (top - low + margin) * (mark.line.min(LINES) as u32 * LINE) as f64 / PLOT;
             let upright = [(mark.change.epoch, low - margin), (mark.change.epoch, end)];
-            chart.draw_series([PathElement::new(upright, color(mark.run).mix(0.6).stroke_width(pen.px(1)))])?;
+            chart.draw_series([PathElement::new(upright, stroke(color(mark.run).mix(0.6), 1))])?;
         }
         for (i, history) in self.histories.iter().enumerate() {
-            let point = |r: &EpochRecord, m: &Metrics| (r.epoch as f64, (panel.value)(m));
+            let point = |r: &EpochRecord, m: &Metrics| (r.epoch as f64, (shown.value)(m));
             let mut train: Vec<_> = history.records.iter().map(|r| point(r, &r.train)).collect();
             let validation: Vec<_> = history.records.iter().map(|r| point(r, &r.validation)).collect();
             if let Some((epoch, metrics)) = &self.running {
-                let now = (*epoch, (panel.value)(metrics));
+                let now = (*epoch, (shown.value)(metrics));
                 train.push(now);
-                chart.draw_series([Circle::new(now, pen.px(3), color(i).stroke_width(pen.px(1)))])?;
+                chart.draw_series([Circle::new(now, px(3), stroke(color(i), 1))])?;
             }
-            let (dash, gap) = (pen.px(5), pen.px(4));
-            chart.draw_series(DashedLineSeries::new(train, dash, gap, color(i).stroke_width(pen.px(1))))?;
-            chart.draw_series(LineSeries::new(validation.iter().copied(), pen.line(color(i))))?;
-            chart.draw_series(validation.iter().map(|&p| Circle::new(p, pen.px(2), color(i).filled())))?;
-            if let Some(best) = history.best() {
-                let at = point(best, &best.validation);
-                chart.draw_series([Circle::new(at, pen.px(6), color(i).stroke_width(pen.px(2)))])?;
-            }
+            chart.draw_series(dashed(train, color(i)))?;
+            chart.draw_series(LineSeries::new(validation.iter().copied(), stroke(color(i), 2)))?;
+            chart.draw_series(validation.iter().map(|&p| Circle::new(p, px(2), color(i).filled())))?;
+            let ring = history.best().map(|best| point(best, &best.validation));
+            chart.draw_series(ring.map(|at| Circle::new(at, px(6), stroke(color(i), 2))))?;
         }
         // Counted from the whole figure's corner, and this panel's.
-        let (x0, y0) = chart.backend_coord(&(self.from, top));
-        let (px, py) = area.get_base_pixel();
+        let ((x0, y0), corner) = (chart.backend_coord(&(self.from, top)), area.get_base_pixel());
         for mark in labels() {
-            let x = x0 - px + (mark.x * f64::from(pen.px(1))) as i32;
-            let y = y0 - py + pen.px(2 + LINE * mark.line as u32) as i32;
+            let device = |nominal: f64| (nominal * f64::from(px(1))) as i32;
+            let (x, y) = (x0 - corner.0 + device(mark.x), y0 - corner.1 + px(2 + LINE * mark.line as u32));
             let ink = if self.histories.len() > 1 { text_color(mark.run) } else { INK };
-            let style = pen.text(11).color(&ink).pos(Pos::new(HPos::Left, VPos::Top));
-            let (right, below) = (x + (f64::from(pen.px(1)) * width(&mark.text)) as i32, y + pen.px(LINE - 2) as i32);
+            let style = anchored(11, HPos::Left, VPos::Top).color(&ink);
+            let (right, below) = (x + device(width(&mark.text)), y + px(LINE - 2));
             area.draw(&Rectangle::new([(x, y), (right, below)], WHITE.filled()))?;
             area.draw(&Text::new(mark.text.clone(), (x, y), style))?;
         }
         Ok(())
     }
 
-    fn legend<DB: DrawingBackend>(
-        &self,
-        area: &Area<DB>,
-        pen: Pen,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    fn legend(&self, area: &Area) -> Drawn {
         for (i, history) in self.histories.iter().enumerate() {
-            let y = pen.px(2 + 18 * i as u32) as i32;
-            let x = pen.px(56) as i32;
-            let middle = y + pen.px(6) as i32;
-            area.draw(&PathElement::new([(x, middle), (x + pen.px(24) as i32, middle)], pen.line(color(i))))?;
+            let (x, y) = (px(LEFT), px(2 + 18 * i as u32));
+            let sample = [(x, y + px(6)), (x + px(24), y + px(6))];
+            area.draw(&PathElement::new(sample, stroke(color(i), 2)))?;
             let best = history.best().map_or(String::new(), |b| {
-                format!(": best {:.1} % in epoch {}", 100.0 * b.validation.accuracy, b.epoch)
+                format!(": best {} % in epoch {}", percent(b.validation.accuracy, 1), b.epoch)
             });
             let note = if i == 0 { "   (solid validation, dashed training, ring = kept weights)" } else { "" };
-            area.draw_text(&format!("{}{best}{note}", history.name), &pen.text(13), (x + pen.px(32) as i32, y))?;
+            area.draw_text(&format!("{}{best}{note}", history.name), &text(13), (x + px(32), y))?;
         }
         Ok(())
     }

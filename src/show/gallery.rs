@@ -1,73 +1,65 @@
 //! Labelled images in a grid.
 
-use super::figure::{Area, Drawing, Figure, Pen, text_color};
+use super::canvas::{Area, Drawn, Figure, INK, anchored, px, text_color};
+use super::words::{counted, percent};
 use crate::data::{Dataset, Split};
 use crate::train::{Evaluation, soft_targets};
 use crate::{Error, Result};
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::{HPos, VPos};
 use tch::{Kind, Tensor};
 
 const TILE: u32 = 96;
 const LINE: u32 = 15;
 /// More would be a picture of many screens, and of gigabytes.
 const MOST: usize = 400;
-
-/// What stands below an image.
-pub struct Caption {
-    pub text: String,
-    /// Further lines, each in a colour of its own.
-    pub notes: Vec<String>,
-}
-
-pub(super) struct Gallery {
-    columns: u32,
-    /// Height of a tile with its caption and the gap below.
-    pitch: u32,
-    tiles: Vec<(Tile, Caption)>,
-}
+/// Images that the description names.
+const NAMED: usize = 8;
 
 struct Tile {
     width: usize,
     height: usize,
     rgb: Vec<u8>, // [H, W, 3]
+    /// The class, and further lines, each in a colour of its own.
+    caption: Vec<String>,
 }
 
-/// The images of `split` at `indices`, eight to a row, each with its class name.
+/// Draws the images of `split` at `indices`, eight to a row, each with its class name.
+///
+/// # Errors
+/// When there is no index or more than 400, or one is outside the split.
 pub fn gallery(split: &Split, classes: &[String], indices: &[i64]) -> Result<Figure> {
-    let caption = |i| Ok(Caption { text: class_name(classes, split.label(i)?)?, notes: Vec::new() });
-    captioned(split, indices, caption)
+    captioned(split, classes, indices, |_| Ok(Vec::new()))
 }
 
-/// The first `count` images that `evaluation` got wrong, or, where it got none wrong, those it was least sure of: the true
-/// class, and the class it took them for with its confidence.
+/// Draws the first `count` images that `evaluation` got wrong, or, where it got none wrong, those it was least sure of:
+/// the true class, and the class it took them for with its confidence.
+///
+/// # Errors
+/// When the evaluation is not of `split`, or `count` is 0 or more than 400.
 pub fn mistakes(split: &Split, dataset: &Dataset, evaluation: &Evaluation, count: usize) -> Result<Figure> {
-    let labels = split.labels()?;
-    if evaluation.labels.size() != labels.size() || !evaluation.labels.f_equal(&labels)? {
+    if !is_of(evaluation, split)? {
         return Err(Error::Input(format!(
-            "the evaluation is of {} labelled images and the {} split has {}: evaluate on that split, with all its labels",
+            "the evaluation is of {} labelled images and the {} split has {}: evaluate on that split, with all its \
+             labels",
             evaluation.total,
             split.name,
             split.len()
         )));
     }
-    let (confidence, predicted) = evaluation.logits.f_softmax(-1, None::<Kind>)?.f_max_dim(-1, false)?;
+    let soft = evaluation.logits.f_softmax(-1, None::<Kind>)?; // [N, C]
+    let (confidence, predicted) = soft.f_max_dim(-1, false)?;
     let wrong = predicted.f_ne_tensor(&evaluation.labels)?.f_nonzero()?.f_reshape(-1)?;
     let chosen = if wrong.numel() > 0 { wrong } else { confidence.f_argsort(0, false)? };
     let indices: Vec<i64> = Vec::<i64>::try_from(chosen)?.into_iter().take(count).collect();
-    captioned(split, &indices, |i| {
-        let class = class_name(&dataset.classes, i64::try_from(predicted.f_get(i)?)?)?;
-        let sure = 100.0 * f64::try_from(confidence.f_get(i)?)?;
-        let notes = vec![format!("{class} {sure:.0} %")];
-        Ok(Caption { text: class_name(&dataset.classes, split.label(i)?)?, notes })
-    })
+    captioned(split, &dataset.classes, &indices, |i| likely(&soft.f_get(i)?, &dataset.classes, 1))
 }
 
-/// The `count` images on which `student` is farthest from `teacher`, by `KL(teacher || student)` of their answers at T = 1:
-/// the true class, and the class each of the two says with its confidence.
+/// Draws the `count` images on which `student` is farthest from `teacher`, by `KL(teacher || student)` at T = 1: the
+/// true class, and the class that each of the two says with its confidence.
 ///
 /// # Errors
-/// When the two were not evaluated on `split`, or `count` is 0.
+/// When the two were not evaluated on `split`, or `count` is 0 or more than 400.
 pub fn disagreements(
     split: &Split,
     dataset: &Dataset,
@@ -75,12 +67,9 @@ pub fn disagreements(
     student: &Evaluation,
     count: usize,
 ) -> Result<Figure> {
-    let logs = [teacher, student].map(|e| e.logits.f_log_softmax(-1, Kind::Float)); // [N, C] each
-    let [teacher_log, student_log] = logs;
-    let (teacher_log, student_log) = (teacher_log?, student_log?);
-    let labels = split.labels()?;
-    let fits = |e: &Evaluation| -> Result<bool> { Ok(e.labels.size() == labels.size() && e.labels.f_equal(&labels)?) };
-    if teacher_log.size() != student_log.size() || !fits(teacher)? || !fits(student)? {
+    let log = |e: &Evaluation| e.logits.f_log_softmax(-1, Kind::Float);
+    let (teacher_log, student_log) = (log(teacher)?, log(student)?); // [N, C] each
+    if teacher_log.size() != student_log.size() || !is_of(teacher, split)? || !is_of(student, split)? {
         return Err(Error::Input(format!(
             "teacher {:?} and student {:?} must both be evaluated on the {} split, with its {} images",
             teacher_log.size(),
@@ -92,22 +81,18 @@ pub fn disagreements(
     let gap = teacher_log.f_sub(&student_log)?.f_mul(&teacher_log.f_exp()?)?; // [N, C]
     let order = gap.f_sum_dim_intlist([-1].as_slice(), false, Kind::Float)?.f_argsort(0, true)?;
     let indices: Vec<i64> = Vec::<i64>::try_from(order)?.into_iter().take(count).collect();
-    captioned(split, &indices, |i| {
-        let says = |log: &Tensor| -> Result<String> {
-            let (sure, class) = log.f_get(i)?.f_exp()?.f_max_dim(-1, false)?;
-            let class = class_name(&dataset.classes, i64::try_from(class)?)?;
-            Ok(format!("{class} {:.0} %", 100.0 * f64::try_from(sure)?))
-        };
-        let notes = vec![says(&teacher_log)?, says(&student_log)?];
-        Ok(Caption { text: class_name(&dataset.classes, split.label(i)?)?, notes })
+    captioned(split, &dataset.classes, &indices, |i| {
+        let says = |log: &Tensor| likely(&log.f_get(i)?.f_exp()?, &dataset.classes, 1);
+        Ok([says(&teacher_log)?, says(&student_log)?].concat())
     })
 }
 
-/// The images of `split` at `indices`, each with its class and the two most likely classes of its soft target
+/// Draws the images of `split` at `indices`, each with its class and the two most likely classes of its soft target
 /// `softmax(logits / T)`. `logits` are `[N, C]`, in split order; `temperature` > 0.
 ///
 /// # Errors
-/// When the logits are not the split's and the dataset's by their shape, or an index is outside the split.
+/// When the shape of the logits does not fit split and dataset, there is no index or more than 400, or one is outside
+/// the split.
 pub fn soft_target_gallery(
     split: &Split,
     dataset: &Dataset,
@@ -118,7 +103,8 @@ pub fn soft_target_gallery(
     let classes = &dataset.classes;
     if logits.size() != [split.len() as i64, classes.len() as i64] {
         return Err(Error::Input(format!(
-            "logits are {:?}, but the {} split has {} images and there are {} classes: take the teacher's logits of this split",
+            "logits are {:?}, but the {} split has {} images and there are {} classes: take the teacher's logits of \
+             this split",
             logits.size(),
             split.name,
             split.len(),
@@ -126,14 +112,22 @@ pub fn soft_target_gallery(
         )));
     }
     let soft = soft_targets(logits, temperature)?;
-    captioned(split, indices, |i| {
-        let label = class_name(classes, split.label(i)?)?;
-        let (shares, likely) = soft.f_get(i)?.f_topk(classes.len().min(2) as i64, 0, true, true)?;
-        let likely =
-            Vec::<i64>::try_from(likely)?.into_iter().zip(Vec::<f64>::try_from(shares.f_to_kind(Kind::Double)?)?);
-        let note = |(class, share): (i64, f64)| Ok(format!("{} {:.0} %", class_name(classes, class)?, 100.0 * share));
-        Ok(Caption { text: label, notes: likely.map(note).collect::<Result<_>>()? })
-    })
+    captioned(split, classes, indices, |i| likely(&soft.f_get(i)?, classes, 2))
+}
+
+/// Whether the evaluation is of all images of the split, by their labels.
+fn is_of(evaluation: &Evaluation, split: &Split) -> Result<bool> {
+    let labels = split.labels()?;
+    Ok(evaluation.labels.size() == labels.size() && evaluation.labels.f_equal(&labels)?)
+}
+
+/// The `n` most likely classes of one image's probabilities `[C]`, such as `cat 71 %`.
+fn likely(soft: &Tensor, classes: &[String], n: usize) -> Result<Vec<String>> {
+    let soft = Vec::<f64>::try_from(soft.f_to_kind(Kind::Double)?)?;
+    let mut order: Vec<usize> = (0..soft.len()).collect();
+    order.sort_by(|&a, &b| soft[b].total_cmp(&soft[a]));
+    let name = |&c: &usize| Ok(format!("{} {} %", class_name(classes, c as i64)?, percent(soft[c], 0)));
+    order.iter().take(n).map(name).collect()
 }
 
 fn class_name(classes: &[String], label: i64) -> Result<String> {
@@ -141,7 +135,13 @@ fn class_name(classes: &[String], label: i64) -> Result<String> {
     name.cloned().ok_or_else(|| Error::Input(format!("label {label} has no name among {} classes", classes.len())))
 }
 
-fn captioned(split: &Split, indices: &[i64], caption: impl Fn(i64) -> Result<Caption>) -> Result<Figure> {
+/// The images at `indices`, each with its class and the notes on it.
+fn captioned(
+    split: &Split,
+    classes: &[String],
+    indices: &[i64],
+    notes: impl Fn(i64) -> Result<Vec<String>>,
+) -> Result<Figure> {
     if indices.is_empty() {
         return Err(Error::Input("a gallery of no images; give at least one index".into()));
     }
@@ -151,77 +151,49 @@ fn captioned(split: &Split, indices: &[i64], caption: impl Fn(i64) -> Result<Cap
             indices.len()
         )));
     }
-    let tile = |&i: &i64| Ok((Tile::of(&split.image(i)?)?, caption(i)?));
+    let tile = |&i: &i64| {
+        let image = split.image(i)?; // u8 [3, H, W]
+        let (_, height, width) = image.size3()?;
+        let rgb = Vec::try_from(image.f_permute([1, 2, 0])?.f_contiguous()?.f_reshape(-1)?)?;
+        let caption = [vec![class_name(classes, split.label(i)?)?], notes(i)?].concat();
+        Ok(Tile { width: width as usize, height: height as usize, rgb, caption })
+    };
     let tiles = indices.iter().map(tile).collect::<Result<Vec<_>>>()?;
     let columns = tiles.len().min(8) as u32;
     let rows = (tiles.len() as u32).div_ceil(columns);
-    let lines = tiles.iter().map(|(_, caption)| 1 + caption.notes.len()).max().unwrap_or(1).max(2) as u32;
+    let lines = tiles.iter().map(|tile| tile.caption.len()).max().unwrap_or(1).max(2) as u32;
+    // Height of a tile with its caption and the gap below.
     let pitch = TILE + 4 + LINE * lines + 8;
-    Ok(Figure::new(columns * (TILE + 8) + 8, rows * pitch + 8, Drawing::Gallery(Gallery { columns, pitch, tiles })))
+    let named: Vec<_> = tiles.iter().take(NAMED).map(|tile| tile.caption.join(", ")).collect();
+    let more = if tiles.len() > NAMED { "; ..." } else { "" };
+    let alt = format!("{}: {}{more}", counted(tiles.len(), "image"), named.join("; "));
+    Ok(Figure::new([columns * (TILE + 8) + 8, rows * pitch + 8], alt, move |area| {
+        tiles
+            .iter()
+            .zip(0..)
+            .try_for_each(|(tile, i)| tile.draw(area, (px(8 + i % columns * (TILE + 8)), px(8 + i / columns * pitch))))
+    }))
 }
 
 impl Tile {
-    /// From u8 `[3, H, W]`.
-    fn of(image: &Tensor) -> Result<Self> {
-        let (_, height, width) = image.size3()?;
-        let pixels = image.f_permute([1, 2, 0])?.f_contiguous()?.f_reshape(-1)?;
-        Ok(Self { width: width as usize, height: height as usize, rgb: Vec::try_from(pixels)? })
-    }
-}
-
-impl Gallery {
-    pub(super) fn alt(&self) -> String {
-        const NAMED: usize = 8;
-        let words = |(_, c): &(Tile, Caption)| {
-            std::iter::once(c.text.as_str()).chain(c.notes.iter().map(String::as_str)).collect::<Vec<_>>().join(", ")
-        };
-        let named: Vec<_> = self.tiles.iter().take(NAMED).map(words).collect();
-        let more = if self.tiles.len() > NAMED { "; ..." } else { "" };
-        format!(
-            "{} {}: {}{more}",
-            self.tiles.len(),
-            if self.tiles.len() == 1 { "image" } else { "images" },
-            named.join("; ")
-        )
-    }
-
-    pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
-        for (i, (tile, caption)) in self.tiles.iter().enumerate() {
-            let (column, row) = (i as u32 % self.columns, i as u32 / self.columns);
-            let corner = (pen.px(8 + column * (TILE + 8)) as i32, pen.px(8 + row * self.pitch) as i32);
-            self.tile(area, pen, corner, tile, caption).map_err(|e| e.to_string())?;
-        }
-        Ok(())
-    }
-
-    fn tile<DB: DrawingBackend>(
-        &self,
-        area: &Area<DB>,
-        pen: Pen,
-        (x, y): (i32, i32),
-        tile: &Tile,
-        caption: &Caption,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    fn draw(&self, area: &Area, (x, y): (i32, i32)) -> Drawn {
         // Nearest neighbour, the longer side filling the tile: a 32-pixel image shows its own pixels.
-        let side = pen.px(TILE) as usize;
-        let longest = tile.width.max(tile.height).max(1);
-        let (width, height) = (tile.width * side / longest, tile.height * side / longest);
+        let side = px(TILE) as usize;
+        let longest = self.width.max(self.height).max(1);
+        let (width, height) = (self.width * side / longest, self.height * side / longest);
         for v in 0..height {
             for u in 0..width {
-                let at = 3
-                    * ((v * longest / side).min(tile.height - 1) * tile.width
-                        + (u * longest / side).min(tile.width - 1));
-                let fill = RGBColor(tile.rgb[at], tile.rgb[at + 1], tile.rgb[at + 2]);
+                let row = (v * longest / side).min(self.height - 1);
+                let at = 3 * (row * self.width + (u * longest / side).min(self.width - 1));
+                let fill = RGBColor(self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]);
                 area.draw_pixel((x + u as i32, y + v as i32), &fill)?;
             }
         }
-        let middle = x + side as i32 / 2;
-        let style = pen.text(12).pos(Pos::new(HPos::Center, VPos::Top));
-        let below = y + side as i32 + pen.px(3) as i32;
-        area.draw(&Text::new(caption.text.clone(), (middle, below), style.clone()))?;
-        for (i, note) in caption.notes.iter().enumerate() {
-            let below = below + pen.px(LINE * (i as u32 + 1)) as i32;
-            area.draw(&Text::new(note.clone(), (middle, below), style.clone().color(&text_color([1, 0][i % 2]))))?;
+        for (i, line) in self.caption.iter().enumerate() {
+            let place = (x + side as i32 / 2, y + side as i32 + px(3 + LINE * i as u32));
+            // The class in the colour of all text, the first note in orange, the second in blue.
+            let ink = if i == 0 { INK } else { text_color(i % 2) };
+            area.draw(&Text::new(line.clone(), place, anchored(12, HPos::Center, VPos::Top).color(&ink)))?;
         }
         Ok(())
     }

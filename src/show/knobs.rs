@@ -1,6 +1,6 @@
 //! Sliders and buttons on a [`Control`]: what is set by hand and what is set by program stay in step.
 
-use super::table::escape;
+use super::output::{emit_text, lines_html};
 use crate::error::lock;
 use crate::train::{Control, Hyperparameters, Observer};
 use kdlab_client::{Bundle, Panel, Widget};
@@ -128,8 +128,7 @@ impl OpenKnobs {
     /// Leaves a line of text in its place.
     pub fn replace(&mut self, text: &str) {
         self.observer = None;
-        let html = format!("<pre style=\"margin:0\">{}</pre>", escape(text));
-        self.panel.close(&Bundle::text(text).with("text/html", html), &MIRRORS);
+        self.panel.close(&Bundle::text(text).with("text/html", lines_html(text)), &MIRRORS);
     }
 }
 
@@ -137,37 +136,33 @@ impl OpenKnobs {
 pub struct Knobs {
     control: Control,
     begun: Hyperparameters,
-    open: Mutex<Option<OpenKnobs>>,
+    open: Mutex<Option<InCell>>,
 }
 
-/// Sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with `begun`: for
-/// a run in the background `knobs(&run.control(), run.hyperparameters())`. Without the live kernel it shows the values in
-/// force.
+/// Knobs that leave the values in force when they are dropped.
+struct InCell(OpenKnobs);
+
+impl Drop for InCell {
+    fn drop(&mut self) {
+        let now = self.0.now().to_string();
+        self.0.replace(&now);
+    }
+}
+
+/// Makes sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with
+/// `begun`: for a run in the background `knobs(&run.control(), run.hyperparameters())`. Without the live kernel they show the
+/// values in force.
 pub fn knobs(control: &Control, begun: Hyperparameters) -> Knobs {
     Knobs { control: control.clone(), begun, open: Mutex::new(None) }
 }
 
 impl Knobs {
+    /// Shows the knobs below the cell. Those that were shown before close: the last ones are in the user's view.
     pub fn evcxr_display(&self) {
-        let mut open = lock(&self.open);
         let shown = OpenKnobs::connect(&self.control, self.begun).filter(|knobs| knobs.show().is_some());
         if shown.is_none() {
-            super::display::emit_text(&self.control.over(self.begun));
+            emit_text(&self.control.over(self.begun));
         }
-        // One that was shown before goes: the last one is in the user's view.
-        let before = std::mem::replace(&mut *open, shown);
-        drop(open);
-        before.into_iter().for_each(|knobs| self.close(knobs));
-    }
-
-    fn close(&self, mut knobs: OpenKnobs) {
-        knobs.replace(&self.control.over(self.begun).to_string());
-    }
-}
-
-impl Drop for Knobs {
-    fn drop(&mut self) {
-        let open = lock(&self.open).take();
-        open.into_iter().for_each(|knobs| self.close(knobs));
+        *lock(&self.open) = shown.map(InCell);
     }
 }

@@ -1,73 +1,67 @@
 //! One line through points of the reader's own, with labelled axes.
 
-use super::figure::{Area, Drawing, Figure, Pen, color, styled};
+use super::canvas::{Figure, chart, color, px, range, stroke, styled};
+use super::words::short;
 use crate::{Error, Result};
+use num_traits::AsPrimitive;
 use plotters::prelude::*;
 
 /// Up to this many points are marked with a dot each.
 const DOTS: usize = 40;
 
-pub(super) struct Line {
-    /// Runs of neighbouring points; between two of them the line has a gap.
-    pieces: Vec<Vec<(f64, f64)>>,
-    x: (f64, f64),
-    y: (f64, f64),
-}
-
-/// A number that [`plot`] takes.
-pub trait Number: Copy {
-    fn to_f64(self) -> f64;
-}
-
-macro_rules! numbers {
-    ($($kind:ty)*) => { $(impl Number for $kind {
-        fn to_f64(self) -> f64 {
-            self as f64
-        }
-    })* };
-}
-
-numbers!(f64 f32 i8 i16 i32 i64 isize u8 u16 u32 u64 usize);
-
-/// Draws `y` over `x` as one line, in the order given: `plot(&epochs, &losses)`. Both are slices, arrays or `Vec`s of any
-/// number type. A NaN or an infinite value leaves a gap in the line.
+/// Draws `y` over `x` as one line, in the order given: `plot(&epochs, &losses)`. Both are slices, arrays or `Vec`s of
+/// any number type. A NaN or an infinite value leaves a gap in the line.
 ///
 /// # Errors
-/// When the lengths differ, or no point has two finite values.
-pub fn plot<X: Number, Y: Number>(x: &[X], y: &[Y]) -> Result<Figure> {
-    let floats = |x: &[X]| x.iter().map(|&v| v.to_f64()).collect::<Vec<_>>();
-    line(&floats(x), &y.iter().map(|&v| v.to_f64()).collect::<Vec<_>>())
+/// When the lengths differ, no point has two finite values, or an axis would leave the range of 1e-290 to 1e290.
+pub fn plot<X: AsPrimitive<f64>, Y: AsPrimitive<f64>>(x: &[X], y: &[Y]) -> Result<Figure> {
+    line(x.iter().map(|v| v.as_()).collect(), y.iter().map(|v| v.as_()).collect())
 }
 
-fn line(x: &[f64], y: &[f64]) -> Result<Figure> {
-    if x.len() != y.len() {
+fn line(x: Vec<f64>, y: Vec<f64>) -> Result<Figure> {
+    let count = x.len();
+    if count != y.len() {
         return Err(Error::Input(format!(
-            "x has {} values and y has {}; give one y for each x, such as plot(&epochs, &losses)",
-            x.len(),
+            "x has {count} values and y has {}; give one y for each x, such as plot(&epochs, &losses)",
             y.len()
         )));
     }
     if x.is_empty() {
         return Err(Error::Input("x and y are empty; give at least one point".into()));
     }
-    let points: Vec<_> = x.iter().copied().zip(y.iter().copied()).collect();
-    let finite = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
-    let pieces: Vec<Vec<_>> =
-        points.split(|p| !finite(p)).filter(|piece| !piece.is_empty()).map(<[_]>::to_vec).collect();
+    let points: Vec<(f64, f64)> = x.into_iter().zip(y).collect();
+    let pieces = points.split(|(x, y)| !x.is_finite() || !y.is_finite()).filter(|piece| !piece.is_empty());
+    let pieces: Vec<Vec<_>> = pieces.map(<[_]>::to_vec).collect();
     if pieces.is_empty() {
         return Err(Error::Input(format!(
-            "none of the {} points has a finite x and a finite y; look for a division by zero or a NaN before plotting",
-            x.len()
+            "none of the {count} points has a finite x and a finite y; look for a division by zero or a NaN before \
+             plotting"
         )));
     }
-    let x = range("x", pieces.iter().flatten().map(|p| p.0))?;
-    let y = range("y", pieces.iter().flatten().map(|p| p.1))?;
-    Ok(Figure::new(640, 360, Drawing::Line(Line { pieces, x, y })))
+    let (xs, ys) = (pieces.iter().flatten().map(|p| p.0), pieces.iter().flatten().map(|p| p.1));
+    let (x, y) = (axis("x", xs.clone())?, axis("y", ys.clone())?);
+    let (count, (left, right), (low, high)) = (xs.clone().count(), range(xs), range(ys));
+    let [left, right, low, high] = [left, right, low, high].map(short);
+    let alt = format!("line through {count} points, x from {left} to {right}, y from {low} to {high}");
+    Ok(Figure::new([640, 360], alt, move |area| {
+        let mut chart = chart(area, ("", 0), [48, 14], [40, 78]).build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+        let (across, up) = (|v: &f64| tick(*v, x), |v: &f64| tick(*v, y));
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc("x").y_desc("y").x_labels(6).y_labels(7).x_label_formatter(&across).y_label_formatter(&up);
+        styled(&mut mesh).draw()?;
+        for piece in &pieces {
+            chart.draw_series(LineSeries::new(piece.iter().copied(), stroke(color(0), 2)))?;
+            // A point without neighbours has no line.
+            let dots = piece.iter().filter(|_| count <= DOTS || piece.len() == 1);
+            chart.draw_series(dots.map(|&p| Circle::new(p, px(3), color(0).filled())))?;
+        }
+        Ok(())
+    }))
 }
 
 /// The axis of these values, with a margin, also where all are equal.
-fn range(name: &str, values: impl Iterator<Item = f64>) -> Result<(f64, f64)> {
-    let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+fn axis(name: &str, values: impl Iterator<Item = f64>) -> Result<(f64, f64)> {
+    let (low, high) = range(values);
     let largest = low.abs().max(high.abs());
     // plotters counts in steps of the axis, which overflow or vanish in values near the ends of f64.
     if largest > 1e290 || (largest > 0.0 && largest < 1e-290) {
@@ -88,51 +82,10 @@ fn tick(value: f64, (low, high): (f64, f64)) -> String {
     let (span, largest) = (high - low, low.abs().max(high.abs()));
     let value = if value.abs() < span * 1e-9 { 0.0 } else { value };
     if largest >= 1e6 || span < 1e-3 {
-        // A value that differs later than in its eighth digit is as good as constant; `range` leaves no narrower axis.
+        // A value that differs later than in its eighth digit is as good as constant; `axis` leaves no narrower range.
         let digits = ((largest / span).log10().ceil() + 1.0).clamp(1.0, 8.0) as usize;
         return if value == 0.0 { "0".into() } else { format!("{value:.digits$e}") };
     }
     let decimals = (1.0 - span.log10().floor()).clamp(0.0, 5.0) as usize;
     format!("{value:.decimals$}")
-}
-
-impl Line {
-    pub(super) fn alt(&self) -> String {
-        let points = self.pieces.iter().map(Vec::len).sum::<usize>();
-        let ends = |f: fn(&(f64, f64)) -> f64| {
-            let values = self.pieces.iter().flatten().map(f);
-            let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
-            format!("{} to {}", super::short(low), super::short(high))
-        };
-        format!("line through {points} points, x from {}, y from {}", ends(|p| p.0), ends(|p| p.1))
-    }
-
-    pub(super) fn draw<DB: DrawingBackend>(&self, area: &Area<DB>, pen: Pen) -> std::result::Result<(), String> {
-        self.chart(area, pen).map_err(|e| e.to_string())
-    }
-
-    fn chart<DB: DrawingBackend>(
-        &self,
-        area: &Area<DB>,
-        pen: Pen,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
-        let mut chart = ChartBuilder::on(area)
-            .margin(pen.px(14))
-            .margin_right(pen.px(48))
-            .x_label_area_size(pen.px(40))
-            .y_label_area_size(pen.px(78))
-            .build_cartesian_2d(self.x.0..self.x.1, self.y.0..self.y.1)?;
-        let (across, up) = (|v: &f64| tick(*v, self.x), |v: &f64| tick(*v, self.y));
-        let mut mesh = chart.configure_mesh();
-        mesh.x_desc("x").y_desc("y").x_labels(6).y_labels(7).x_label_formatter(&across).y_label_formatter(&up);
-        styled(&mut mesh, pen).draw()?;
-        let few = self.pieces.iter().map(Vec::len).sum::<usize>() <= DOTS;
-        for piece in &self.pieces {
-            chart.draw_series(LineSeries::new(piece.iter().copied(), pen.line(color(0))))?;
-            // A point without neighbours has no line.
-            let dots = piece.iter().filter(|_| few || piece.len() == 1);
-            chart.draw_series(dots.map(|&p| Circle::new(p, pen.px(3), color(0).filled())))?;
-        }
-        Ok(())
-    }
 }

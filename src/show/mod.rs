@@ -1,37 +1,50 @@
-//! Everything a cell displays: figures (plotters), image galleries, tables, progress lines and widgets.
+//! Everything a cell displays: figures (plotters), image galleries, tables, progress and widgets.
+//!
+//! | files | what is in them |
+//! | --- | --- |
+//! | `output`, `words`, `table` | the forms of a result; numbers and values in words; tables |
+//! | `canvas`, then a file for each figure | [`Figure`], its colours, fonts and axes; `bars` to `similarity` |
+//! | `tables` | how values of the other rooms show themselves |
+//! | `progress`, `live_fit`, `live_sweep`, `knobs`, `explorer` | what changes while a cell runs |
 
 mod bars;
+mod canvas;
 mod curves;
-mod display;
 mod explorer;
-mod figure;
 mod gallery;
 mod heatmap;
 mod knobs;
 mod line;
-mod live;
+mod live_fit;
+mod live_sweep;
+mod output;
 mod progress;
 mod reliability;
 mod similarity;
 mod softening;
-mod sweep;
 mod table;
+mod tables;
+#[cfg(test)]
+#[path = "../../tests/show/mod.rs"]
+mod tests;
+mod words;
 
-pub(crate) use display::short;
+pub(crate) use live_sweep::live_sweep;
+pub(crate) use output::{debug_as_display, emit_text, show_as_text};
+pub(crate) use words::{counted, short_or_empty};
 
 pub use bars::{class_balance, soft_target_bars};
+pub use canvas::Figure;
 pub use curves::curves;
-pub use display::ShowDebug;
 pub use explorer::{TemperatureExplorer, temperature_explorer};
-pub use figure::Figure;
-pub use gallery::{Caption, disagreements, gallery, mistakes, soft_target_gallery};
-pub use heatmap::{confusion_matrix, parameter_map};
+pub use gallery::{disagreements, gallery, mistakes, soft_target_gallery};
+pub use heatmap::confusion_matrix;
 pub use knobs::{Knobs, knobs};
-pub use line::{Number, plot};
-pub use live::live_progress;
+pub use line::plot;
+pub use live_fit::live_progress;
+pub use output::ShowDebug;
 pub use progress::print_progress;
 pub use reliability::reliability_diagram;
 pub use similarity::{class_similarity, likely_confusions};
 pub use softening::soft_targets_over_temperature;
-pub use sweep::live_sweep;
 pub use table::Table;

@@ -1,6 +1,6 @@
 //! Progress as lines of text, which a notebook cell and a terminal both show while they run.
 
-use super::short;
+use super::words::{duration, percent, short};
 use crate::error::lock;
 use crate::train::{Event, History, Listener};
 use std::collections::HashSet;
@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 /// A line within an epoch comes at most this often: a notebook keeps every line.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// A listener that prints a line per epoch (loss, accuracy of both splits), and one every ten seconds within a longer
-/// epoch or pass. Of a run in the background it prints nothing until somebody waits for it: between cells, nobody reads
-/// what is printed.
+/// Returns a listener that prints a line per epoch, with loss and accuracy of both splits, and one every ten seconds
+/// within a longer epoch or pass. Of a run in the background it prints nothing until somebody waits for it: between
+/// cells, nobody reads what is printed.
 pub fn print_progress() -> Listener {
     let state = Mutex::new((Instant::now(), HashSet::new()));
     Listener::new(move |event| {
-        let (last, unheard) = &mut *lock(&state);
+        let (last, unawaited) = &mut *lock(&state);
         match event {
-            Event::Queued { history, .. } => drop(unheard.insert(history.name.clone())),
-            Event::Awaited { name } => drop(unheard.remove(name)),
+            Event::Queued { history, .. } => drop(unawaited.insert(history.name.clone())),
+            Event::Awaited { name } => drop(unawaited.remove(name)),
             Event::Progress(_) if last.elapsed() < QUIET => return,
             _ => {}
         }
-        if unheard.contains(event.name()) {
+        if unawaited.contains(event.name()) {
             return;
         }
         if let Some(line) = line(event) {
@@ -33,6 +33,7 @@ pub fn print_progress() -> Listener {
     })
 }
 
+/// The event in a line; `None` for one that has nothing to say.
 pub(super) fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::Started { history: History { name, records, .. }, .. } => match records.len() {
@@ -41,8 +42,8 @@ pub(super) fn line(event: &Event) -> Option<String> {
         },
         Event::SetAside { name, folder } => {
             format!(
-                "{name}: an earlier run of other settings, code or first weights is kept as {}; to go on with it, run the cell \
-                 that makes its model again",
+                "{name}: an earlier run of other settings, code or first weights is kept as {}; to go on with it, run \
+                 the cell that makes its model again",
                 folder.file_name()?.display()
             )
         }
@@ -64,12 +65,12 @@ pub(super) fn line(event: &Event) -> Option<String> {
                 _ => String::new(),
             };
             format!(
-                "{name} {:>2}/{epochs}  train {:.3}, {:.1} %  validation {:.3}, {:.1} %{kd}  {:.0} img/s, {} left",
+                "{name} {:>2}/{epochs}  train {:.3}, {} %  validation {:.3}, {} %{kd}  {:.0} img/s, {} left",
                 r.epoch,
                 r.train.loss,
-                100.0 * r.train.accuracy,
+                percent(r.train.accuracy, 1),
                 r.validation.loss,
-                100.0 * r.validation.accuracy,
+                percent(r.validation.accuracy, 1),
                 r.images_per_second,
                 duration(r.seconds * (epochs - r.epoch.min(*epochs)) as f64)
             )
@@ -78,22 +79,13 @@ pub(super) fn line(event: &Event) -> Option<String> {
             let best = history.best()?;
             let stopped = history.stopped.as_ref().map_or(String::new(), |why| format!(", stopped: {why}"));
             format!(
-                "{}: kept the weights of epoch {}, validation accuracy {:.1} %{stopped}; {} in all",
+                "{}: kept the weights of epoch {}, validation accuracy {} %{stopped}; {} in all",
                 history.name,
                 best.epoch,
-                100.0 * best.validation.accuracy,
+                percent(best.validation.accuracy, 1),
                 duration(history.seconds())
             )
         }
         Event::Queued { .. } | Event::Awaited { .. } | Event::Changed { .. } | Event::Failed { .. } => return None,
     })
-}
-
-pub(super) fn duration(seconds: f64) -> String {
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
-        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
-    }
 }

@@ -1,13 +1,14 @@
 //! Which classes a teacher finds alike: the mean of its soft targets over the images of each class.
 
-use super::figure::Figure;
+use super::canvas::Figure;
 use super::heatmap::{Axis, Cell, Heatmap, fits, square};
-use super::{Table, short};
+use super::table::Table;
+use super::words::{percent, short};
 use crate::train::soft_targets;
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-/// A class's images, and the mean of their soft targets.
+/// The number of a class's images, and the mean of their soft targets.
 struct ClassMean {
     images: i64,
     /// By class, in [0, 1]; NaN without images.
@@ -18,8 +19,8 @@ fn class_means(logits: &Tensor, labels: &Tensor, classes: &[String], temperature
     let (l, y, n) = (logits.size(), labels.size(), classes.len() as i64);
     if l.len() != 2 || l[0] == 0 || l[1] != n || y != l[..1] || labels.kind() != Kind::Int64 {
         return Err(Error::Input(format!(
-            "logits are {l:?}, labels {:?} {y:?}, and there are {n} class names: expected [images, {n}], i64 [images] and at \
-             least one image; take the teacher's logits and the labels of the same split",
+            "logits are {l:?}, labels {:?} {y:?}, and there are {n} class names: expected [images, {n}], i64 [images] and \
+             at least one image; take the teacher's logits and the labels of the same split",
             labels.kind()
         )));
     }
@@ -41,7 +42,7 @@ fn class_means(logits: &Tensor, labels: &Tensor, classes: &[String], temperature
     Ok(sums.chunks(classes.len()).zip(Vec::<i64>::try_from(counts)?).map(mean).collect())
 }
 
-/// As f64 on the CPU.
+/// The logits as f64 on the CPU.
 pub(super) fn finite(logits: &Tensor) -> Result<Tensor> {
     let logits = logits.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
     if bool::try_from(logits.f_isfinite()?.f_all()?)? {
@@ -53,10 +54,9 @@ pub(super) fn finite(logits: &Tensor) -> Result<Tensor> {
     )))
 }
 
-/// How the teacher spreads its answers: row = true class, column = the mean of `softmax(logits / T)` that its images
-/// give to each class, in percent. Shades run from the lowest to the highest of what wrong classes are given; a class
-/// without images has an empty row. `logits` are `[N, C]` of any float kind, `labels` i64 `[N]`, in [0, C);
-/// `temperature` > 0.
+/// Draws which classes the teacher finds alike: row = true class, column = the mean of `softmax(logits / T)` over its
+/// images for each class, in percent. Shades run from the lowest to the highest mean of a wrong class; a class without
+/// images has an empty row. `logits` are `[N, C]` of any float kind, `labels` i64 `[N]`, in [0, C); `temperature` > 0.
 ///
 /// # Errors
 /// When shapes, labels and classes do not fit each other, a logit is not finite, or the temperature is not above 0.
@@ -74,7 +74,7 @@ pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], te
     };
     let cell = |own: usize, class: usize, p: f64| {
         let shade = (class != own).then_some((p - low) / span);
-        Cell { text: percent(p), shade }
+        Cell { text: two_digits(p), shade }
     };
     let row = |(own, mean): (usize, &ClassMean)| {
         let cells = mean.soft.iter().enumerate();
@@ -82,30 +82,31 @@ pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], te
     };
     Ok(Heatmap {
         title: format!(
-            "Class similarity: mean soft target at T = {}, in %\neach row: all images of a class; the class itself in grey",
+            "Class similarity: mean soft target at T = {}, in %\neach row: all images of a class; \
+             the class itself in grey",
             short(temperature)
         ),
         rows: Axis::new("true class", classes),
         columns: Axis::new("class in the teacher's answer", classes),
         cells: means.iter().enumerate().map(row).collect(),
         cell: square(classes.len()),
-        key: [1.0, 0.0].map(|shade| (shade, format!("{} %", percent(low + shade * span)))).into(),
+        key: [1.0, 0.0].map(|shade| (shade, format!("{} %", two_digits(low + shade * span)))).into(),
     }
     .figure())
 }
 
-fn percent(share: f64) -> String {
-    let value = 100.0 * share;
-    // Two digits are enough, and fit.
-    if value < 9.95 { format!("{value:.1}") } else { format!("{value:.0}") }
+/// A share in percent: two digits are enough, and fit.
+fn two_digits(share: f64) -> String {
+    percent(share, if 100.0 * share < 9.95 { 1 } else { 0 })
 }
 
-/// Which wrong classes the teacher finds likely: for each class the `n` with the highest mean soft target over its images
-/// (all if there are fewer), the most likely first, a row each, with what they hold of all that goes to wrong classes.
-/// Arguments as [`class_similarity`]'s; a class without images has no row.
+/// Tells which wrong classes the teacher finds likely. For each class: the `n` wrong classes with the highest mean soft
+/// target over its images (all if there are fewer), the most likely first, a row each, with their share of the
+/// probability of all wrong classes. The arguments are those of [`class_similarity`]; a class without images has no
+/// row.
 ///
 /// # Errors
-/// As [`class_similarity`]'s, and when `n` is 0.
+/// As [`class_similarity`], and when `n` is 0.
 pub fn likely_confusions(
     logits: &Tensor,
     labels: &Tensor,
@@ -128,10 +129,10 @@ pub fn likely_confusions(
             table = table.row(&[
                 classes[own].clone(),
                 mean.images.to_string(),
-                format!("{:.1}", 100.0 * mass),
+                percent(mass, 1),
                 classes[class].clone(),
-                format!("{:.1}", 100.0 * p),
-                if mass > 0.0 { format!("{:.0}", 100.0 * p / mass) } else { String::new() },
+                percent(p, 1),
+                if mass > 0.0 { percent(p / mass, 0) } else { String::new() },
             ]);
         }
     }

@@ -1,11 +1,19 @@
 //! Small tables that read well as text and as HTML.
 
+use super::output::{emit, escape};
+use kdlab_client::Bundle;
 use std::fmt;
 
 /// Longer texts may break into lines.
 const LONG: usize = 30;
 
-/// Rows under a header. A column whose cells all look like numbers is set to the right.
+/// Rows under a header. A column whose cells all look like numbers is aligned to the right.
+///
+/// ```
+/// use kdlab::show::Table;
+/// let table = Table::new(&["run", "acc %"]).row(&["alone".into(), "41.0".into()]);
+/// assert_eq!(table.to_string(), "run    acc %\nalone   41.0\n");
+/// ```
 #[derive(Clone, Default, PartialEq)]
 pub struct Table {
     header: Vec<String>,
@@ -13,11 +21,12 @@ pub struct Table {
 }
 
 impl Table {
+    /// Makes a table without rows.
     pub fn new(header: &[&str]) -> Self {
         Self { header: header.iter().map(|&h| h.to_owned()).collect(), rows: Vec::new() }
     }
 
-    /// Adds a row; missing cells stay empty, surplus ones are dropped.
+    /// Adds a row. Missing cells stay empty, surplus ones are dropped.
     pub fn row(mut self, cells: &[String]) -> Self {
         let mut cells = cells.to_vec();
         cells.resize(self.header.len(), String::new());
@@ -25,6 +34,7 @@ impl Table {
         self
     }
 
+    /// Returns the table as HTML, with all texts escaped.
     pub fn html(&self) -> String {
         let numeric = self.numeric();
         let line = |cells: &[String], tag: &str| {
@@ -33,18 +43,23 @@ impl Table {
                 // or the last column, which has the verdict, is out of sight.
                 let wrap = if tag == "td" && cell.chars().count() <= LONG { "nowrap" } else { "normal" };
                 let align = if right { "right" } else { "left" };
-                format!(
-                    "<{tag} style=\"text-align:{align};padding:2px 10px;white-space:{wrap}\">{}</{tag}>",
-                    escape(cell)
-                )
+                let style = format!("text-align:{align};padding:2px 10px;white-space:{wrap}");
+                format!("<{tag} style=\"{style}\">{}</{tag}>", escape(cell))
             };
             format!("<tr>{}</tr>", cells.iter().zip(&numeric).map(cell).collect::<String>())
         };
-        let body: String = self.rows.iter().map(|r| line(r, "td")).collect();
-        format!(
-            "<div style=\"overflow-x:auto\"><table><thead>{}</thead><tbody>{body}</tbody></table></div>",
-            line(&self.header, "th")
-        )
+        let (head, body) = (line(&self.header, "th"), self.rows.iter().map(|r| line(r, "td")).collect::<String>());
+        format!("<div style=\"overflow-x:auto\"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>")
+    }
+
+    /// The table for a cell or a display.
+    pub(super) fn bundle(&self) -> Bundle {
+        Bundle::text(self.to_string().trim_end()).with("text/html", self.html())
+    }
+
+    /// Shows the table below the cell.
+    pub fn evcxr_display(&self) {
+        emit(&self.bundle());
     }
 
     fn numeric(&self) -> Vec<bool> {
@@ -53,7 +68,7 @@ impl Table {
     }
 }
 
-/// As [`fmt::Display`], for a cell that shows a value only by `{:?}`.
+/// As `Display`, for a cell that shows a value only by `{:?}`.
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\n{self}")
@@ -63,21 +78,14 @@ impl fmt::Debug for Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let numeric = self.numeric();
-        let width =
-            |c: usize| std::iter::once(&self.header).chain(&self.rows).map(|r| r[c].chars().count()).max().unwrap_or(0);
+        let rows = || std::iter::once(&self.header).chain(&self.rows);
+        let width = |c: usize| rows().map(|r| r[c].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
-        for row in std::iter::once(&self.header).chain(&self.rows) {
-            let cells = row
-                .iter()
-                .zip(&widths)
-                .zip(&numeric)
-                .map(|((cell, &w), &right)| if right { format!("{cell:>w$}") } else { format!("{cell:<w$}") });
+        for row in rows() {
+            let cells = row.iter().zip(&widths).zip(&numeric);
+            let cells = cells.map(|((c, &w), &right)| if right { format!("{c:>w$}") } else { format!("{c:<w$}") });
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         Ok(())
     }
-}
-
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

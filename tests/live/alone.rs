@@ -51,7 +51,7 @@ fn changes_survive_a_resume_and_old_histories_load() {
     let criterion = watched(move |step, _| match step {
         3 => hand.set_temperature(2.0).unwrap(),
         12 => hand.set_learning_rate(1e-4).unwrap(),
-        // Lost: its epoch is not finished, and trained again.
+        // This change is lost: its epoch is not finished, so it is trained again.
         17 => hand.set_alpha(0.9).unwrap(),
         19 => hand.stop("test"),
         _ => {}
@@ -83,7 +83,7 @@ fn changes_survive_a_resume_and_old_histories_load() {
     assert_eq!((whole.records.len(), whole.records[3].hyperparameters.learning_rate), (4, 1e-4));
     let file = folder.join("history.json");
     assert_eq!(History::load(&file).unwrap(), whole);
-    // As it was written before changes were kept.
+    // Older files have no list of changes.
     let mut old: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     old.as_object_mut().unwrap().remove("changes");
     std::fs::write(&file, old.to_string()).unwrap();
@@ -119,7 +119,7 @@ fn background_runs_take_turns_and_outlive_errors() {
         spawn("panics", Criterion::hard("panics", |_, _| panic!("on purpose")), 1e-3),
         spawn("last", watched(|_, _| ()), 1e-3),
     ];
-    // It returned at once; the first is under way and can be looked at and changed.
+    // `spawn` returned at once. The first run is under way, and its state can be read and changed.
     until("the second epoch", || runs[0].to_string().starts_with("first: running, epoch 2 of 2"));
     assert_eq!(runs[0].history().records.len(), 1);
     assert_eq!(runs[3].to_string(), "last: queued");
@@ -130,7 +130,7 @@ fn background_runs_take_turns_and_outlive_errors() {
     let (fitted, history) = first.wait().unwrap();
     assert_eq!(history.records[1].hyperparameters.temperature, Some(9.0));
     assert_eq!(evaluate(&fitted, &b.validation, 8).unwrap().accuracy(), history.best().unwrap().validation.accuracy);
-    // The queue goes on without its owner and without whoever holds the run.
+    // The queue goes on after its owner and its runs are dropped.
     drop(lab);
     assert!(refused.wait().unwrap_err().to_string().contains("learning rate must be > 0, got -1"));
     until("the panic", || panics.is_finished());
@@ -143,7 +143,7 @@ fn background_runs_take_turns_and_outlive_errors() {
     assert_eq!(*order.lock().unwrap(), ended);
 }
 
-/// Run by the test below, in processes of their own; by itself it does nothing.
+/// The test below runs this in processes of their own; without the variable it does nothing.
 #[test]
 fn child_prints() {
     let Ok(case) = std::env::var("KDLAB_TEST_CHILD") else { return };

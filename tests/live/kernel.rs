@@ -102,7 +102,7 @@ impl Kernel {
             self.messages().iter().filter(|(_, m)| m.get("watch").is_some()).map(|(number, _)| *number).collect();
         assert!(!watching.is_empty(), "nobody watches");
         for number in watching {
-            // Those that are done have closed theirs.
+            // A watch that is done has closed its connection.
             if !self.is_closed(number) {
                 self.push(number, &json!({"stop": "interrupted"}));
             }
@@ -126,7 +126,8 @@ impl Kernel {
         self.messages().iter().filter_map(of).collect()
     }
 
-    /// Each display's states in order, in the order in which they were opened. Nothing is opened twice, or changed unopened.
+    /// The states of each display, in the order in which the displays were opened. It fails for a display that opens
+    /// twice, or changes before it is open.
     pub fn displays(&self) -> Vec<Vec<Value>> {
         let (mut order, mut states) = (Vec::new(), HashMap::<String, Vec<Value>>::new());
         for (_, message) in self.messages() {
@@ -172,8 +173,8 @@ impl Kernel {
     }
 }
 
-/// Runs the test of `shown` called `name` in a process of its own with a kernel: its address is in the environment, which is a
-/// process's own.
+/// Runs the test of `shown` called `name` in a process of its own with a kernel: its address is in the environment,
+/// which is a process's own.
 pub fn with_kernel(name: &str, test: impl FnOnce(Kernel)) {
     if std::env::var("KDLAB_TEST_CHILD").as_deref() == Ok(name) {
         let path = std::env::var("LIVE_KERNEL_SOCKET").unwrap();

@@ -63,7 +63,8 @@ fn plain_options(name: &str, epochs: usize) -> FitOptions {
     FitOptions { name: name.into(), epochs, batch_size: 8, ..FitOptions::default() }
 }
 
-/// The distillation loss at T = 4, alpha = 0.5, which calls `at` with the number of the training batch, from 0, and its T.
+/// The distillation loss at T = 4, alpha = 0.5, which calls `at` with the number of the training batch, from 0, and its
+/// T.
 fn watched(at: impl Fn(usize, f64) + Send + Sync + 'static) -> Criterion {
     let steps = AtomicUsize::new(0);
     Criterion::soft("watched", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {

@@ -6,7 +6,7 @@ use super::*;
 fn a_fit_is_shown_while_it_runs_and_what_stays_is_the_last_of_it() {
     with_kernel("a_fit_is_shown_while_it_runs_and_what_stays_is_the_last_of_it", |kernel| {
         let b = bench();
-        // A first epoch of more than two seconds: the figure changes within it.
+        // The first epoch takes more than two seconds, so the figure changes within it.
         let pause = |step, _| std::thread::sleep(Duration::from_millis(if step < 8 { 300 } else { 60 }));
         let history =
             fit(&mut model(), &b.train, &b.validation, &watched(pause), &live_options("shown & <b>", 3)).unwrap();
@@ -26,14 +26,14 @@ fn a_fit_is_shown_while_it_runs_and_what_stays_is_the_last_of_it() {
         let best = history.best().unwrap();
         let last = bar.last().unwrap();
         assert!(last.starts_with(&format!("shown & <b>: kept the weights of epoch {}", best.epoch)), "{last}");
-        // The panel, and what it leaves behind.
+        // The panel, and the line that stays in its place.
         let panel = &displays[1];
         assert_eq!(panel.len(), 2);
         let root = panel[0]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"].as_str().unwrap();
         assert_eq!(kernel.widget("_model_name", "VBoxModel"), root);
         assert_eq!(panel[1]["data"]["text/plain"], "T 4, alpha 0.5, learning rate 1e-3, unchanged");
         assert!(panel[1]["data"].get("application/vnd.jupyter.widget-view+json").is_none());
-        // The figure: of one size all along, redrawn each epoch, and at the end all of the curve.
+        // The figure keeps its size, is drawn anew each epoch, and ends as the whole curve.
         let figures = data(&displays[2], "image/png");
         assert!(figures.len() > 4, "{}", figures.len());
         assert!(displays[2].iter().all(|f| {
@@ -195,13 +195,13 @@ fn interrupt_stops_a_fit_and_refuses_half_a_pass() {
         );
         kernel.check_widgets();
 
-        // A pass of the backbone.
+        // Interrupt stops a pass of the backbone too.
         let cache = b.folder.path().join("cache");
         let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
         let pass = |listener: &Listener| {
             backbone_features(&backbone, &b.data.train, &Transform::imagenet(128), 1, Some(&cache), listener)
         };
-        // However quick the machine, some images are done then and most are not.
+        // At this point some images are done and most are not, however fast the machine.
         let some_done = || {
             let files = std::fs::read_dir(&cache).into_iter().flatten().flatten();
             files.filter(|f| f.path().extension() == Some("part".as_ref())).any(|f| f.metadata().unwrap().len() > 4096)
@@ -215,7 +215,7 @@ fn interrupt_stops_a_fit_and_refuses_half_a_pass() {
         });
         assert!(matches!(e, Error::Interrupted(_)) && e.to_string().contains("interrupted after"), "{e}");
         assert!(e.to_string().contains("of 64 images; run the cell again"), "{e}");
-        // It goes on where it was interrupted.
+        // The next pass goes on where this one was interrupted.
         let (rest, heard) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
         let (total, done) = (Arc::clone(&rest), Arc::clone(&heard));
         let counts = Listener::new(move |event| {

@@ -327,3 +327,22 @@ fn next(pushes: &Receiver<(String, Value)>) -> Option<Vec<(String, Value)>> {
     }
     Some(taken)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drag_gives_its_last_value_and_no_click_is_lost() {
+        let (sender, pushes) = mpsc::channel();
+        let value = |v: f64| json!({"state": {"value": v}});
+        let click = json!({"content": {"event": "click"}});
+        for (id, data) in [("a", value(1.0)), ("a", value(2.0)), ("b", click.clone()), ("b", click.clone())] {
+            sender.send((id.to_owned(), data)).unwrap();
+        }
+        let taken: Vec<Value> = next(&pushes).unwrap().into_iter().map(|(_, data)| data).collect();
+        assert_eq!(taken, [value(2.0), click.clone(), click]);
+        drop(sender);
+        assert_eq!(next(&pushes), None);
+    }
+}

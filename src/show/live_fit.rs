@@ -1,41 +1,40 @@
 //! A fit as it runs: its curve, a bar of progress, and sliders that act on it.
 
 use super::curves::running_curve;
-use super::display::bundle;
 use super::knobs::OpenKnobs;
-use super::progress::{duration, line, print_progress};
-use super::table::escape;
+use super::output::{lines_html, picture_html, progress_html};
+use super::progress::{line, print_progress};
+use super::words::{duration, percent};
 use crate::error::lock;
-use crate::train::{Control, Event, History, Hyperparameters, Listener, Observer, Progress};
+use crate::train::{Control, Event, History, Hyperparameters, Listener, Metrics, Observer, Progress};
 use kdlab_client::{Bundle, Display};
 use std::cell::Cell;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// Between two updates of the bar, and of the figure within an epoch.
+/// Pause between two updates of the bar, and of the figure within an epoch.
 const BAR: Duration = Duration::from_millis(250);
 const FIGURE: Duration = Duration::from_secs(2);
-/// A slider that is dragged makes a change with every batch.
+/// Pause of the figure after a change: a slider that is dragged makes one with every batch.
 const SOON: Duration = Duration::from_millis(300);
-/// For the last figure of a fit; a kernel that takes longer does not hold up the cell.
+/// Time limit for the last figure of a fit: a kernel that takes longer does not hold up the cell.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A listener that shows a fit while it runs, where the cell runs in the live kernel: curve and progress, and sliders
-/// for temperature, alpha and learning rate with a Pause and a Stop button, bound to `control`, which must be the
-/// fit's. When it ends, the curve, a line about the kept weights and one about the values stay.
+/// Returns a listener that shows a fit while it runs, in a cell of the live kernel: curve and progress, and sliders for
+/// temperature, alpha and learning rate with a Pause and a Stop button. They act on `control`, which must be the fit's.
+/// When it ends, the curve, a line about the kept weights and one about the values stay.
 ///
 /// Anywhere else it is [`print_progress`]. It is meant for one fit at a time.
 pub fn live_progress(control: &Control) -> Listener {
     let (control, print) = (control.clone(), print_progress());
-    let view: Mutex<Option<View>> = Mutex::new(None);
+    let view: Mutex<Option<FitView>> = Mutex::new(None);
     Listener::new(move |event| {
         let mut view = lock(&view);
-        if let Event::Queued { history, hyperparameters: settings }
-        | Event::Started { history, hyperparameters: settings } = event
+        if let Event::Queued { history, hyperparameters } | Event::Started { history, hyperparameters } = event
             && view.is_none()
         {
-            *view = View::open(&control, history, *settings, matches!(event, Event::Started { .. }));
+            *view = FitView::open(&control, history, *hyperparameters, matches!(event, Event::Started { .. }));
             if view.is_some() {
                 return;
             }
@@ -52,25 +51,26 @@ pub fn live_progress(control: &Control) -> Listener {
     })
 }
 
+/// What the thread that draws hears of.
 enum Note {
     Event(Box<Event>),
-    /// Something in the control.
+    /// The control changed.
     Changed,
     End,
 }
 
 /// The fit's side of the view. Everything is drawn and sent on a thread of its own, so that training never waits for
 /// it.
-struct View {
+struct FitView {
     notes: Sender<Note>,
     done: Receiver<()>,
     _observer: Observer,
 }
 
-impl View {
-    /// None without a live kernel.
-    fn open(control: &Control, history: &History, settings: Hyperparameters, started: bool) -> Option<Self> {
-        let knobs = OpenKnobs::connect(control, settings)?;
+impl FitView {
+    /// Returns `None` without a live kernel.
+    fn open(control: &Control, history: &History, begun: Hyperparameters, started: bool) -> Option<Self> {
+        let knobs = OpenKnobs::connect(control, begun)?;
         let (bar, figure) = (Display::on(knobs.panel.link()), Display::on(knobs.panel.link()));
         let mut drawer = Drawer {
             knobs,
@@ -112,13 +112,14 @@ impl View {
     }
 }
 
+/// The side of the thread that draws.
 struct Drawer {
     knobs: OpenKnobs,
     control: Control,
     bar: Display,
     figure: Display,
     history: History,
-    /// Of the epoch that is running.
+    /// Progress within the epoch that is running.
     progress: Option<Progress>,
     started: bool,
     /// A page that was opened later has the figure.
@@ -130,34 +131,29 @@ struct Drawer {
 
 impl Drawer {
     fn run(&mut self, notes: &Receiver<Note>) {
-        let (mut bar, mut figure) = (Due::new(BAR), Due::new(FIGURE));
+        let begun = Instant::now();
+        let (mut bar, mut figure) = (Due { last: begun, at: None }, Due { last: begun, at: None });
         loop {
-            let wait = [&bar, &figure].iter().filter_map(|due| due.left()).min();
-            let first = match wait {
-                Some(left) => notes.recv_timeout(left),
+            let first = match [bar.at, figure.at].into_iter().flatten().min() {
+                Some(at) => notes.recv_timeout(at.saturating_duration_since(Instant::now())),
                 None => notes.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
-            match first {
-                Ok(first) => {
-                    // All that came meanwhile is shown at once.
-                    for note in std::iter::once(first).chain(notes.try_iter()) {
-                        match note {
-                            Note::Event(event) => {
-                                bar.wanted = true;
-                                figure.wanted = true;
-                                figure.urgent |= self.hear(*event);
-                            }
-                            Note::Changed => bar.wanted = true,
-                            Note::End => return self.end(),
-                        }
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
+            if let Err(RecvTimeoutError::Disconnected) = first {
                 // The fit is gone without a word: it panicked.
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.error = Some("it ended with a panic".into());
-                    return self.end();
+                self.error = Some("it ended with a panic".into());
+                return self.end();
+            }
+            // All that came meanwhile is shown at once.
+            for note in first.into_iter().chain(notes.try_iter()) {
+                match note {
+                    Note::Event(event) => {
+                        let pause = if self.hear(*event) { SOON } else { FIGURE };
+                        figure.want(pause);
+                    }
+                    Note::Changed => {}
+                    Note::End => return self.end(),
                 }
+                bar.want(BAR);
             }
             // A kernel that is gone is noticed at the end; until then the fit goes on unseen.
             if bar.take() {
@@ -169,31 +165,32 @@ impl Drawer {
         }
     }
 
-    /// Takes an event in; true when the figure should show it at once.
+    /// Takes an event in; returns whether the figure should show it at once.
     fn hear(&mut self, event: Event) -> bool {
         match event {
-            Event::Started { history, hyperparameters: settings } => {
-                self.history = history;
-                self.started = true;
-                self.knobs.begin(settings);
-                return true;
+            Event::Started { history, hyperparameters } => {
+                (self.history, self.started) = (history, true);
+                self.knobs.begin(hyperparameters);
             }
-            Event::SetAside { .. } => self.aside = line(&event),
             // The first point of the curve says that it has begun.
             Event::Progress(progress) => return self.progress.replace(progress).is_none(),
-            Event::Changed { change, .. } => {
-                self.history.changes.push(change);
-                return true;
+            Event::Changed { change, .. } => self.history.changes.push(change),
+            Event::Epoch { record, .. } => self.history.records.push(record),
+            Event::SetAside { .. } => {
+                self.aside = line(&event);
+                return false;
             }
-            Event::Epoch { record, .. } => {
-                self.history.records.push(record);
-                return true;
+            Event::Finished(history) => {
+                self.history = history;
+                return false;
             }
-            Event::Finished(history) => self.history = history,
-            Event::Failed { error, .. } => self.error = Some(error),
-            Event::Queued { .. } | Event::Awaited { .. } => {}
+            Event::Failed { error, .. } => {
+                self.error = Some(error);
+                return false;
+            }
+            Event::Queued { .. } | Event::Awaited { .. } => return false,
         }
-        false
+        true
     }
 
     fn end(&mut self) {
@@ -202,7 +199,7 @@ impl Drawer {
             text = format!("{aside}\n{text}");
         }
         self.show_figure();
-        let html = format!("<pre style=\"margin:0\">{}</pre>", escape(&text));
+        let html = lines_html(&text);
         let _ = self.bar.show(&Bundle::text(text).with("text/html", html.clone()));
         let now = self.knobs.now();
         let changes: Vec<_> = self.history.changes.iter().map(|c| format!("{c} at epoch {:.2}", c.epoch)).collect();
@@ -211,7 +208,7 @@ impl Drawer {
             1..=4 => format!("{now} at the end; {}", changes.join("; ")),
             n => format!("{now} at the end; {n} changes: {}; ... {}", changes[..2].join("; "), changes[n - 1]),
         };
-        self.knobs.mirror(0, &format!("{html}<pre style=\"margin:0\">{}</pre>", escape(&text)));
+        self.knobs.mirror(0, &format!("{html}{}", lines_html(&text)));
         self.knobs.replace(&text);
     }
 
@@ -226,7 +223,7 @@ impl Drawer {
         })
     }
 
-    /// Of the epoch that is running, where it stands on the epoch axis.
+    /// Progress within an epoch that has no record yet.
     fn running(&self) -> Option<&Progress> {
         self.progress.as_ref().filter(|p| p.epoch > self.history.records.len())
     }
@@ -234,18 +231,10 @@ impl Drawer {
     fn show_figure(&self) -> Option<()> {
         let at = |p: &Progress| ((p.epoch - 1) as f64 + p.done as f64 / p.total.max(1) as f64, p.metrics);
         let running = self.running().map(at).and_then(|(epoch, metrics)| Some((epoch, metrics?)));
-        let bundle = bundle(&running_curve(&self.history, running)).ok()?;
+        let bundle = running_curve(&self.history, running).bundle().ok()?;
         if self.knobs.panel.is_on_later_page() {
             self.mirrored.set(true);
-            let png = bundle.data["image/png"].as_str().unwrap_or_default();
-            let image = &bundle.metadata["image/png"];
-            let (width, alt) = (&image["width"], escape(image["alt"].as_str().unwrap_or_default()));
-            self.knobs.mirror(
-                1,
-                &format!(
-                    "<img src=\"data:image/png;base64,{png}\" width=\"{width}\" alt=\"{alt}\" style=\"max-width:100%\">"
-                ),
-            );
+            self.knobs.mirror(1, &picture_html(&bundle));
         }
         self.figure.show(&bundle).ok()
     }
@@ -258,14 +247,10 @@ impl Drawer {
         };
         let numbers = match (self.running(), &self.progress) {
             (Some(p), _) | (None, Some(p)) => {
-                let metrics = p
-                    .metrics
-                    .map_or(String::new(), |m| format!("  loss {:.3}, accuracy {:.1} %", m.loss, 100.0 * m.accuracy));
-                let (speed, left) = (p.images_per_second, duration(p.seconds_left));
-                format!(
-                    "epoch {}/{epochs}  {} of {} images{metrics}  {speed:.0} img/s, {left} left",
-                    p.epoch, p.done, p.total
-                )
+                let Progress { epoch, done, total, images_per_second: speed, .. } = p;
+                let accuracy = |m: Metrics| format!("  loss {:.3}, accuracy {} %", m.loss, percent(m.accuracy, 1));
+                let (metrics, left) = (p.metrics.map_or(String::new(), accuracy), duration(p.seconds_left));
+                format!("epoch {epoch}/{epochs}  {done} of {total} images{metrics}  {speed:.0} img/s, {left} left")
             }
             _ if self.started => format!("epoch {}/{epochs}", (records.len() + 1).min(*epochs)),
             _ => format!("{epochs} epochs, waiting for the runs before it"),
@@ -278,12 +263,8 @@ impl Drawer {
         } else {
             numbers
         };
-        let html = format!(
-            "<progress value=\"{done}\" max=\"{total}\" style=\"display:block;width:min(100%,880px)\"></progress>\
-             <div style=\"font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px);\
-             white-space:nowrap;overflow:hidden;text-overflow:ellipsis\">{}</div>",
-            escape(&text).replace("  ", " &nbsp;")
-        );
+        let style = ";white-space:nowrap;overflow:hidden;text-overflow:ellipsis";
+        let html = progress_html(done, total, &text, style).replace("  ", " &nbsp;");
         if self.knobs.panel.is_on_later_page() {
             self.knobs.mirror(0, &format!("<p>This page was opened while the fit ran; it goes on here:</p>{html}"));
             if !self.mirrored.get() {
@@ -294,31 +275,25 @@ impl Drawer {
     }
 }
 
-/// Something to be shown not too often.
+/// When something is due to be shown, so that it is not shown too often.
 struct Due {
-    every: Duration,
     last: Instant,
-    wanted: bool,
-    /// Sooner than that: an epoch is done, or a slider moved.
-    urgent: bool,
+    at: Option<Instant>,
 }
 
 impl Due {
-    fn new(every: Duration) -> Self {
-        Self { every, last: Instant::now(), wanted: false, urgent: false }
+    /// Wants it shown, at the earliest this long after the last time.
+    fn want(&mut self, pause: Duration) {
+        let at = self.last + pause;
+        self.at = Some(self.at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Until its turn; none if nothing is wanted.
-    fn left(&self) -> Option<Duration> {
-        let every = if self.urgent { SOON } else { self.every };
-        self.wanted.then(|| every.saturating_sub(self.last.elapsed()))
-    }
-
+    /// Whether its time has come; it is then taken as shown.
     fn take(&mut self) -> bool {
-        let now = self.left() == Some(Duration::ZERO);
-        if now {
-            *self = Self::new(self.every);
+        let due = self.at.is_some_and(|at| at <= Instant::now());
+        if due {
+            *self = Self { last: Instant::now(), at: None };
         }
-        now
+        due
     }
 }

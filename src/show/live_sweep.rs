@@ -1,0 +1,105 @@
+//! A sweep as it runs: a line of progress, tables, and the map of temperature and alpha.
+
+use super::canvas::Figure;
+use super::output::progress_html;
+use super::words::{duration, percent};
+use crate::error::lock;
+use crate::study::{Measure, SweepListener, SweepProgress, SweepReport};
+use kdlab_client::{Bundle, Display, Link};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Between two updates of the line that says what runs.
+const OFTEN: Duration = Duration::from_millis(500);
+/// A printed line about a run that goes on comes at most this often: a notebook keeps every line.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// Returns a listener that shows a sweep while it runs. On the live kernel it shows a line of progress, the table of
+/// verdicts, the runs so far and, where several temperatures or alphas are swept, their map, each updated in place;
+/// elsewhere it prints a line for each run.
+pub(crate) fn live_sweep() -> SweepListener {
+    let view: Mutex<Option<SweepView>> = Mutex::new(None);
+    Arc::new(move |report, now| lock(&view).get_or_insert_with(SweepView::open).show(report, now))
+}
+
+/// The displays of a sweep, and what they show.
+struct SweepView {
+    live: bool,
+    progress: Display,
+    verdicts: Display,
+    runs_so_far: Display,
+    map: Display,
+    shown: bool,
+    /// Runs in the tables, or printed.
+    runs: usize,
+    last: Instant,
+}
+
+impl SweepView {
+    fn open() -> Self {
+        let link = Link::connect(|_| ());
+        let [progress, verdicts, runs_so_far, map] = std::array::from_fn(|_| Display::on(link.as_ref()));
+        let last = Instant::now().checked_sub(QUIET).unwrap_or_else(Instant::now);
+        Self { live: link.is_some(), progress, verdicts, runs_so_far, map, shown: false, runs: 0, last }
+    }
+
+    fn show(&mut self, report: &SweepReport, now: &SweepProgress) {
+        let (new, over) = (report.runs.len() > self.runs, now.run.is_none());
+        let pause = if self.live { OFTEN } else { QUIET };
+        if !new && !over && self.last.elapsed() < pause {
+            return;
+        }
+        self.last = Instant::now();
+        let line = line(report, now);
+        if !self.live {
+            for run in &report.runs[self.runs..] {
+                let (setting, seconds) = (&run.setting, duration(run.seconds));
+                println!("{setting}, seed {}: test {} %, {seconds}", run.seed, percent(run.test, 1));
+            }
+            // On the stock kernel the cell's own output is all there is.
+            if over && std::env::var_os("EVCXR_IS_RUNTIME").is_some() {
+                report.evcxr_display();
+                if let Some(map) = live_map(report) {
+                    map.evcxr_display();
+                }
+            } else {
+                println!("{line}");
+            }
+            self.runs = report.runs.len();
+            return;
+        }
+        let share = match &now.progress {
+            Some(p) => (p.epoch as f64 - 1.0 + p.done as f64 / p.total.max(1) as f64) / p.epochs as f64,
+            None => 0.0,
+        };
+        let done = if over { now.number as f64 } else { now.number as f64 - 1.0 + share };
+        let html = progress_html(done, now.total.max(1), &line, "");
+        let _ = self.progress.show(&Bundle::text(line).with("text/html", html));
+        if new || over || !self.shown {
+            let verdicts = report.table(Measure::Test).unwrap_or_default();
+            if let Some(map) = live_map(report).and_then(|map| map.bundle().ok()) {
+                let _ = self.map.show(&map);
+            }
+            let _ = self.verdicts.show(&verdicts.bundle());
+            let _ = self.runs_so_far.show(&report.runs_table().bundle());
+        }
+        (self.shown, self.runs) = (true, report.runs.len());
+    }
+}
+
+/// The map on the validation split, where there is more than one place on it.
+fn live_map(report: &SweepReport) -> Option<Figure> {
+    let several = report.sweep.temperatures.len() + report.sweep.alphas.len() > 2;
+    several.then(|| report.map(Measure::Validation).ok()).flatten()
+}
+
+fn line(report: &SweepReport, now: &SweepProgress) -> String {
+    let left = now.seconds_left.map_or(String::new(), |s| format!(", {} left", duration(s)));
+    let Some(run) = &now.run else { return report.headline() };
+    let progress = now.progress.as_ref().map_or(String::new(), |p| {
+        let what = if p.name == *run { String::new() } else { format!("{}, ", p.name) };
+        let epoch = if p.epochs > 1 { format!("epoch {}/{}, ", p.epoch, p.epochs) } else { String::new() };
+        format!(": {what}{epoch}{} of {} images, {:.0} img/s", p.done, p.total, p.images_per_second)
+    });
+    format!("{} run {}/{} {run}{progress}{left}", report.sweep.name, now.number, now.total)
+}
