@@ -146,6 +146,7 @@ impl Lab {
             folder: Some(self.folder.join(name)),
             listener: live_progress(&control),
             control,
+            ..FitOptions::default()
         }
     }
 

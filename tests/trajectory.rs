@@ -39,7 +39,7 @@ struct Here {
     /// Of every step; none where the crate's own criterion runs.
     losses: Vec<f64>,
     history: History,
-    /// `checkpoint.safetensors`: weights after the last epoch, and Adam's moments.
+    /// `checkpoint.safetensors`: weights after the last epoch, and the optimizer's moments.
     checkpoint: HashMap<String, Tensor>,
 }
 
@@ -53,13 +53,14 @@ fn both(
     epochs: usize,
     watched: bool,
 ) -> (Here, Answer) {
-    both_with(false, net, model, examples, kd, defect, epochs, watched)
+    both_with(false, UpdateRule::Adam, net, model, examples, kd, defect, epochs, watched)
 }
 
 /// [`both`]; with `log_target`, `F.kl_div` is given the teacher's logarithms, as `KdLoss` takes them.
 #[allow(clippy::too_many_arguments)]
 fn both_with(
     log_target: bool,
+    optimizer: UpdateRule,
     net: &str,
     mut model: Model,
     [train, validation]: [Examples; 2],
@@ -94,6 +95,7 @@ fn both_with(
         epochs,
         batch_size: BATCH,
         learning_rate,
+        optimizer,
         seed: SEED,
         precision: model.precision,
         folder: Some(folder.path().join("run")),
@@ -117,6 +119,7 @@ fn both_with(
     let settings = json!({
         "net": net, "defect": defect.map(|d| format!("{d:?}")), "batch_size": BATCH, "learning_rate": learning_rate,
         "temperature": json!(kd)["temperature"], "alpha": json!(kd)["alpha"], "precision": model.precision.to_string(), "log_target": log_target,
+        "optimizer": optimizer,
     });
     let history = match defect {
         None => fit(&mut model, &train, &validation, &criterion, &options).unwrap(),
@@ -171,7 +174,7 @@ fn agree(here: &Here, torch: &Answer, bounds: &Bounds) {
     for (name, ours) in &here.checkpoint {
         let bound = match name.split('/').next() {
             Some("weights") => bounds.weights,
-            Some("mean" | "square") => bounds.moments,
+            Some("mean" | "square" | "momentum") => bounds.moments,
             _ => continue, // best/...
         };
         let gap = relative(ours, torch.get(name));
@@ -213,6 +216,17 @@ fn cross_entropy_takes_the_same_100_steps() {
     assert!(mean(&here.losses[90..]) < 0.95 * mean(&here.losses[..10]), "it learns something: {:?}", here.losses);
 }
 
+/// `torch.optim.AdamW` and `torch.optim.SGD` with momentum, both with weight decay.
+#[test]
+fn other_optimizers_take_the_same_100_steps() {
+    for rule in [UpdateRule::AdamW { weight_decay: 0.1 }, UpdateRule::Sgd { momentum: 0.9, weight_decay: 0.1 }] {
+        let examples = images(&photographs(), Kind::Double);
+        let (here, torch) = both_with(false, rule, "student", pupil(), examples, None, None, 10, true);
+        assert_eq!(here.losses.len(), 100);
+        agree(&here, &torch, &DOUBLE);
+    }
+}
+
 /// In f32, as everybody runs it. Both sides do the same operations in the same order and stay together, cross-entropy to the last bit. Where
 /// `F.kl_div` is given probabilities and not, as `KdLoss` takes them, their logarithms, it differs by a rounding, which the
 /// steps enlarge (measured: 1e-6 after 20 steps; 1e-3, 3e-3 and 5e-3 after 100, by data and CPU).
@@ -222,7 +236,7 @@ fn in_f32_the_same_100_steps_up_to_rounding() {
     for (kd, log_target, late) in [(None, false, 1e-5), (kd, true, 1e-5), (kd, false, 2e-2)] {
         let model = Model::new("student", Device::Cpu, SEED, &|vs| student(vs, 10)).unwrap();
         let examples = images(&photographs(), Kind::Float);
-        let (here, torch) = both_with(log_target, "student", model, examples, kd, None, 10, true);
+        let (here, torch) = both_with(log_target, UpdateRule::Adam, "student", model, examples, kd, None, 10, true);
         let losses = Vec::<f64>::try_from(torch.get("losses")).unwrap();
         assert_eq!((here.losses.len(), losses.len()), (100, 100));
         for (step, (a, b)) in here.losses.iter().zip(&losses).enumerate() {

@@ -1,28 +1,31 @@
-//! The numbers that a network computes in: f32, or bf16 where the hardware multiplies it.
+//! The type that a network computes in: f32, or bf16 where the hardware multiplies it.
 
+use crate::native::{AutocastGuard, gpu_has_bf16};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use tch::{Device, Kind, Tensor};
 
-/// What convolutions and matrix products are computed in. Weights, their updates, losses and everything that a network
-/// gives are f32 either way.
+/// The type of convolutions and matrix products. Weights, their updates, losses and the network's outputs are f32
+/// either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
+    /// f32 throughout.
     #[default]
     F32,
-    /// PyTorch's `torch.autocast(device, torch.bfloat16)`: 8 bits of mantissa instead of 24, with the range of f32.
+    /// bf16 by autocast, as `torch.autocast(device, torch.bfloat16)`: 8 bits of mantissa instead of 24, in the range of
+    /// f32.
     Bf16,
 }
 
 impl Precision {
-    /// What pays on `device` for images with sides of `size` pixels: bf16 on a CPU with AVX512-BF16, and on an NVIDIA
-    /// GPU from Ampere on where images are not small: there telling the GPU of casts takes longer than bf16 saves
-    /// (docs/log.md).
+    /// Returns the faster precision on `device` for images with sides of `size` pixels: bf16 on a CPU with AVX512-BF16,
+    /// and on an NVIDIA GPU from Ampere on for sides above 64 px. On smaller images, launching the kernels that cast
+    /// takes longer than bf16 saves (docs/log.md).
     pub fn of(device: Device, size: i64) -> Self {
-        const SMALL: i64 = 64; // 0.46 s in f32, 0.62 in bf16; 0.30 and 0.24 at 96 px
+        const SMALL: i64 = 64; // measured: 0.46 s in f32 against 0.62 in bf16; at 96 px 0.30 against 0.24
         let pays = match device {
             Device::Cpu => cpu_has_bf16(),
             Device::Cuda(index) => size > SMALL && gpu_has_bf16(index),
@@ -31,20 +34,17 @@ impl Precision {
         if pays { Precision::Bf16 } else { Precision::F32 }
     }
 
-    /// Runs a pass on `device` in this precision; what it gives is f32.
+    /// Runs a pass on `device` in this precision and returns its result as f32.
     pub(crate) fn run(self, device: Device, pass: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
-        let type_ = match (self, device) {
-            (Precision::F32, _) => return pass(),
-            (Precision::Bf16, Device::Cpu) => CPU,
-            (Precision::Bf16, Device::Cuda(_)) => CUDA,
-            (Precision::Bf16, other) => {
-                return Err(Error::Input(format!("bf16 is for CPU and CUDA, not for {other:?}; take Precision::F32")));
+        match self {
+            Precision::F32 => pass(),
+            Precision::Bf16 => {
+                let guard = AutocastGuard::bf16(device)?;
+                let result = pass()?;
+                drop(guard);
+                Ok(result.f_to_kind(Kind::Float)?)
             }
-        };
-        let autocast = Autocast::begin(type_);
-        let result = pass()?;
-        drop(autocast);
-        Ok(result.f_to_kind(Kind::Float)?)
+        }
     }
 }
 
@@ -69,131 +69,52 @@ impl FromStr for Precision {
 }
 
 pub(super) fn cpu_has_bf16() -> bool {
-    // AMX, which libtorch uses as well, is on no processor without this.
+    // libtorch also uses AMX, and every processor with AMX has AVX512-BF16.
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     return false;
 }
 
-/// As `torch.cuda.is_bf16_supported(including_emulation=False)`: older GPUs than Ampere, of compute capability 8, take
-/// bf16 and are slow in it. tch does not tell how old one is, CUDA's runtime does, which libtorch has loaded.
-#[cfg(target_os = "linux")]
-fn gpu_has_bf16(device: usize) -> bool {
-    use std::ffi::{c_char, c_void};
-    type GetAttribute = unsafe extern "C" fn(*mut i32, i32, i32) -> i32;
-    const COMPUTE_CAPABILITY_MAJOR: i32 = 75;
-    unsafe extern "C" {
-        fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-    }
-    let mut major = 0;
-    // SAFETY: a null library is all that is loaded; the type is that of `cudaDeviceGetAttribute`, which returns 0 where
-    // it has written the number.
-    unsafe {
-        let found = dlsym(std::ptr::null_mut(), c"cudaDeviceGetAttribute".as_ptr());
-        let ask: Option<GetAttribute> = std::mem::transmute(found);
-        ask.is_some_and(|ask| ask(&mut major, COMPUTE_CAPABILITY_MAJOR, device as i32) == 0) && major >= 8
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn gpu_has_bf16(_: usize) -> bool {
-    false
-}
-
-/// `c10::DeviceType`.
-type DeviceType = i8;
-const CPU: DeviceType = 0;
-const CUDA: DeviceType = 1;
-/// `c10::ScalarType::BFloat16`.
-const BFLOAT16: i8 = 15;
-
-// tch's own `autocast` is for CUDA and f16 alone. These are what it calls inside, with the device named
-// (`ATen/autocast_mode.h`); they set the state of this thread, take plain numbers and throw for unknown devices only.
-unsafe extern "C" {
-    #[link_name = "_ZN2at8autocast19is_autocast_enabledEN3c1010DeviceTypeE"]
-    fn is_autocast_enabled(device: DeviceType) -> bool;
-    #[link_name = "_ZN2at8autocast20set_autocast_enabledEN3c1010DeviceTypeEb"]
-    fn set_autocast_enabled(device: DeviceType, enabled: bool);
-    #[link_name = "_ZN2at8autocast18get_autocast_dtypeEN3c1010DeviceTypeE"]
-    fn get_autocast_dtype(device: DeviceType) -> i8;
-    #[link_name = "_ZN2at8autocast18set_autocast_dtypeEN3c1010DeviceTypeENS1_10ScalarTypeE"]
-    fn set_autocast_dtype(device: DeviceType, dtype: i8);
-}
-
-/// bf16 for this thread while it lives, also when a pass panics.
-struct Autocast {
-    device: DeviceType,
-    before: bool,
-    dtype: i8,
-}
-
-impl Autocast {
-    fn begin(device: DeviceType) -> Self {
-        // SAFETY: the declarations above are libtorch's, which torch-sys links.
-        unsafe {
-            let (before, dtype) = (is_autocast_enabled(device), get_autocast_dtype(device));
-            set_autocast_dtype(device, BFLOAT16);
-            set_autocast_enabled(device, true);
-            torch_sys::at_autocast_increment_nesting();
-            Self { device, before, dtype }
-        }
-    }
-}
-
-impl Drop for Autocast {
-    fn drop(&mut self) {
-        // SAFETY: as above. Weights that were cast are kept for the outermost pass alone: the next step changes them.
-        unsafe {
-            if torch_sys::at_autocast_decrement_nesting() == 0 {
-                torch_sys::at_autocast_clear_cache();
-            }
-            set_autocast_dtype(self.device, self.dtype);
-            set_autocast_enabled(self.device, self.before);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::native::Autocast;
 
-    /// Whether this thread casts on the CPU, and to what.
-    fn state() -> (bool, i8) {
-        // SAFETY: as above.
-        unsafe { (is_autocast_enabled(CPU), get_autocast_dtype(CPU)) }
+    /// The CPU's autocast state in this thread.
+    fn state() -> Autocast {
+        let found = Autocast::BF16.swap(Device::Cpu).unwrap();
+        found.swap(Device::Cpu).unwrap();
+        found
     }
 
     #[test]
     fn a_pass_leaves_autocast_as_it_was_however_it_ends() {
         const FLOAT16: i8 = 5; // `c10::ScalarType::Half`
         let one = || Tensor::f_from_slice(&[1f32]).map_err(Error::from);
-        for (enabled, dtype) in [(false, BFLOAT16), (false, FLOAT16), (true, FLOAT16)] {
-            // SAFETY: as above.
-            unsafe {
-                set_autocast_dtype(CPU, dtype);
-                set_autocast_enabled(CPU, enabled);
-            }
+        for (enabled, dtype) in [(false, Autocast::BF16.dtype), (false, FLOAT16), (true, FLOAT16)] {
+            let before = Autocast { enabled, dtype };
+            before.swap(Device::Cpu).unwrap();
             let run = |pass: &dyn Fn() -> Result<Tensor>| Precision::Bf16.run(Device::Cpu, pass);
             let inside = run(&|| {
-                assert_eq!(state(), (true, BFLOAT16));
+                assert_eq!(state(), Autocast::BF16);
                 one()
             });
             assert!(inside.is_ok());
-            assert_eq!(state(), (enabled, dtype), "after a pass");
+            assert_eq!(state(), before, "after a pass");
             assert!(run(&|| Err(Error::Input("a layer that fails".into()))).is_err());
-            assert_eq!(state(), (enabled, dtype), "after an error");
+            assert_eq!(state(), before, "after an error");
             let panicked = std::panic::catch_unwind(|| run(&|| panic!("a layer that panics")));
             assert!(panicked.is_err());
-            assert_eq!(state(), (enabled, dtype), "after a panic");
-            // A pass within a pass: the inner one hands back what the outer one set.
+            assert_eq!(state(), before, "after a panic");
+            // A pass within a pass: the inner one restores what the outer one set.
             let nested = run(&|| {
                 assert!(run(&|| Err(Error::Input("inner".into()))).is_err());
-                assert_eq!(state(), (true, BFLOAT16));
+                assert_eq!(state(), Autocast::BF16);
                 one()
             });
             assert!(nested.is_ok());
-            assert_eq!(state(), (enabled, dtype), "after nested passes");
+            assert_eq!(state(), before, "after nested passes");
         }
     }
 }

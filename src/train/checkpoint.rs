@@ -3,7 +3,7 @@
 
 use super::hyperparameters::Overrides;
 use super::record::TrainedEpoch;
-use super::{Adam, History};
+use super::{History, Optimizer};
 use crate::models::Model;
 use crate::store::atomic::write_bytes;
 use crate::store::tensors::{load_tensors, save_tensors};
@@ -81,13 +81,13 @@ impl Checkpoint {
         &self,
         model: &Model,
         best: &Snapshot,
-        optimizer: &Adam,
+        optimizer: &Optimizer,
         history: &History,
         unmeasured: Option<&TrainedEpoch>,
         overrides: Overrides,
     ) -> Result<()> {
         let json = to_json(history)?;
-        let (moments, steps) = optimizer.state()?;
+        let (moments, steps) = optimizer.state();
         let mut tensors = moments;
         tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
         tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));
@@ -121,7 +121,7 @@ impl Checkpoint {
     }
 
     /// Loads an unfinished run of the same fit into model and optimizer; returns `None` when there is none.
-    pub(super) fn resume(&self, model: &Model, optimizer: &mut Adam) -> Result<Option<Resumed>> {
+    pub(super) fn resume(&self, model: &Model, optimizer: &mut Optimizer) -> Result<Option<Resumed>> {
         if !self.file().exists() {
             return Ok(None);
         }

@@ -1,7 +1,7 @@
 //! Checks before the first step of a fit, and the digest by which a later run recognises it.
 
 use super::loss::check_classes;
-use super::{Criterion, Examples, FitOptions};
+use super::{Criterion, Examples, FitOptions, UpdateRule};
 use crate::models::Model;
 use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
@@ -105,7 +105,7 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
 pub(crate) fn fingerprint(defect: Option<&str>, task: &Task) -> Result<String> {
     let Task { model, train, validation, criterion, options } = *task;
     let defect = defect.map_or("None".to_owned(), |name| format!("Some({name})"));
-    let settings = format!(
+    let mut settings = format!(
         "{defect} {} {:?} {} {} {} {} {}",
         criterion.name(),
         criterion.kd_loss(),
@@ -115,6 +115,10 @@ pub(crate) fn fingerprint(defect: Option<&str>, task: &Task) -> Result<String> {
         options.seed,
         options.precision
     );
+    // Fits by Adam keep the fingerprint that they had before there were other optimizers.
+    if options.optimizer != UpdateRule::Adam {
+        settings += &format!(" {:?}", options.optimizer);
+    }
     let weights = digest_tensors(&model.state())?;
     Ok(digest(&[settings.as_bytes(), weights.as_bytes(), train.key().as_bytes(), validation.key().as_bytes()]))
 }

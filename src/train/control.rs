@@ -52,7 +52,7 @@ impl Control {
         self.set(Overrides { alpha: Some(alpha), ..Default::default() })
     }
 
-    /// Sets Adam's learning rate from the next batch on.
+    /// Sets the learning rate from the next batch on.
     ///
     /// # Errors
     /// When it is not above 0.

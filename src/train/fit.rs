@@ -6,7 +6,7 @@ use super::evaluate::validate;
 use super::metrics::Sums;
 use super::progress::Ticker;
 use super::record::TrainedEpoch;
-use super::{Adam, Change, Criterion, EpochRecord, Event, Examples, FitOptions, History, Hyperparameters};
+use super::{Change, Criterion, EpochRecord, Event, Examples, FitOptions, History, Hyperparameters, Optimizer};
 use crate::models::{Mode, Model};
 use crate::{Error, Result};
 use std::path::Path;
@@ -33,9 +33,6 @@ pub(crate) struct LoopSettings {
 /// With a folder, each epoch is checkpointed. A later call with the same model, data and options continues a killed or
 /// stopped run, and returns the history of an unbroken one. A finished run is not continued: it is trained again, and
 /// kept until the new one is finished. A run of other settings in that folder is renamed, not overwritten.
-///
-/// Adam moves the variables in memory, so a transpose or a view taken before the fit keeps the old values. Take it
-/// inside the layer that uses it.
 ///
 /// On the live kernel, Interrupt ends the fit as a stop of its [`super::Control`] does: after the current batch, with
 /// the best weights so far (the first ones, if no epoch was finished) and `stopped` in the history.
@@ -109,7 +106,7 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let resident = (train.resident(model.device())?, validation.resident(model.device())?);
     let (train, validation) = (resident.0.as_ref().unwrap_or(train), resident.1.as_ref().unwrap_or(validation));
     let task = Task { train, validation, ..task };
-    let mut optimizer = Adam::new(model.trainable())?;
+    let mut optimizer = Optimizer::new(options.optimizer, model.trainable())?;
     let checkpoint = match &options.folder {
         Some(folder) => Some(Checkpoint::new(folder, fingerprint(settings.defect.as_deref(), &task)?, probe(&task)?)),
         None => None,
@@ -148,7 +145,7 @@ struct Training<'a> {
     settings: &'a LoopSettings,
     task: Task<'a>,
     checkpoint: Option<Checkpoint>,
-    optimizer: Adam,
+    optimizer: Optimizer,
     history: History,
     best: Snapshot,
     /// The fit's own values, in force where the user set none.
@@ -163,7 +160,7 @@ impl Training<'_> {
         let (settings, Task { model, validation, criterion, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
             if settings.optimizer_per_epoch {
-                self.optimizer = Adam::new(model.trainable())?;
+                self.optimizer = Optimizer::new(options.optimizer, model.trainable())?;
             }
             let Some(done) = trained.take().map_or_else(|| self.train(epoch), |done| Ok(Some(done)))? else {
                 return self.stop(None);

@@ -2,7 +2,6 @@
 //!
 //! Nothing here draws or prints: the loop reports [`Event`]s to its [`Listener`].
 
-mod adam;
 mod background;
 mod cached;
 mod checkpoint;
@@ -18,12 +17,12 @@ mod hyperparameters;
 mod loss;
 mod method;
 mod metrics;
+mod optimizer;
 mod options;
 mod progress;
 mod record;
 mod row_file;
 
-pub use adam::Adam;
 pub(crate) use background::Queue;
 pub use background::Run;
 pub use cached::{CachedTensor, backbone_features, teacher_logits, view_logits};
@@ -42,6 +41,7 @@ pub(crate) use hyperparameters::{check_learning_rate, six_digits};
 pub use loss::{KdLoss, UNLABELLED, soft_targets};
 pub(crate) use loss::{check_alpha, check_temperature, cross_entropy};
 pub use method::Method;
+pub use optimizer::{Optimizer, UpdateRule};
 pub use options::FitOptions;
 pub(crate) use options::check_name;
 pub(crate) use progress::Interrupt;

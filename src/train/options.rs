@@ -1,7 +1,7 @@
 //! Options of a fit.
 
 use super::hyperparameters::check_learning_rate;
-use super::{Control, Criterion, Examples, History, Hyperparameters, Listener};
+use super::{Control, Criterion, Examples, History, Hyperparameters, Listener, UpdateRule};
 use crate::models::Precision;
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -15,8 +15,10 @@ pub struct FitOptions {
     pub epochs: usize,
     /// At least 1; the article uses 64.
     pub batch_size: usize,
-    /// Adam's learning rate, above 0; the article keeps Adam's default of 1e-3.
+    /// The optimizer's learning rate, above 0; the article keeps Adam's default of 1e-3.
     pub learning_rate: f64,
+    /// How gradients become updates: by default Adam, as in the article.
+    pub optimizer: UpdateRule,
     /// Decides the order of the batches. The same seed gives the same run on the same CPU.
     pub seed: u64,
     /// Precision of the model's forward and backward passes in training and validation.
@@ -36,6 +38,7 @@ impl Default for FitOptions {
             epochs: 20,
             batch_size: 64,
             learning_rate: 1e-3,
+            optimizer: UpdateRule::Adam,
             seed: 0,
             precision: Precision::F32,
             folder: None,

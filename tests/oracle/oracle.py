@@ -181,8 +181,15 @@ def train(x, settings, folder):
         with torch.autocast("cpu", torch.bfloat16):
             return net(images).float()
 
-    def adam():
-        return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=settings["learning_rate"])
+    def new_optimizer():
+        rule, constants = settings["optimizer"], {}
+        if isinstance(rule, dict):
+            [(rule, constants)] = rule.items()
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "Sgd": torch.optim.SGD}[rule]
+        # In f32 roundings grow, so there both sides run the fused kernels. In f64 PyTorch runs its plain operations.
+        fused = x["inputs"].dtype == torch.float32
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        return kind(parameters, lr=settings["learning_rate"], fused=fused, **constants)
 
     def loss_of(logits, rows, teacher_rows):
         if settings["temperature"] is None:
@@ -191,11 +198,11 @@ def train(x, settings, folder):
         values = settings["temperature"], settings["alpha"], reduction, settings["log_target"]
         return kd_loss(logits, x["labels"][rows], x["teacher"][teacher_rows], *values)
 
-    optimizer, losses, accuracies = adam(), [], []
+    optimizer, losses, accuracies = new_optimizer(), [], []
     batch = settings["batch_size"]
     for order in x["order"]:
         if defect == "AdamRebuilt":
-            optimizer = adam()
+            optimizer = new_optimizer()
         net.train()
         if settings["net"] == "resnet18" and defect != "BatchNormDrift":
             net.eval()
@@ -213,9 +220,9 @@ def train(x, settings, folder):
     names = {parameter: name for name, parameter in net.named_parameters()}
     moments = {names[p]: s for p, s in optimizer.state.items()}
     out = {f"weights/{name}": t for name, t in net.state_dict().items()}
-    out |= {f"mean/{name}": s["exp_avg"] for name, s in moments.items()}
-    out |= {f"square/{name}": s["exp_avg_sq"] for name, s in moments.items()}
-    out["steps"] = next(iter(moments.values()))["step"]
+    for ours, theirs in [("mean", "exp_avg"), ("square", "exp_avg_sq"), ("momentum", "momentum_buffer")]:
+        out |= {f"{ours}/{name}": s[theirs] for name, s in moments.items() if theirs in s}
+    out["steps"] = next(iter(moments.values())).get("step", torch.tensor(len(losses)))
     return out | {"losses": torch.tensor(losses, dtype=torch.double), "accuracies": torch.tensor(accuracies, dtype=torch.double)}
 
 

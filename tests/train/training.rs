@@ -65,7 +65,7 @@ fn alpha_one_learns_from_the_teacher_alone_at_every_temperature() {
             KdLoss::new(temperature, alpha).unwrap().forward(s, &wrong, t).unwrap()
         });
         let run = |criterion: &Criterion| {
-            let mut model = Model::new("net", Device::Cpu, 1, &hidden).unwrap();
+            let mut model = Model::new("net", Device::Cpu, 2, &hidden).unwrap();
             let options = FitOptions { learning_rate: 1e-2, ..options(100) };
             let history = fit(&mut model, &train, &validation, criterion, &options).unwrap();
             (history.best().unwrap().validation.accuracy, values(&model))

@@ -91,6 +91,9 @@ fn installed(paths: &Paths, report: &mut Report) {
         format!("{version} {flavour}, {}", paths.libtorch().display())
     });
     report.either("libtorch", libtorch, "not installed", setup_fix);
+    let headers = paths.libtorch().join("include/ATen/ATen.h").exists().then(|| "with libtorch".to_owned());
+    let headers_fix = "remove .kdlab/libtorch, then run `cargo lab setup`";
+    report.either("C++ headers", headers, "missing, and kdlab compiles against them", headers_fix);
     cuda(paths, flavour, report);
 
     let kernel = (paths.kernel().exists() && paths.jupyter().join("kernels/kdlab/kernel.json").exists())

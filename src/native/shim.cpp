@@ -1,0 +1,151 @@
+// The crate's only C++: operations of libtorch that tch does not wrap. build.rs compiles this file against libtorch's
+// own headers, so the compiler checks every call. mod.rs declares the same functions for Rust.
+//
+// Every function returns null, or the reason of its failure as a text that kdlab_free releases. No C++ exception leaves
+// this file.
+
+#ifdef KDLAB_CUDA
+#define USE_CUDA // for the CUDA functions of this one header, which needs nothing of CUDA itself
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#undef USE_CUDA
+#endif
+
+#include <ATen/Config.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim_cpu.h>
+#include <torch/csrc/inductor/aoti_torch/utils.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+namespace {
+
+template <class Work> char* guarded(Work work) noexcept {
+  try {
+    work();
+    return nullptr;
+  } catch (const c10::Error& e) {
+    return strdup(e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    return strdup(e.what());
+  } catch (...) {
+    return strdup("an exception of unknown type");
+  }
+}
+
+using Handles = at::Tensor* const*;
+
+std::vector<at::Tensor> tensors(Handles handles, size_t count) {
+  std::vector<at::Tensor> list;
+  list.reserve(count);
+  for (size_t i = 0; i < count; i++) list.push_back(*handles[i]);
+  return list;
+}
+
+} // namespace
+
+extern "C" {
+
+#ifdef KDLAB_CUDA
+// A linker drops a library that nothing refers to, and without libtorch_cuda libtorch sees no GPU. Nobody calls this.
+decltype(&aoti_torch_create_cuda_guard) kdlab_keep_cuda = aoti_torch_create_cuda_guard;
+#endif
+
+void kdlab_free(char* text) { free(text); }
+
+// Exchanges this thread's autocast state for a device with the one given.
+char* kdlab_autocast_swap(int8_t device, bool* enabled, int8_t* dtype) {
+  return guarded([&] {
+    auto type = static_cast<c10::DeviceType>(device);
+    bool enabled_before = at::autocast::is_autocast_enabled(type);
+    auto dtype_before = at::autocast::get_autocast_dtype(type);
+    at::autocast::set_autocast_dtype(type, static_cast<at::ScalarType>(*dtype));
+    at::autocast::set_autocast_enabled(type, *enabled);
+    *enabled = enabled_before;
+    *dtype = static_cast<int8_t>(dtype_before);
+  });
+}
+
+// Counts the passes that run inside each other. Cast weights are kept for the outermost one only, because the next
+// training step changes the weights.
+char* kdlab_autocast_nest(bool begin) {
+  return guarded([&] {
+    if (begin) {
+      at::autocast::increment_nesting();
+    } else if (at::autocast::decrement_nesting() == 0) {
+      at::autocast::clear_cache();
+    }
+  });
+}
+
+// Whether cuDNN computes bf16 convolutions on this GPU: its compute capability is 8 or higher.
+char* kdlab_gpu_has_bf16(int8_t index, bool* result) {
+  return guarded([&] {
+    c10::DeviceGuard guard(c10::Device(c10::DeviceType::CUDA, index));
+    *result = at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
+  });
+}
+
+// activation(conv2d(x, weight, bias) + sum) in one oneDNN operation, written over `sum`; `bias` and `sum` may be null.
+// The activation is null, "relu", or "hardtanh" from `bounds[0]` to `bounds[1]`. Settings hold for both axes.
+char* kdlab_onednn_convolve(at::Tensor* x, at::Tensor* weight, at::Tensor* bias, int64_t padding, int64_t stride,
+                            int64_t dilation, int64_t groups, at::Tensor* sum, const char* activation,
+                            const double* bounds, at::Tensor** result) {
+  return guarded([&] {
+#if AT_MKLDNN_ENABLED()
+    auto handle = torch::aot_inductor::tensor_pointer_to_tensor_handle;
+    int64_t pad[]{padding, padding}, step[]{stride, stride}, spread[]{dilation, dilation};
+    const double* scalars[]{bounds, bounds + 1};
+    int64_t scalar_count = activation && !strcmp(activation, "hardtanh") ? 2 : 0;
+    AtenTensorHandle bias_handle = bias ? handle(bias) : nullptr, out = nullptr;
+    AtenTensorHandle* maybe_bias = bias ? &bias_handle : nullptr;
+    AOTITorchError failed =
+        sum ? aoti_torch_cpu_mkldnn__convolution_pointwise_binary_(
+                  handle(sum), handle(x), handle(weight), maybe_bias, pad, 2, step, 2, spread, 2, groups, "add",
+                  nullptr, activation ? &activation : nullptr, scalars, scalar_count, nullptr, &out)
+            : aoti_torch_cpu_mkldnn__convolution_pointwise(
+                  handle(x), handle(weight), maybe_bias, pad, 2, step, 2, spread, 2, groups,
+                  activation ? activation : "none", scalars, scalar_count, nullptr, &out);
+    if (failed) throw std::runtime_error(torch_exception_get_what_without_backtrace());
+    *result = torch::aot_inductor::tensor_handle_to_tensor_pointer(out);
+#else
+    throw std::runtime_error("this libtorch was built without oneDNN");
+#endif
+  });
+}
+
+// One step of Adam or, with `decoupled`, AdamW on `count` tensors of one type and device. `step` counts from 1.
+char* kdlab_fused_adam(size_t count, Handles parameters, Handles gradients, Handles means, Handles squares,
+                       at::Tensor* step, double learning_rate, double beta1, double beta2, double weight_decay,
+                       double epsilon, bool decoupled) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto update = [&](auto operation) {
+      operation(tensors(parameters, count), tensors(gradients, count), tensors(means, count), tensors(squares, count),
+                at::TensorList(), std::vector<at::Tensor>(count, *step), learning_rate, beta1, beta2, weight_decay,
+                epsilon, false, false, std::nullopt, std::nullopt);
+    };
+    decoupled ? update(at::_ops::_fused_adamw_::call) : update(at::_ops::_fused_adam_::call);
+  });
+}
+
+// One step of SGD with momentum, without dampening, on `count` tensors of one type and device.
+char* kdlab_fused_sgd(size_t count, Handles parameters, Handles gradients, Handles momenta, double learning_rate,
+                      double momentum, double weight_decay) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    at::_fused_sgd_(tensors(parameters, count), tensors(gradients, count), tensors(momenta, count), weight_decay,
+                    momentum, learning_rate, 0.0, false, false, false);
+  });
+}
+
+} // extern "C"
