@@ -1,144 +1,67 @@
-//! Frozen feature extractors: which ones there are, and where their weights come from.
+//! Frozen feature extractors with ImageNet weights.
 
 use super::weights::{self, LoadReport};
-use super::{Layers, Model, efficientnet_lite0, resnet18, resnet50};
+use super::{Arch, Model, fetch};
 use crate::store::digest;
 use crate::{Error, Result};
 use sha2::Sha256;
-use std::fmt;
 use std::path::Path;
 use tch::nn;
 use tch::{Device, Tensor};
 
-/// A teacher's architecture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Arch {
-    ResNet50,
-    ResNet18,
-    EfficientNetLite0,
-}
-
-impl Arch {
-    pub const ALL: [Arch; 3] = [Arch::ResNet50, Arch::ResNet18, Arch::EfficientNetLite0];
-
-    /// `resnet50`, `resnet18` or `efficientnet-lite0`; case, `-` and `_` do not matter.
-    pub fn parse(name: &str) -> Result<Self> {
-        let plain = |s: &str| s.to_lowercase().replace(['-', '_'], "");
-        Self::ALL.into_iter().find(|arch| plain(arch.name()) == plain(name)).ok_or_else(|| {
-            Error::Input(format!("there is no architecture {name:?}; choose {}", Self::ALL.map(Arch::name).join(", ")))
-        })
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Arch::ResNet50 => "resnet50",
-            Arch::ResNet18 => "resnet18",
-            Arch::EfficientNetLite0 => "efficientnet-lite0",
-        }
-    }
-
-    /// Numbers per image that the backbone gives.
-    pub fn features(self) -> i64 {
-        match self {
-            Arch::ResNet50 => 2048,
-            Arch::ResNet18 => 512,
-            Arch::EfficientNetLite0 => 1280,
-        }
-    }
-
-    /// The network itself: with `classes` its own last layer too, without it stops at the features.
-    pub fn layers(self, vs: &nn::Path, classes: Option<i64>) -> Layers {
-        match self {
-            Arch::ResNet50 => resnet50(vs, classes),
-            Arch::ResNet18 => resnet18(vs, classes),
-            Arch::EfficientNetLite0 => efficientnet_lite0(vs, classes),
-        }
-    }
-
-    /// Mean and deviation (of pixels in 0..1, red green blue) that its ImageNet weights were trained with.
-    ///
-    /// Lite0 is TensorFlow's: `(pixel - 127) / 128`. With torchvision's numbers instead its features tell CIFAR-10's
-    /// classes apart visibly worse (nearest class mean at 96 px: 55 % against 64 %).
-    pub fn normalisation(self) -> ([f64; 3], [f64; 3]) {
-        match self {
-            Arch::ResNet50 | Arch::ResNet18 => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-            Arch::EfficientNetLite0 => ([127.0 / 255.0; 3], [128.0 / 255.0; 3]),
-        }
-    }
-
-    /// The official ImageNet weight file: its name and SHA-256.
-    pub fn weight_file(self) -> (&'static str, &'static str) {
-        match self {
-            Arch::ResNet50 => {
-                ("resnet50-0676ba61.pth", "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a")
-            }
-            Arch::ResNet18 => {
-                ("resnet18-f37072fd.pth", "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec")
-            }
-            Arch::EfficientNetLite0 => {
-                ("efficientnet-lite0-57934424.pth", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")
-            }
-        }
-    }
-
-    /// Variables of its ImageNet classifier, which a backbone leaves out.
-    fn classifier(self) -> &'static str {
-        match self {
-            Arch::EfficientNetLite0 => "_fc.",
-            _ => "fc.",
-        }
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 /// A frozen network that turns images into features.
 #[derive(Debug)]
 pub struct Backbone {
+    /// Its architecture.
     pub arch: Arch,
+    /// The network up to the features, all of its weights frozen.
     pub model: Model,
 }
 
 impl Backbone {
-    /// Random weights, PyTorch's default initialisation.
+    /// Creates a backbone with random weights, drawn from `seed` by PyTorch's default initialisation.
+    ///
+    /// # Errors
+    /// When the device is absent.
     pub fn untrained(arch: Arch, device: Device, seed: u64) -> Result<Self> {
         let mut model = Model::new(arch.name(), device, seed, &|vs| arch.layers(vs, None))?;
         model.freeze();
         Ok(Backbone { arch, model })
     }
 
-    /// ImageNet weights: from `<cache>/weights/`, else downloaded into it. The official file is checked by SHA-256;
-    /// a `<architecture>.safetensors` put there by hand is loaded by name.
+    /// Loads ImageNet weights from `<cache>/weights/`, and downloads them first if they are missing. The official file
+    /// is checked by SHA-256. A `<architecture>.safetensors` that you put there is loaded by name instead.
     ///
     /// # Errors
-    /// When the weights cannot be had: the message says which file to put where.
+    /// When the weights cannot be downloaded or are damaged. The message says which file to put where.
     pub fn pretrained(arch: Arch, device: Device, cache: &Path) -> Result<Self> {
         let folder = cache.join("weights");
-        let (name, sha256) = arch.weight_file();
-        let (official, own) = (folder.join(name), folder.join(format!("{arch}.safetensors")));
+        let published = arch.published();
+        let (official, own) = (folder.join(published.name), folder.join(format!("{arch}.safetensors")));
         if !official.is_file() && own.is_file() {
             return Ok(Self::from_file(arch, device, &own)?.0);
         }
         if !official.is_file() {
-            super::fetch::fetch(arch, &official).map_err(|e| {
+            fetch::fetch(&published, &official).map_err(|e| {
+                let name = published.name;
                 Error::Network(format!("{e}; to go on without the network put {name} into {}", folder.display()))
             })?;
         }
         let found = digest::file_digest::<Sha256>(&official)?;
-        if found != sha256 {
+        if found != published.sha256 {
             return Err(Error::Data(format!(
-                "{} has SHA-256 {found} instead of {sha256}; delete it, it will be downloaded again",
-                official.display()
+                "{} has SHA-256 {found} instead of {}; delete it, it will be downloaded again",
+                official.display(),
+                published.sha256
             )));
         }
         Ok(Self::from_file(arch, device, &official)?.0)
     }
 
-    /// Weights from a file of the same architecture, safetensors or `.pth`; its ImageNet classifier is left out.
+    /// Loads weights from a file of the same architecture, safetensors or `.pth`, without its classifier.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds other weights.
     pub fn from_file(arch: Arch, device: Device, path: &Path) -> Result<(Self, LoadReport)> {
         let backbone = Self::untrained(arch, device, 0)?;
         let (mut tensors, notes) = weights::read_weights_for(path, &backbone.model.state())?;
@@ -148,8 +71,8 @@ impl Backbone {
         Ok((backbone, report))
     }
 
-    /// The classifier of a weight file of this architecture, as a head on its features: of a teacher that was
-    /// fine-tuned elsewhere. None where the file has no classifier, or one of other than `classes` classes.
+    /// Loads the classifier of a weight file of this architecture as a head on the features, such as that of a teacher
+    /// that was fine-tuned elsewhere. `None` where the file has no classifier for `classes` classes.
     ///
     /// # Errors
     /// When the file cannot be read or lacks the classifier's bias.
@@ -168,7 +91,10 @@ impl Backbone {
         Ok(Some(head))
     }
 
-    /// The same network with weights of its own.
+    /// Copies the network and its weights.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
     pub fn copy(&self) -> Result<Self> {
         let mut copy = Self::untrained(self.arch, self.model.device(), 0)?;
         copy.model.precision = self.model.precision;
@@ -176,8 +102,8 @@ impl Backbone {
         Ok(copy)
     }
 
-    /// Backbone and head as one network from images to logits, under the published names (torchvision's `fc.weight`):
-    /// to save, to measure, or to train the article's way. It has weights of its own, and only the head's learn.
+    /// Copies backbone and head into one network from images to logits, to save, to measure, or to train the article's
+    /// way. Its variables have the published names (torchvision's `fc.weight`), and only the head's learn.
     ///
     /// # Errors
     /// When `head` is not a linear layer on this backbone's features, as [`super::head`] makes it.
@@ -204,8 +130,11 @@ impl Backbone {
         Ok(whole)
     }
 
-    /// Features f32 `[N, arch.features()]` of images f32 `[N, 3, S, S]` (normalised by [`Arch::normalisation`]), on the
-    /// model's device. Always with BatchNorm's stored statistics and without gradients.
+    /// Computes features f32 `[N, arch.features()]` of images f32 `[N, 3, S, S]` on the model's device, which must be
+    /// normalised by [`Arch::normalisation`]. It uses BatchNorm's stored statistics and records no gradients.
+    ///
+    /// # Errors
+    /// When the images have another shape or are too small.
     pub fn features(&self, x: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| self.model.forward(x, false))
     }

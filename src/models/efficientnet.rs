@@ -4,7 +4,7 @@ use super::{Layers, Op};
 use tch::Tensor;
 use tch::nn::{self, Path};
 
-/// Repeats, kernel, stride of the first, expansion, outputs. The stem gives 32 channels.
+/// For each stage: repeats, kernel, stride of the first block, expansion, output channels. The stem has 32 channels.
 const STAGES: [(i64, i64, i64, i64, i64); 7] = [
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -15,7 +15,8 @@ const STAGES: [(i64, i64, i64, i64, i64); 7] = [
     (1, 3, 1, 6, 320),
 ];
 
-/// EfficientNet-Lite0. Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to features `[N, 1280]` without `classes`.
+/// Builds EfficientNet-Lite0. It maps images f32 `[N, 3, S, S]` to logits f32 `[N, classes]`, or to features f32 `[N,
+/// 1280]` without `classes`.
 pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
     let mut net = Layers::new();
     net = convolve(net, vs, "_conv_stem", "_bn0", [3, 32], 3, 2, 1).relu6("_relu");
@@ -41,7 +42,7 @@ pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
     }
 }
 
-/// Widen by 1x1, filter each channel by itself, narrow by 1x1.
+/// One block: a 1x1 convolution widens, a depthwise one filters each channel, a 1x1 convolution narrows.
 fn block(vs: &Path, [inputs, outputs]: [i64; 2], kernel: i64, stride: i64, expansion: i64) -> Layers {
     let wide = inputs * expansion;
     let mut layers = Layers::new();
@@ -65,7 +66,7 @@ fn convolve(
     groups: i64,
 ) -> Layers {
     let padding = if stride == 1 { kernel / 2 } else { 0 };
-    // `Model::new` draws the weights; zeros keep tch from drawing them first.
+    // `Model::new` draws the weights. With zeros, tch does not draw them first.
     let ws_init = nn::Init::Const(0.0);
     let config = nn::ConvConfig { stride, padding, groups, bias: false, ws_init, ..Default::default() };
     let layers = match stride {
@@ -78,7 +79,8 @@ fn convolve(
     )
 }
 
-/// TensorFlow's "SAME": ceil(side / stride) outputs, the odd pixel of padding to the right and below.
+/// TensorFlow's padding "SAME": ceil(side / stride) outputs, with the odd pixel of padding at the right and at the
+/// bottom.
 fn same_padding(x: &Tensor, kernel: i64, stride: i64) -> Tensor {
     let both = |side: i64| ((side + stride - 1) / stride - 1) * stride + kernel - side;
     let [h, w] = [x.size()[2], x.size()[3]].map(|side| both(side).max(0));

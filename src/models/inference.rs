@@ -1,5 +1,5 @@
-//! A network in evaluation mode over many batches: what depends on its weights alone is computed once, and a convolution, its
-//! normalisation, the sum of its block and the activation behind them run as one operation.
+//! A network in evaluation mode over many batches. What depends on the weights alone is computed once, and a
+//! convolution, its normalisation, the sum of its block and the activation after them run as one operation.
 
 use super::layers::{Mode, Pair, Place, add, convolve, refused, takes};
 use super::{Activation, Layers, Op, Precision, onednn};
@@ -8,7 +8,7 @@ use std::cell::{Cell, OnceCell};
 use tch::nn::{ConvConfig, PaddingMode};
 use tch::{Device, Kind, Tensor};
 
-/// A network for as long as nobody changes its weights. Without gradients.
+/// A network prepared for inference, valid while nobody changes its weights. It records no gradients.
 pub(super) struct Inference<'a> {
     steps: Vec<Step<'a>>,
     fused: bool,
@@ -42,12 +42,12 @@ struct Convolution {
 struct Side<'a> {
     block: &'a str,
     tensor: Tensor,
-    /// Nobody else reads it: it may be written over.
+    /// Whether it may be written over, because nobody else reads it.
     fresh: bool,
 }
 
 impl<'a> Inference<'a> {
-    /// `fused` for a network on a CPU or on CUDA with weights that are numbers.
+    /// `fused` requires a CPU or CUDA, and weights that are finite.
     pub(super) fn new(layers: &'a Layers, precision: Precision, mut fused: bool) -> Result<Self> {
         let steps = plan(layers, None, precision, &mut fused)?;
         Ok(Self { steps, fused })
@@ -58,7 +58,8 @@ impl<'a> Inference<'a> {
     }
 }
 
-/// A fused activation makes 0 of NaN, which is all that a network gives that has diverged: `fused` becomes false for one.
+/// Lists the steps of `layers`. Sets `fused` to false for a network that has diverged: a fused activation would turn
+/// its NaN into 0.
 fn plan<'a>(layers: &'a Layers, up: Option<&Place>, precision: Precision, fused: &mut bool) -> Result<Vec<Step<'a>>> {
     let (mut steps, mut ops) = (vec![], layers.iter().peekable());
     while let Some((name, op)) = ops.next() {
@@ -104,7 +105,7 @@ fn plan<'a>(layers: &'a Layers, up: Option<&Place>, precision: Precision, fused:
 }
 
 fn run(steps: &[Step], x: &Tensor, fused: bool) -> Result<Tensor> {
-    // Fresh is what its one reader may write over.
+    // `fresh`: only the next step reads `x`, and may write over it.
     let (mut x, mut fresh) = (x.shallow_clone(), false);
     for step in steps {
         (x, fresh) = match step {
@@ -113,7 +114,7 @@ fn run(steps: &[Step], x: &Tensor, fused: bool) -> Result<Tensor> {
                 let main = run(body, &x, fused)?;
                 let (tensor, fresh) = match shortcut {
                     Some(steps) => (run(steps, &x, fused)?, matches!(steps.last(), Some(Step::Convolution(_)))),
-                    // A first step that is a convolution does not hand on what it was given.
+                    // A first step that is a convolution does not pass its input on.
                     None => (x, fresh && matches!(body.first(), Some(Step::Convolution(_)))),
                 };
                 (last.run(&main, Some(&Side { block: name, tensor, fresh }), fused)?, true)
@@ -135,7 +136,7 @@ impl Convolution {
         bias: Option<Tensor>,
         precision: Precision,
     ) -> Result<Self> {
-        // As autocast does, which leaves f64 alone.
+        // As autocast does, which does not cast f64.
         let cast = |t: Tensor| match precision {
             Precision::Bf16 if t.kind() == Kind::Float => t.f_to_kind(Kind::BFloat16),
             _ => Ok(t),
@@ -145,7 +146,7 @@ impl Convolution {
         Ok(Self { name, settings, shape, weight, packed, bias, activation: None, cudnn_refused: Cell::new(false) })
     }
 
-    /// `activation(self(x) + side)`; the side is written over where it may be.
+    /// `activation(self(x) + side)`, written over the side where that is allowed.
     fn run(&self, x: &Tensor, side: Option<&Side>, fused: bool) -> Result<Tensor> {
         let (y, done) = self.compute(x, side, fused).map_err(|e| refused(&self.name, x, e))?;
         if done {
@@ -158,7 +159,7 @@ impl Convolution {
         self.activation.map_or_else(|| Ok(y.shallow_clone()), |activation| activation.apply(&y, true))
     }
 
-    /// The convolution, and whether the sum and the activation are in it.
+    /// The result, and whether it includes the sum and the activation.
     fn compute(&self, x: &Tensor, side: Option<&Side>, fused: bool) -> Result<(Tensor, bool)> {
         takes(&x.size(), &self.shape, Some(&self.settings))?;
         let (s, kind, bias) = (&self.settings, self.weight.kind(), self.bias.as_ref());
@@ -191,8 +192,8 @@ impl Convolution {
         Ok((onednn::convolve(&x, weight, bias, s, into, self.activation.filter(|_| whole))?, whole))
     }
 
-    /// cuDNN knows a ReLU behind a convolution, and a sum between the two. Whether it does on this GPU shows when it is asked.
-    /// (Of convolutions in groups it makes something much slower than the two operations.)
+    /// cuDNN has an operation for a convolution with a ReLU, and one with a sum between the two. Not every GPU has
+    /// them, which shows when they are called. For convolutions in groups they are much slower than two operations.
     fn compute_on_cuda(&self, x: &Tensor, side: Option<&Side>) -> Result<(Tensor, bool)> {
         let (s, w, bias) = (&self.settings, &self.weight, self.bias.as_ref());
         let [stride, padding, dilation] = [s.stride, s.padding, s.dilation].map(|n| [n, n]);
@@ -226,7 +227,7 @@ impl Convolution {
     }
 }
 
-/// Whether settings and weight are such as libtorch takes: with others, the layer itself says what is wrong.
+/// Whether libtorch accepts these settings and this weight. With others, the layer itself says what is wrong.
 fn is_usual(s: &ConvConfig, weight: &[i64]) -> bool {
     let numbers = s.stride > 0 && s.dilation > 0 && s.padding >= 0 && s.groups > 0;
     numbers && weight.len() == 4 && weight[0] % s.groups == 0 && matches!(s.padding_mode, PaddingMode::Zeros)

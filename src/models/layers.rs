@@ -6,14 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, Module, ModuleT};
 use tch::{TchError, Tensor};
 
-/// What BatchNorm does in a pass.
+/// Which statistics BatchNorm uses in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The stored statistics, everywhere.
     Evaluation,
-    /// Batch statistics, which move the stored ones; the stored ones in frozen layers.
+    /// Batch statistics, which update the stored ones; in frozen layers the stored ones.
     Training,
-    /// PyTorch's `model.train()`: batch statistics in frozen layers too. For [`crate::study::mistakes`] alone.
+    /// As PyTorch's `model.train()`: batch statistics in frozen layers too. One of the article's mistakes.
     TrainingFrozenToo,
 }
 
@@ -23,10 +23,10 @@ impl Mode {
     }
 }
 
-/// A step without parameters of its own: input and "are we training?" to output.
+/// A function of the input and of "is this training?", without parameters of its own.
 type Func = Box<dyn Fn(&Tensor, bool) -> Tensor + Send>;
 
-/// What may follow a convolution inside the same operation.
+/// An activation that can run inside the convolution before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `max(x, 0)`
@@ -36,7 +36,8 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Written over `x` where it is `fresh`, read by nobody else: a pass over memory less.
+    /// Writes the result over `x` where it is `fresh`, which means that nobody else reads it. This saves a pass over
+    /// memory.
     pub(super) fn apply(self, x: &Tensor, fresh: bool) -> Result<Tensor> {
         let mut over = x.shallow_clone();
         Ok(match (self, fresh) {
@@ -48,39 +49,48 @@ impl Activation {
     }
 }
 
-/// One layer of a network. tch keeps the settings of its layers to itself: those made by [`Op::conv`] and [`Op::norm`] are
-/// known, and a convolution and the normalisation behind it then run as one where neither learns. In predictions and cached
-/// features on a CPU (Linux, x86-64) or on CUDA, the block's sum or the [`Layers::relu`] behind them runs along.
+/// One layer of a network.
+///
+/// tch's layers hide their settings, so use [`Op::conv`] and [`Op::norm`], which keep them: a convolution and the
+/// normalisation after it then run as one operation where neither learns. In predictions and cached features on a CPU
+/// (Linux, x86-64) or on CUDA, the sum of the block or the [`Layers::relu`] after them joins in.
 pub enum Op {
+    /// A convolution, with its settings if they are known.
     Conv(nn::Conv2D, Option<nn::ConvConfig>),
+    /// A batch normalisation, with its settings if they are known.
     BatchNorm(nn::BatchNorm, Option<nn::BatchNormConfig>),
+    /// A linear layer.
     Linear(nn::Linear),
+    /// An activation.
     Activation(Activation),
+    /// Any other function without parameters of its own.
     Func(Func),
-    /// `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut of its own.
+    /// `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut.
     Residual {
+        /// The layers of the block.
         body: Layers,
+        /// The layers beside the block.
         shortcut: Option<Layers>,
     },
 }
 
 impl Op {
-    /// [`nn::conv2d`].
+    /// Creates a convolution with [`nn::conv2d`].
     pub fn conv(vs: nn::Path, inputs: i64, outputs: i64, kernel: i64, config: nn::ConvConfig) -> Self {
         Op::Conv(nn::conv2d(vs, inputs, outputs, kernel, config), Some(config))
     }
 
-    /// [`nn::batch_norm2d`].
+    /// Creates a batch normalisation with [`nn::batch_norm2d`].
     pub fn norm(vs: nn::Path, channels: i64, config: nn::BatchNormConfig) -> Self {
         Op::BatchNorm(nn::batch_norm2d(vs, channels, config), Some(config))
     }
 
-    /// Whether what it gives is memory of its own, which the next layer may write over.
+    /// Whether its output is memory of its own, which the next layer may write over.
     pub(super) fn is_fresh(&self) -> bool {
         matches!(self, Op::Conv(..) | Op::BatchNorm(..) | Op::Linear(_) | Op::Residual { .. })
     }
 
-    /// Runs it on `x`, which may be written over where it is `fresh`.
+    /// Runs the layer on `x` and may write over `x` where it is `fresh`.
     pub(super) fn apply(&self, x: &Tensor, mode: Mode, place: &Place, fresh: bool, seen: &mut Seen) -> Result<Tensor> {
         match self {
             Op::Residual { body, shortcut } => {
@@ -89,7 +99,7 @@ impl Op {
                     Some(layers) => layers.walk(x, mode, Some(place), seen)?,
                     None => x.shallow_clone(),
                 };
-                // In place where nobody else reads the sum's first term: a pass over memory less.
+                // Where nobody else reads the sum's first term, the sum is written over it.
                 let fresh = body.0.last().is_some_and(|(_, last)| last.is_fresh());
                 return match fresh && !main.requires_grad() {
                     true => add(&main, &side),
@@ -125,7 +135,7 @@ impl From<nn::Linear> for Op {
     }
 }
 
-/// Named layers, run one after the other.
+/// Named layers that run one after the other.
 ///
 /// ```no_run
 /// # use kdlab::models::Layers;
@@ -142,11 +152,12 @@ impl From<nn::Linear> for Op {
 pub struct Layers(Vec<(String, Op)>);
 
 impl Layers {
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends a layer. `name` is what errors and summaries call it; give it the name of its variables.
+    /// Appends a layer. Errors and summaries call it `name`; give it the name of its variables.
     #[allow(clippy::should_implement_trait)]
     pub fn add(mut self, name: &str, op: impl Into<Op>) -> Self {
         self.0.push((name.to_owned(), op.into()));
@@ -173,7 +184,7 @@ impl Layers {
         self.add(name, Op::Func(Box::new(f)))
     }
 
-    /// Appends `body(x) + shortcut(x)`; without a shortcut the input itself is added.
+    /// Appends `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut.
     pub fn residual(self, name: &str, body: Layers, shortcut: Option<Layers>) -> Self {
         self.add(name, Op::Residual { body, shortcut })
     }
@@ -184,21 +195,21 @@ impl Layers {
         self
     }
 
-    /// The layers of this level with their names, in order.
+    /// Iterates over the layers of this level with their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Op)> {
         self.0.iter().map(|(name, op)| (name.as_str(), op))
     }
 
-    /// Runs the layers on `x`. `train` makes BatchNorm use (and update) batch statistics, unless it is frozen; gradients
-    /// are the caller's choice.
+    /// Runs the layers on `x`. `train` makes BatchNorm use and update batch statistics, unless it is frozen. Gradients
+    /// are recorded unless the caller is in `tch::no_grad`.
     ///
     /// # Errors
-    /// Names the layer that refused, the shape it was given, and the reason.
+    /// When a layer refuses its input. The message names the layer, the shape and the reason.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         self.walk(x, Mode::of(train), None, &mut |_, _, _| ())
     }
 
-    /// [`Layers::forward`] that shows every layer with its output to `seen`, innermost first.
+    /// As [`Layers::forward`], and calls `seen` with every layer and its output, innermost first.
     pub(crate) fn walk(&self, x: &Tensor, mode: Mode, up: Option<&Place>, seen: &mut Seen) -> Result<Tensor> {
         let (mut x, mut fresh) = (x.shallow_clone(), false);
         let mut ops = self.iter().peekable();
@@ -232,13 +243,13 @@ impl fmt::Debug for Layers {
     }
 }
 
-/// Where a layer stands in the tree; displays as `layer1.0.conv1`.
+/// The position of a layer in the tree, displayed as `layer1.0.conv1`.
 pub(crate) struct Place<'a> {
     pub(super) up: Option<&'a Place<'a>>,
     pub(super) name: &'a str,
 }
 
-/// Hears of a layer's place and output.
+/// Called with a layer's position and output.
 type Seen<'a> = dyn FnMut(&Place, &Op, &Tensor) + 'a;
 
 impl fmt::Display for Place<'_> {
@@ -258,8 +269,8 @@ pub(super) fn refused(place: &dyn fmt::Display, x: &Tensor, reason: Error) -> Er
     Error::Torch(format!("layer `{place}` refused its input of shape {:?}: {reason}", x.size()))
 }
 
-/// A convolution and the normalisation of its outputs, which can run as one convolution, a pass over memory less: in evaluation a
-/// normalisation is a factor and a summand for each channel.
+/// A convolution and the normalisation of its outputs. In evaluation, a normalisation is a factor and a summand for
+/// each channel, so both can run as one convolution, which saves a pass over memory.
 pub(super) struct Pair<'a> {
     conv: &'a nn::Conv2D,
     settings: &'a nn::ConvConfig,
@@ -278,7 +289,7 @@ impl<'a> Pair<'a> {
         Some(Self { conv, settings, norm, eps: config.eps, factor, shift })
     }
 
-    /// Whether it may do so with `x`: nothing learns, and the convolution takes it.
+    /// Whether both may run as one on `x`: nothing learns, and the convolution accepts `x`.
     fn applies(&self, x: &Tensor) -> bool {
         let learns = [x, &self.conv.ws, self.factor, self.shift].iter().any(|t| t.requires_grad());
         !learns && takes(&x.size(), &self.conv.ws.size(), Some(self.settings)).is_ok()
@@ -297,7 +308,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// `main + side`, written over `main` where the sum is of its shape.
+/// `main + side`, written over `main` where the sum has its shape.
 pub(super) fn add(main: &Tensor, side: &Tensor) -> Result<Tensor> {
     Ok(match main.size() == side.size() {
         true => main.shallow_clone().f_add_(side)?,
@@ -315,14 +326,14 @@ pub(super) fn convolve(
     Ok(x.f_conv2d(weight, bias, stride, padding, dilation, settings.groups)?)
 }
 
-/// tch keeps a layer's stride and padding to itself and offers no `f_forward`: say what can be checked beforehand, and
-/// turn a panic about the rest into an error.
+/// tch hides a layer's stride and padding and has no `f_forward`. So this checks what it can, and turns a panic about
+/// the rest into an error.
 fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
     takes(&x.size(), &layer.ws.size(), None)?;
     caught(|| layer.forward(x))
 }
 
-/// Whether a convolution of this weight can be applied to this input.
+/// Checks that a convolution of this weight can be applied to this input.
 pub(super) fn takes(input: &[i64], weight: &[i64], settings: Option<&nn::ConvConfig>) -> Result<()> {
     let &[_, channels, height, width] = input else {
         return Err(Error::Input("a convolution takes images [N, C, H, W]".to_owned()));
@@ -345,24 +356,24 @@ fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, mode: Mode) -> Result<Tensor> {
     if !dims_fit || size[1] != channels {
         return Err(Error::Input(format!("it normalises {channels} channels of {}-D input", layer.nd + 2)));
     }
-    // A layer that does not learn must not drift either: what it gives would depend on the images beside this one.
+    // A frozen layer keeps its statistics: otherwise an image's output would depend on the other images of its batch.
     let frozen = layer.ws.as_ref().is_some_and(|weight| !weight.requires_grad());
     let train = match mode {
         Mode::Evaluation => false,
         Mode::Training => !frozen,
         Mode::TrainingFrozenToo => true,
     };
-    // As `F.batch_norm` does. libtorch would divide by 0 and leave NaN in the statistics.
+    // Refused as by `F.batch_norm`. libtorch would divide by 0 and leave NaN in the statistics.
     if train && size.iter().product::<i64>() == channels {
         return Err(Error::Input(format!(
-            "BatchNorm expected more than 1 value per channel when training, got input size {size:?}; choose a batch size \
-             that leaves no single image for the last batch"
+            "BatchNorm expected more than 1 value per channel when training, got input size {size:?}; choose a batch \
+             size that leaves no single image for the last batch"
         )));
     }
     caught(|| layer.forward_t(x, train))
 }
 
-/// Runs code that may panic inside tch; the panic's message becomes the error.
+/// Runs code that may panic inside tch, and turns the panic's message into an error.
 fn caught(f: impl FnOnce() -> Tensor) -> Result<Tensor> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
         let text = panic

@@ -1,5 +1,6 @@
 //! Networks: the student, the teachers (a frozen backbone and a head), their weight files and their summaries.
 
+mod arch;
 mod backbone;
 mod card;
 mod efficientnet;
@@ -11,12 +12,14 @@ mod onednn;
 mod pickle;
 mod precision;
 mod resnet;
+mod state_dict;
 mod student;
 mod summary;
 mod torch_file;
 mod weights;
 
-pub use backbone::{Arch, Backbone};
+pub use arch::Arch;
+pub use backbone::Backbone;
 pub use card::ModelCard;
 pub use efficientnet::efficientnet_lite0;
 pub(crate) use layers::Mode;

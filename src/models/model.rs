@@ -1,4 +1,4 @@
-//! A network with its variables: built once, initialised from a seed, saved and loaded whole.
+//! A network with its variables: it is built once, initialised from a seed, and saved and loaded as a whole.
 
 use super::inference::{Inference, is_finite};
 use super::layers::{Layers, Mode};
@@ -14,10 +14,11 @@ use std::path::Path;
 use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor};
 
-/// A network and its variables, owned and `Send`: keep it from cell to cell, move it into a thread.
+/// A network and its variables. It is owned and `Send`, so you can keep it from cell to cell and move it into a thread.
 pub struct Model {
+    /// Its name in messages.
     pub name: String,
-    /// Of [`Model::forward`]: f32, if nobody changes it. A fit computes in that of its options.
+    /// Precision of [`Model::forward`], by default f32. A fit computes in the precision of its options.
     pub precision: Precision,
     layers: Layers,
     vs: VarStore,
@@ -26,9 +27,9 @@ pub struct Model {
 impl Model {
     /// Builds a network on `device` and draws its weights from `seed`.
     ///
-    /// The weights are PyTorch's defaults, whatever initialisation `build` asked tch for: weight and bias of
-    /// convolutions and linear layers U(-1/sqrt(fan_in), 1/sqrt(fan_in)), BatchNorm 1 and 0. They are drawn on the CPU
-    /// in the order of the variables' names, so one seed gives the same weights on every device.
+    /// The initialisation is PyTorch's default, whatever `build` asked tch for: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for
+    /// weight and bias of convolutions and linear layers, 1 and 0 for BatchNorm. The weights are drawn on the CPU in
+    /// the order of the variables' names, so one seed gives the same weights on every device.
     ///
     /// # Errors
     /// When the device is absent, or when two layers share a variable name.
@@ -40,7 +41,8 @@ impl Model {
         let state = model.state();
         if let Some((double, _)) = state.iter().find(|(name, _)| is_double(name, &state)) {
             return Err(Error::Input(format!(
-                "network {name}: two layers share the variable {}; give each layer a path of its own, like vs / \"conv1\"",
+                "network {name}: two layers share the variable {}; give each layer a path of its own, like \
+                 vs / \"conv1\"",
                 double.rsplit_once("__").map_or(double.as_str(), |(base, _)| base)
             )));
         }
@@ -51,10 +53,13 @@ impl Model {
         Ok(model)
     }
 
-    /// Logits `[N, classes]` (or whatever the last layer gives) for `x` on the model's device.
+    /// Computes logits f32 `[N, classes]`, or whatever the last layer gives, for `x` on the model's device.
     ///
-    /// `train` makes BatchNorm use and update batch statistics; one that is frozen keeps to its stored statistics.
-    /// Gradients are recorded unless the caller is in `tch::no_grad`.
+    /// `train` makes BatchNorm use and update batch statistics; a frozen one uses its stored statistics. Gradients are
+    /// recorded unless the caller is in `tch::no_grad`.
+    ///
+    /// # Errors
+    /// When a layer refuses its input. The message names the layer, the shape and the reason.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         self.forward_in(x, Mode::of(train), self.precision)
     }
@@ -63,7 +68,8 @@ impl Model {
         precision.run(self.device(), || self.layers.walk(x, mode, None, &mut |_, _, _| ()))
     }
 
-    /// [`Model::forward`] for many batches, in evaluation mode and without gradients, while nobody changes the weights.
+    /// A function that computes [`Model::forward`] for many batches, in evaluation mode and without gradients. It is
+    /// valid while nobody changes the weights.
     pub(crate) fn pass(&self) -> Result<impl Fn(&Tensor) -> Result<Tensor>> {
         let inference = tch::no_grad(|| {
             let fused = self.device() != Device::Mps && self.is_finite()?;
@@ -78,56 +84,59 @@ impl Model {
         })
     }
 
-    /// Whether it may give numbers: one NaN among the weights, and it gives nothing else.
+    /// Whether all weights are finite.
     fn is_finite(&self) -> Result<bool> {
         let sums = self
             .state()
             .iter()
             .map(|(_, v)| Ok(v.f_sum(None)?.f_to_kind(Kind::Double)?))
             .collect::<Result<Vec<_>>>()?;
-        // One look for all of them: it waits for a GPU.
+        // Reading a value waits for the GPU, so all sums are read at once.
         Ok(sums.is_empty() || is_finite(&Tensor::f_stack(&sums, 0)?)?)
     }
 
+    /// Returns the layers.
     pub fn layers(&self) -> &Layers {
         &self.layers
     }
 
+    /// Returns the device of the variables.
     pub fn device(&self) -> Device {
         self.vs.device()
     }
 
-    /// How many numbers training could change, frozen or not.
+    /// Returns the number of trainable parameters, frozen or not.
     pub fn parameters(&self) -> i64 {
         self.vs.trainable_variables().iter().map(|t| t.numel() as i64).sum()
     }
 
-    /// The variables that gradients reach now, sorted by name. Empty while frozen.
+    /// Returns the variables that are not frozen, sorted by name.
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
         self.state().into_iter().filter(|(_, t)| t.requires_grad()).collect()
     }
 
-    /// Every variable, BatchNorm's running statistics included, sorted by name. The tensors share the model's memory.
+    /// Returns every variable, BatchNorm's running statistics included, sorted by name. The tensors share the model's
+    /// memory.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state: Vec<_> = self.vs.variables().into_iter().collect();
         state.sort_by(|a, b| a.0.cmp(&b.0));
         state
     }
 
-    /// The variable store, for `nn::Adam::default().build(model.var_store(), lr)`.
+    /// Returns the variable store, for tch's own optimizers: `nn::Adam::default().build(model.var_store(), lr)`.
     pub fn var_store(&self) -> &VarStore {
         &self.vs
     }
 
-    /// Keeps gradients away from every variable.
+    /// Freezes every variable: none gets a gradient.
     pub fn freeze(&mut self) {
         self.vs.freeze();
     }
 
-    /// Keeps gradients away from every variable but those whose name begins with `part`, such as `fc.`.
+    /// Freezes every variable except those whose name begins with `part`, such as `fc.`.
     ///
     /// # Errors
-    /// When no variable is named so; nothing is changed then.
+    /// When no variable has such a name. Nothing is changed then.
     pub fn freeze_except(&mut self, part: &str) -> Result<()> {
         let state = self.state();
         if !state.iter().any(|(name, _)| name.starts_with(part)) {
@@ -144,7 +153,7 @@ impl Model {
         Ok(())
     }
 
-    /// Whether gradients are kept away from the weight of a BatchNorm.
+    /// Whether the weight of a BatchNorm is frozen.
     pub(crate) fn has_frozen_norm(&self) -> bool {
         let state = self.state();
         let frozen =
@@ -157,25 +166,34 @@ impl Model {
         self.vs.unfreeze();
     }
 
-    /// Writes every variable to a safetensors file, which is whole or absent.
+    /// Writes every variable to a safetensors file. The file is whole or absent.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         tensors::save_tensors(path.as_ref(), &self.state(), HashMap::new())
     }
 
-    /// [`Model::save`] with what a user of the file must know written into it; [`ModelCard::read`] finds it there.
+    /// As [`Model::save`], with a card in the file, which [`ModelCard::read`] finds there.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
     pub fn save_with(&self, path: impl AsRef<Path>, card: &ModelCard) -> Result<()> {
         tensors::save_tensors(path.as_ref(), &self.state(), card.entries()?)
     }
 
-    /// Bytes of the file that [`Model::save`] writes.
+    /// Returns the size in bytes of the file that [`Model::save`] writes.
+    ///
+    /// # Errors
+    /// When a variable has a type that safetensors does not have.
     pub fn file_size(&self) -> Result<usize> {
         Ok(tensors::tensor_file(&self.state(), HashMap::new())?.len())
     }
 
-    /// Loads a weight file by name: safetensors, or PyTorch's `.pth` in its zip and its older format.
+    /// Loads the variables by name from a weight file: safetensors, or PyTorch's `.pth` in its zip or older format.
     ///
     /// # Errors
-    /// When the file lacks a variable or has one of another shape; the model is then left as it was.
+    /// When the file lacks a variable or has one of another shape. The model stays as it was.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let path = path.as_ref();
         let (tensors, notes) = weights::read_weights_for(path, &self.state())?;
@@ -184,7 +202,10 @@ impl Model {
         Ok(report)
     }
 
-    /// Shapes, parameters and multiply-adds for one image of shape `[C, H, W]`.
+    /// Lists shapes, parameters and multiply-adds for one image of shape `[C, H, W]`.
+    ///
+    /// # Errors
+    /// When the network does not accept such an image.
     pub fn summary(&self, input: [i64; 3]) -> Result<Summary> {
         Summary::of(&self.layers, &self.name, input, self.device(), self.parameters())
     }
@@ -196,11 +217,16 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// A linear layer from a backbone's features f32 `[N, features]` to logits `[N, classes]`; its variables are `fc.*`.
+/// Creates a linear layer from a backbone's features f32 `[N, features]` to logits f32 `[N, classes]`. Its variables
+/// are `fc.weight` and `fc.bias`.
+///
+/// # Errors
+/// When there are no features, fewer than two classes, or no such device.
 pub fn head(features: i64, classes: i64, device: Device, seed: u64) -> Result<Model> {
     if features < 1 || classes < 2 {
         return Err(Error::Input(format!(
-            "a head from {features} features to {classes} classes cannot be built; it needs at least 1 feature and 2 classes"
+            "a head from {features} features to {classes} classes cannot be built; it needs at least 1 feature and 2 \
+             classes"
         )));
     }
     Model::new("head", device, seed, &|vs| {
@@ -208,7 +234,7 @@ pub fn head(features: i64, classes: i64, device: Device, seed: u64) -> Result<Mo
     })
 }
 
-/// For people: `CPU, 2 threads`, `Cuda(0)`.
+/// The device as people read it: `CPU, 2 threads`, `Cuda(0)`.
 pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
@@ -216,8 +242,8 @@ pub(crate) fn device_name(device: Device) -> String {
     }
 }
 
-/// A batch in parts that a CPU computes quickest: what a layer gives the next is then still in its cache. Measured with
-/// EfficientNet-Lite0 at 128 and 224 px and ResNet-50 at 224.
+/// Divides a batch into parts for a CPU, so that a layer's output is still in the cache when the next layer reads it.
+/// The size was measured with EfficientNet-Lite0 at 128 and 224 px and with ResNet-50 at 224 px.
 fn cache_sized(x: &Tensor, device: Device) -> Result<Vec<Tensor>> {
     const PIXELS: i64 = 1 << 20;
     match x.size()[..] {
@@ -228,11 +254,12 @@ fn cache_sized(x: &Tensor, device: Device) -> Result<Vec<Tensor>> {
     }
 }
 
-/// libtorch would panic inside a layer's constructor.
+/// Checks that the device is there; tch would panic inside a layer's constructor.
 fn check_device(device: Device) -> Result<()> {
     match device {
         Device::Cuda(i) if !tch::Cuda::is_available() => Err(Error::Input(format!(
-            "CUDA device {i} was asked for, but this libtorch sees no CUDA GPU; use Device::cuda_if_available(), or check with `cargo lab doctor`"
+            "CUDA device {i} was asked for, but this libtorch sees no CUDA GPU; use Device::cuda_if_available(), \
+             or check with `cargo lab doctor`"
         ))),
         Device::Cuda(i) if i as i64 >= tch::Cuda::device_count() => Err(Error::Input(format!(
             "CUDA device {i} was asked for, but there are only {}; they count from 0",
@@ -251,8 +278,8 @@ fn is_double(name: &str, state: &[(String, Tensor)]) -> bool {
         .is_some_and(|(base, count)| count.parse::<usize>().is_ok() && state.iter().any(|(other, _)| other == base))
 }
 
-/// Weights of convolutions in the layout of the images that [`crate::data::Transform`] gives: else each step lays
-/// them out anew.
+/// Lays out the weights of convolutions channels-last, as the images of [`crate::data::Transform`] are. Otherwise each
+/// step would reorder them.
 fn channels_innermost(state: &[(String, Tensor)]) -> Result<()> {
     for (_, tensor) in state.iter().filter(|(_, t)| t.dim() == 4) {
         let laid_out = tensor.f_detach()?.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
@@ -261,8 +288,9 @@ fn channels_innermost(state: &[(String, Tensor)]) -> Result<()> {
     Ok(())
 }
 
-/// PyTorch's defaults, by name: `weight` of two and more dimensions and the `bias` beside it are drawn, a `weight` of
-/// one dimension (a normalisation) becomes 1 and its bias 0. Other variables keep what their layer gave them.
+/// Initialises as PyTorch does, by name. A `weight` of two or more dimensions and the `bias` beside it are drawn. A
+/// `weight` of one dimension, which belongs to a normalisation, becomes 1 and its bias 0. Other variables keep their
+/// values.
 fn initialise(state: &[(String, Tensor)], seed: u64) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     tch::no_grad(|| {
@@ -292,7 +320,7 @@ fn initialise(state: &[(String, Tensor)], seed: u64) -> Result<()> {
     })
 }
 
-/// Uniform in [-1, 1): 24 random bits are what an f32 can hold evenly.
+/// Uniform in [-1, 1) from 24 random bits, as many as an f32 holds evenly.
 fn uniform(rng: &mut ChaCha8Rng) -> f32 {
     (rng.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0
 }

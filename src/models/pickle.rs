@@ -1,32 +1,33 @@
-//! The pickle inside PyTorch's `.pth` files, read by a machine that knows tensors and plain values and runs nothing.
+//! The pickle inside PyTorch's `.pth` files, read by a machine that knows tensors and plain values and executes
+//! nothing.
 //!
-//! A pickle is a program. This reader keeps a table of the few things a weight file needs (dictionaries, tuples,
-//! numbers, `torch._utils._rebuild_tensor_v2`, storages) and refuses every other name, so no file can make it do
-//! more than build tensors. Values live in one arena and refer to each other by index: a file of `n` bytes makes at
-//! most `n` values, whatever it nests or repeats.
+//! A pickle is a program. This machine knows the few things that a weight file needs: dictionaries, tuples, numbers,
+//! storages and `torch._utils._rebuild_tensor_v2`. It refuses names that run code and passes over all others, so no
+//! file can make it do more than build tensors. Values lie in one arena and refer to each other by index, so a file of
+//! `n` bytes makes at most `n` values, whatever it nests or repeats. The instructions are those of Python's
+//! `pickletools`.
 
-use crate::store::tensors;
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
-use tch::{Kind, Tensor};
+use std::collections::HashMap;
+use tch::Kind;
 
-/// Why a file was refused, without its name.
+/// The error says why the file was refused, without its name.
 pub(super) type Outcome<T> = std::result::Result<T, String>;
 
-/// A pickle beside its tensors holds names and shapes only: far below this.
+/// The largest pickle, in bytes. It holds names and shapes only, so weight files stay far below.
 pub(super) const LONGEST_PICKLE: usize = 64 << 20;
 
-/// A Python value; containers hold indices into [`Machine::values`].
+/// A Python value. Containers hold indices into [`Machine::values`].
 #[derive(Debug)]
 pub(super) enum Value<'a> {
     None,
     Bool(bool),
     Int(i64),
-    /// Numbers that no tensor depends on.
+    /// A number that no tensor depends on.
     Float,
     Str(&'a str),
+    /// A known class or function: module and name.
     Global(&'a str, &'a str),
-    /// Something that only Python could build: passed over, with all that is put into it.
+    /// Something that only Python could build. It is passed over, with everything that is put into it.
     Opaque,
     Tuple(Vec<usize>),
     List(Vec<usize>),
@@ -41,9 +42,10 @@ pub(super) enum Value<'a> {
     },
 }
 
+/// The memory of one or more tensors, which lies outside the pickle under its key.
 pub(super) struct Storage<'a> {
     pub(super) key: &'a str,
-    kind: Kind,
+    pub(super) kind: Kind,
     pub(super) numel: usize,
 }
 
@@ -53,42 +55,10 @@ impl Storage<'_> {
     }
 }
 
-/// Under which names training scripts keep a model's weights.
-const WRAPPERS: [&str; 8] =
-    ["state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"];
-
 /// Python's modules that run programs or code.
-const RUNNERS: [&str; 13] = [
-    "os",
-    "posix",
-    "nt",
-    "subprocess",
-    "sys",
-    "importlib",
-    "runpy",
-    "pty",
-    "shutil",
-    "socket",
-    "webbrowser",
-    "ctypes",
-    "pickle",
-];
-/// What Python itself brings along that only holds values.
-const VALUES: [&str; 13] = [
-    "set",
-    "frozenset",
-    "list",
-    "dict",
-    "tuple",
-    "object",
-    "complex",
-    "slice",
-    "range",
-    "bytearray",
-    "bytes",
-    "int",
-    "float",
-];
+const RUNNERS: &str = "os posix nt subprocess sys importlib runpy pty shutil socket webbrowser ctypes pickle";
+/// Python's built-in names that only hold values.
+const VALUES: &str = "set frozenset list dict tuple object complex slice range bytearray bytes int float";
 
 const STORAGES: [(&str, Kind); 10] = [
     ("FloatStorage", Kind::Float),
@@ -105,15 +75,16 @@ const STORAGES: [(&str, Kind); 10] = [
 
 pub(super) struct Machine<'a> {
     program: &'a [u8],
+    /// The position behind the last instruction.
     pub(super) at: usize,
     pub(super) values: Vec<Value<'a>>,
     stack: Vec<usize>,
     marks: Vec<usize>,
-    memo: HashMap<u32, usize>,
+    memo: HashMap<u64, usize>,
     pub(super) storages: Vec<Storage<'a>>,
     pub(super) by_key: HashMap<&'a str, usize>,
-    /// The first name that it asked for and that is not run.
-    foreign: Option<String>,
+    /// The first name that the file asked for and that was passed over.
+    pub(super) foreign: Option<String>,
 }
 
 impl<'a> Machine<'a> {
@@ -131,36 +102,26 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Runs up to the STOP instruction; gives the index of the resulting value.
+    /// Runs up to the instruction STOP and returns the index of the resulting value.
     pub(super) fn run(&mut self) -> Outcome<usize> {
         loop {
             if self.at > LONGEST_PICKLE {
                 return Err("its pickle is too long for a weight file".to_owned());
             }
-            match self.byte()? {
-                0x80 => drop(self.byte()?),  // PROTO
+            match self.take(1)?[0] {
+                0x80 => drop(self.take(1)?), // PROTO
                 0x95 => drop(self.take(8)?), // FRAME
                 b'.' => return self.pop(),   // STOP
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => drop(self.pop()?),            // POP
                 b'1' => drop(self.popped_to_mark()?), // POP_MARK
-                b'2' => {
-                    let top = self.top()?; // DUP
-                    self.stack.push(top);
-                }
+                b'2' => self.stack.push(self.top()?), // DUP
                 b'N' => self.push(Value::None),
-                0x88 => self.push(Value::Bool(true)),
-                0x89 => self.push(Value::Bool(false)),
-                b'K' => {
-                    let n = self.byte()?; // BININT1
-                    self.push(Value::Int(n.into()));
-                }
-                b'M' => {
-                    let n = u16::from_le_bytes(self.array()?); // BININT2
-                    self.push(Value::Int(n.into()));
-                }
+                code @ (0x88 | 0x89) => self.push(Value::Bool(code == 0x88)), // NEWTRUE, NEWFALSE
+                b'K' => self.int(1)?,                                         // BININT1
+                b'M' => self.int(2)?,                                         // BININT2
                 b'J' => {
-                    let n = i32::from_le_bytes(self.array()?); // BININT
+                    let n = self.unsigned(4)? as i32; // BININT
                     self.push(Value::Int(n.into()));
                 }
                 0x8a => self.long()?,
@@ -168,27 +129,11 @@ impl<'a> Machine<'a> {
                     self.take(8)?; // BINFLOAT
                     self.push(Value::Float);
                 }
-                b'X' => {
-                    let n = u32::from_le_bytes(self.array()?); // BINUNICODE
-                    self.string(n as usize)?;
-                }
-                b'T' => {
-                    let n = u32::from_le_bytes(self.array()?); // BINSTRING
-                    self.string(n as usize)?;
-                }
-                0x8c | b'U' => {
-                    let n = self.byte()?; // SHORT_BINUNICODE, SHORT_BINSTRING
-                    self.string(n as usize)?;
-                }
-                code @ (b'B' | b'C' | 0x8e) => {
-                    let length = match code {
-                        b'B' => u32::from_le_bytes(self.array()?).into(), // BINBYTES
-                        b'C' => self.byte()?.into(),                      // SHORT_BINBYTES
-                        _ => u64::from_le_bytes(self.array()?),           // BINBYTES8
-                    };
-                    self.take(usize::try_from(length).map_err(|_| broken())?)?;
-                    self.push(Value::Opaque);
-                }
+                b'X' | b'T' => self.string(4)?,       // BINUNICODE, BINSTRING
+                0x8c | b'U' => self.string(1)?,       // SHORT_BINUNICODE, SHORT_BINSTRING
+                b'C' => self.opaque_bytes(1)?,        // SHORT_BINBYTES
+                b'B' => self.opaque_bytes(4)?,        // BINBYTES
+                0x8e => self.opaque_bytes(8)?,        // BINBYTES8
                 0x8f => self.push(Value::Opaque),     // EMPTY_SET
                 0x90 => drop(self.popped_to_mark()?), // ADDITEMS
                 0x81 => {
@@ -225,23 +170,11 @@ impl<'a> Machine<'a> {
                     let items = self.popped_to_mark()?; // SETITEMS
                     self.set(items)?;
                 }
-                b'q' => {
-                    let slot = self.byte()?; // BINPUT
-                    self.remember(slot.into())?;
-                }
-                b'r' => {
-                    let slot = u32::from_le_bytes(self.array()?); // LONG_BINPUT
-                    self.remember(slot)?;
-                }
-                0x94 => self.remember(self.memo.len() as u32)?, // MEMOIZE
-                b'h' => {
-                    let slot = self.byte()?; // BINGET
-                    self.recall(slot.into())?;
-                }
-                b'j' => {
-                    let slot = u32::from_le_bytes(self.array()?); // LONG_BINGET
-                    self.recall(slot)?;
-                }
+                b'q' => self.remember_at(1)?,                   // BINPUT
+                b'r' => self.remember_at(4)?,                   // LONG_BINPUT
+                0x94 => self.remember(self.memo.len() as u64)?, // MEMOIZE
+                b'h' => self.recall(1)?,                        // BINGET
+                b'j' => self.recall(4)?,                        // LONG_BINGET
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?); // GLOBAL
                     self.global(module, name)?;
@@ -273,12 +206,33 @@ impl<'a> Machine<'a> {
         Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
-        self.take(N)?.try_into().map_err(|_| broken())
+    /// A little-endian number of up to 8 bytes.
+    fn unsigned(&mut self, bytes: usize) -> Outcome<u64> {
+        Ok(self.take(bytes)?.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
     }
 
-    fn byte(&mut self) -> Outcome<u8> {
-        Ok(self.array::<1>()?[0])
+    fn int(&mut self, bytes: usize) -> Outcome<()> {
+        let n = self.unsigned(bytes)?;
+        self.push(Value::Int(n as i64));
+        Ok(())
+    }
+
+    /// Bytes behind their length, a number of `width` bytes.
+    fn sized(&mut self, width: usize) -> Outcome<&'a [u8]> {
+        let length = self.unsigned(width)?;
+        self.take(usize::try_from(length).map_err(|_| broken())?)
+    }
+
+    fn string(&mut self, width: usize) -> Outcome<()> {
+        let text = std::str::from_utf8(self.sized(width)?).map_err(|_| "a name in it is not UTF-8".to_owned())?;
+        self.push(Value::Str(text));
+        Ok(())
+    }
+
+    fn opaque_bytes(&mut self, width: usize) -> Outcome<()> {
+        self.sized(width)?;
+        self.push(Value::Opaque);
+        Ok(())
     }
 
     fn line(&mut self) -> Outcome<&'a str> {
@@ -289,24 +243,12 @@ impl<'a> Machine<'a> {
         Ok(line)
     }
 
-    fn string(&mut self, length: usize) -> Outcome<()> {
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| "a name in it is not UTF-8".to_owned())?;
-        self.push(Value::Str(text));
-        Ok(())
-    }
-
     /// LONG1: a little-endian two's complement number of any length. Only the magic number needs more than 64 bits.
     fn long(&mut self) -> Outcome<()> {
-        let length = self.byte()?.into();
-        let bytes = self.take(length)?;
-        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
-        let mut wide = [if negative { 0xff } else { 0 }; 8];
-        if length <= 8 {
-            wide[..length].copy_from_slice(bytes);
-            self.push(Value::Int(i64::from_le_bytes(wide)));
-        } else {
-            self.push(Value::Float);
-        }
+        let bytes = self.sized(1)?;
+        let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { -1i64 } else { 0 };
+        let number = || bytes.iter().rev().fold(sign, |n, &byte| n << 8 | i64::from(byte));
+        self.push(if bytes.len() > 8 { Value::Float } else { Value::Int(number()) });
         Ok(())
     }
 
@@ -354,15 +296,20 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn remember(&mut self, slot: u32) -> Outcome<()> {
+    fn remember(&mut self, slot: u64) -> Outcome<()> {
         let top = self.top()?;
         self.memo.insert(slot, top);
         Ok(())
     }
 
-    fn recall(&mut self, slot: u32) -> Outcome<()> {
-        let value = *self.memo.get(&slot).ok_or_else(broken)?;
-        self.stack.push(value);
+    fn remember_at(&mut self, width: usize) -> Outcome<()> {
+        let slot = self.unsigned(width)?;
+        self.remember(slot)
+    }
+
+    fn recall(&mut self, width: usize) -> Outcome<()> {
+        let slot = self.unsigned(width)?;
+        self.stack.push(*self.memo.get(&slot).ok_or_else(broken)?);
         Ok(())
     }
 
@@ -376,24 +323,25 @@ impl<'a> Machine<'a> {
             self.push(Value::Global(module, name));
             return Ok(());
         }
-        // Nothing is run, but a file that wants a program run is not to be trusted with its numbers either.
-        let builtin = ["builtins", "__builtin__"].contains(&module) && !VALUES.contains(&name);
-        if builtin || RUNNERS.contains(&module) || (module, name) == ("torch", "load") {
+        // Nothing is executed, but a file that asks for it cannot be trusted with its weights either.
+        let builtin = ["builtins", "__builtin__"].contains(&module) && !VALUES.split(' ').any(|known| known == name);
+        if builtin || RUNNERS.split(' ').any(|known| known == module) || (module, name) == ("torch", "load") {
             return Err(self.refused(&format!("{}.{}", printable(module), printable(name))));
         }
-        // Settings and counters that lie beside the weights.
+        // Settings and counters beside the weights.
         self.foreign.get_or_insert_with(|| format!("{}.{}", printable(module), printable(name)));
         self.push(Value::Opaque);
         Ok(())
     }
 
-    fn refused(&self, name: &str) -> String {
+    /// The error about a name that the file asks for.
+    pub(super) fn refused(&self, name: &str) -> String {
         format!(
             "it asks for `{name}`, which is not run; save the state_dict alone with torch.save(model.state_dict(), ...)"
         )
     }
 
-    /// `("storage", torch.FloatStorage, key, device, count[, view])`
+    /// A storage from `("storage", torch.FloatStorage, key, device, count[, view])`.
     fn storage(&mut self, id: usize) -> Outcome<()> {
         let Value::Tuple(items) = &self.values[id] else {
             return Err(broken());
@@ -471,148 +419,6 @@ impl<'a> Machine<'a> {
         }
         items.iter().map(|&i| if let Value::Int(n) = self.values[i] { Some(n) } else { None }).collect()
     }
-
-    /// The named tensors of a state_dict, or of the state_dict that a checkpoint holds beside other things.
-    /// What was left out on the way stands in `notes`.
-    pub(super) fn state_dict(
-        &self,
-        root: usize,
-        held: &HashMap<&str, &[u8]>,
-        notes: &mut Vec<String>,
-    ) -> Outcome<Vec<(String, Tensor)>> {
-        let named = |dict: usize| -> Vec<(&'a str, usize)> {
-            let Value::Dict(pairs) = &self.values[dict] else {
-                return Vec::new();
-            };
-            let name = |&(key, value): &(usize, usize)| match self.values[key] {
-                Value::Str(name) => Some((name, value)),
-                _ => None,
-            };
-            pairs.iter().filter_map(name).collect()
-        };
-        let is_tensor = |entry: &(&str, usize)| matches!(self.values[entry.1], Value::Tensor { .. });
-        let sets: Vec<_> = named(root).into_iter().filter(|(_, value)| named(*value).iter().any(is_tensor)).collect();
-        let wrapped = WRAPPERS.iter().find_map(|wrapper| sets.iter().find(|(name, _)| name == wrapper)).copied();
-        let bare = named(root).iter().any(is_tensor);
-        // Under a name of their own, if they are the only ones; or deeper.
-        let wrapped = match &sets[..] {
-            [only] if wrapped.is_none() && !bare => Some(*only),
-            [] if !bare => self.deeper(root)?,
-            [_, ..] if wrapped.is_none() && !bare => return Err(several(&sets)),
-            _ => wrapped,
-        };
-        let is_average = |name: &str| name.to_lowercase().split(['_', '-', '.']).any(|part| part == "ema");
-        let averaged = sets.iter().find(|(name, _)| is_average(name));
-        match (wrapped, averaged) {
-            (Some((taken, _)), Some((left, _))) if taken != *left => notes.push(format!(
-                "the weights under {:?} were taken, not their moving average under {:?}",
-                printable(taken),
-                printable(left)
-            )),
-            (Some((taken, _)), _) if is_average(taken) => {
-                notes.push(format!("the weights are the moving average under {:?}", printable(taken)));
-            }
-            _ => {}
-        }
-        let entries = named(wrapped.map_or(root, |(_, dict)| dict));
-        let odd: Vec<String> = entries
-            .iter()
-            .filter(|(name, value)| name.contains('.') && matches!(self.values[*value], Value::Opaque))
-            .map(|(name, _)| printable(name))
-            .collect();
-        if let Some(first) = odd.first() {
-            notes.push(format!("{} of its tensors are of a kind that is not read ({first})", odd.len()));
-        }
-        let mut loaded = HashMap::new();
-        let mut tensors = Vec::new();
-        for (name, value) in entries {
-            if let Value::Tensor { storage, offset, size, stride } = &self.values[value] {
-                let tensor = self.tensor(*storage, *offset, size, stride, held, &mut loaded);
-                tensors.push((name.to_owned(), tensor.map_err(|e| format!("tensor {}: {e}", printable(name)))?));
-            }
-        }
-        match &self.foreign {
-            Some(name)
-                if tensors.is_empty() && !self.storages.is_empty() && matches!(self.values[root], Value::Opaque) =>
-            {
-                Err(format!(
-                    "it is a whole pickled model (it asks for `{name}`), which only Python can build; there, save \
-                     torch.save(model.state_dict(), ...)"
-                ))
-            }
-            Some(name) if tensors.is_empty() => Err(self.refused(name)),
-            _ => Ok(tensors),
-        }
-    }
-
-    /// The one set of tensors with names that lies in dictionaries, tuples or lists below `root`.
-    fn deeper(&self, root: usize) -> Outcome<Option<(&'a str, usize)>> {
-        let (mut sets, mut left, mut seen) = (Vec::new(), vec![("", root)], HashSet::new());
-        while let Some((name, value)) = left.pop() {
-            // A container may hold itself.
-            if !seen.insert(value) {
-                continue;
-            }
-            match &self.values[value] {
-                Value::Dict(pairs) => {
-                    let named = pairs.iter().filter_map(|&(key, value)| match self.values[key] {
-                        Value::Str(name) => Some((name, value)),
-                        _ => None,
-                    });
-                    if named.clone().any(|(_, value)| matches!(self.values[value], Value::Tensor { .. })) {
-                        sets.push((name, value));
-                    } else {
-                        left.extend(named);
-                    }
-                }
-                Value::Tuple(items) | Value::List(items) => left.extend(items.iter().map(|&item| (name, item))),
-                _ => {}
-            }
-        }
-        let wrapped: Vec<_> = sets.iter().copied().filter(|(name, _)| WRAPPERS.contains(name)).collect();
-        match (&sets[..], &wrapped[..]) {
-            ([only], _) | (_, [only]) => Ok(Some(*only)),
-            ([], _) => Ok(None),
-            _ => Err(several(&sets)),
-        }
-    }
-
-    /// A view of its storage, which is copied once however many tensors share it.
-    fn tensor(
-        &self,
-        storage: usize,
-        offset: i64,
-        size: &[i64],
-        stride: &[i64],
-        held: &HashMap<&str, &[u8]>,
-        loaded: &mut HashMap<usize, Tensor>,
-    ) -> Outcome<Tensor> {
-        let Storage { key, kind, numel } = self.storages[storage];
-        let outside = || format!("shape {size:?} with strides {stride:?} lies outside its {numel} numbers");
-        if size.len() != stride.len() || offset < 0 || size.iter().chain(stride).any(|&n| n < 0) {
-            return Err(outside());
-        }
-        let count = size.iter().try_fold(1i64, |all, &n| all.checked_mul(n)).ok_or_else(outside)?;
-        let last = size
-            .iter()
-            .zip(stride)
-            .try_fold(offset, |at, (&n, &step)| (n - 1).max(0).checked_mul(step).and_then(|way| at.checked_add(way)));
-        // More elements than numbers stored would be an expanded view: harmless in torch, a bomb when copied.
-        if count > numel as i64 || (count > 0 && last.ok_or_else(outside)? >= numel as i64) {
-            return Err(outside());
-        }
-        let whole = match loaded.entry(storage) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let bytes = self.storages[storage].bytes();
-                let data = held.get(key).ok_or(format!("its storage {key} is not in the file"))?;
-                let data = data.get(..bytes).ok_or(format!("its storage holds {} bytes of {bytes}", data.len()))?;
-                entry.insert(tensors::numbers(data, &[numel as i64], kind)?)
-            }
-        };
-        let offset = if count == 0 { 0 } else { offset };
-        whole.f_as_strided(size, stride, offset).map_err(|e| crate::Error::from(e).to_string())
-    }
 }
 
 /// A name from a hostile file, fit for one line of an error.
@@ -620,14 +426,6 @@ pub(super) fn printable(name: &str) -> String {
     name.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
-fn several(sets: &[(&str, usize)]) -> String {
-    let names: Vec<String> = sets.iter().take(5).map(|(name, _)| format!("{:?}", printable(name))).collect();
-    format!(
-        "it holds several sets of weights ({}); in Python, save the one you mean alone: torch.save(torch.load(FILE)[...], ...)",
-        names.join(", ")
-    )
-}
-
-fn broken() -> String {
+pub(super) fn broken() -> String {
     "its pickle is damaged; download or save it again".to_owned()
 }

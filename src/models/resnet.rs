@@ -3,13 +3,14 @@
 use super::{Layers, Op};
 use tch::nn::{self, Path};
 
-/// ResNet-18. Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to features `[N, 512]` without `classes`.
+/// Builds torchvision's ResNet-18. It maps images f32 `[N, 3, S, S]` to logits f32 `[N, classes]`, or to features f32
+/// `[N, 512]` without `classes`.
 pub fn resnet18(vs: &Path, classes: Option<i64>) -> Layers {
     resnet(vs, &basic, [2, 2, 2, 2], 512, classes)
 }
 
-/// ResNet-50 (v1.5: the stride sits on the 3x3). Images f32 `[N, 3, S, S]` to logits `[N, classes]`, or to
-/// features `[N, 2048]` without `classes`.
+/// Builds torchvision's ResNet-50, v1.5: the stride is in the 3x3 convolution. It maps images f32 `[N, 3, S, S]` to
+/// logits f32 `[N, classes]`, or to features f32 `[N, 2048]` without `classes`.
 pub fn resnet50(vs: &Path, classes: Option<i64>) -> Layers {
     resnet(vs, &bottleneck, [3, 4, 6, 3], 2048, classes)
 }
@@ -70,7 +71,7 @@ fn bottleneck(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
 }
 
 fn conv(vs: Path, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Op {
-    // `Model::new` draws the weights; zeros keep tch from drawing them first.
+    // `Model::new` draws the weights. With zeros, tch does not draw them first.
     let ws_init = nn::Init::Const(0.0);
     let config = nn::ConvConfig { stride, padding: kernel / 2, bias: false, ws_init, ..Default::default() };
     Op::conv(vs, inputs, outputs, kernel, config)

@@ -5,9 +5,9 @@ use tch::nn;
 
 /// The article's `Net`: four 3x3 convolutions, two poolings, two linear layers. 264,618 parameters for 10 classes.
 ///
-/// Takes f32 `[N, 3, S, S]` of any `S >= 4` and gives logits `[N, classes]`. There is nothing between the two
-/// linear layers, as in the article. Its ReLUs before a pooling stand behind it here: of four numbers the largest comes
-/// through either way, and its gradient, with a quarter of the work.
+/// Maps images f32 `[N, 3, S, S]` with `S >= 4` to logits f32 `[N, classes]`. As in the article, there is nothing
+/// between the two linear layers. ReLU runs after max-pooling: the two commute, and it then sees a quarter of the
+/// values.
 pub fn student(vs: &nn::Path, classes: i64) -> Layers {
     let same = nn::ConvConfig { padding: 1, ..Default::default() };
     Layers::new()

@@ -1,4 +1,4 @@
-//! What a network is made of: shapes, parameters and multiply-adds per layer.
+//! Shapes, parameters and multiply-adds of a network, layer by layer.
 
 use super::layers::{Layers, Mode, Op};
 use crate::{Error, Result};
@@ -10,11 +10,11 @@ use tch::{Device, Kind, Tensor};
 pub struct SummaryRow {
     /// Full name, such as `layer1.0.conv1`.
     pub layer: String,
-    /// What it is: `Conv 3x3`, `BatchNorm`, `Linear`, `Function`, `Sum`.
+    /// `Conv 3x3`, `BatchNorm`, `Linear`, `ReLU`, `ReLU6`, `Function` or `Sum`.
     pub kind: String,
     /// Output shape for one image, with its leading 1.
     pub output: Vec<i64>,
-    /// Trainable numbers, frozen or not.
+    /// Trainable parameters, frozen or not.
     pub parameters: i64,
     /// Multiply-adds for one image. Counted for convolutions and linear layers; everything else counts as 0.
     pub macs: i64,
@@ -23,16 +23,20 @@ pub struct SummaryRow {
 /// Layers, shapes, parameters and multiply-adds of a network; displays as a text table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
+    /// Name of the model.
     pub model: String,
-    /// `[C, H, W]` the shapes and multiply-adds hold for.
+    /// Shape `[C, H, W]` of the image that shapes and multiply-adds are for.
     pub input: [i64; 3],
+    /// The layers in the order in which they run, innermost first.
     pub rows: Vec<SummaryRow>,
+    /// Sum over the layers.
     pub parameters: i64,
+    /// Sum over the layers, for one image.
     pub macs: i64,
 }
 
 impl Summary {
-    /// Sends one black image through `layers` and notes what comes out of each.
+    /// Runs `layers` on one black image and records the output shape of each.
     pub(crate) fn of(layers: &Layers, model: &str, input: [i64; 3], device: Device, parameters: i64) -> Result<Self> {
         let [c, h, w] = input;
         if input.iter().any(|&n| n < 1) || c.saturating_mul(h).saturating_mul(w) > 1 << 28 {
@@ -52,7 +56,7 @@ impl Summary {
         if let Some(last) = rows.last()
             && listed < parameters
         {
-            // A function may hold layers of its own, which only the variable store knows.
+            // A function may hold layers that only the variable store knows.
             let output = last.output.clone();
             let (layer, kind) = ("(inside functions)".to_owned(), "Function".to_owned());
             rows.push(SummaryRow { layer, kind, output, parameters: parameters - listed, macs: 0 });

@@ -1,4 +1,4 @@
-//! PyTorch's `.pth` files, in both formats that `torch.save` has written.
+//! The containers of PyTorch's `.pth` files: the zip archive, and the format before PyTorch 1.6.
 
 use super::pickle::{LONGEST_PICKLE, Machine, Outcome, Value, printable};
 use std::collections::HashMap;
@@ -32,7 +32,8 @@ pub(crate) fn read_zip(bytes: &[u8], notes: &mut Vec<String>) -> Outcome<Vec<(St
     let program = entry(&mut archive, &pickle, LONGEST_PICKLE)?;
     let mut machine = Machine::new(&program);
     let root = machine.run()?;
-    // torch.save compresses nothing, so the numbers cannot be more than the file: no small file fills the memory.
+    // torch.save does not compress, so the storages cannot exceed the file. This keeps a small file from filling the
+    // memory.
     let announced = machine.storages.iter().try_fold(0usize, |sum, s| sum.checked_add(s.bytes()));
     if announced.is_none_or(|sum| sum > bytes.len()) {
         return Err("it announces more numbers than it holds; download it again".to_owned());
@@ -46,7 +47,7 @@ pub(crate) fn read_zip(bytes: &[u8], notes: &mut Vec<String>) -> Outcome<Vec<(St
     machine.state_dict(root, &held, notes)
 }
 
-/// One file of the archive, unless it is longer than `longest` bytes.
+/// One file of the archive, of at most `longest` bytes.
 fn entry(archive: &mut zip::ZipArchive<Cursor<&[u8]>>, name: &str, longest: usize) -> Outcome<Vec<u8>> {
     let file = archive.by_name(name).map_err(|e| format!("{name} in the zip archive: {e}"))?;
     let mut data = Vec::new();
@@ -57,13 +58,13 @@ fn entry(archive: &mut zip::ZipArchive<Cursor<&[u8]>>, name: &str, longest: usiz
     }
 }
 
-/// Is this the format `torch.save` wrote before PyTorch 1.6? It starts with a pickled magic number.
+/// Whether this is the format before PyTorch 1.6, which starts with a pickled magic number.
 pub(crate) fn is_legacy(bytes: &[u8]) -> bool {
     bytes.first() == Some(&0x80) && bytes.get(2..4) == Some(&[0x8a, 10]) && bytes.get(4..14) == Some(&LEGACY_MAGIC)
 }
 
-/// Reads the tensors of a `.pth` file in the format before PyTorch 1.6: magic, version, machine, values, storage keys,
-/// then for every key its length and its numbers.
+/// Reads the tensors of a `.pth` file in the format before PyTorch 1.6: pickles with the magic number, the version, the
+/// machine, the values and the storage keys, then each storage behind its length.
 pub(crate) fn read_legacy(bytes: &[u8], notes: &mut Vec<String>) -> Outcome<Vec<(String, Tensor)>> {
     let mut rest = bytes;
     let mut next = || -> Outcome<(Machine, usize)> {

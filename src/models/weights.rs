@@ -1,4 +1,4 @@
-//! Weight files of any kind, loaded by name.
+//! Weight files of any format, loaded by name.
 
 use super::torch_file;
 use crate::store::tensors;
@@ -8,24 +8,29 @@ use std::fmt;
 use std::path::Path;
 use tch::Tensor;
 
-/// A variable whose shape in the file is not the network's.
+/// A variable whose shape in the file differs from that in the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MisShaped {
+    /// Name of the variable.
     pub name: String,
+    /// Shape in the network.
     pub wanted: Vec<i64>,
+    /// Shape in the file.
     pub found: Vec<i64>,
 }
 
-/// What became of the variables of a network and of a weight file.
+/// Which variables of a network and of a weight file met.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
+    /// Variables that were loaded.
     pub loaded: Vec<String>,
-    /// In the network, not in the file.
+    /// Variables of the network that the file lacks.
     pub missing: Vec<String>,
-    /// In the file, not in the network.
+    /// Variables of the file that the network lacks.
     pub unexpected: Vec<String>,
+    /// Variables of different shape.
     pub mis_shaped: Vec<MisShaped>,
-    /// Which of several sets of weights were taken, and what was cut from their names.
+    /// Which of several sets of weights was taken, and which prefix was dropped from the names.
     pub notes: Vec<String>,
 }
 
@@ -50,7 +55,7 @@ fn some(f: &mut fmt::Formatter<'_>, what: &str, count: usize, names: impl Iterat
     write!(f, ", {count} {what} ({}{more})", shown.join(", "))
 }
 
-/// Copies `tensors` into the variables of `state` that bear their names, or changes nothing.
+/// Copies `tensors` into the variables of `state` with the same names, or changes nothing.
 pub(crate) fn load(
     model: &str,
     state: &[(String, Tensor)],
@@ -69,7 +74,7 @@ pub(crate) fn load(
             }
         }
     }
-    // A counter of PyTorch's BatchNorm that nothing here reads.
+    // PyTorch's BatchNorm has a counter that this crate does not use.
     report.unexpected = found.into_keys().filter(|name| !name.ends_with("num_batches_tracked")).collect();
     report.unexpected.sort();
     let mut wild = Vec::new();
@@ -83,10 +88,12 @@ pub(crate) fn load(
     }
     report.loaded = copies.iter().map(|(name, ..)| (*name).clone()).collect();
     if !report.missing.is_empty() || !report.mis_shaped.is_empty() {
+        let report = report.to_string().replacen("variables loaded", "variables fit", 1);
         return Err(Error::Data(format!(
-            "{} does not hold the weights of {model} ({report}); nothing was changed, choose a file of this architecture",
+            "{} does not hold the weights of {model} ({report}); nothing was changed, choose a file of this \
+             architecture",
             path.display()
-        ).replacen("variables loaded", "variables fit", 1)));
+        )));
     }
     tch::no_grad(|| -> Result<()> {
         for (_, variable, tensor) in copies {
@@ -97,15 +104,15 @@ pub(crate) fn load(
     Ok(report)
 }
 
-/// No backbone here comes near; a file that claims more is not read into memory.
+/// In bytes. Larger files are not read into memory; the weights of every architecture here are far smaller.
 const LARGEST_FILE: u64 = 4 << 30;
 
-/// Every tensor of a weight file with its name, on the CPU: safetensors, or PyTorch's `.pth` in its zip and its older
-/// format, told apart by content. A leading `module.` (of `DataParallel`) is dropped. Counters, settings and optimisers
-/// beside the weights are passed over. Nothing in the file is executed.
+/// Reads every tensor of a weight file with its name, to the CPU. The file may be safetensors or PyTorch's `.pth` in
+/// its zip or older format, which the content tells apart. A leading `module.` (of `DataParallel`) is dropped from the
+/// names. Counters, settings and optimizers beside the weights are passed over. Nothing in the file is executed.
 ///
 /// # Errors
-/// When the file is cut off, damaged, of another format, or asks for anything but tensors.
+/// When the file is cut off, damaged, of another format, or asks to run code.
 pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
     read(path, &mut Vec::new())
 }
@@ -113,8 +120,8 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
 /// Tensors and their names.
 type Named = Vec<(String, Tensor)>;
 
-/// [`read_weights`] for a network whose variables bear these names: a prefix that stands before them in the file is
-/// dropped, such as `model.` (Lightning) or `_orig_mod.` (`torch.compile`). Also gives what the user should know.
+/// As [`read_weights`], for a network with these variables. A prefix before their names in the file is dropped, such as
+/// `model.` (Lightning) or `_orig_mod.` (`torch.compile`). Also returns notes for the user.
 pub(crate) fn read_weights_for(path: &Path, wanted: &[(String, Tensor)]) -> Result<(Named, Vec<String>)> {
     let mut notes = Vec::new();
     let mut tensors = read(path, &mut notes)?;
@@ -126,7 +133,7 @@ pub(crate) fn read_weights_for(path: &Path, wanted: &[(String, Tensor)]) -> Resu
     let prefixes = tensors.iter().filter_map(|(name, _)| name.strip_suffix(first.as_str()));
     let mut prefixes: Vec<&str> = prefixes.filter(|prefix| prefix.ends_with('.')).collect();
     prefixes.sort_by_key(|prefix| std::cmp::Reverse(fit(prefix)));
-    // Of two networks in one file, the user has to say which.
+    // Where a file holds two networks, the user has to choose.
     if let [prefix, rest @ ..] = &prefixes[..]
         && rest.first().is_none_or(|second| fit(second) < fit(prefix))
     {
@@ -151,7 +158,7 @@ fn read(path: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Tensor)>> {
     let bytes = std::fs::read(path).map_err(io)?;
     let mut tensors = match bytes.as_slice() {
         [] => Err("it is empty".to_owned()),
-        // First of all: the length of its header, before the brace, may begin like any of the others.
+        // This comes first: the eight bytes of the header's length may begin like any other format.
         [_, _, _, _, _, _, _, _, b'{', ..] => tensors::parse_tensors(&bytes),
         [b'P', b'K', ..] => torch_file::read_zip(&bytes, notes),
         bytes if torch_file::is_legacy(bytes) => torch_file::read_legacy(bytes, notes),
