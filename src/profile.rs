@@ -87,11 +87,8 @@ impl Profile {
         }
     }
 
-    /// Returns a profile by its name: `article`, `laptop` or `smoke`.
-    ///
-    /// # Errors
-    /// When there is no profile of that name.
-    pub fn named(name: &str) -> Result<Self> {
+    /// The profile of a name: `article`, `laptop` or `smoke`.
+    fn named(name: &str) -> Result<Self> {
         match name {
             "article" => Ok(Self::article()),
             "laptop" => Ok(Self::laptop()),

@@ -54,7 +54,7 @@ impl Default for Limits {
     }
 }
 
-type Progress<'a> = &'a mut dyn FnMut(u64, Option<u64>);
+type OnBytes<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
 /// Returns a progress callback for [`fetch`] that prints a line at the start, every three seconds and at the end.
 pub(crate) fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
@@ -129,7 +129,7 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
 
 /// Downloads to `part` from one address, with retries. Returns `None` when the file is whole and its checksum is right,
 /// else the reason to give the address up.
-fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: Progress) -> Result<Option<String>> {
+fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: OnBytes) -> Result<Option<String>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(limits.connect))
         .timeout_connect(Some(limits.connect))
@@ -180,7 +180,7 @@ fn net(reason: impl ToString, again: bool) -> Stop {
 }
 
 /// Makes one request, which continues `part` if the server supports it and else starts it anew.
-fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: Progress) -> std::result::Result<(), Stop> {
+fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: OnBytes) -> std::result::Result<(), Stop> {
     let have = length(part);
     let mut request = agent.get(url).header("Accept-Encoding", "identity");
     if have > 0 {

@@ -37,8 +37,8 @@ impl Defect {
         Defect::BestOnTest,
     ];
 
-    /// Returns the mistake that a fit made on purpose, if it made one.
-    pub fn of(history: &History) -> Option<Defect> {
+    /// The mistake that a fit made on purpose, if it made one.
+    pub(crate) fn of(history: &History) -> Option<Defect> {
         let name = history.defect.as_deref()?;
         Self::ALL.into_iter().find(|defect| format!("{defect:?}") == name)
     }
@@ -106,7 +106,7 @@ fn check(
 
 /// Runs [`crate::train::fit`] with one mistake of the article; everything else is as in `fit`, the seeds too.
 ///
-/// Give the run a folder of its own. [`Defect::of`] reads the mistake from its history.
+/// Give the run a folder of its own. [`History::defect`] has the name of the mistake.
 ///
 /// # Errors
 /// As `fit`, and when the mistake would have no effect in this run; the message says what the run needs.

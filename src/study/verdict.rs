@@ -12,7 +12,7 @@ use std::fmt;
 pub enum Decision {
     /// The whole interval lies above 0.
     Beats,
-    /// The whole interval lies below [`Verdict::MARGIN`]: a gain worth having is ruled out.
+    /// The whole interval lies below half a percentage point: a gain worth having is ruled out.
     DoesNotBeat,
     /// Neither; more seeds may decide it.
     Inconclusive,

@@ -73,8 +73,8 @@ impl Listener {
         Self(Some(Arc::new(callback)))
     }
 
-    /// Calls the callback; for a listener that wraps another.
-    pub fn notify(&self, event: &Event) {
+    /// Calls the callback.
+    pub(crate) fn notify(&self, event: &Event) {
         if let Some(callback) = &self.0 {
             callback(event);
         }

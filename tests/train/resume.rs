@@ -68,25 +68,16 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
     let resumed = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&resumed);
-    let listener = Listener::new(move |e| {
-        if let Event::Started { history, .. } = e
-            && !history.records.is_empty()
-        {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-    });
     let run_folder = folder.path().join("run");
     let run = |temperature: f64, seed: u64, stop_after: usize| {
         let control = Control::default();
-        let (hand, inner) = (control.clone(), listener.clone());
-        let listener = Listener::new(move |e| {
-            inner.notify(e);
-            if let Event::Epoch { record, .. } = e
-                && record.epoch == stop_after
-            {
-                hand.stop("test");
+        let (hand, counter) = (control.clone(), Arc::clone(&resumed));
+        let listener = Listener::new(move |e| match e {
+            Event::Started { history, .. } if !history.records.is_empty() => {
+                counter.fetch_add(1, Ordering::Relaxed);
             }
+            Event::Epoch { record, .. } if record.epoch == stop_after => hand.stop("test"),
+            _ => {}
         });
         let options = FitOptions { folder: Some(run_folder.clone()), seed, control, listener, ..options(4) };
         let criterion = Criterion::kd(KdLoss::new(temperature, 0.5).unwrap());
@@ -166,7 +157,7 @@ fn a_run_s_best_weights_are_loaded_for_its_own_data() {
     let (train, validation) = examples(&data);
     let runs = folder.path().join("runs");
     let mut lab = kdlab::Lab::open().unwrap();
-    (lab.profile, lab.folder) = (kdlab::Profile::named("smoke").unwrap(), runs.clone());
+    lab.folder = runs.clone();
     (lab.device, lab.precision, lab.cache) = (Device::Cpu, Some(Precision::F32), folder.path().to_owned());
     let mut model = tiny_model(1);
     let options = FitOptions { folder: Some(runs.join("mine")), ..options(2) };
