@@ -139,7 +139,7 @@ class Cells(unittest.TestCase):
             return self.prints(kept, "1\n")
         self.fails(loop, "kept", "store", "net", "watch")
         # The solution that the error names works, word for word.
-        before, within = re.findall(r"`([^`]*control[^`]*)`", loop.error_text)
+        before, within = re.findall(r"`([^`]*watch[^`]*)`", loop.error_text)
         self.prints(self.play_cell("let kept = 1;", 60), "")
         body = f"println!(\"begun\");\nloop {{ {within} std::thread::sleep(std::time::Duration::from_millis(20)); }}"
         loop = self.play_cell(f"{before}\n{body} // Interrupt after 1 s", 60)
