@@ -18,7 +18,7 @@ mod split;
 mod transform;
 mod views;
 
-pub use crate::store::cache_folder;
+pub use crate::store::folders::cache_folder;
 pub use dataset::{DataOptions, Dataset};
 pub use sampling::{batches, shuffled};
 pub use sources::{cifar10, fashion_mnist, image_folder, open, read_image};

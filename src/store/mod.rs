@@ -3,8 +3,7 @@
 pub(crate) mod atomic;
 pub(crate) mod digest;
 pub mod download;
-mod folders;
+pub(crate) mod folders;
 pub(crate) mod tensors;
 
-pub use folders::cache_folder;
-pub(crate) use folders::variable;
+pub(crate) use folders::{cache_folder, variable};

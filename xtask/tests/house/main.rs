@@ -12,7 +12,6 @@ const ROOMS: [&str; 10] = ["error", "native", "store", "data", "models", "train"
 const KERNEL_ROOMS: [&str; 6] = ["private", "processes", "config", "cells", "launch", "server"];
 
 #[test]
-#[ignore = "until every room is untied"]
 fn files_use_each_other_one_way() {
     let mut circles = Vec::new();
     for krate in Krate::of_workspace() {
@@ -24,7 +23,6 @@ fn files_use_each_other_one_way() {
 }
 
 #[test]
-#[ignore = "until every room is untied"]
 fn rooms_use_only_those_above_them() {
     for krate in Krate::of_workspace() {
         let order: &[&str] = match krate.name.as_str() {
@@ -52,7 +50,6 @@ fn members_depend_on_no_more_than_they_should() {
 
 /// `docs/public-items.md` lists what the crate shows, in groups, each with the reason why it is public.
 #[test]
-#[ignore = "until every room is untied"]
 fn public_items_are_the_listed_ones() {
     let krate = Krate::of_workspace().into_iter().find(|k| k.name == "kdlab").expect("it is a member");
     let found = public::items(&krate);
