@@ -1,7 +1,9 @@
 //! The teachers' architectures and what goes with each: feature size, normalisation, published weight file.
 
+use super::Layers;
+use super::efficientnet::efficientnet_lite0;
 use super::fetch::{Published, Source};
-use super::{Layers, efficientnet_lite0, resnet18, resnet50};
+use super::resnet::{resnet18, resnet50};
 use crate::{Error, Result};
 use std::fmt;
 use tch::nn;

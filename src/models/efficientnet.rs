@@ -17,7 +17,7 @@ const STAGES: [(i64, i64, i64, i64, i64); 7] = [
 
 /// Builds EfficientNet-Lite0. It maps images f32 `[N, 3, S, S]` to logits f32 `[N, classes]`, or to features f32 `[N,
 /// 1280]` without `classes`.
-pub fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
+pub(super) fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
     let mut net = Layers::new();
     net = convolve(net, vs, "_conv_stem", "_bn0", [3, 32], 3, 2, 1).relu6("_relu");
     let (mut inputs, mut index) = (32, 0);

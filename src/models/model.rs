@@ -186,7 +186,7 @@ impl Model {
     ///
     /// # Errors
     /// When a variable has a type that safetensors does not have.
-    pub fn file_size(&self) -> Result<usize> {
+    pub(crate) fn file_size(&self) -> Result<usize> {
         Ok(tensors::tensor_file(&self.state(), HashMap::new())?.len())
     }
 

@@ -5,13 +5,13 @@ use tch::nn::{self, Path};
 
 /// Builds torchvision's ResNet-18. It maps images f32 `[N, 3, S, S]` to logits f32 `[N, classes]`, or to features f32
 /// `[N, 512]` without `classes`.
-pub fn resnet18(vs: &Path, classes: Option<i64>) -> Layers {
+pub(super) fn resnet18(vs: &Path, classes: Option<i64>) -> Layers {
     resnet(vs, &basic, [2, 2, 2, 2], 512, classes)
 }
 
 /// Builds torchvision's ResNet-50, v1.5: the stride is in the 3x3 convolution. It maps images f32 `[N, 3, S, S]` to
 /// logits f32 `[N, classes]`, or to features f32 `[N, 2048]` without `classes`.
-pub fn resnet50(vs: &Path, classes: Option<i64>) -> Layers {
+pub(super) fn resnet50(vs: &Path, classes: Option<i64>) -> Layers {
     resnet(vs, &bottleneck, [3, 4, 6, 3], 2048, classes)
 }
 
