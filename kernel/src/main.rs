@@ -1,15 +1,17 @@
 //! A live Jupyter kernel around evcxr_jupyter 0.22, which it uses unchanged.
 //!
-//! The program takes one of three parts, each the parent of the next:
-//! - front: the Jupyter server that the front end talks to ([`server`]). It hands cells to
-//! - inner: `evcxr_jupyter::main()`, which compiles cells ([`launch::inner`]) and starts
+//! One program serves as several processes; `main` finds out which one it is. Three of them are the kernel, each the
+//! parent of the next:
+//! - front: speaks Jupyter's protocol with the front end ([`server`]) and sends cells to inner;
+//! - inner: evcxr_jupyter, which compiles cells ([`launch::inner`]) and starts child;
 //! - child: evcxr's runtime process, which loads compiled cells and runs them.
 //!
 //! Before evcxr's code takes over in the child, the child hands its stdin, stdout and stderr to the front
 //! ([`cells::handover`]). So the front sees what cells print as they print it, with the lines by which evcxr's own code
 //! reports to its parent ([`cells::output`]). Cells reach the front through a socket ([`server::link`]).
 //!
-//! Under the names `cargo` and `rustup` the program stands between evcxr and the real ones ([`cells::compile`]).
+//! Called as `cargo`, `rustup` or rustc's wrapper it stands between evcxr and the real ones ([`cells::compile`]). With
+//! `install` it writes a kernelspec ([`launch::kernelspec`]).
 //!
 //! The modules in order: [`private`], [`processes`], [`config`], [`cells`], [`launch`], [`server`]. Each uses only
 //! itself and those before it.
@@ -53,6 +55,7 @@ fn main() -> Result<()> {
     } else {
         let mut arguments = std::env::args_os().skip(1);
         match arguments.next() {
+            // The inner process has this argument too, and FOLDER. Without FOLDER, Jupyter started the stock kernel.
             Some(name) if name == "--control_file" => {
                 inner::keep_lock();
                 for (name, value) in environment::prepare_alone()? {

@@ -36,7 +36,7 @@ pub enum Push {
         /// The message's data, such as `{"method": "update", "state": {"value": 7}}`.
         data: Value,
     },
-    /// A page was opened that shows this connection's widgets and cannot show its displays.
+    /// A page of the notebook was opened after the widgets. It shows the widgets, but not the displays.
     Opened,
 }
 
@@ -73,7 +73,8 @@ impl Link {
     /// Connects to the kernel that `LIVE_KERNEL_SOCKET` and `LIVE_KERNEL_TOKEN` name; returns `None` where they name
     /// none, or nobody listens.
     ///
-    /// `on_push` runs on the connection's own thread, where [`Link::request`] would wait in vain: use [`Link::post`].
+    /// `on_push` runs on the connection's own thread. Do not call [`Link::request`] there, which would block for ten
+    /// seconds and fail; use [`Link::post`].
     pub fn connect(on_push: impl Fn(Push) + Send + 'static) -> Option<Self> {
         let path = std::env::var_os("LIVE_KERNEL_SOCKET").filter(|path| !path.is_empty())?;
         let token = std::env::var("LIVE_KERNEL_TOKEN").unwrap_or_default();

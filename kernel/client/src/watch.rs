@@ -4,8 +4,8 @@ use crate::{Link, Push, lock};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 
-/// A watch for Interrupt. While it lives, Interrupt asks this piece of work to stop; without one, Interrupt ends the
-/// process with all variables.
+/// A watch for Interrupt. While any watch lives, Interrupt asks the work behind each of them to stop; without one,
+/// Interrupt ends the process with all variables.
 #[must_use = "a watch that is dropped at once watches for nothing"]
 pub struct Watch {
     link: Option<Link>,
@@ -14,7 +14,7 @@ pub struct Watch {
 
 /// Watches for the user's Interrupt while the work `name` runs, and calls `on_stop` with the reason.
 ///
-/// `on_stop` runs on a thread of its own. Without the live kernel nothing is watched for.
+/// `on_stop` runs on a thread of its own. Without the live kernel it is never called, and the reason stays `None`.
 ///
 /// ```
 /// let watch = kdlab_client::watch("my loop", |reason| eprintln!("{reason}: I finish this step"));

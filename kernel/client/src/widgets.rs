@@ -198,8 +198,8 @@ struct Opened {
 
 impl Panel {
     /// Opens `widget` with all its parts, not shown yet. `on_input` is called on a thread of its own for what the user
-    /// does, with the panel, the control's name and its value: a number in six digits, a truth value, a text, or `Null`
-    /// for a click. While it is busy with one value of a drag, it misses all but the last of the next ones.
+    /// does, with the panel, the control's name and its value: a number rounded to six digits, a `bool`, a text, or
+    /// `Null` for a click. Values that arrive during a call are merged: the next call gets the last one.
     pub fn open(widget: Widget, mut on_input: impl FnMut(&Panel, &str, &Value) + Send + 'static) -> Self {
         let on_later_page = Arc::new(AtomicBool::new(false));
         let (opened, (sender, pushes)) = (Arc::clone(&on_later_page), mpsc::channel());
@@ -248,8 +248,8 @@ impl Panel {
         controls.get(name).and_then(|control| control.state.get("value")).cloned().unwrap_or_default()
     }
 
-    /// Changes a control's state, such as `{"value": 2.0}` or `{"disabled": true}`. The front end hears of what it does
-    /// not show yet.
+    /// Changes a control's state, such as `{"value": 2.0}` or `{"disabled": true}`. Only what differs is sent to the
+    /// front end. An unknown name is ignored.
     pub fn set(&self, name: &str, state: Value) {
         // Held until the message is out: the last message must be the last value.
         let mut controls = lock(&self.0.controls);
@@ -261,13 +261,13 @@ impl Panel {
         }
     }
 
-    /// Whether a page shows these widgets that cannot show the displays beside them, because it was opened later.
+    /// Returns whether a page was opened after the widgets. It shows the widgets, but not the displays beside them.
     pub fn is_on_later_page(&self) -> bool {
         self.0.on_later_page.load(Ordering::Relaxed)
     }
 
-    /// Closes the widgets and leaves `bundle` in their place. A page that was opened later does not see that display:
-    /// there the controls named in `keep` stay, the others go.
+    /// Closes the widgets and leaves `bundle` in their place. Without the live kernel it does nothing. A page that was
+    /// opened later does not see that display: there the controls named in `keep` stay, the others go.
     pub fn close(&self, bundle: &Bundle, keep: &[&str]) {
         let Some(link) = &self.0.link else { return };
         let _ = self.0.display.show(bundle);

@@ -1,4 +1,4 @@
-//! Why a cell failed, in the words of its own code: found in the text on stderr, without places in generated code.
+//! Turns a panic or a failed `?` on stderr into Jupyter's error: the message, the line of the cell, and a hint.
 
 use std::path::Path;
 
@@ -96,8 +96,8 @@ fn line_of_cell(place: &str, cell: &str, generated: Option<&Path>) -> Option<Str
         let same = |own: &str| !own.trim().is_empty() && alike(line, own.trim());
         let all: Vec<_> = cell.lines().enumerate().filter(|(_, own)| same(own)).collect();
         let (_, own) = all.last()?;
-        // Of equal lines, take the one that is followed by as many equal lines in the source. Code of other cells
-        // stands before.
+        // Where the cell holds this line several times, count its copies further down in the generated source, and
+        // take the line with as many copies further down in the cell. Code of other cells stands before both.
         let after = source.lines().skip(number).filter(|other| alike(other.trim(), own.trim())).count();
         all.get(all.len().saturating_sub(1 + after)).copied()
     });

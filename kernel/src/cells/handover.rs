@@ -43,7 +43,7 @@ pub fn hand_over() -> Result<()> {
     let (commands, answers) = (stdin(), stdout());
     let given = [commands.as_fd(), answers.as_fd(), to_stdin.as_fd(), from_stdout.as_fd(), from_stderr.as_fd()];
     send(&front, format!("{token} {}\n", std::process::id()).as_bytes(), &given)?;
-    // evcxr waits until the old stderr closes, so it must stay open until this process ends.
+    // evcxr takes the closing of this stderr for the end of the process, so it must stay open until then.
     std::mem::forget(stderr().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdin(&new_stdin)?;
     rustix::stdio::dup2_stdout(&new_stdout)?;
@@ -57,8 +57,9 @@ pub fn hand_over() -> Result<()> {
     Ok(())
 }
 
-/// Puts a new pipe in place of stdin and sends the front its other end. When the front closes the old pipe, a waiting
-/// read finds the end of the file. Later reads, evcxr's among them, use the new pipe.
+/// Puts a new pipe in place of stdin and sends the front its other end. So a cell's read can end without the end of
+/// stdin: when the front closes the old pipe, a waiting read finds the end of the file, and later reads, evcxr's among
+/// them, use the new pipe.
 fn renew_stdin(front: &UnixStream) -> Result<()> {
     let (new_stdin, to_stdin) = pipe()?;
     rustix::stdio::dup2_stdin(&new_stdin)?;

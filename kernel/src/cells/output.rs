@@ -20,9 +20,9 @@ const OURS: &str = "EVCXR_";
 #[derive(Debug, PartialEq)]
 pub enum Piece {
     Text(String),
-    /// Something to show, in all its forms by MIME type.
+    /// Something to show: its representations by MIME type.
     Display(Map<String, Value>),
-    /// The value of the cell, in all its forms: nothing came after it.
+    /// The cell's value, by MIME type: the last output, if nothing follows it.
     Result(Map<String, Value>),
     /// The cell ended by `?` or a panic; `line` is for evcxr.
     Failed {
@@ -44,7 +44,7 @@ pub struct Stdout {
     text: String,
     content: Option<(String, String)>,
     bundle: Map<String, Value>,
-    /// When the last form arrived.
+    /// When the last representation arrived.
     since: Option<Instant>,
     pieces: Vec<Piece>,
 }
@@ -65,12 +65,12 @@ impl Stdout {
         std::mem::take(&mut self.pieces)
     }
 
-    /// Returns since when something waits that may be the cell's value.
+    /// Returns when the output arrived that waits to become the cell's value, or `None` where none waits.
     pub fn since(&self) -> Option<Instant> {
         self.since.filter(|_| !self.bundle.is_empty())
     }
 
-    /// Returns what waits as a display, because it is not the cell's value.
+    /// Returns the waiting output as a display, because other output follows it.
     pub fn flush(&mut self) -> Option<Piece> {
         (!self.bundle.is_empty()).then(|| Piece::Display(std::mem::take(&mut self.bundle)))
     }

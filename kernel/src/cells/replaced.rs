@@ -1,8 +1,10 @@
-//! Variables that a cell replaces, as in `let history = fit(..)?` where a `history` exists. evcxr takes all variables
-//! out of its store before a cell runs, and a cell that fails drops those that it would have replaced. So the
-//! kernel's cargo changes the source that evcxr makes of the cell. A variable that the cell does not use stays in the
-//! store. One that it uses is put back at the end, unless the cell moved it away. evcxr forgets both nevertheless,
-//! and recovers them by a cell that the front runs.
+//! Keeps the variables that a failed cell would have replaced, such as `history` in `let history = fit(..)?`.
+//!
+//! evcxr loses them: it takes all variables out of its store before a cell runs, and a cell that fails drops those that
+//! it rebinds. To keep them,
+//! 1. our `cargo` changes the source that evcxr makes of the cell: a variable that the cell does not use stays in the
+//!    store, and one that it uses is put back at the end, unless the cell moved it away;
+//! 2. the front runs a cell of its own, by which evcxr takes up these variables again, because it has forgotten them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -133,8 +135,8 @@ fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
     }
 }
 
-/// Of the variables that the last cell would have replaced, returns code by which evcxr recovers those in the store,
-/// and the names of the others. With `all`, the cell did not run, so all are there.
+/// Returns code by which evcxr recovers the variables that the last cell would have replaced, and the names of those
+/// that are lost. With `all`, the cell did not run, so all can be recovered.
 pub fn restore(folder: &Path, all: bool) -> (String, Vec<String>) {
     let (lost, kept): (Vec<_>, Vec<_>) =
         read(folder).unwrap_or_default().into_iter().partition(|(_, v)| v.used && !v.put_back && !all);

@@ -12,9 +12,9 @@ use tokio::process::{Child, Command};
 use crate::launch::environment::Variables;
 use crate::private::{ADDRESS, FOLDER, LOCK, TOKEN};
 
-/// Switches huge pages off in evcxr_jupyter's allocator, and in all processes below. rust-analyzer takes 300 MB in
-/// small pieces, and with huge pages the system clears two megabytes at each first touch. That would take a seventh
-/// of the time until the first cell.
+/// Environment variable that switches huge pages off in evcxr_jupyter's allocator and in all processes below.
+/// rust-analyzer takes 300 MB in small pieces, and with huge pages the system clears two megabytes at each first
+/// touch, which took a seventh of the time until the first cell.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 
 /// In the inner process: keeps the lock of the build directory, and does not pass it on to compilers and to programs

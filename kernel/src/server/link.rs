@@ -1,4 +1,5 @@
-//! The sockets in the private folder. Cells send JSON to one of them, one object a line.
+//! Two sockets in the private folder. On `cells`, the code of cells sends JSON, one object a line. On the other one, a
+//! new child process hands over its streams ([`crate::cells::handover`]).
 //!
 //! A client connects from any thread of the cells' process. It finds address and token in its environment
 //! ([`crate::private`]) and sends `{"token": ...}` first. Then it sends requests. The front answers each by
@@ -8,14 +9,15 @@
 //! - `{"comm_open": {"comm_id", "target_name", "data", "metadata"}}`, `{"comm_msg": {"comm_id", "data"}}` and
 //!   `{"comm_close": {"comm_id"}}` open, change and close widgets. Those that are still open close with the connection,
 //!   unless it has sent `{"comms_keep": {}}`.
-//! - `{"watch": label}` asks the front to report Interrupt here until the connection ends, instead of ending the
-//!   process.
+//! - `{"watch": label}`: until the connection ends, Interrupt sends it `stop`, and the front does not end the child.
+//!   Nobody reads the label.
 //! - `{"afterwards": code}` names code that shows the results of the running cell, for a page that did not see them.
 //!
 //! The front sends without being asked:
 //! - `{"stop": "interrupted"}` to clients that watch, when the user presses Interrupt;
 //! - `{"comm_msg": {"comm_id", "data"}}` when the front end has changed a widget;
-//! - `{"opened": true}` when a page was opened that shows the connection's widgets and cannot show its displays.
+//! - `{"opened": true}` when a page of the notebook was opened after the widgets. It shows the widgets, but not the
+//!   displays.
 
 use std::fs::Permissions;
 use std::os::fd::OwnedFd;
@@ -36,7 +38,7 @@ use crate::private::child_socket;
 pub enum LinkEvent {
     /// A process is ready to run cells. Its socket closes when the process ends.
     Child(Streams, i32, StdStream),
-    /// The pipe from which the process now reads its commands, in place of the earlier one.
+    /// The write end of the child's new stdin, from which it now reads its commands.
     Stdin(i32, OwnedFd),
     ChildEnded(i32),
     Opened(u64, UnboundedSender<Value>),

@@ -1,4 +1,4 @@
-//! The Jupyter server that the front end talks to. One task owns its state, handles one event at a time, and never
+//! The kernel's side of Jupyter's protocol. One task owns its state, handles one event at a time, and never
 //! waits for a cell. So the kernel answers comms, completion and Interrupt while a cell runs.
 
 use std::path::Path;

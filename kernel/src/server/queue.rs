@@ -53,7 +53,7 @@ impl Front {
         }
     }
 
-    /// Runs a cell for the front itself, which changes what evcxr knows.
+    /// Runs code that the user does not see, to change evcxr's state.
     fn run_own(&mut self, code: &str) {
         let Some((shell, _)) = &self.inner else { return };
         replaced::announce(&self.folder, &Default::default());

@@ -1,4 +1,4 @@
-//! A result of cargo that is kept in a file, with all inputs that it depends on, and used again until one of them
+//! A cache of cargo's results: each is kept in a file, with all inputs that it depends on, and used until one of them
 //! changes.
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use crate::cells::compile::environment::{OF_THE_WAY, begins, environment};
 use crate::cells::compile::level::without_level;
 use crate::config::Config;
 
-/// Maximal delay of a file's time of change, in nanoseconds.
+/// A file system may round the time of a change by as much, in nanoseconds.
 const CLOCK: u128 = 20_000_000;
 
 /// Stands for the folder of the cells in kept files, so that they are valid in copies of the folder.
@@ -62,9 +62,9 @@ impl Kept {
     }
 
     /// Returns the path of the library that was, or may be, compiled from `code` in exactly these settings. Returns
-    /// `None` for a cell of the user's, which hardly comes again.
+    /// `None` for a cell of the user's: only the prelude is worth keeping, because it comes again.
     pub fn library(&self, code: &str) -> Option<PathBuf> {
-        // evcxr writes code without statements so; of these it compiles the prelude second.
+        // The second function that evcxr generates for code without statements is the prelude's.
         if !code.contains("run_user_code_1(\nmut x:") || code.contains("include") {
             return None;
         }

@@ -91,8 +91,8 @@ pub fn made(args: &[Value]) -> Option<PathBuf> {
     out_dir(args).map(|folder| folder.join(library))
 }
 
-/// Repeats the kept call for the present cell, at the user's optimisation level. Returns the exit status, or `None`
-/// where rustc failed without a reason or could not read a crate, so that cargo has to find out.
+/// Repeats the kept call for the present cell, at the user's optimisation level. Returns the exit status. `None` means
+/// that cargo has to run instead: rustc failed without a reason, or could not read a crate.
 pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
     let Some(made) = made(args) else { return Ok(None) };
@@ -123,6 +123,7 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     }
     let (private, source) = (std::env::var_os(private::FOLDER).map(PathBuf::from), kept.folder.join("src/lib.rs"));
     let mut plain = private.as_ref().and_then(|private| replaced::put_back(private, &source).ok().flatten());
+    // First with the lines that put replaced variables back. If these do not compile, the source as evcxr wrote it.
     let mut output = command.output().context("cannot start rustc")?;
     if !output.status.success()
         && String::from_utf8_lossy(&output.stderr).contains(replaced::PUT_BACK)
