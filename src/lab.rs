@@ -5,7 +5,7 @@ use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, s
 use crate::profile::Profile;
 use crate::show::show_as_text;
 use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
-use crate::store::atomic;
+use crate::store::{atomic, variable};
 use crate::study::mistakes::Defect;
 use crate::study::{ResultRow, Sweep, SweepInputs, SweepReport};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
@@ -21,7 +21,8 @@ pub struct Lab {
     pub profile: Profile,
     pub device: Device,
     /// Precision of the backbone's passes and the students' fits, from `KDLAB_PRECISION` (`f32` or `bf16`). `None`
-    /// takes the faster one for device and image size. The teacher's head and evaluations always use f32.
+    /// takes the faster one for device and image size. The teacher's head always uses f32. `evaluate` uses the model's
+    /// own precision: f32, except for `Backbone::with_head`.
     pub precision: Option<Precision>,
     /// Folder of this profile's results, in `KDLAB_RUNS` or in `runs` of the repository.
     pub folder: PathBuf,
@@ -63,8 +64,8 @@ impl Lab {
             _ => None,
         };
         let profile = Profile::detect(device.is_cuda())?;
-        let root = std::env::var_os("KDLAB_ROOT").map_or_else(|| PathBuf::from("."), PathBuf::from);
-        let runs = std::env::var_os("KDLAB_RUNS").map_or_else(|| root.join("runs"), PathBuf::from);
+        let root = variable("KDLAB_ROOT").unwrap_or_else(|| PathBuf::from("."));
+        let runs = variable("KDLAB_RUNS").unwrap_or_else(|| root.join("runs"));
         let folder = runs.join(&profile.name);
         Ok(Self { folder, cache: DataOptions::default().cache, profile, device, precision, queue: Queue::default() })
     }
@@ -133,7 +134,8 @@ impl Lab {
     }
 
     /// Returns the profile's options for a student; `name` is also the name of the fit's folder. The live kernel
-    /// shows the fit while it runs. The listener holds the control, so replace both or none.
+    /// shows the fit while it runs. The sliders act on this control: if you set a control of your own, also set
+    /// `listener: live_progress(&control)`.
     pub fn fit_options(&self, name: &str) -> FitOptions {
         let control = Control::default();
         FitOptions {
@@ -154,8 +156,8 @@ impl Lab {
     /// Several runs wait for each other, in the order of their cells. Interrupt stops the cell that runs, not the
     /// fit.
     ///
-    /// Two fits at a time share the processor and libtorch's random numbers, so a network with dropout draws other
-    /// numbers than it would alone.
+    /// A fit in the foreground meanwhile shares the processor and libtorch's random generator with it, so dropout then
+    /// gives other results.
     ///
     /// # Errors
     /// When no thread can be started. [`Run::wait`] returns the errors of the fit itself.
@@ -269,8 +271,8 @@ impl Lab {
     /// # Errors
     /// When a value of the sweep is out of its range, and as [`fit`].
     pub fn sweep(&self, sweep: &Sweep, data: &Dataset) -> Result<SweepReport> {
-        // Before the teacher is trained, which may take a minute.
-        sweep.check(data.classes.len())?;
+        // Refuses wrong values before the teacher is trained, which may take a minute.
+        sweep.check(data)?;
         let (backbone, head, features) = self.teacher(data)?;
         let classes = data.classes.len() as i64;
         let inputs = SweepInputs {

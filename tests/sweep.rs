@@ -165,7 +165,7 @@ fn an_omitted_class_is_never_seen_and_may_come_back_by_its_bias() {
     assert_eq!(report.compare(Measure::CorrectedRecall).unwrap().len(), 1);
     assert!(report.table(Measure::OmittedRecall).unwrap().to_string().contains("omitted class recognised"));
     let plain = bench.run(&Sweep { seeds: vec![0, 1], ..small() }, &folder.path().join("p")).unwrap();
-    assert!(plain.compare(Measure::CorrectedTest).unwrap_err().to_string().contains("has none"));
+    assert!(plain.compare(Measure::CorrectedTest).unwrap_err().to_string().contains("set omitted in sweep"));
 }
 
 #[test]
@@ -181,7 +181,13 @@ fn wrong_settings_are_refused_before_anything_is_trained() {
         (Sweep { noise: vec![1.0], ..small() }, "wrong labels must be in [0, 1), got 1"),
         (Sweep { methods: vec![dkd], labelled: vec![0.5], ..small() }, "dkd looks at the label of every image"),
         (Sweep { omitted: Some(10), ..small() }, "omitted class 10; classes are 0 to 9"),
-        (Sweep { images: Some(1_000), ..small() }, "1000 images of 64"),
+        (Sweep { images: Some(1_000), ..small() }, "images must be 1 to 64, got 1000"),
+        (Sweep { images: Some(0), ..small() }, "images must be 1 to 64, got 0"),
+        (Sweep { omitted: Some(3), noise: vec![0.0, 0.3], ..small() }, "wrong labels may name the omitted class"),
+        (
+            Sweep { omitted: Some(3), teachers: vec![TeacherLabels::Student], ..small() },
+            "does not know the omitted class",
+        ),
         (Sweep { epochs: 0, ..small() }, "epochs must be at least 1"),
         (Sweep { name: "../out".into(), ..small() }, "letters, digits"),
     ] {
@@ -189,6 +195,35 @@ fn wrong_settings_are_refused_before_anything_is_trained() {
         assert!(error.contains(says), "{error}");
         assert!(!folder.path().join("s").exists(), "{says}");
     }
+}
+
+#[test]
+fn settings_that_come_to_the_same_fit_are_two_runs_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    // Of 64 images, both shares of wrong labels round to none.
+    let sweep = Sweep { seeds: vec![0, 1], noise: vec![0.0, 1e-5], ..small() };
+    let first = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    let again = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    let settings = |report: &SweepReport| report.runs.iter().map(|run| run.setting.to_string()).collect::<Vec<_>>();
+    assert_eq!(settings(&first), settings(&again));
+    assert_eq!(again.compare(Measure::Test).unwrap().len(), 2);
+    let kept = SweepReport::load(folder.path().join("s/sweep.json")).unwrap();
+    assert_eq!(settings(&kept), settings(&first));
+}
+
+#[test]
+fn a_finished_run_is_not_overwritten_by_a_sweep_with_other_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let runs = folder.path().join("s");
+    bench.run(&Sweep { seeds: vec![0], ..small() }, &runs).unwrap();
+    let weights = std::fs::read(runs.join("alone-seed0/best.safetensors")).unwrap();
+    bench.run(&Sweep { seeds: vec![0], epochs: 3, ..small() }, &runs).unwrap();
+    assert_eq!(std::fs::read(runs.join("alone-seed0-1/best.safetensors")).unwrap(), weights);
+    let before = bench.run(&Sweep { seeds: vec![0], ..small() }, &runs).unwrap();
+    assert_eq!(before.runs.len(), 2, "runs of the first sweep are known");
+    assert!(!runs.join("alone-seed0-2").exists(), "and not made again");
 }
 
 /// The program that `cargo lab sweep` starts, killed between two runs and in the middle of one.

@@ -72,7 +72,8 @@ pub(crate) fn reordered(mut rows: Vec<i64>, seed: u64) -> Vec<i64> {
 }
 
 /// Divides `rows` class by class in proportion into `(n picked rows, the other rows)`, both in the order of `rows`.
-/// At least one row of every class is picked; a hold-out also leaves one row of each class behind.
+/// At least one row of every class is picked. With `Purpose::Test` or `Validation`, one row stays behind in every
+/// class that has at least two.
 pub(crate) fn stratified(rows: &[i64], labels: &[i64], n: usize, purpose: Purpose, seed: u64) -> (Vec<i64>, Vec<i64>) {
     let classes = rows.iter().map(|&r| labels[r as usize] as usize + 1).max().unwrap_or(0);
     let mut members = vec![Vec::new(); classes];

@@ -27,7 +27,7 @@ pub struct Split {
 
 /// Images, their labels and their sample indices.
 pub struct Batch {
-    /// u8 `[B, 3, H, W]` on the CPU, red, green, blue, 0 to 255.
+    /// u8 `[B, 3, H, W]`, RGB, 0 to 255; on the CPU unless a fit has moved the split to its device.
     pub images: Tensor,
     /// i64 `[B]` on the CPU.
     pub labels: Tensor,

@@ -30,7 +30,8 @@ impl Backbone {
     }
 
     /// Loads ImageNet weights from `<cache>/weights/`, and downloads them first if they are missing. The official file
-    /// is checked by SHA-256. A `<architecture>.safetensors` that you put there is loaded by name instead.
+    /// is checked by SHA-256. Without the official file, a `<architecture>.safetensors` of your own in that folder is
+    /// loaded by name.
     ///
     /// # Errors
     /// When the weights cannot be downloaded or are damaged. The message says which file to put where.

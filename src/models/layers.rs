@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, Module, ModuleT};
 use tch::{TchError, Tensor};
 
-/// Which statistics BatchNorm uses in a pass.
+/// Whether a pass trains or evaluates: which statistics BatchNorm uses, and whether dropout is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The stored statistics, everywhere.
@@ -51,8 +51,8 @@ impl Activation {
 
 /// One layer of a network.
 ///
-/// tch's layers hide their settings, so use [`Op::conv`] and [`Op::norm`], which keep them: a convolution and the
-/// normalisation after it then run as one operation where neither learns. In predictions and cached features on a CPU
+/// Prefer [`Op::conv`] and [`Op::norm`] to tch's own layers, whose stride and padding cannot be read back. With them,
+/// a frozen convolution and the BatchNorm after it run as one operation. In predictions and cached features on a CPU
 /// (Linux, x86-64) or on CUDA, the sum of the block or the [`Layers::relu`] after them joins in.
 pub enum Op {
     /// A convolution, with its settings if they are known.

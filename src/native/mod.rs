@@ -80,7 +80,7 @@ fn handle(tensor: &Tensor) -> Handle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Autocast {
     pub enabled: bool,
-    /// What it casts to, as `c10::ScalarType` counts.
+    /// The type it casts to, as a value of `c10::ScalarType` (15 is bf16).
     pub dtype: i8,
 }
 

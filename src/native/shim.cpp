@@ -75,7 +75,7 @@ char* kdlab_autocast_swap(int8_t device, bool* enabled, int8_t* dtype) {
   });
 }
 
-// Counts the passes that run inside each other. Cast weights are kept for the outermost one only, because the next
+// Enters or leaves an autocast region. Leaving the outermost one clears the cache of cast weights, because the next
 // training step changes the weights.
 char* kdlab_autocast_nest(bool begin) {
   return guarded([&] {

@@ -21,7 +21,7 @@ pub(super) type Backend<'a> = BitMapBackend<'a>;
 pub(super) type Area<'a> = DrawingArea<Backend<'a>, Shift>;
 pub(super) type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// Pixels of the PNG for a nominal pixel, in which all sizes are given.
+/// PNG pixels per nominal pixel. All sizes in this module are nominal.
 const SCALE: u32 = 2;
 
 /// A picture that a cell can end with. It is always dark on white, so that it reads the same in light and dark themes.
@@ -61,7 +61,7 @@ impl Figure {
     }
 
     fn draw_on(&self, area: &Area) -> Drawn {
-        // plotters keeps its fonts in a static, of which each cell may have its own: register every time.
+        // Each cell may link its own copy of plotters, with an empty font registry, so every drawing registers them.
         register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
             .map_err(|_| "the built-in font is not readable")?;
         area.fill(&WHITE)?;
@@ -145,7 +145,7 @@ pub(super) fn styled<'a, 'm, 'b, 'c, X: Ranged, Y: Ranged>(
     mesh.label_style(text(12)).axis_desc_style(text(13)).axis_style(INK).bold_line_style(GRID).light_line_style(WHITE)
 }
 
-/// The lowest and the highest value; the lowest is the larger one where there is no value.
+/// The lowest and the highest value; `(f64::MAX, f64::MIN)` if there is none.
 pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
 }

@@ -56,7 +56,7 @@ struct Quantity {
     empty: (f64, f64),
 }
 
-/// Nominal pixels of a panel: its width, and what is left of the plot.
+/// Nominal pixels: the width of a panel, the space on the plot's left side, the margin.
 const PANEL: u32 = 440;
 const LEFT: u32 = 56;
 const MARGIN: u32 = 8;
@@ -66,7 +66,7 @@ const PLOT: f64 = 235.0;
 /// More lines of labels would leave too little of the plot.
 const LINES: usize = 5;
 
-/// Changes of one run, as one if they lie too close together, and where their label goes.
+/// One upright line and its label: a change, or several of one run that lie too close to tell apart.
 struct Mark {
     run: usize,
     change: Change,

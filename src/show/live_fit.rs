@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Pause between two updates of the bar, and of the figure within an epoch.
 const BAR: Duration = Duration::from_millis(250);
 const FIGURE: Duration = Duration::from_secs(2);
-/// Pause of the figure after a change: a slider that is dragged makes one with every batch.
+/// Shortest time between two figures while values change: a dragged slider changes them at every batch.
 const SOON: Duration = Duration::from_millis(300);
 /// Time limit for the last figure of a fit: a kernel that takes longer does not hold up the cell.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -122,9 +122,9 @@ struct Drawer {
     /// Progress within the epoch that is running.
     progress: Option<Progress>,
     started: bool,
-    /// A page that was opened later has the figure.
+    /// Whether the figure was also sent to a page that was opened after the fit began.
     mirrored: Cell<bool>,
-    /// Where an earlier run was put.
+    /// Message that the folder of an earlier run was renamed.
     aside: Option<String>,
     error: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! How values of other rooms show themselves when a cell ends with them: each type's table, and texts.
+//! Tables and texts that Jupyter shows for histories, sweeps and other results at the end of a cell.
 
 use super::canvas::Figure;
 use super::curves::curves;

@@ -3,6 +3,7 @@
 
 use crate::{Error, Result};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Writes `path` atomically: `write` fills a temporary file in the same folder, which is then synced and renamed.
@@ -10,7 +11,9 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut std::fs::File) -
     let folder = path.parent().unwrap_or(Path::new("."));
     let done = || -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
-        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        // As for any new file, the umask decides who may read it.
+        let everybody = std::fs::Permissions::from_mode(0o666);
+        let mut temporary = tempfile::Builder::new().permissions(everybody).tempfile_in(folder)?;
         write(temporary.as_file_mut())?;
         temporary.as_file().sync_all()?;
         temporary.persist(path).map_err(|e| e.error)?;
@@ -28,7 +31,7 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// or the process ends, even if it is killed.
 pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
     let file = std::fs::File::create(path).map_err(|e| Error::io("writing", path, e))?;
-    // Some network file systems have no locks. What is written under a lock is checked and renamed anyway.
+    // Some network file systems have no locks. Writing without one is safe, because files are renamed into place.
     let _ = file.lock();
     Ok(file)
 }
@@ -46,6 +49,15 @@ pub(crate) fn try_lock(path: &Path) -> Result<Option<std::fs::File>> {
     Ok(Some(file))
 }
 
+/// Renames a folder to the first free `NAME-N` beside it; returns its new path.
+pub(crate) fn make_room(folder: &Path) -> Result<PathBuf> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let free = (1..).map(|n| folder.with_file_name(format!("{name}-{n}"))).find(|path| !path.exists());
+    let aside = free.unwrap_or_else(|| folder.to_owned());
+    std::fs::rename(folder, &aside).map_err(|e| Error::io("renaming", folder, e))?;
+    Ok(aside)
+}
+
 /// Renames a file that cannot be read to the first free `NAME.damaged-N` beside it, and returns the new path.
 pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -53,4 +65,19 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
     let aside = free.unwrap_or_else(|| path.to_owned());
     std::fs::rename(path, &aside).map_err(|e| Error::io("renaming", path, e))?;
     Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_read_an_ordinary_file_may_read_these() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, ordinary) = (folder.path().join("ours"), folder.path().join("ordinary"));
+        write_bytes(&ours, b"x").unwrap();
+        std::fs::write(&ordinary, b"x").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&ordinary));
+    }
 }

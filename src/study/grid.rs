@@ -1,5 +1,6 @@
 //! The grid of a sweep: every setting with every seed.
 
+use crate::data::{Dataset, Views};
 use crate::models::Precision;
 use crate::train::{Method, check_alpha, check_learning_rate, check_temperature, six_digits};
 use crate::{Error, Result};
@@ -25,10 +26,10 @@ pub struct Sweep {
     /// Shares of the training images whose label the student gets, in (0, 1]. The teacher's soft targets cover all
     /// images. The student alone sees the labelled images only, repeated to the same number of steps.
     pub labelled: Vec<f64>,
-    /// Shares of those labels that are wrong, in [0, 1).
+    /// Shares of all labels that are wrong, in [0, 1); the share among the labelled images varies by seed.
     pub noise: Vec<f64>,
     pub augmentations: Vec<Augmentation>,
-    /// Shift in pixels of the stored image, for augmentations: none, left, right, up and down, each also mirrored.
+    /// Pixels by which augmentation shifts an image left, right, up or down, or not. Each view also exists mirrored.
     pub shift: i64,
     pub teachers: Vec<TeacherLabels>,
     /// A class of which neither student sees an image. The teacher knows it.
@@ -78,7 +79,7 @@ pub enum Augmentation {
     None,
     /// A view for each image and epoch; the teacher sees the same one.
     Same,
-    /// A view for each image and epoch; the teacher sees another one.
+    /// Draws one view per image and epoch for the student, and independently one for the teacher.
     Apart,
 }
 
@@ -189,7 +190,8 @@ impl Sweep {
         self.seeds.iter().flat_map(|&seed| once.iter().map(move |setting| (setting.clone(), seed))).collect()
     }
 
-    pub(crate) fn check(&self, classes: usize) -> Result<()> {
+    pub(crate) fn check(&self, data: &Dataset) -> Result<()> {
+        let (classes, images) = (data.classes.len(), data.train.len());
         let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
         let axes = [
             ("seeds", faults(&self.seeds)),
@@ -206,7 +208,9 @@ impl Sweep {
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
-            return wrong("its name is that of a folder: letters, digits, - and _ only".into());
+            return wrong(
+                "the name names a folder: use letters, digits, -, _ and ., and no dot at the beginning".into(),
+            );
         }
         self.temperatures.iter().try_for_each(|&t| check_temperature(t).map(drop))?;
         self.alphas.iter().try_for_each(|&a| check_alpha(a).map(drop))?;
@@ -229,7 +233,21 @@ impl Sweep {
         }
         let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
         if augmented && self.teachers.contains(&TeacherLabels::Student) {
-            return wrong("a teacher of the student's labels has no logits of views; sweep one or the other".into());
+            return wrong(
+                "a teacher of the student's labels has no logits of views; sweep it without augmentation".into(),
+            );
+        }
+        if let Some(taken) = self.images.filter(|n| !(1..=images).contains(n)) {
+            return wrong(format!("images must be 1 to {images}, got {taken}; None takes all"));
+        }
+        Views::cross(self.shift)?;
+        if self.omitted.is_some() && self.noise.iter().any(|n| *n > 0.0) {
+            return wrong("wrong labels may name the omitted class, so students would see it; leave out noise".into());
+        }
+        if self.omitted.is_some() && self.teachers.contains(&TeacherLabels::Student) {
+            return wrong(
+                "a teacher of the student's labels does not know the omitted class; take TeacherLabels::All".into(),
+            );
         }
         match self.omitted {
             Some(class) if !(0..classes as i64).contains(&class) => {

@@ -1,6 +1,7 @@
 //! The article's mistakes, one at a time and on purpose, to compare with the same run without them.
 //!
-//! Only [`fit_with_defect`] makes them. No option switches one on, and the history of such a run says so.
+//! Only [`fit_with_defect`] makes them; no option does. [`crate::train::History::defect`] names the mistake of such a
+//! run.
 
 use crate::data::shuffled;
 use crate::models::Model;

@@ -87,6 +87,16 @@ impl SweepRun {
         write_bytes(&folder.join(RUN), &json)
     }
 
+    /// Reads the run of a fit's folder; `None` where there is none. A damaged run is made again.
+    pub(super) fn load(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join(RUN)).ok()?).ok()
+    }
+
+    /// Whether both stand for the same setting and the same fit.
+    fn is_same(&self, other: &Self) -> bool {
+        self.key == other.key && self.setting == other.setting
+    }
+
     /// The number that a comparison looks at; `None` if it was not measured.
     pub(crate) fn value(&self, measure: Measure, omitted: Option<i64>) -> Option<f64> {
         let of = |recall: &[f64]| recall.get(usize::try_from(omitted?).ok()?).copied();
@@ -133,10 +143,8 @@ impl SweepReport {
             },
         };
         for entry in std::fs::read_dir(folder).map_err(|e| Error::io("reading", folder, e))?.flatten() {
-            let found = std::fs::read(entry.path().join(RUN)).ok();
-            // A damaged run is made again.
-            let found = found.and_then(|text| serde_json::from_slice::<SweepRun>(&text).ok());
-            runs.extend(found.filter(|run| runs.iter().all(|known| known.key != run.key)));
+            let found = SweepRun::load(&entry.path());
+            runs.extend(found.filter(|run| runs.iter().all(|known| !known.is_same(run))));
         }
         Ok(runs)
     }
@@ -144,7 +152,7 @@ impl SweepReport {
     /// Writes the report with the runs of earlier grids, so that they are not lost.
     pub(super) fn save(&self, path: &Path, before: &[SweepRun]) -> Result<()> {
         let mut all = self.clone();
-        all.runs.extend(before.iter().filter(|b| self.runs.iter().all(|run| run.key != b.key)).cloned());
+        all.runs.extend(before.iter().filter(|b| self.runs.iter().all(|run| !run.is_same(b))).cloned());
         let json = serde_json::to_vec_pretty(&all).map_err(|e| Error::Data(format!("sweep: {e}")))?;
         write_bytes(path, &json)
     }
@@ -158,7 +166,7 @@ impl SweepReport {
         let needs_class = !matches!(measure, Measure::Validation | Measure::Test);
         if needs_class && self.sweep.omitted.is_none() {
             return Err(Error::Input(format!(
-                "{measure:?} is of an omitted class, and sweep {} has none",
+                "{measure:?} needs a sweep with an omitted class; set omitted in sweep {}, or choose Measure::Test",
                 self.sweep.name
             )));
         }

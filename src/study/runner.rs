@@ -6,7 +6,7 @@ use super::{Corrected, SweepReport, SweepRun};
 use crate::data::{Dataset, Split, Transform, Views};
 use crate::error::lock;
 use crate::models::{Backbone, Layers, Model, head};
-use crate::store::atomic::try_lock;
+use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
     CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, Interrupt, KdLoss, Listener, Progress, Task,
@@ -69,7 +69,7 @@ impl Sweep {
     /// # Errors
     /// When a value is out of its range, another process runs this sweep, and as [`fit`].
     pub fn run(&self, inputs: &SweepInputs, folder: &Path, listener: &SweepListener) -> Result<SweepReport> {
-        self.check(inputs.data.classes.len())?;
+        self.check(inputs.data)?;
         let data = SweepData::new(self, inputs)?;
         let _lock = lock_folder(&self.name, folder)?;
         let path = folder.join("sweep.json");
@@ -167,9 +167,6 @@ impl<'a> SweepData<'a> {
     fn new(sweep: &Sweep, inputs: &'a SweepInputs<'a>) -> Result<Self> {
         let SweepInputs { data, head, train_features, validation_features, .. } = inputs;
         let taken = sweep.images.unwrap_or(data.train.len());
-        if taken == 0 || taken > data.train.len() {
-            return Err(Error::Input(format!("sweep {}: {taken} images of {}", sweep.name, data.train.len())));
-        }
         let labels = Vec::<i64>::try_from(data.train.labels()?)?;
         let kept: Vec<i64> = (0..taken as i64).filter(|&i| Some(labels[i as usize]) != sweep.omitted).collect();
         let split = data.train.select(&kept)?;
@@ -246,7 +243,12 @@ impl Teachers<'_> {
         let omitted = format!("{:?}", sweep.omitted);
         let key = digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), omitted.as_bytes()]);
         if let Some(run) = before.iter().find(|run| run.key == key) {
-            return Ok(RunOutcome::Known(run.clone()));
+            // Two settings may come to the same fit, such as a share of wrong labels that rounds to none.
+            return Ok(RunOutcome::Known(SweepRun { setting: setting.clone(), seed, ..run.clone() }));
+        }
+        // `fit` knows an earlier run by its checkpoint, which a finished run of a sweep has no longer.
+        if SweepRun::load(folder).is_some_and(|run| run.key != key) {
+            make_room(folder)?;
         }
         let history = fit(&mut model, &train, &validation, &criterion, &options)?;
         if let Some(reason) = history.stopped {

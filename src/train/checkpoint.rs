@@ -5,7 +5,7 @@ use super::hyperparameters::Overrides;
 use super::record::TrainedEpoch;
 use super::{History, Optimizer};
 use crate::models::Model;
-use crate::store::atomic::write_bytes;
+use crate::store::atomic::{make_room, write_bytes};
 use crate::store::tensors::{load_tensors, save_tensors};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -57,11 +57,7 @@ impl Checkpoint {
         if self.is_ours(&metadata) {
             return Ok(None);
         }
-        let name = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let free = (1..).map(|n| self.folder.with_file_name(format!("{name}-{n}"))).find(|path| !path.exists());
-        let aside = free.unwrap_or_else(|| self.folder.clone());
-        std::fs::rename(&self.folder, &aside).map_err(|e| Error::io("renaming", &self.folder, e))?;
-        Ok(Some(aside))
+        make_room(&self.folder).map(Some)
     }
 
     fn history(&self) -> PathBuf {

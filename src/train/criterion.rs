@@ -79,8 +79,8 @@ impl Criterion {
         self.kd
     }
 
-    /// Refuses a user's function whose label term does not depend on the student, as when student and teacher are
-    /// swapped in it: KL then trains in the other direction, and cross-entropy measures the teacher.
+    /// Refuses a user's loss that at alpha = 0 does not change with the student's logits. The usual cause is swapped
+    /// arguments: cross-entropy then measures the teacher.
     pub(super) fn check_labels(&self, logits: &Tensor, batch: &Minibatch) -> Result<()> {
         let (Function::Soft(f), Some(kd)) = (&self.function, self.kd) else { return Ok(()) };
         tch::no_grad(|| {
@@ -90,7 +90,7 @@ impl Criterion {
                 let loss = f(student, &batch.labels, batch.teacher()?, KdLoss::new(kd.temperature(), 0.0)?)?;
                 Ok(if loss.numel() == 1 { Some(loss.f_double_value(&[])?) } else { None })
             };
-            // Other checks name a loss without this term, or of another shape.
+            // A loss without a label term, or that is no scalar, is not judged here.
             let Some(here) = value(logits)?.filter(|loss| loss.abs() > 1e-6) else { return Ok(()) };
             if value(&moved)? == Some(here) {
                 return Err(self

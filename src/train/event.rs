@@ -19,7 +19,7 @@ pub struct Progress {
     /// Means so far in this epoch; `None` for a pass without a loss.
     pub metrics: Option<Metrics>,
     pub images_per_second: f64,
-    /// Estimate for everything that is left.
+    /// Estimated seconds to the end of the fit or pass, without validation.
     pub seconds_left: f64,
 }
 

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct LoopSettings {
     /// Name of what deviates from correct training: part of the history and of the checkpoint's fingerprint.
     pub defect: Option<String>,
-    /// Order of sample indices from which each batch takes its teacher logits by batch number; `None` takes those of
-    /// the batch's own samples.
+    /// Fixed order of samples: batch k gets the teacher logits of the k-th batch of this order. With `None`, each
+    /// sample gets its own.
     pub teacher_order: Option<Vec<i64>>,
     /// Builds a new optimizer in every epoch.
     pub optimizer_per_epoch: bool,
@@ -31,8 +31,8 @@ pub(crate) struct LoopSettings {
 /// Trains `model` on `train` and returns the curve. `model` ends with the weights of the best validation epoch.
 ///
 /// With a folder, each epoch is checkpointed. A later call with the same model, data and options continues a killed or
-/// stopped run, and returns the history of an unbroken one. A finished run is not continued: it is trained again, and
-/// kept until the new one is finished. A run of other settings in that folder is renamed, not overwritten.
+/// stopped run, and returns the history of an unbroken one. After a finished run, training starts anew; the old files
+/// stay until the new run has finished. A run of other settings in that folder is renamed, not overwritten.
 ///
 /// On the live kernel, Interrupt ends the fit as a stop of its [`super::Control`] does: after the current batch, with
 /// the best weights so far (the first ones, if no epoch was finished) and `stopped` in the history.
@@ -116,9 +116,11 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let mut trained = None;
     if let Some(checkpoint) = &checkpoint {
         if let Some(resumed) = checkpoint.resume(model, &mut optimizer)? {
-            let overrides;
+            let mut overrides;
             Resumed { history, best, unmeasured: trained, overrides } = resumed;
             history.stopped = None;
+            // What the user has set since the stop counts.
+            overrides.update(control.overrides());
             control.set(overrides)?;
         }
         if let Some(folder) = checkpoint.set_aside_other()? {
@@ -128,7 +130,8 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let own = options.hyperparameters(criterion);
     let now = control.over(own);
     let done = history.records.len() as f64;
-    let changed = history.changes.last().filter(|change| change.epoch > done).map(|change| change.after);
+    // A change during the validation of an epoch was recorded at the end of that epoch.
+    let changed = history.changes.last().filter(|change| change.epoch >= done).map(|change| change.after);
     let in_force = changed.or(history.records.last().map(|record| record.hyperparameters)).unwrap_or(now);
     listener.notify(&Event::Started { history: history.clone(), hyperparameters: now });
 
@@ -195,7 +198,7 @@ impl Training<'_> {
     fn stop(&mut self, trained: Option<TrainedEpoch>) -> Result<()> {
         self.history.stopped = self.task.options.control.take_stop();
         if let Some(checkpoint) = &self.checkpoint {
-            // First of all: nobody may take the run in this folder for a finished one.
+            // Written before the checkpoint, so that a kill in between cannot leave a run that looks finished.
             checkpoint.save_stop(&self.history)?;
         }
         match trained {

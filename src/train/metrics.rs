@@ -10,7 +10,7 @@ pub(super) struct Sums {
     sums: Tensor, // f64 [5]: loss, cross-entropy, divergence, correct, labelled samples
     samples: usize,
     kd: bool,
-    /// Steps that are not in the sums yet, with equal numbers of samples, temperature and alpha.
+    /// Steps not yet added to `sums`; all have the same batch size, temperature and alpha.
     waiting: Vec<Step>,
 }
 

@@ -15,7 +15,8 @@ pub enum UpdateRule {
     /// `torch.optim.Adam` (Kingma and Ba, 2015): betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
     #[default]
     Adam,
-    /// `torch.optim.AdamW` (Loshchilov and Hutter, 2019): Adam with a weight decay (>= 0) apart from the gradient.
+    /// `torch.optim.AdamW` (Loshchilov and Hutter, 2019): Adam with decoupled weight decay (>= 0): the decay acts on
+    /// the weights, not through the gradient.
     /// PyTorch's default decay is 0.01.
     AdamW { weight_decay: f64 },
     /// `torch.optim.SGD` with momentum in [0, 1) and a weight decay (>= 0), without dampening.
@@ -112,7 +113,7 @@ impl Optimizer {
         if !gradients.iter().any(Tensor::defined) {
             return Err(reaches_none());
         }
-        // A damaged checkpoint may hold any number.
+        // Saturating, because a step count from a damaged checkpoint may be `u64::MAX`.
         self.steps = self.steps.saturating_add(1);
         let pairs = self.parameters.iter_mut().zip(gradients).filter(|(_, gradient)| gradient.defined());
         let pairs = pairs.map(|(parameter, gradient)| {

@@ -172,6 +172,37 @@ fn a_run_s_best_weights_are_loaded_for_its_own_data() {
 }
 
 #[test]
+fn a_value_set_after_the_stop_counts_and_one_set_before_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let control = Control::default();
+    let held = control.clone();
+    let listener = Listener::new(move |event| match event {
+        Event::Epoch { record, .. } if record.epoch == 1 => held.set_temperature(2.0).unwrap(),
+        Event::Epoch { record, .. } if record.epoch == 2 => held.stop("test"),
+        _ => {}
+    });
+    let criterion = Criterion::kd(KdLoss::new(4.0, 0.5).unwrap());
+    let options = |control: Control, listener| FitOptions {
+        folder: Some(folder.path().join("run")),
+        control,
+        listener,
+        ..options(4)
+    };
+    let temperatures = |history: &History| {
+        history.records.iter().map(|record| record.hyperparameters.temperature.unwrap()).collect::<Vec<_>>()
+    };
+    let run = |options: &FitOptions| fit(&mut tiny_model(1), &train, &validation, &criterion, options).unwrap();
+    assert_eq!(temperatures(&run(&options(control.clone(), listener))), [4.0, 2.0]);
+    control.set_temperature(8.0).unwrap();
+    let resumed = run(&options(control, Listener::default()));
+    assert_eq!(temperatures(&resumed), [4.0, 2.0, 8.0, 8.0]);
+    let changes: Vec<_> = resumed.changes.iter().map(|c| (c.epoch, c.after.temperature.unwrap())).collect();
+    assert_eq!(changes, [(1.0, 2.0), (2.0, 8.0)]);
+}
+
+#[test]
 fn a_stop_is_on_disk_and_an_edited_loss_does_not_go_on_with_anothers_curve() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
