@@ -1,5 +1,5 @@
-//! On a CUDA GPU as on the CPU, up to rounding: cuDNN multiplies f32 as TF32, of 11 bits, and adds up in an order of its own.
-//! Without a GPU these tests say so and end; the first is for a libtorch with a part for CUDA, GPU or not.
+//! On a CUDA GPU as on the CPU, up to rounding: cuDNN multiplies f32 as TF32, of 11 bits, and adds up in an order of
+//! its own. Without a GPU these tests say so and end; the first is for a libtorch with a part for CUDA, GPU or not.
 
 mod common;
 

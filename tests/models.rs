@@ -188,7 +188,8 @@ fn backbones_give_features_without_gradients_or_drift() {
     }
 }
 
-/// A frozen network runs a convolution and its normalisation as one. In f64, where nothing but a mistake differs by 1e-10.
+/// A frozen network runs a convolution and its normalisation as one. In f64, where nothing but a mistake differs by
+/// 1e-10.
 #[test]
 fn freezing_changes_no_output() {
     for arch in [Arch::ResNet18, Arch::EfficientNetLite0] {

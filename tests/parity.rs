@@ -1,8 +1,9 @@
 //! The crate against PyTorch, live: both compute the same from the same numbers, and must agree.
 //!
-//! Tolerances: f64 is compared to 1e-12, some thousand roundings. In f32 both sides call the same libtorch, so what differs
-//! is the order of a few operations; 1e-5 of the largest value is about a hundred roundings of 6e-8, and far below what any
-//! mistake in a layer, a constant or a formula does. Where a looser bound is used, its reason stands beside it.
+//! Tolerances: f64 is compared to 1e-12, some thousand roundings. In f32 both sides call the same libtorch, so what
+//! differs is the order of a few operations; 1e-5 of the largest value is about a hundred roundings of 6e-8, and far
+//! below what any mistake in a layer, a constant or a formula does. Where a looser bound is used, its reason stands
+//! beside it.
 
 mod oracle;
 
@@ -34,8 +35,8 @@ fn photographs() -> Dataset {
     .unwrap()
 }
 
-/// `alpha * T**2 * F.kl_div(F.log_softmax(s/T, 1), F.softmax(t/T, 1), reduction="batchmean") + (1-alpha) * F.cross_entropy(s, y)`,
-/// its gradient with respect to `s`, and the article's `nn.KLDivLoss()` beside it.
+/// `alpha * T**2 * F.kl_div(F.log_softmax(s/T, 1), F.softmax(t/T, 1), reduction="batchmean") + (1-alpha) *
+/// F.cross_entropy(s, y)`, its gradient with respect to `s`, and the article's `nn.KLDivLoss()` beside it.
 #[test]
 fn kd_loss_and_its_gradient_are_pytorch_s() {
     let labels = Tensor::from_slice(&[3i64, 0, 9, 1, 1, 5]);
@@ -72,7 +73,8 @@ fn kd_loss_and_its_gradient_are_pytorch_s() {
     }
 }
 
-/// DKD with the paper's weights and logit standardisation, mixed with cross-entropy at alpha = 0.7, and their gradients.
+/// DKD with the paper's weights and logit standardisation, mixed with cross-entropy at alpha = 0.7, and their
+/// gradients.
 #[test]
 fn other_methods_are_their_papers() {
     let labels = Tensor::from_slice(&[3i64, 0, 9, 1, 1, 5]);
@@ -208,7 +210,8 @@ fn kolmogorov_smirnov(a: &Tensor, b: &Tensor) -> f64 {
     largest
 }
 
-/// `nn.Conv2d` and `nn.Linear` as PyTorch initialises them: every layer's weight and bias, drawn several times on both sides.
+/// `nn.Conv2d` and `nn.Linear` as PyTorch initialises them: every layer's weight and bias, drawn several times on
+/// both sides.
 #[test]
 fn the_student_starts_like_pytorch_s() {
     const DRAWS: u64 = 20;
@@ -239,9 +242,9 @@ fn the_student_starts_like_pytorch_s() {
 
 /// `transforms.Compose([Resize((size, size)), ToTensor(), Normalize(mean, std)])` on real images.
 ///
-/// On a PIL image `Resize` rounds to whole grey levels, once after each of its two passes: at most half a level each, so
-/// one level (1/255) in all, and half a level more for PIL's fixed-point weights. On a tensor it does not round, and there
-/// is no such difference.
+/// On a PIL image `Resize` rounds to whole grey levels, once after each of its two passes: at most half a level each,
+/// so one level (1/255) in all, and half a level more for PIL's fixed-point weights. On a tensor it does not round,
+/// and there is no such difference.
 #[test]
 fn transforms_are_torchvision_s() {
     let images = photographs().test.batch(&(0..24).collect::<Vec<_>>()).unwrap().images;

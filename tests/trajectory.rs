@@ -1,5 +1,5 @@
-//! The training loop against PyTorch's, step by step: the same first weights, the same batches, 100 steps; and each of the
-//! article's mistakes against PyTorch making the same one.
+//! The training loop against PyTorch's, step by step: the same first weights, the same batches, 100 steps; and each
+//! of the article's mistakes against PyTorch making the same one.
 
 mod oracle;
 
@@ -149,8 +149,8 @@ struct Bounds {
     images: f64,
 }
 
-/// In f64 a hundred steps enlarge roundings of 1e-16 to some 1e-12 (measured). A wrong constant, a missing bias correction or
-/// another batch is off by 1e-3 and more.
+/// In f64 a hundred steps enlarge roundings of 1e-16 to some 1e-12 (measured). A wrong constant, a missing bias
+/// correction or another batch is off by 1e-3 and more.
 const DOUBLE: Bounds = Bounds { loss: 1e-9, weights: 1e-9, moments: 1e-8, images: 0.0 };
 
 fn agree(here: &Here, torch: &Answer, bounds: &Bounds) {
@@ -227,9 +227,10 @@ fn other_optimizers_take_the_same_100_steps() {
     }
 }
 
-/// In f32, as everybody runs it. Both sides do the same operations in the same order and stay together, cross-entropy to the last bit. Where
-/// `F.kl_div` is given probabilities and not, as `KdLoss` takes them, their logarithms, it differs by a rounding, which the
-/// steps enlarge (measured: 1e-6 after 20 steps; 1e-3, 3e-3 and 5e-3 after 100, by data and CPU).
+/// In f32, as everybody runs it. Both sides do the same operations in the same order and stay together, cross-entropy
+/// to the last bit. Where `F.kl_div` is given probabilities and not, as `KdLoss` takes them, their logarithms, it
+/// differs by a rounding, which the steps enlarge (measured: 1e-6 after 20 steps; 1e-3, 3e-3 and 5e-3 after 100, by
+/// data and CPU).
 #[test]
 fn in_f32_the_same_100_steps_up_to_rounding() {
     let kd = Some(KdLoss::new(4.0, 0.7).unwrap());
@@ -243,7 +244,8 @@ fn in_f32_the_same_100_steps_up_to_rounding() {
             let bound = if step < 10 { 1e-5 } else { late };
             assert!((a / b - 1.0).abs() < bound, "{kd:?} step {step}: loss {a} here, {b} in PyTorch");
         }
-        // Of 100 images. Where a rounding has grown, logits that lie close together may change places in the later epochs.
+        // Of 100 images. Where a rounding has grown, logits that lie close together may change places in the later
+        // epochs.
         let epochs = if late > 1e-5 { 5 } else { 10 };
         let accuracies = Vec::<f64>::try_from(torch.get("accuracies")).unwrap();
         for (record, there) in here.history.records.iter().zip(accuracies).take(epochs) {
@@ -254,7 +256,8 @@ fn in_f32_the_same_100_steps_up_to_rounding() {
     }
 }
 
-/// `with torch.autocast("cpu", torch.bfloat16): logits = net(x).float()`, in training and in validation; loss and Adam in f32.
+/// `with torch.autocast("cpu", torch.bfloat16): logits = net(x).float()`, in training and in validation; loss and
+/// Adam in f32.
 #[test]
 fn in_bf16_the_same_steps_as_autocast() {
     let run = |precision| {
@@ -325,8 +328,8 @@ fn the_article_s_mistakes_are_the_article_s() {
     }
 }
 
-/// A frozen ResNet-18 whose `fc` is trained, `model.train()` before every epoch: statistics and losses are PyTorch's. And
-/// without the mistake they are those of a PyTorch that leaves the backbone in `eval()`.
+/// A frozen ResNet-18 whose `fc` is trained, `model.train()` before every epoch: statistics and losses are PyTorch's.
+/// And without the mistake they are those of a PyTorch that leaves the backbone in `eval()`.
 #[test]
 fn frozen_batch_normalisation_drifts_as_in_pytorch_or_not_at_all() {
     let data = photographs();

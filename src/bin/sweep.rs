@@ -1,5 +1,5 @@
-//! A sweep without Jupyter: what `cargo lab sweep` starts, with the fields of [`kdlab::study::Sweep`] that were given, as
-//! a JSON object.
+//! A sweep without Jupyter: what `cargo lab sweep` starts, with the fields of [`kdlab::study::Sweep`] that were
+//! given, as a JSON object.
 
 use kdlab::study::{Measure, Sweep};
 use kdlab::{Error, Lab, Result};

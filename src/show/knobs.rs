@@ -150,8 +150,8 @@ impl Drop for InCell {
 }
 
 /// Makes sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with
-/// `begun`: for a run in the background `knobs(&run.control(), run.hyperparameters())`. Without the live kernel they show the
-/// values in force.
+/// `begun`: for a run in the background `knobs(&run.control(), run.hyperparameters())`. Without the live kernel they
+/// show the values in force.
 pub fn knobs(control: &Control, begun: Hyperparameters) -> Knobs {
     Knobs { control: control.clone(), begun, open: Mutex::new(None) }
 }

@@ -19,8 +19,8 @@ fn class_means(logits: &Tensor, labels: &Tensor, classes: &[String], temperature
     let (l, y, n) = (logits.size(), labels.size(), classes.len() as i64);
     if l.len() != 2 || l[0] == 0 || l[1] != n || y != l[..1] || labels.kind() != Kind::Int64 {
         return Err(Error::Input(format!(
-            "logits are {l:?}, labels {:?} {y:?}, and there are {n} class names: expected [images, {n}], i64 [images] and \
-             at least one image; take the teacher's logits and the labels of the same split",
+            "logits are {l:?}, labels {:?} {y:?}, and there are {n} class names: expected [images, {n}], i64 [images] \
+             and at least one image; take the teacher's logits and the labels of the same split",
             labels.kind()
         )));
     }

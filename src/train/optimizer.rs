@@ -99,8 +99,8 @@ impl Optimizer {
         let reaches_none = || {
             Error::Input(
                 "the loss depends on no weight that learns: compute it from the network's output with operations of \
-                 tensors, without numbers, detach or argmax in between, and outside of no_grad; and look whether student \
-                 and teacher are swapped in it"
+                 tensors, without numbers, detach or argmax in between, and outside of no_grad; and look whether \
+                 student and teacher are swapped in it"
                     .into(),
             )
         };

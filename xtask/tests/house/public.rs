@@ -71,8 +71,8 @@ fn methods(krate: &Krate, name: &str, path: &str, found: &mut BTreeSet<String>) 
     }
 }
 
-/// The items that the page lists: each line of a list begins with items in code font, and the reason follows after ": ".
-/// `Type::{self, a, b}` stands for several, as in a `use` line.
+/// The items that the page lists: each line of a list begins with items in code font, and the reason follows after ":
+/// ". `Type::{self, a, b}` stands for several, as in a `use` line.
 pub fn listed(page: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for line in page.lines().filter(|line| line.starts_with("- `")) {
