@@ -87,7 +87,8 @@ fn other_methods_are_their_papers() {
             let s = s.detach().copy().set_requires_grad(true);
             let kd = KdLoss::new(temperature, 0.7).unwrap();
             let soft = method.divergence(kd, &s, &labels, &t).unwrap() * (0.7 * temperature.powi(2));
-            let loss = soft + s.cross_entropy_for_logits(&labels) * 0.3;
+            let hard = s.log_softmax(-1, Kind::Double).nll_loss(&labels); // `cross_entropy_for_logits` computes in f32
+            let loss = soft + hard * 0.3;
             loss.backward();
             let case = format!("{name} {temperature:?}");
             // The oracle takes the logarithm of 1 - p, which loses digits that a difference of logarithms keeps.
