@@ -47,8 +47,8 @@ class Interrupt(KernelCase):
         """Starts a cell with a fit, and waits for its first batch."""
         self.client.ok(OPEN + f'let mut net = Model::new("net", Device::Cpu, 0, &|vs| slow(vs, {milliseconds}))?;')
         cell = self.client.begin(f'''
-            let options = options({epochs}, {batch_size});
-            let history = fit(&mut net, &train, &validation, &Criterion::cross_entropy(), &options)?;
+            let history =
+                fit(&mut net, &train, &validation, &Criterion::cross_entropy(), &options({epochs}, {batch_size}))?;
             {ENDED}''')
         cell.wait_text("a batch")
         return cell
