@@ -398,7 +398,7 @@ class Names(KernelCase):
             ),
             ("lab.", ["profile", "runs()", "history(name)"], ["saved()", "sweep_folder(name)"]),
             ("let table = lab.", ["runs()"], ["saved()"]),
-            ("Figure::", ["alt(&self)", "png(&self)"], ["new(width, height, drawing)", "draw(&self, area, scale)"]),
+            ("Figure::", ["save_png(&self, path)"], ["new(width, height, drawing)", "draw(&self, area, scale)"]),
             ("mine.", ["own"], []),
         ]:
             with self.subTest(code=code):
