@@ -18,7 +18,8 @@ fn child() {
             let features = kdlab::train::CachedTensor::new(&data.train, values, "test").expect("one row each");
             if step == "half" {
                 let history = format!(
-                    r#"{{"name":"teacher","criterion":"ce","data_key":{:?},"epochs":2,"records":[],"stopped":"interrupted"}}"#,
+                    r#"{{"name":"teacher","criterion":"ce","data_key":{:?},"epochs":2,"records":[],
+                        "stopped":"interrupted"}}"#,
                     features.key
                 );
                 std::fs::write(lab.folder.join("teacher/history.json"), history).expect("the folder is there");

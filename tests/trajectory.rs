@@ -118,8 +118,8 @@ fn both_with(
     let logits = logits.unwrap_or_else(|| labels.one_hot(10).to_kind(kind)); // not looked at
     let settings = json!({
         "net": net, "defect": defect.map(|d| format!("{d:?}")), "batch_size": BATCH, "learning_rate": learning_rate,
-        "temperature": json!(kd)["temperature"], "alpha": json!(kd)["alpha"], "precision": model.precision.to_string(), "log_target": log_target,
-        "optimizer": optimizer,
+        "temperature": json!(kd)["temperature"], "alpha": json!(kd)["alpha"], "precision": model.precision.to_string(),
+        "log_target": log_target, "optimizer": optimizer,
     });
     let history = match defect {
         None => fit(&mut model, &train, &validation, &criterion, &options).unwrap(),

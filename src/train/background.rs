@@ -61,9 +61,6 @@ impl Queue {
     /// Queues a fit and returns at once. It differs from [`super::fit`] in this: its listener receives
     /// [`Event::Queued`] first, and Interrupt does not stop it, because Interrupt is meant for the cell that runs.
     ///
-    /// Two fits at a time share the processor and libtorch's random numbers, so a network with dropout draws other
-    /// numbers than it would alone.
-    ///
     /// # Errors
     /// When no thread can be started. [`Run::wait`] returns the errors of the fit itself.
     pub(crate) fn spawn(

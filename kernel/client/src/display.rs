@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Mutex;
 
-/// One piece of output in several forms, of which a front end shows the richest it knows: a MIME bundle with metadata.
+/// One piece of output in several representations: a MIME bundle with metadata. A front end shows the richest one that
+/// it knows.
 ///
 /// ```
 /// use kdlab_client::Bundle;

@@ -145,7 +145,8 @@ impl Drop for Connection {
     }
 }
 
-/// Ends the connection when the reading thread ends, also when it panics: whoever waits learns that no answer comes.
+/// Closes the connection when the reading thread ends, even by a panic, so that no request waits for an answer that
+/// cannot come.
 struct End(UnixStream, Arc<Mutex<Due>>);
 
 impl Drop for End {

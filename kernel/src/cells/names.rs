@@ -29,7 +29,7 @@ pub enum Verdict {
 struct Module {
     public: HashSet<String>,
     private: HashSet<String>,
-    /// The module re-exports everything of another one.
+    /// Whether it has a glob re-export, `pub use path::*`.
     open: bool,
 }
 

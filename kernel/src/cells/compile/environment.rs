@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::config::Config;
 
-/// Variables that each command or rust-analyzer sets anew, and that do not concern compilers.
+/// Variables that differ with each command or rust-analyzer, and that compilers do not read.
 const OF_A_COMMAND: &str = "CARGO_RESOLVER_LOCKFILE_PATH RUST_RECURSION_COUNT RUST_SRC_PATH";
 
 /// Search paths of programs and libraries, which differ between front ends. cargo does not compare them either,

@@ -75,7 +75,7 @@ fn prune(mut metadata: Value, config: &Config) -> Value {
         config.crates.get(name).is_some_and(|found| found.edited)
     };
     for package in metadata["packages"].as_array_mut().into_iter().flatten().filter(edited) {
-        // rust-analyzer reads the whole folder of the manifest, and everything that was built may lie beside it.
+        // rust-analyzer reads the whole folder of the manifest, which may hold a large `target` folder.
         let manifest = package["manifest_path"].as_str().map(|path| path.replace("Cargo.toml", "src/Cargo.toml"));
         package["manifest_path"] = manifest.into();
     }
