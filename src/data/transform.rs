@@ -78,3 +78,16 @@ impl Transform {
         format!("{}px-mean{}-std{}", self.size, join(self.mean), join(self.std))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn what_changes_the_result_changes_the_key() {
+        let other_deviation = Transform { std: [1.0; 3], ..Transform::imagenet(2) };
+        let transforms = [Transform::imagenet(2), Transform::imagenet(3), Transform::cifar10(2), other_deviation];
+        assert_eq!(transforms.map(|transform| transform.key()).into_iter().collect::<HashSet<_>>().len(), 4);
+    }
+}

@@ -15,9 +15,8 @@ pub enum UpdateRule {
     /// `torch.optim.Adam` (Kingma and Ba, 2015): betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
     #[default]
     Adam,
-    /// `torch.optim.AdamW` (Loshchilov and Hutter, 2019): Adam with decoupled weight decay (>= 0): the decay acts on
-    /// the weights, not through the gradient.
-    /// PyTorch's default decay is 0.01.
+    /// `torch.optim.AdamW` (Loshchilov and Hutter, 2019): Adam with decoupled weight decay (>= 0). The decay acts on the
+    /// weights, not through the gradient. PyTorch's default is 0.01.
     AdamW { weight_decay: f64 },
     /// `torch.optim.SGD` with momentum in [0, 1) and a weight decay (>= 0), without dampening.
     Sgd { momentum: f64, weight_decay: f64 },
@@ -91,7 +90,8 @@ impl Optimizer {
     }
 
     /// Computes the gradients of `loss`, a scalar, and makes one update. A parameter that the loss does not depend on
-    /// stays as it is, and so do its moments.
+    /// stays as it is, and so do its moments. Unlike PyTorch, Adam's bias correction uses one step count for all
+    /// parameters.
     ///
     /// # Errors
     /// When the loss depends on no parameter.
