@@ -39,11 +39,13 @@ impl KdLoss {
         Ok(Self { temperature: check_temperature(temperature)?, alpha: check_alpha(alpha)? })
     }
 
-    pub(crate) fn temperature(&self) -> f64 {
+    /// Returns the temperature, above 0.
+    pub fn temperature(&self) -> f64 {
         self.temperature
     }
 
-    pub(crate) fn alpha(&self) -> f64 {
+    /// Returns the weight of the soft targets, from 0 to 1.
+    pub fn alpha(&self) -> f64 {
         self.alpha
     }
 
