@@ -139,7 +139,7 @@ pub struct ResultRow {
 
 impl ReportCard {
     /// The card as indented JSON.
-    pub(crate) fn json(&self) -> Result<String> {
+    pub fn json(&self) -> Result<String> {
         serde_json::to_string_pretty(self).map_err(|e| Error::Data(format!("report card: {e}")))
     }
 
