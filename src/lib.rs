@@ -20,7 +20,7 @@ pub mod models;
 mod native;
 mod profile;
 pub mod show;
-pub mod store;
+mod store;
 pub mod study;
 pub mod train;
 

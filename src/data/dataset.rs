@@ -41,7 +41,7 @@ pub struct DataOptions {
     pub test_images: Option<usize>,
     /// The user's own data; `KDLAB_DATA` by default.
     pub folder: Option<PathBuf>,
-    /// Folder for downloads; see [`cache_folder`].
+    /// Folder for downloads: `KDLAB_CACHE` by default, or `kdlab` in the user's cache folder.
     pub cache: PathBuf,
     /// Whether missing data may be downloaded.
     pub download: bool,
@@ -113,7 +113,7 @@ impl Found {
             Some(validation) => (train, validation),
             None => {
                 let n = (train.len() as f64 * options.validation).round() as usize;
-                let (held, rest) = stratified(&train, &pool.labels, n.max(1), Purpose::Validation, options.seed);
+                let (held, rest) = stratified(&train, &pool.labels, n.max(1), Purpose::ValidationSplit, options.seed);
                 (rest, held)
             }
         };
@@ -130,7 +130,7 @@ impl Found {
                 Some(n) if n < classes.len() => {
                     let of = classes.len();
                     return Err(Error::Input(format!(
-                        "{split}_images {n}: less than one for each of the {of} classes"
+                        "{split}_images {n}: less than one for each of the {of} classes; give {of} or more, or None"
                     )));
                 }
                 Some(n) if n < rows.len() => stratified(&rows, &pool.labels, n, Purpose::Subset, options.seed).0,

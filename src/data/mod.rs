@@ -18,10 +18,9 @@ mod split;
 mod transform;
 mod views;
 
-pub use crate::store::folders::cache_folder;
 pub use dataset::{DataOptions, Dataset};
 pub use sampling::{batches, shuffled};
-pub use sources::{cifar10, fashion_mnist, image_folder, open, read_image};
+pub use sources::{image_folder, open, read_image};
 pub use split::{Batch, Split};
 pub use transform::Transform;
 pub(crate) use views::EpochViews;

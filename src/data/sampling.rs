@@ -9,14 +9,14 @@ use rand_chacha::ChaCha8Rng;
 /// What random numbers are for. Each purpose has its own stream, so that one choice does not change another.
 #[derive(Clone, Copy)]
 pub(crate) enum Purpose {
-    Test = 1,
-    Validation = 2,
+    TestSplit = 1,
+    ValidationSplit = 2,
     Subset = 3,
-    Order = 4,
-    Epoch = 5,
-    Labelled = 6,
-    Noise = 7,
-    View = 8,
+    FolderOrder = 4,
+    EpochOrder = 5,
+    LabelledSubset = 6,
+    LabelNoise = 7,
+    StudentView = 8,
     TeacherView = 9,
 }
 
@@ -31,7 +31,7 @@ fn rng(purpose: Purpose, seed: u64, stream: u64) -> ChaCha8Rng {
 /// Returns the sample indices `0..len` in random order, the same for the same `(len, seed, epoch)`.
 pub fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<i64> {
     let mut order: Vec<i64> = (0..len as i64).collect();
-    order.shuffle(&mut rng(Purpose::Epoch, seed, epoch));
+    order.shuffle(&mut rng(Purpose::EpochOrder, seed, epoch));
     order
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn draws(len: usize, choices: usize, purpose: Purpose, seed: u64, epo
 
 /// `labels` with `round(len * fraction)` of them replaced by one of the other classes with equal probability.
 pub(crate) fn noisy(labels: &[i64], classes: usize, fraction: f64, seed: u64) -> Vec<i64> {
-    let mut rng = rng(Purpose::Noise, seed, 0);
+    let mut rng = rng(Purpose::LabelNoise, seed, 0);
     let mut order: Vec<usize> = (0..labels.len()).collect();
     order.shuffle(&mut rng);
     let mut noisy = labels.to_vec();
@@ -67,13 +67,13 @@ pub fn batches(order: &[i64], batch_size: usize) -> Result<Vec<Vec<i64>>> {
 
 /// `rows` in a seeded random order.
 pub(crate) fn reordered(mut rows: Vec<i64>, seed: u64) -> Vec<i64> {
-    rows.shuffle(&mut rng(Purpose::Order, seed, 0));
+    rows.shuffle(&mut rng(Purpose::FolderOrder, seed, 0));
     rows
 }
 
 /// Divides `rows` class by class in proportion into `(n picked rows, the other rows)`, both in the order of `rows`.
-/// At least one row of every class is picked. With `Purpose::Test` or `Validation`, one row stays behind in every
-/// class that has at least two.
+/// At least one row of every class is picked. With `Purpose::TestSplit` or `ValidationSplit`, one row stays
+/// behind in every class that has at least two.
 pub(crate) fn stratified(rows: &[i64], labels: &[i64], n: usize, purpose: Purpose, seed: u64) -> (Vec<i64>, Vec<i64>) {
     let classes = rows.iter().map(|&r| labels[r as usize] as usize + 1).max().unwrap_or(0);
     let mut members = vec![Vec::new(); classes];
@@ -81,7 +81,7 @@ pub(crate) fn stratified(rows: &[i64], labels: &[i64], n: usize, purpose: Purpos
         members[labels[row as usize] as usize].push(row);
     }
     let counts: Vec<usize> = members.iter().map(Vec::len).collect();
-    let hold_out = matches!(purpose, Purpose::Test | Purpose::Validation);
+    let hold_out = matches!(purpose, Purpose::TestSplit | Purpose::ValidationSplit);
     let mut picked = std::collections::HashSet::with_capacity(n);
     for (class, (members, quota)) in members.iter_mut().zip(quotas(&counts, n, hold_out)).enumerate() {
         members.shuffle(&mut rng(purpose, seed, class as u64));
@@ -145,8 +145,8 @@ mod tests {
         let labels = vec![0; 100];
         let rows: Vec<i64> = (0..100).collect();
         let pick = |purpose, seed| stratified(&rows, &labels, 10, purpose, seed).0;
-        assert_eq!(pick(Purpose::Test, 0), pick(Purpose::Test, 0));
-        assert_ne!(pick(Purpose::Test, 0), pick(Purpose::Validation, 0));
-        assert_ne!(pick(Purpose::Test, 0), pick(Purpose::Test, 1));
+        assert_eq!(pick(Purpose::TestSplit, 0), pick(Purpose::TestSplit, 0));
+        assert_ne!(pick(Purpose::TestSplit, 0), pick(Purpose::ValidationSplit, 0));
+        assert_ne!(pick(Purpose::TestSplit, 0), pick(Purpose::TestSplit, 1));
     }
 }

@@ -42,14 +42,10 @@ impl Split {
         Split { name: name.into(), key, pool: pool.clone(), rows, classes }
     }
 
-    /// Returns the number of images.
+    /// Returns the number of images, at least 1.
+    #[expect(clippy::len_without_is_empty, reason = "a split is never empty")]
     pub fn len(&self) -> usize {
         self.rows.len()
-    }
-
-    /// Returns whether the split has no images.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
     }
 
     /// Returns the height and width in pixels, which are the same for all images of a split.
@@ -141,7 +137,7 @@ impl Split {
         }
         let n = (self.len() as f64 * fraction).round() as usize;
         let all: Vec<i64> = (0..self.len() as i64).collect();
-        Ok(stratified(&all, &self.labels_of(&self.rows), n.max(self.classes), Purpose::Labelled, seed).0)
+        Ok(stratified(&all, &self.labels_of(&self.rows), n.max(self.classes), Purpose::LabelledSubset, seed).0)
     }
 
     /// Returns all labels in split order, i64 `[N]`, with a `fraction` of them wrong: each is replaced by one of the

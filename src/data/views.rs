@@ -99,7 +99,7 @@ impl Views {
     /// The views of `samples` in an epoch. The teacher's views are the student's, or with `apart` independent ones.
     pub(crate) fn draw(&self, samples: usize, apart: bool, seed: u64, epoch: u64) -> EpochViews {
         let draw = |purpose| draws(samples, self.count(), purpose, seed, epoch);
-        let student = draw(Purpose::View);
+        let student = draw(Purpose::StudentView);
         let teacher = if apart { draw(Purpose::TeacherView) } else { student.clone() };
         EpochViews { student, teacher }
     }

@@ -187,7 +187,7 @@ impl Model {
     /// # Errors
     /// When a variable has a type that safetensors does not have.
     pub(crate) fn file_size(&self) -> Result<usize> {
-        Ok(tensors::tensor_file(&self.state(), HashMap::new())?.len())
+        Ok(tensors::tensor_file_bytes(&self.state(), HashMap::new())?.len())
     }
 
     /// Loads the variables by name from a weight file: safetensors, or PyTorch's `.pth` in its zip or older format.

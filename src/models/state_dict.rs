@@ -144,7 +144,7 @@ impl<'a> Machine<'a> {
                 let bytes = self.storages[storage].bytes();
                 let data = held.get(key).ok_or(format!("its storage {key} is not in the file"))?;
                 let data = data.get(..bytes).ok_or(format!("its storage holds {} bytes of {bytes}", data.len()))?;
-                entry.insert(tensors::numbers(data, &[numel as i64], kind)?)
+                entry.insert(tensors::tensor_from_bytes(data, &[numel as i64], kind)?)
             }
         };
         let offset = if count == 0 { 0 } else { offset };

@@ -49,22 +49,22 @@ pub(crate) fn try_lock(path: &Path) -> Result<Option<std::fs::File>> {
     Ok(Some(file))
 }
 
-/// Renames a folder to the first free `NAME-N` beside it; returns its new path.
+/// Renames a folder to the first free `NAME-N` beside it and returns its new path.
 pub(crate) fn make_room(folder: &Path) -> Result<PathBuf> {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let free = (1..).map(|n| folder.with_file_name(format!("{name}-{n}"))).find(|path| !path.exists());
-    let aside = free.unwrap_or_else(|| folder.to_owned());
-    std::fs::rename(folder, &aside).map_err(|e| Error::io("renaming", folder, e))?;
-    Ok(aside)
+    rename_to_free(folder, "-")
 }
 
-/// Renames a file that cannot be read to the first free `NAME.damaged-N` beside it, and returns the new path.
+/// Renames a file that cannot be read to the first free `NAME.damaged-N` beside it and returns its new path.
 pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
+    rename_to_free(path, ".damaged-")
+}
+
+fn rename_to_free(path: &Path, ending: &str) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let free = (1..).map(|n| path.with_file_name(format!("{name}.damaged-{n}"))).find(|path| !path.exists());
-    let aside = free.unwrap_or_else(|| path.to_owned());
-    std::fs::rename(path, &aside).map_err(|e| Error::io("renaming", path, e))?;
-    Ok(aside)
+    let mut names = (1..).map(|n| path.with_file_name(format!("{name}{ending}{n}")));
+    let free = names.find(|path| !path.exists()).unwrap_or_else(|| path.to_owned());
+    std::fs::rename(path, &free).map_err(|e| Error::io("renaming", path, e))?;
+    Ok(free)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Checksums of bytes and of files, as lower-case hex.
+//! SHA-256 of bytes and of files, as lower-case hex.
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -15,16 +15,16 @@ pub(crate) fn digest(parts: &[&[u8]]) -> String {
     hex(&hash.finalize())
 }
 
-/// Lower-case hex digits.
+/// Bytes as lower-case hex digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// A file's checksum in lower-case hex. The file is read in pieces of 1 MiB.
-pub(crate) fn file_digest<D: Digest>(path: &Path) -> Result<String> {
+/// Hex SHA-256 of a file, which is read in pieces of 1 MiB.
+pub(crate) fn file_sha256(path: &Path) -> Result<String> {
     let io = |e| Error::io("reading", path, e);
     let mut file = std::fs::File::open(path).map_err(io)?;
-    let (mut hash, mut bytes) = (D::new(), vec![0; 1 << 20]);
+    let (mut hash, mut bytes) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut bytes) {
             Ok(0) => return Ok(hex(&hash.finalize())),

@@ -9,30 +9,19 @@ use std::time::{Duration, Instant};
 use ureq::tls::{RootCerts, TlsConfig};
 
 /// A file to download.
-#[derive(Clone, Debug)]
-pub struct Remote {
+pub(crate) struct Remote {
     /// Name of the file for messages.
     pub name: String,
     /// Addresses to try, in this order.
     pub urls: Vec<String>,
-    /// Checksum of the whole file.
-    pub sum: Sum,
+    /// SHA-256 of the whole file: 64 hex digits, upper or lower case.
+    pub sha256: String,
     /// What else the user can do if no address works, as the end of a sentence: "or set ...".
     pub otherwise: String,
 }
 
-/// The checksum that a file must have, in hex; upper or lower case.
-#[derive(Clone, Debug)]
-pub enum Sum {
-    /// 64 hex digits.
-    Sha256(String),
-    /// 32 hex digits.
-    Md5(String),
-}
-
 /// Timeouts and retries of a download.
-#[derive(Clone, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Timeout of a connection; short, so that a machine without network falls back soon.
     pub connect: Duration,
     /// Timeout for the next bytes on an open connection.
@@ -54,14 +43,14 @@ impl Default for Limits {
     }
 }
 
+/// Called with the number of bytes on disk, and the size of the whole file if it is known.
 type OnBytes<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
-/// Returns a progress callback for [`fetch`] that prints a line at the start, every three seconds and at the end.
-pub(crate) fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
-    let name = name.to_owned();
+/// [`fetch_within`] the usual limits. It prints a line at the start, every three seconds and at the end.
+pub(crate) fn fetch(remote: &Remote, to: &Path) -> Result<()> {
+    let (name, mb) = (&remote.name, |bytes: u64| bytes as f64 / 1e6);
     let mut last: Option<Instant> = None;
-    move |done, total| {
-        let mb = |bytes: u64| bytes as f64 / 1e6;
+    fetch_within(&Limits::default(), remote, to, &mut |done, total| {
         if last.is_none() {
             println!("Downloading {name}");
         } else if last.is_some_and(|t| t.elapsed() < Duration::from_secs(3)) && total != Some(done) {
@@ -72,18 +61,17 @@ pub(crate) fn printer(name: &str) -> impl FnMut(u64, Option<u64>) + use<> {
             println!("  {name}: {:.0} MB", mb(done));
         }
         last = Some(Instant::now());
-    }
+    })
 }
 
 /// Makes sure that `to` is the file that `remote` describes. A file that is there is compared with the checksum. A
 /// missing one is downloaded to `.part` beside its place, which a later call continues, then compared and renamed. Two
-/// processes may call this for the same file. `progress` gets the bytes on disk, and the size of the whole file if it
-/// is known.
+/// processes may call this for the same file.
 ///
 /// # Errors
 /// [`Error::Network`] names each address with its failure, and the place where the user can put the file;
 /// [`Error::Data`] when the file that is there has another checksum; [`Error::Io`] when the disk refuses.
-pub fn fetch(remote: &Remote, to: &Path, limits: &Limits, progress: &mut dyn FnMut(u64, Option<u64>)) -> Result<()> {
+pub(crate) fn fetch_within(limits: &Limits, remote: &Remote, to: &Path, progress: OnBytes) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let part = folder.join(format!("{name}.part"));
@@ -119,7 +107,7 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     if !to.exists() {
         return Ok(false);
     }
-    if let Some(sums) = mismatch(to, &remote.sum)? {
+    if let Some(sums) = mismatch(to, &remote.sha256)? {
         return Err(Error::Data(format!("{} is not {}: {sums}; delete the file", to.display(), remote.name)));
     }
     // The user stopped a download and put the file there.
@@ -144,7 +132,7 @@ fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: 
     loop {
         let resumed = length(part) > 0;
         let failure = match attempt(&agent, url, part, progress) {
-            Ok(()) => match mismatch(part, &remote.sum)? {
+            Ok(()) => match mismatch(part, &remote.sha256)? {
                 None => return Ok(None),
                 Some(sums) => {
                     discard(part).map_err(|e| Error::io("deleting", part, e))?;
@@ -249,12 +237,12 @@ fn length(path: &Path) -> u64 {
 }
 
 /// `None` if the file has the right checksum, else a text with both.
-fn mismatch(path: &Path, sum: &Sum) -> Result<Option<String>> {
-    let (name, expected, got) = match sum {
-        Sum::Sha256(expected) => ("SHA-256", expected, digest::file_digest::<sha2::Sha256>(path)),
-        Sum::Md5(expected) => ("MD5", expected, digest::file_digest::<md5::Md5>(path)),
-    };
-    let got = got?;
+fn mismatch(path: &Path, expected: &str) -> Result<Option<String>> {
+    let got = digest::file_sha256(path)?;
     let differs = !got.eq_ignore_ascii_case(expected);
-    Ok(differs.then(|| format!("{name} {got}, expected {expected}")))
+    Ok(differs.then(|| format!("SHA-256 {got}, expected {expected}")))
 }
+
+#[cfg(test)]
+#[path = "../../tests/store/download.rs"]
+mod tests;

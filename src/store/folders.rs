@@ -7,8 +7,8 @@ pub(crate) fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
-/// Returns the folder where kdlab keeps data and weights: `KDLAB_CACHE`, else `kdlab` in the user's cache folder
-/// (`dirs::cache_dir`), else in the folder for temporary files.
-pub fn cache_folder() -> PathBuf {
+/// The folder where kdlab keeps data and weights: `KDLAB_CACHE`; without it, `kdlab` in the user's cache folder
+/// (`dirs::cache_dir`), or in the folder for temporary files.
+pub(crate) fn cache_folder() -> PathBuf {
     variable("KDLAB_CACHE").unwrap_or_else(|| dirs::cache_dir().unwrap_or_else(std::env::temp_dir).join("kdlab"))
 }

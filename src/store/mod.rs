@@ -1,8 +1,8 @@
-//! Files: atomic writes, tensors, checksums, downloads, and the folder they are kept in.
+//! Files: atomic writes, tensors, checksums and downloads; the folder of data and weights.
 
 pub(crate) mod atomic;
 pub(crate) mod digest;
-pub mod download;
+pub(crate) mod download;
 pub(crate) mod folders;
 pub(crate) mod tensors;
 

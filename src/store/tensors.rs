@@ -24,11 +24,11 @@ const KINDS: [(Dtype, Kind); 10] = [
 
 /// Writes named tensors and string metadata as one safetensors file, atomically.
 pub(crate) fn save_tensors(path: &Path, tensors: &[(String, Tensor)], metadata: HashMap<String, String>) -> Result<()> {
-    write_bytes(path, &tensor_file(tensors, metadata)?)
+    write_bytes(path, &tensor_file_bytes(tensors, metadata)?)
 }
 
-/// The bytes of a safetensors file.
-pub(crate) fn tensor_file(tensors: &[(String, Tensor)], mut metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+/// The bytes that [`save_tensors`] writes.
+pub(crate) fn tensor_file_bytes(tensors: &[(String, Tensor)], mut metadata: HashMap<String, String>) -> Result<Vec<u8>> {
     let bad = |e: SafeTensorError| Error::Data(format!("safetensors: {e}"));
     let mut raw = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
@@ -57,13 +57,13 @@ pub(crate) fn parse_tensors(bytes: &[u8]) -> std::result::Result<Vec<(String, Te
         let kind = KINDS.iter().find(|(d, _)| *d == view.dtype()).map(|(_, k)| *k);
         let kind = kind.ok_or_else(|| format!("{name} has the type {:?}; convert it to f32", view.dtype()))?;
         let size: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        Ok((name.to_owned(), numbers(view.data(), &size, kind)?))
+        Ok((name.to_owned(), tensor_from_bytes(view.data(), &size, kind)?))
     };
     file.iter().map(tensor).collect()
 }
 
-/// Makes a tensor of shape `size` from raw little-endian values.
-pub(crate) fn numbers(data: &[u8], size: &[i64], kind: Kind) -> std::result::Result<Tensor, String> {
+/// Makes a tensor of shape `size` on the CPU from raw little-endian values.
+pub(crate) fn tensor_from_bytes(data: &[u8], size: &[i64], kind: Kind) -> std::result::Result<Tensor, String> {
     let made = match kind {
         // In C++ a bool other than 0 and 1 is undefined behaviour.
         Kind::Bool => Tensor::f_from_data_size(data, size, Kind::Uint8).and_then(|t| t.f_ne(0)),
@@ -81,6 +81,7 @@ pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, Hash
     Ok((tensors, header.metadata().clone().unwrap_or_default()))
 }
 
+/// The raw values of a tensor in row-major order.
 fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut bytes = vec![0u8; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];

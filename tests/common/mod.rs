@@ -1,6 +1,6 @@
 //! A small data set that several tests learn from.
 
-use kdlab::data::{DataOptions, Dataset, cifar10};
+use kdlab::data::{self, DataOptions, Dataset};
 use std::path::Path;
 
 /// Ten classes of 8 training and 2 test images each, told apart by brightness, in CIFAR-10's own layout.
@@ -14,5 +14,5 @@ pub fn dataset(folder: &Path, seed: u64) -> Dataset {
     std::fs::write(folder.join("data_batch_1.bin"), (0..80).flat_map(record).collect::<Vec<_>>()).unwrap();
     std::fs::write(folder.join("test_batch.bin"), (100..120).flat_map(record).collect::<Vec<_>>()).unwrap();
     let options = DataOptions { folder: Some(folder.to_owned()), seed, validation: 0.2, ..DataOptions::default() };
-    cifar10(&options).unwrap()
+    data::open(&options).unwrap()
 }

@@ -6,7 +6,7 @@ use super::*;
 fn cifar_is_read_and_divided() -> Done {
     let folder = tempfile::tempdir()?;
     cifar(folder.path())?;
-    let data = data::cifar10(&options(folder.path()))?;
+    let data = data::open(&options(folder.path()))?;
     assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (180, 20, 40));
     assert_eq!(data.train.size(), (32, 32));
     assert_eq!(data.classes[0], "airplane");
@@ -48,7 +48,7 @@ fn the_archive_folder_is_found_inside() -> Done {
     let inner = folder.path().join("cifar-10-batches-bin");
     fs::create_dir(&inner)?;
     cifar(&inner)?;
-    assert_eq!(data::open(&options(folder.path()))?.key, data::cifar10(&options(&inner))?.key);
+    assert_eq!(data::open(&options(folder.path()))?.key, data::open(&options(&inner))?.key);
     Ok(())
 }
 
@@ -57,13 +57,13 @@ fn keys_differ_with_whatever_changes_the_images() -> Done {
     let folder = tempfile::tempdir()?;
     cifar(folder.path())?;
     let usual = options(folder.path());
-    let first = data::cifar10(&usual)?;
+    let first = data::open(&usual)?;
     assert_eq!(keys(&first).len(), 4, "each split has a key of its own");
-    assert_eq!(keys(&first), keys(&data::cifar10(&usual)?), "the same data has the same keys");
+    assert_eq!(keys(&first), keys(&data::open(&usual)?), "the same data has the same keys");
 
-    let seed = data::cifar10(&DataOptions { seed: 1, ..usual.clone() })?;
-    let fraction = data::cifar10(&DataOptions { validation: 0.2, ..usual.clone() })?;
-    let subset = data::cifar10(&DataOptions { train_images: Some(50), ..usual.clone() })?;
+    let seed = data::open(&DataOptions { seed: 1, ..usual.clone() })?;
+    let fraction = data::open(&DataOptions { validation: 0.2, ..usual.clone() })?;
+    let subset = data::open(&DataOptions { train_images: Some(50), ..usual.clone() })?;
     for (what, other) in [("seed", &seed), ("fraction", &fraction), ("subset", &subset)] {
         assert_ne!(first.key, other.key, "{what}");
         assert_ne!(first.train.key, other.train.key, "{what}");
@@ -76,7 +76,7 @@ fn keys_differ_with_whatever_changes_the_images() -> Done {
     let mut bytes = fs::read(folder.path().join("test_batch.bin"))?;
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(folder.path().join("test_batch.bin"), bytes)?;
-    let pixel = data::cifar10(&usual)?;
+    let pixel = data::open(&usual)?;
     assert!(keys(&first).is_disjoint(&keys(&pixel)), "one bit of one pixel");
     Ok(())
 }
@@ -91,12 +91,12 @@ fn subsets_are_stratified_and_clamped_with_a_notice() -> Done {
         test_images: Some(20),
         ..options(folder.path())
     };
-    let data = data::cifar10(&wanted)?;
+    let data = data::open(&wanted)?;
     assert_eq!(data.train.class_counts(), [3; 10]);
     assert_eq!(data.test.class_counts(), [2; 10]);
     assert_eq!(data.validation.len(), 20);
     assert!(data.notices.iter().any(|n| n == "99 validation images were asked for; all 20 there are used"));
-    let all: HashSet<i64> = reds(&data::cifar10(&options(folder.path()))?.train).into_iter().collect();
+    let all: HashSet<i64> = reds(&data::open(&options(folder.path()))?.train).into_iter().collect();
     assert!(reds(&data.train).iter().all(|r| all.contains(r)), "drawn after the hold-out");
     Ok(())
 }
@@ -106,7 +106,7 @@ fn bad_cifar_files_are_named() -> Done {
     let folder = tempfile::tempdir()?;
     cifar(folder.path())?;
     let path = folder.path().join("data_batch_2.bin");
-    let load = || message(data::cifar10(&options(folder.path())));
+    let load = || message(data::open(&options(folder.path())));
 
     fs::write(&path, &records(100, 0)[..307_299])?;
     assert_says(&load(), &["data_batch_2.bin has 307299 bytes", "a multiple of 3073", "truncated"]);
@@ -126,7 +126,7 @@ fn bad_cifar_files_are_named() -> Done {
     fs::write(folder.path().join("batches.meta.txt"), "airplane\n")?;
     assert_says(&load(), &["batches.meta.txt names 1 classes, CIFAR-10 has 10"]);
     fs::remove_file(folder.path().join("batches.meta.txt"))?;
-    assert_says(&data::cifar10(&options(folder.path()))?.to_string(), &["batches.meta.txt is missing"]);
+    assert_says(&data::open(&options(folder.path()))?.to_string(), &["batches.meta.txt is missing"]);
 
     fs::remove_file(folder.path().join("test_batch.bin"))?;
     assert_says(&load(), &["test_batch.bin not found in"]);

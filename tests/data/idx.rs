@@ -26,11 +26,18 @@ pub fn idx_files(folder: &Path) -> Done {
     Ok(())
 }
 
+/// Opens the files in the folder `fashion-mnist` of a cache, where no CIFAR-10 is.
+fn from_cache(cache: &Path) -> Result<Dataset, Error> {
+    data::open(&DataOptions { folder: None, cache: cache.to_owned(), ..options(cache) })
+}
+
 #[test]
 fn idx_is_read_as_three_equal_channels() -> Done {
-    let folder = tempfile::tempdir()?;
-    idx_files(folder.path())?;
-    let data = data::fashion_mnist(&options(folder.path()))?;
+    let cache = tempfile::tempdir()?;
+    let folder = cache.path().join("fashion-mnist");
+    fs::create_dir(&folder)?;
+    idx_files(&folder)?;
+    let data = from_cache(cache.path())?;
     assert_eq!((data.train.len(), data.validation.len(), data.test.len()), (50, 10, 30), "one of each class at least");
     assert_eq!(data.train.size(), (2, 3));
     assert_eq!(data.classes[9], "Ankle boot");
@@ -39,8 +46,8 @@ fn idx_is_read_as_three_equal_channels() -> Done {
     let expected: Vec<u8> = [6u8, 12].iter().flat_map(|&a| (0..18).map(move |i| a + i % 6)).collect();
     assert_eq!(Vec::<u8>::try_from(batch.images.flatten(0, -1))?, expected);
 
-    // `open` does not know the names of these classes.
-    let own = data::open(&options(folder.path()))?;
+    // The user's own data is taken for Fashion-MNIST only if it has the same test labels.
+    let own = data::open(&options(&folder))?;
     assert_eq!(own.classes[9], "9");
     assert_says(&own.name, &["IDX images in"]);
     assert_eq!(own.key, data.key);
@@ -49,12 +56,13 @@ fn idx_is_read_as_three_equal_channels() -> Done {
 
 #[test]
 fn bad_idx_files_are_named() -> Done {
-    let folder = tempfile::tempdir()?;
-    let load = || message(data::fashion_mnist(&options(folder.path())));
+    let cache = tempfile::tempdir()?;
+    let folder = cache.path().join("fashion-mnist");
+    fs::create_dir(&folder)?;
     let damage = |name: &str, bytes: &[u8]| -> String {
-        idx_files(folder.path()).unwrap();
-        fs::write(folder.path().join(name), bytes).unwrap();
-        let text = load();
+        idx_files(&folder).unwrap();
+        fs::write(folder.join(name), bytes).unwrap();
+        let text = message(from_cache(cache.path()));
         assert!(text.contains(name), "{name} is not named in: {text}");
         text
     };
@@ -78,8 +86,8 @@ fn bad_idx_files_are_named() -> Done {
     assert_says(&damage(packed, &flipped), &["damaged"]);
     assert_says(&damage(packed, b"<html>not found</html>"), &["damaged"]);
 
-    fs::remove_file(folder.path().join(packed))?;
-    assert_says(&load(), &["lacks train-images-idx3-ubyte"]);
+    fs::remove_file(folder.join(packed))?;
+    assert_says(&message(data::open(&options(&folder))), &["lacks train-images-idx3-ubyte"]);
     Ok(())
 }
 

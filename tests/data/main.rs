@@ -90,12 +90,12 @@ fn options_out_of_range_are_refused() -> Done {
     cifar(folder.path())?;
     let usual = options(folder.path());
     for validation in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
-        let text = message(data::cifar10(&DataOptions { validation, ..usual.clone() }));
+        let text = message(data::open(&DataOptions { validation, ..usual.clone() }));
         assert_says(&text, &[&format!("validation fraction {validation}"), "inside (0, 1)"]);
     }
-    let text = message(data::cifar10(&DataOptions { train_images: Some(0), ..usual.clone() }));
+    let text = message(data::open(&DataOptions { train_images: Some(0), ..usual.clone() }));
     assert_says(&text, &["train_images 0"]);
-    let text = message(data::cifar10(&DataOptions { test_images: Some(9), ..usual.clone() }));
+    let text = message(data::open(&DataOptions { test_images: Some(9), ..usual.clone() }));
     assert_says(&text, &["test_images 9", "10 classes"]);
     Ok(())
 }
@@ -104,7 +104,7 @@ fn options_out_of_range_are_refused() -> Done {
 fn indices_and_batch_sizes_are_checked() -> Done {
     let folder = tempfile::tempdir()?;
     cifar(folder.path())?;
-    let test = data::cifar10(&options(folder.path()))?.test;
+    let test = data::open(&options(folder.path()))?.test;
     for index in [-1, 40, i64::MAX, i64::MIN] {
         let text = message(test.batch(&[0, index]));
         assert_says(&text, &[&format!("sample index {index} is outside the test split"), "40 images, 0 to 39"]);

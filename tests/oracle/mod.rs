@@ -59,7 +59,7 @@ pub fn ask_in(folder: tempfile::TempDir, case: &str, tensors: &[(&str, &Tensor)]
 /// The weight folder of the cache, which set-up fills.
 #[allow(dead_code)]
 pub fn weights() -> PathBuf {
-    kdlab::data::cache_folder().join("weights")
+    kdlab::data::DataOptions::default().cache.join("weights")
 }
 
 /// Largest difference of two tensors of one shape.

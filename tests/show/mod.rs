@@ -4,7 +4,7 @@
 mod recorder;
 
 use super::*;
-use crate::data::{DataOptions, Dataset, cifar10};
+use crate::data::{self, DataOptions, Dataset};
 use crate::show::heatmap::parameter_map;
 use crate::study::{Candidate, ReportCard, report_card};
 use crate::train::{Change, EpochRecord, Evaluation, History, Hyperparameters, Metrics};
@@ -22,7 +22,7 @@ fn dataset(folder: &Path) -> Dataset {
     };
     std::fs::write(folder.join("data_batch_1.bin"), (0..80).flat_map(record).collect::<Vec<_>>()).unwrap();
     std::fs::write(folder.join("test_batch.bin"), (0..20).flat_map(record).collect::<Vec<_>>()).unwrap();
-    cifar10(&DataOptions { folder: Some(folder.to_owned()), validation: 0.2, ..DataOptions::default() }).unwrap()
+    data::open(&DataOptions { folder: Some(folder.to_owned()), validation: 0.2, ..DataOptions::default() }).unwrap()
 }
 
 fn history(name: &str, epochs: usize) -> History {

@@ -89,7 +89,7 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     }
     std::fs::write(again.path().join("data_batch_1.bin"), bytes).unwrap();
     let options = DataOptions { folder: Some(again.path().to_owned()), validation: 0.2, ..DataOptions::default() };
-    assert!(!run(&backbone, &cifar10(&options).unwrap(), 32).from_disk);
+    assert!(!run(&backbone, &kdlab::data::open(&options).unwrap(), 32).from_disk);
     assert_eq!(*passes.lock().unwrap(), 8);
     // Logits also depend on the head's weights.
     let logits = |seed| {

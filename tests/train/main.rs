@@ -10,7 +10,7 @@ mod resume;
 mod training;
 
 use common::dataset;
-use kdlab::data::{DataOptions, Dataset, Transform, cifar10};
+use kdlab::data::{DataOptions, Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
 use kdlab::study::*;
 use kdlab::train::*;

@@ -6,7 +6,7 @@ use super::files::{downloads_are_off, file_name};
 use crate::data::dataset::{DataOptions, Dataset, Found};
 use crate::data::pool::Pool;
 use crate::store::atomic;
-use crate::store::download::{Limits, Remote, Sum, fetch, printer};
+use crate::store::download::{Remote, fetch};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -18,28 +18,6 @@ const BATCH: usize = 10_000;
 /// Records appended at a time. The key of the dataset depends on it.
 const PIECE: usize = 500;
 const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
-
-/// Opens CIFAR-10: 32x32 colour images of ten classes, 50,000 for training and 10,000 for the test.
-///
-/// It is read from [`DataOptions::folder`] if that is set (that folder or `cifar-10-batches-bin` in it), else from the
-/// cache, else downloaded into the cache. Fewer than five training batches are accepted with a notice.
-///
-/// # Errors
-/// [`Error::Network`] when it is not on disk and cannot be downloaded; [`Error::Data`] when a file is missing,
-/// truncated or oversized, or holds a label above 9; [`Error::Input`] when an option is out of range.
-pub fn cifar10(options: &DataOptions) -> Result<Dataset> {
-    options.check()?;
-    let folder = match &options.folder {
-        Some(folder) => find(folder).ok_or_else(|| {
-            Error::Data(format!(
-                "{} holds no CIFAR-10: data_batch_1.bin to data_batch_5.bin and test_batch.bin are expected",
-                folder.display()
-            ))
-        })?,
-        None => cached(options)?,
-    };
-    load(&folder, options)
-}
 
 /// The folder with the batch files: `folder` itself or the archive's folder in it.
 pub(super) fn find(folder: &Path) -> Option<PathBuf> {
@@ -53,18 +31,25 @@ pub(super) fn is_python(folder: &Path) -> bool {
     [folder.to_owned(), folder.join("cifar-10-batches-py")].iter().any(|f| f.join("data_batch_1").is_file())
 }
 
-/// The unpacked archive in the cache, downloaded if it is missing.
-fn cached(options: &DataOptions) -> Result<PathBuf> {
+/// Opens the dataset in the cache and downloads it first if it is missing.
+///
+/// # Errors
+/// [`Error::Network`] when it is missing and cannot be downloaded.
+pub(super) fn cached(options: &DataOptions) -> Result<Dataset> {
     let folder = options.cache.join(FOLDER);
-    if folder.is_dir() {
-        return Ok(folder);
+    if !folder.is_dir() {
+        std::fs::create_dir_all(&options.cache).map_err(|e| Error::io("creating", &options.cache, e))?;
+        let _lock = atomic::lock(&options.cache.join(format!(".{FOLDER}.lock")))?;
+        // Another process may have unpacked it meanwhile.
+        if !folder.is_dir() {
+            download(&folder, options)?;
+        }
     }
+    load(&folder, options)
+}
+
+fn download(folder: &Path, options: &DataOptions) -> Result<()> {
     let archive = options.cache.join(ARCHIVE);
-    std::fs::create_dir_all(&options.cache).map_err(|e| Error::io("creating", &options.cache, e))?;
-    let _lock = atomic::lock(&options.cache.join(format!(".{FOLDER}.lock")))?;
-    if folder.is_dir() {
-        return Ok(folder); // another process unpacked it meanwhile
-    }
     if !options.download && !archive.exists() {
         return Err(downloads_are_off("CIFAR-10", &options.cache));
     }
@@ -74,12 +59,11 @@ fn cached(options: &DataOptions) -> Result<PathBuf> {
             format!("https://www.cs.toronto.edu/~kriz/{ARCHIVE}"),
             format!("https://cave.cs.toronto.edu/kriz/{ARCHIVE}"),
         ],
-        sum: Sum::Sha256("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd".into()),
+        sha256: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd".into(),
         otherwise: "or set KDLAB_DATA to a folder that holds the data".into(),
     };
-    fetch(&remote, &archive, &Limits::default(), &mut printer(ARCHIVE))?;
-    unpack(&archive, &folder)?;
-    Ok(folder)
+    fetch(&remote, &archive)?;
+    unpack(&archive, folder)
 }
 
 /// Unpacks the archive's one folder to `folder`, whole or not at all, and removes the archive.
@@ -95,7 +79,11 @@ fn unpack(archive: &Path, folder: &Path) -> Result<()> {
     unpacked().map_err(|e| Error::io("unpacking", archive, e))
 }
 
-fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
+/// Opens the batch files in `folder`. Fewer than five for training are accepted with a notice.
+///
+/// # Errors
+/// [`Error::Data`] when a file is missing, truncated or oversized, or holds a label above 9.
+pub(super) fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
     // Only these names: a copy of a file would put the same images into train and validation.
     let train: Vec<PathBuf> =
         (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).filter(|p| p.is_file()).collect();

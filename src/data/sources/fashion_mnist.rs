@@ -5,79 +5,65 @@
 use super::files::{downloads_are_off, list};
 use super::idx::{FILES, find, load};
 use crate::data::dataset::{DataOptions, Dataset};
-use crate::store::download::{Limits, Remote, Sum, fetch, printer};
+use crate::store::download::{Remote, fetch};
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// MD5 sums of the authors' gzip files, in the order of [`FILES`].
+/// SHA-256 of the authors' gzip files, in the order of [`FILES`].
 const SUMS: [&str; 4] = [
-    "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    "25c81989df183df01b3e8a0aad5dffbe",
-    "bef4ecab320f06d8554ea6380940ec79",
-    "bb300cfdad3c16e7a12a480ee83cd310",
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
 ];
 const PACKAGE: &str = "dataset-fashion-mnist";
 /// Where Debian's package puts its files.
 const SYSTEM: &str = "/usr/share/datasets/fashion-mnist";
 
-/// Opens Fashion-MNIST: 28x28 grey images (as three equal channels) of ten kinds of clothes, 60,000 for training and
-/// 10,000 for the test.
-///
-/// It is read from [`DataOptions::folder`] if that is set, else from the cache or Debian's installed package, else
-/// downloaded into the cache: from the authors, or from Debian's package, which needs no root.
+/// Opens the dataset in the cache or in Debian's installed package. It is downloaded into the cache first if it is
+/// missing: from the authors, or from Debian's package, which needs no root.
 ///
 /// # Errors
-/// [`Error::Network`] when it is not on disk and cannot be downloaded; [`Error::Data`] when a file is missing or its
-/// content contradicts its header; [`Error::Input`] when an option is out of range.
-pub fn fashion_mnist(options: &DataOptions) -> Result<Dataset> {
-    options.check()?;
-    if let Some(folder) = &options.folder {
-        let files = find(folder)?.ok_or_else(|| {
-            let (folder, first) = (folder.display(), FILES[0]);
-            Error::Data(format!("{folder} holds no Fashion-MNIST: {first}.gz and three more are expected"))
-        })?;
-        return load(&files, true, options);
-    }
+/// [`Error::Network`] when it is missing and cannot be downloaded; [`Error::Data`] when a file's content contradicts
+/// its header.
+pub(super) fn cached(options: &DataOptions) -> Result<Dataset> {
     let cache = options.cache.join("fashion-mnist");
-    for folder in [cache.as_path(), Path::new(SYSTEM)] {
-        // An incomplete download is not an error: the missing files are downloaded below.
-        if folder.is_dir()
-            && let Ok(Some(files)) = find(folder)
-        {
-            return load(&files, true, options);
-        }
-    }
-    if !options.download {
-        return Err(downloads_are_off("Fashion-MNIST", &cache));
-    }
-    match authors(&cache) {
-        Err(Error::Network(why)) => debian(&cache).map_err(|also| match also {
+    // An incomplete download is not an error: the missing files are downloaded below.
+    let on_disk = [cache.as_path(), Path::new(SYSTEM)].into_iter().find_map(|folder| find(folder).ok().flatten());
+    let files = match on_disk {
+        Some(files) => files,
+        None if options.download => download(&cache)?,
+        None => return Err(downloads_are_off("Fashion-MNIST", &cache)),
+    };
+    load(&files, true, options)
+}
+
+fn download(cache: &Path) -> Result<[PathBuf; 4]> {
+    match authors(cache) {
+        Err(Error::Network(why)) => debian(cache).map_err(|also| match also {
             Error::Network(also) => Error::Network(format!("{why}; {also}")),
             other => other,
         })?,
         done => done?,
     }
-    let files = find(&cache)?.ok_or_else(|| {
-        Error::Data(format!("{} was filled but holds no IDX files: delete it and run again", cache.display()))
-    })?;
-    load(&files, true, options)
+    Ok(FILES.map(|name| cache.join(format!("{name}.gz"))))
 }
 
 /// Downloads the authors' four files into `cache`.
 fn authors(cache: &Path) -> Result<()> {
-    for (name, md5) in FILES.iter().zip(SUMS) {
+    for (name, sha256) in FILES.iter().zip(SUMS) {
         let name = format!("{name}.gz");
         let remote = Remote {
             urls: vec![
                 format!("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}"),
                 format!("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/{name}"),
             ],
-            sum: Sum::Md5(md5.into()),
+            sha256: sha256.into(),
             otherwise: "or set KDLAB_DATA to a folder that holds the data".into(),
             name: name.clone(),
         };
-        fetch(&remote, &cache.join(&name), &Limits::default(), &mut printer(&name))?;
+        fetch(&remote, &cache.join(&name))?;
     }
     Ok(())
 }

@@ -37,8 +37,6 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
 
 /// Decodes the images of a layout and divides them among the splits.
 pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions) -> Result<Dataset> {
-    options.check()?;
-    check_size(size)?;
     let (classes, images, mut notices) = (layout.classes, layout.images, layout.notices);
     let (pool, kept) = decode(&images, size, &mut notices)?;
     notices.extend(repeated(&kept));
@@ -56,7 +54,7 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
         rows(Part::Test)
     } else {
         let n = (train.len() as f64 * TEST).round() as usize;
-        let (test, rest) = stratified(&train, &pool.labels, n.max(1), Purpose::Test, options.seed);
+        let (test, rest) = stratified(&train, &pool.labels, n.max(1), Purpose::TestSplit, options.seed);
         train = rest;
         let n = test.len();
         notices.push(format!("no test folder: {n} images, a tenth of each class, are set aside for the test split"));

@@ -44,7 +44,6 @@ pub(super) fn find(folder: &Path) -> Result<Option<[PathBuf; 4]>> {
 
 /// Reads the four files. With `fashion` they must hold Fashion-MNIST's ten classes; else the test labels decide.
 pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -> Result<Dataset> {
-    options.check()?;
     let [train_images, train_labels, test_images, test_labels] = paths;
     let (mut train, mut test) = (read(train_labels, 1)?.1, read(test_labels, 1)?.1);
     let mut notices = Vec::new();

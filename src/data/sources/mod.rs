@@ -9,9 +9,7 @@ mod idx;
 mod layout;
 mod tables;
 
-pub use cifar::cifar10;
 pub use decode::read_image;
-pub use fashion_mnist::fashion_mnist;
 pub use folder::image_folder;
 
 use super::dataset::{DataOptions, Dataset};
@@ -19,21 +17,30 @@ use crate::{Error, Result};
 use files::list;
 use std::path::Path;
 
-/// Opens the user's own data if [`DataOptions::folder`] is set (CIFAR-10, IDX files or a folder of images per class);
-/// else CIFAR-10 from the cache or the network; else Fashion-MNIST, with a notice that says why.
+/// Opens the user's own data, CIFAR-10 or Fashion-MNIST, whichever is there first:
+///
+/// 1. What [`DataOptions::folder`] holds, if it is set: CIFAR-10's binary files, the four IDX files of MNIST and its
+///    relatives, or images in one folder per class (see [`image_folder`]).
+/// 2. CIFAR-10: 32x32 colour images of ten classes, 50,000 for training and 10,000 for the test. It is read from
+///    [`DataOptions::cache`], or downloaded into it.
+/// 3. Fashion-MNIST, with a notice that says why: 28x28 grey images (as three equal channels) of ten kinds of clothes,
+///    60,000 for training and 10,000 for the test. It is read from the cache or from Debian's installed package
+///    `dataset-fashion-mnist`, or downloaded into the cache.
 ///
 /// # Errors
-/// When the folder is set but not usable: other data never replaces it. When neither CIFAR-10 nor Fashion-MNIST is
-/// available, with both reasons. When a file is damaged or an option is out of range.
+/// [`Error::Data`] when the folder is set but not usable (other data never replaces it), or when a file is damaged.
+/// [`Error::Network`] when neither CIFAR-10 nor Fashion-MNIST is available, with both reasons. [`Error::Input`] when
+/// an option is out of range.
 pub fn open(options: &DataOptions) -> Result<Dataset> {
+    options.check()?;
     if let Some(folder) = &options.folder {
         return own(folder, options);
     }
-    let why = match cifar10(options) {
+    let why = match cifar::cached(options) {
         Err(Error::Network(why)) => why,
         done => return done,
     };
-    let mut data = fashion_mnist(options).map_err(|e| match e {
+    let mut data = fashion_mnist::cached(options).map_err(|e| match e {
         Error::Network(also) => Error::Network(format!("no data set could be had: {why}; {also}")),
         other => other,
     })?;
@@ -44,8 +51,8 @@ pub fn open(options: &DataOptions) -> Result<Dataset> {
 /// Opens the user's folder as whatever it holds.
 fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
     list(folder)?;
-    if cifar::find(folder).is_some() {
-        cifar10(options)
+    if let Some(batches) = cifar::find(folder) {
+        cifar::load(&batches, options)
     } else if let Some(files) = idx::find(folder)? {
         idx::load(&files, false, options)
     } else if cifar::is_python(folder) {
@@ -55,6 +62,7 @@ fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
             folder.display()
         )))
     } else if let Some(layout) = layout::read_layout(folder)? {
+        decode::check_size(options.folder_size)?;
         folder::load(folder, layout, options.folder_size, options)
     } else {
         Err(Error::Data(format!(

@@ -1,7 +1,7 @@
 //! Downloads from a local server that fails in the ways real servers do.
 
-use kdlab::Error;
-use kdlab::store::download::{Limits, Remote, Sum, fetch};
+use super::{Limits, Remote, fetch_within};
+use crate::Error;
 use sha2::Digest;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -93,6 +93,10 @@ fn act(act: &Act, mut stream: TcpStream, start: Option<usize>, content: &[u8]) -
     Ok(())
 }
 
+fn hex(bytes: &[u8]) -> String {
+    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
 struct Case {
     content: Vec<u8>,
     folder: tempfile::TempDir,
@@ -114,16 +118,15 @@ impl Case {
     }
 
     fn fetch_urls(&self, urls: Vec<String>) -> Result<Vec<(u64, Option<u64>)>, Error> {
-        let sum = sha2::Sha256::digest(&self.content).iter().map(|b| format!("{b:02x}")).collect();
-        self.fetch_sum(urls, Sum::Sha256(sum))
+        self.fetch_sum(urls, hex(&self.content))
     }
 
-    fn fetch_sum(&self, urls: Vec<String>, sum: Sum) -> Result<Vec<(u64, Option<u64>)>, Error> {
-        let remote = Remote { name: "the file".into(), urls, sum, otherwise: "or bring your own".into() };
+    fn fetch_sum(&self, urls: Vec<String>, sha256: String) -> Result<Vec<(u64, Option<u64>)>, Error> {
+        let remote = Remote { name: "the file".into(), urls, sha256, otherwise: "or bring your own".into() };
         let (second, moment) = (Duration::from_secs(1), Duration::from_millis(1));
         let limits = Limits { connect: second, stall: second, retries: 2, pause: moment };
         let mut seen = Vec::new();
-        fetch(&remote, &self.to, &limits, &mut |done, total| seen.push((done, total)))?;
+        fetch_within(&limits, &remote, &self.to, &mut |done, total| seen.push((done, total)))?;
         assert_eq!(fs::read(&self.to).unwrap(), self.content, "what is put in place is right");
         assert!(!self.part.exists());
         Ok(seen)
@@ -159,13 +162,13 @@ fn a_download_is_checked_reported_and_done_once() {
 }
 
 #[test]
-fn md5_sums_are_checked_too() {
+fn a_checksum_may_be_in_upper_case_and_a_wrong_one_is_reported() {
     let case = Case::new();
     let server = server(&case.content, &[Act::Serve]);
-    let sum: String = md5::Md5::digest(&case.content).iter().map(|b| format!("{b:02x}")).collect();
+    let sum = hex(&case.content);
     let wrong = sum.replace(['0', '1', '2', '3'], "4");
-    failure(case.fetch_sum(vec![server.url.clone()], Sum::Md5(wrong)), &["MD5", &sum, "expected"]);
-    case.fetch_sum(vec![server.url.clone()], Sum::Md5(sum.to_uppercase())).unwrap();
+    failure(case.fetch_sum(vec![server.url.clone()], wrong), &["SHA-256", &sum, "expected"]);
+    case.fetch_sum(vec![server.url.clone()], sum.to_uppercase()).unwrap();
 }
 
 #[test]
@@ -240,10 +243,8 @@ fn another_range_than_asked_for_is_not_appended() {
 fn corrupt_bytes_are_deleted_and_reported() {
     let case = Case::new();
     let server = server(&case.content, &[Act::Corrupt]);
-    let expected: String = sha2::Sha256::digest(&case.content).iter().map(|b| format!("{b:02x}")).collect();
     let flipped: Vec<u8> = case.content.iter().map(|b| b ^ 1).collect();
-    let got: String = sha2::Sha256::digest(&flipped).iter().map(|b| format!("{b:02x}")).collect();
-    failure(case.fetch(&[&server]), &["SHA-256", &got, &expected, "deleted"]);
+    failure(case.fetch(&[&server]), &["SHA-256", &hex(&flipped), &hex(&case.content), "deleted"]);
     assert!(!case.to.exists() && !case.part.exists());
     assert_eq!(server.ranges.lock().unwrap().len(), 1, "the same bytes are not fetched twice");
 }
