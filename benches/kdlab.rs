@@ -103,7 +103,7 @@ impl Task {
 
     fn backbone(&self) -> Result<Backbone> {
         let file = self.folder().join("backbone.safetensors");
-        let mut backbone = Backbone::from_file(Arch::parse(self.text("arch"))?, self.device(), &file)?.0;
+        let mut backbone = Backbone::from_file(self.text("arch").parse()?, self.device(), &file)?.0;
         backbone.model.precision = self.precision();
         self.lay_out(&backbone.model)?;
         Ok(backbone)
@@ -437,12 +437,13 @@ fn prepare(spec: &mut Value) -> Result<()> {
     Model::new("student", Device::Cpu, SEED, &|vs| student(vs, classes))?.save(folder.join("student.safetensors"))?;
     let mut transform = Transform::cifar10(32);
     if let Some(arch) = spec["arch"].as_str() {
-        let arch = Arch::parse(arch)?;
-        let pretrained = Backbone::pretrained(arch, Device::Cpu, &kdlab::data::cache_folder());
-        pretrained
-            .or_else(|_| Backbone::untrained(arch, Device::Cpu, SEED))?
-            .model
-            .save(folder.join("backbone.safetensors"))?;
+        let arch: Arch = arch.parse()?;
+        let weights = DataOptions::default().cache.join("weights").join(arch.weight_file().0);
+        let backbone = match Backbone::from_file(arch, Device::Cpu, &weights) {
+            Ok((pretrained, _)) => pretrained,
+            Err(_) => Backbone::untrained(arch, Device::Cpu, SEED)?,
+        };
+        backbone.model.save(folder.join("backbone.safetensors"))?;
         head(arch.features(), classes, Device::Cpu, SEED)?.save(folder.join("head.safetensors"))?;
         (transform.mean, transform.std) = arch.normalisation();
     }

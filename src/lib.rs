@@ -13,6 +13,10 @@
 //! | [`show`] | everything that a cell displays |
 //! | [`Lab`], [`Profile`] | what holds them together for a notebook |
 
+// Tests that are compiled as a part of the crate name it as all others do.
+#[cfg(test)]
+extern crate self as kdlab;
+
 pub mod data;
 mod error;
 mod lab;

@@ -142,7 +142,7 @@ fn the_student_sees_the_view_that_the_teacher_judged() {
                 }
                 x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)
             };
-            Layers::new().func_t("spy", spy).add("fc", nn::linear(vs / "fc", 3, 10, Default::default()))
+            Layers::new().add("spy", nn::func_t(spy)).add("fc", nn::linear(vs / "fc", 3, 10, Default::default()))
         })
         .unwrap();
         let heard = Arc::clone(&judged);

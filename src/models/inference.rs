@@ -1,8 +1,8 @@
 //! A network in evaluation mode over many batches. What depends on the weights alone is computed once, and a
 //! convolution, its normalisation, the sum of its block and the activation after them run as one operation.
 
-use super::layers::{Mode, Pair, Place, add, convolve, refused, takes};
-use super::{Activation, Layers, Op, Precision, onednn};
+use super::layers::{Activation, Mode, Pair, Place, add, convolve, refused, takes};
+use super::{Layers, Op, Precision, onednn};
 use crate::{Error, Result};
 use std::cell::{Cell, OnceCell};
 use tch::nn::{ConvConfig, PaddingMode};
@@ -95,9 +95,9 @@ fn plan<'a>(layers: &'a Layers, up: Option<&Place>, precision: Precision, fused:
             _ => Step::Layer(place.to_string(), op),
         };
         if let Step::Convolution(last) | Step::Block { last, .. } = &mut step
-            && let Some((_, Op::Activation(then))) = ops.next_if(|(_, next)| matches!(next, Op::Activation(_)))
+            && let Some((_, next)) = ops.next_if(|(_, next)| next.activation().is_some())
         {
-            last.activation = Some(*then);
+            last.activation = next.activation();
         }
         steps.push(step);
     }
@@ -166,7 +166,10 @@ impl Convolution {
         let x = match (kind, x.kind()) {
             (Kind::BFloat16, Kind::Float) => x.f_to_kind(kind)?,
             (weight, given) if weight == given => x.shallow_clone(),
-            (weight, given) => return Err(Error::Input(format!("its numbers are {given:?}, the weights {weight:?}"))),
+            (weight, given) => {
+                let what = format!("its values are {given:?} and the weights {weight:?}; convert one with to_kind");
+                return Err(Error::Input(what));
+            }
         };
         match x.device() {
             Device::Cpu if fused && onednn::computes(kind) => {}

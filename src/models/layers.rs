@@ -27,17 +27,14 @@ impl Mode {
 type Func = Box<dyn Fn(&Tensor, bool) -> Tensor + Send>;
 
 /// An activation that can run inside the convolution before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `max(x, 0)`
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Activation {
     ReLU,
-    /// `min(max(x, 0), 6)`
     ReLU6,
 }
 
 impl Activation {
-    /// Writes the result over `x` where it is `fresh`, which means that nobody else reads it. This saves a pass over
-    /// memory.
+    /// Writes the result over `x` where it is `fresh`: nobody else reads it then. This saves a pass over memory.
     pub(super) fn apply(self, x: &Tensor, fresh: bool) -> Result<Tensor> {
         let mut over = x.shallow_clone();
         Ok(match (self, fresh) {
@@ -49,11 +46,11 @@ impl Activation {
     }
 }
 
-/// One layer of a network.
+/// One layer of a network, made from a layer of tch, or by [`Op::conv`] and [`Op::norm`].
 ///
-/// Prefer [`Op::conv`] and [`Op::norm`] to tch's own layers, whose stride and padding cannot be read back. With them,
-/// a frozen convolution and the BatchNorm after it run as one operation. In predictions and cached features on a CPU
-/// (Linux, x86-64) or on CUDA, the sum of the block or the [`Layers::relu`] after them joins in.
+/// Prefer those two to tch's own convolution and BatchNorm, whose settings cannot be read back. With them, a frozen
+/// convolution and the BatchNorm after it run as one operation. In predictions and cached features on a CPU (Linux,
+/// x86-64) or on CUDA, the sum of the block and the ReLU after them join in.
 pub enum Op {
     /// A convolution, with its settings if they are known.
     Conv(nn::Conv2D, Option<nn::ConvConfig>),
@@ -61,8 +58,10 @@ pub enum Op {
     BatchNorm(nn::BatchNorm, Option<nn::BatchNormConfig>),
     /// A linear layer.
     Linear(nn::Linear),
-    /// An activation.
-    Activation(Activation),
+    /// `max(x, 0)`
+    ReLU,
+    /// `min(max(x, 0), 6)`
+    ReLU6,
     /// Any other function without parameters of its own.
     Func(Func),
     /// `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut.
@@ -83,6 +82,15 @@ impl Op {
     /// Creates a batch normalisation with [`nn::batch_norm2d`].
     pub fn norm(vs: nn::Path, channels: i64, config: nn::BatchNormConfig) -> Self {
         Op::BatchNorm(nn::batch_norm2d(vs, channels, config), Some(config))
+    }
+
+    /// This layer as an activation; `None` if it is another layer.
+    pub(super) fn activation(&self) -> Option<Activation> {
+        match self {
+            Op::ReLU => Some(Activation::ReLU),
+            Op::ReLU6 => Some(Activation::ReLU6),
+            _ => None,
+        }
     }
 
     /// Whether its output is memory of its own, which the next layer may write over.
@@ -110,7 +118,8 @@ impl Op {
             Op::Conv(layer, _) => conv(layer, x),
             Op::BatchNorm(layer, _) => batch_norm(layer, x, mode),
             Op::Linear(layer) => x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(Error::from),
-            Op::Activation(activation) => activation.apply(x, fresh),
+            Op::ReLU => Activation::ReLU.apply(x, fresh),
+            Op::ReLU6 => Activation::ReLU6.apply(x, fresh),
             Op::Func(f) => caught(|| f(x, mode != Mode::Evaluation)),
         }
         .map_err(|e| refused(place, x, e))
@@ -135,17 +144,37 @@ impl From<nn::Linear> for Op {
     }
 }
 
+impl From<nn::FuncT<'static>> for Op {
+    fn from(layer: nn::FuncT<'static>) -> Self {
+        Op::Func(Box::new(move |x, train| layer.forward_t(x, train)))
+    }
+}
+
 /// Named layers that run one after the other.
 ///
 /// ```no_run
-/// # use kdlab::models::Layers;
+/// # use kdlab::models::{Layers, Op};
 /// # use tch::nn;
 /// fn tiny(vs: &nn::Path) -> Layers {
 ///     Layers::new()
 ///         .add("conv1", nn::conv2d(vs / "conv1", 3, 8, 3, Default::default()))
 ///         .func("relu1", |x| x.relu())
 ///         .func("flatten", |x| x.mean_dim([2, 3].as_slice(), false, None))
+///         .add("dropout", nn::func_t(|x, train| x.dropout(0.5, train)))
 ///         .add("fc", nn::linear(vs / "fc", 8, 10, Default::default()))
+/// }
+///
+/// /// `relu(x + bn(conv(x)))`
+/// fn block(vs: &nn::Path, channels: i64) -> Layers {
+///     let same = nn::ConvConfig { padding: 1, bias: false, ..Default::default() };
+///     let body = Layers::new()
+///         .add("conv", Op::conv(vs / "conv", channels, channels, 3, same))
+///         .add("bn", Op::norm(vs / "bn", channels, Default::default()));
+///     Layers::new().residual("sum", body, None).add("relu", Op::ReLU)
+/// }
+///
+/// fn deeper(vs: &nn::Path) -> Layers {
+///     tiny(vs).nest("block1", block(&(vs / "block1"), 10))
 /// }
 /// ```
 #[derive(Default)]
@@ -157,31 +186,18 @@ impl Layers {
         Self::default()
     }
 
-    /// Appends a layer. Errors and summaries call it `name`; give it the name of its variables.
+    /// Appends a layer: one of tch's `conv2d`, `batch_norm`, `linear` or `func_t`, or an [`Op`]. Errors and summaries
+    /// call it `name`; give it the name of its variables.
     #[allow(clippy::should_implement_trait)]
     pub fn add(mut self, name: &str, op: impl Into<Op>) -> Self {
         self.0.push((name.to_owned(), op.into()));
         self
     }
 
-    /// Appends a function: an activation, a pooling, a change of shape.
+    /// Appends a function: an activation, a pooling, a change of shape. For one that acts differently in training, such
+    /// as dropout, add tch's `nn::func_t`.
     pub fn func(self, name: &str, f: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Self {
         self.add(name, Op::Func(Box::new(move |x, _| f(x))))
-    }
-
-    /// Appends `max(x, 0)`.
-    pub fn relu(self, name: &str) -> Self {
-        self.add(name, Op::Activation(Activation::ReLU))
-    }
-
-    /// Appends `min(max(x, 0), 6)`.
-    pub fn relu6(self, name: &str) -> Self {
-        self.add(name, Op::Activation(Activation::ReLU6))
-    }
-
-    /// Appends a function that acts differently in training, such as dropout: `|x, train| x.dropout(0.5, train)`.
-    pub fn func_t(self, name: &str, f: impl Fn(&Tensor, bool) -> Tensor + Send + 'static) -> Self {
-        self.add(name, Op::Func(Box::new(f)))
     }
 
     /// Appends `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut.
@@ -195,22 +211,17 @@ impl Layers {
         self
     }
 
-    /// Iterates over the layers of this level with their names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Op)> {
+    /// The layers of this level with their names.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Op)> {
         self.0.iter().map(|(name, op)| (name.as_str(), op))
     }
 
-    /// Runs the layers on `x`. `train` makes BatchNorm use and update batch statistics, unless it is frozen. Gradients
-    /// are recorded unless the caller is in `tch::no_grad`.
+    /// Runs the layers on `x`, and calls `seen` with every layer and its output, innermost first. `up` is the position
+    /// of this list in the network.
     ///
     /// # Errors
     /// When a layer refuses its input. The message names the layer, the shape and the reason.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.walk(x, Mode::of(train), None, &mut |_, _, _| ())
-    }
-
-    /// As [`Layers::forward`], and calls `seen` with every layer and its output, innermost first.
-    pub(crate) fn walk(&self, x: &Tensor, mode: Mode, up: Option<&Place>, seen: &mut Seen) -> Result<Tensor> {
+    pub(super) fn walk(&self, x: &Tensor, mode: Mode, up: Option<&Place>, seen: &mut Seen) -> Result<Tensor> {
         let (mut x, mut fresh) = (x.shallow_clone(), false);
         let mut ops = self.iter().peekable();
         while let Some((name, op)) = ops.next() {
@@ -243,8 +254,8 @@ impl fmt::Debug for Layers {
     }
 }
 
-/// The position of a layer in the tree, displayed as `layer1.0.conv1`.
-pub(crate) struct Place<'a> {
+/// The position of a layer in the network, displayed as `layer1.0.conv1`.
+pub(super) struct Place<'a> {
     pub(super) up: Option<&'a Place<'a>>,
     pub(super) name: &'a str,
 }
@@ -336,16 +347,22 @@ fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
 /// Checks that a convolution of this weight can be applied to this input.
 pub(super) fn takes(input: &[i64], weight: &[i64], settings: Option<&nn::ConvConfig>) -> Result<()> {
     let &[_, channels, height, width] = input else {
-        return Err(Error::Input("a convolution takes images [N, C, H, W]".to_owned()));
+        return Err(Error::Input("a convolution takes images [N, C, H, W]; x.unsqueeze(0) makes a batch of one".into()));
     };
     let groups = settings.map_or(channels / weight[1], |s| s.groups);
     if channels == 0 || channels != groups * weight[1] {
-        return Err(Error::Input(format!("its weight {weight:?} cannot be applied to {channels} channels")));
+        let wanted = settings.map_or(weight[1], |s| s.groups * weight[1]);
+        return Err(Error::Input(format!(
+            "{channels} channels, but its weight {weight:?} takes {wanted}; build the layer for {channels} inputs, or \
+             change the input"
+        )));
     }
     if let Some(s) = settings
         && (0..2).any(|i| [height, width][i] + 2 * s.padding <= s.dilation * (weight[2 + i] - 1))
     {
-        return Err(Error::Input(format!("its weight {weight:?} is larger than the image and its padding")));
+        return Err(Error::Input(format!(
+            "its weight {weight:?} is larger than the image and its padding; give larger images or more padding"
+        )));
     }
     Ok(())
 }
@@ -354,7 +371,10 @@ fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, mode: Mode) -> Result<Tensor> {
     let (size, channels) = (x.size(), layer.running_mean.numel() as i64);
     let dims_fit = size.len() == layer.nd + 2 || (layer.nd == 1 && size.len() == 2);
     if !dims_fit || size[1] != channels {
-        return Err(Error::Input(format!("it normalises {channels} channels of {}-D input", layer.nd + 2)));
+        return Err(Error::Input(format!(
+            "it normalises {channels} channels of {}-D input; build it for the channels that it gets",
+            layer.nd + 2
+        )));
     }
     // A frozen layer keeps its statistics: otherwise an image's output would depend on the other images of its batch.
     let frozen = layer.ws.as_ref().is_some_and(|weight| !weight.requires_grad());

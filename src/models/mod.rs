@@ -22,10 +22,14 @@ pub use arch::Arch;
 pub use backbone::Backbone;
 pub use card::ModelCard;
 pub(crate) use layers::Mode;
-pub use layers::{Activation, Layers, Op};
+pub use layers::{Layers, Op};
 pub(crate) use model::device_name;
 pub use model::{Model, head};
 pub use precision::Precision;
 pub use student::student;
-pub use summary::{Summary, SummaryRow};
-pub use weights::{LoadReport, MisShaped, read_weights};
+pub use summary::Summary;
+pub use weights::{LoadReport, read_weights};
+
+#[cfg(test)]
+#[path = "../../tests/models/mod.rs"]
+mod tests;

@@ -95,11 +95,6 @@ impl Model {
         Ok(sums.is_empty() || is_finite(&Tensor::f_stack(&sums, 0)?)?)
     }
 
-    /// Returns the layers.
-    pub fn layers(&self) -> &Layers {
-        &self.layers
-    }
-
     /// Returns the device of the variables.
     pub fn device(&self) -> Device {
         self.vs.device()
@@ -121,11 +116,6 @@ impl Model {
         let mut state: Vec<_> = self.vs.variables().into_iter().collect();
         state.sort_by(|a, b| a.0.cmp(&b.0));
         state
-    }
-
-    /// Returns the variable store, for tch's own optimizers: `nn::Adam::default().build(model.var_store(), lr)`.
-    pub fn var_store(&self) -> &VarStore {
-        &self.vs
     }
 
     /// Freezes every variable: none gets a gradient.
@@ -197,9 +187,7 @@ impl Model {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let path = path.as_ref();
         let (tensors, notes) = weights::read_weights_for(path, &self.state())?;
-        let mut report = weights::load(&self.name, &self.state(), tensors, path)?;
-        report.notes.splice(0..0, notes);
-        Ok(report)
+        weights::load(&self.name, &self.state(), tensors, path, notes)
     }
 
     /// Lists shapes, parameters and multiply-adds for one image of shape `[C, H, W]`.

@@ -1,6 +1,6 @@
 //! When a convolution runs in oneDNN together with what follows it, and how its weight is laid out for that.
 
-use super::Activation;
+use super::layers::Activation;
 use crate::{Error, Result, native};
 use tch::nn::ConvConfig;
 use tch::{Kind, Tensor};

@@ -104,99 +104,110 @@ impl<'a> Machine<'a> {
 
     /// Runs up to the instruction STOP and returns the index of the resulting value.
     pub(super) fn run(&mut self) -> Outcome<usize> {
-        loop {
-            if self.at > LONGEST_PICKLE {
-                return Err("its pickle is too long for a weight file".to_owned());
-            }
+        while self.at <= LONGEST_PICKLE {
             match self.take(1)?[0] {
-                0x80 => drop(self.take(1)?), // PROTO
-                0x95 => drop(self.take(8)?), // FRAME
-                b'.' => return self.pop(),   // STOP
-                b'(' => self.marks.push(self.stack.len()),
-                b'0' => drop(self.pop()?),            // POP
-                b'1' => drop(self.popped_to_mark()?), // POP_MARK
-                b'2' => self.stack.push(self.top()?), // DUP
-                b'N' => self.push(Value::None),
-                code @ (0x88 | 0x89) => self.push(Value::Bool(code == 0x88)), // NEWTRUE, NEWFALSE
-                b'K' => self.int(1)?,                                         // BININT1
-                b'M' => self.int(2)?,                                         // BININT2
-                b'J' => {
-                    let n = self.unsigned(4)? as i32; // BININT
-                    self.push(Value::Int(n.into()));
-                }
-                0x8a => self.long()?,
-                b'G' => {
-                    self.take(8)?; // BINFLOAT
-                    self.push(Value::Float);
-                }
-                b'X' | b'T' => self.string(4)?,       // BINUNICODE, BINSTRING
-                0x8c | b'U' => self.string(1)?,       // SHORT_BINUNICODE, SHORT_BINSTRING
-                b'C' => self.opaque_bytes(1)?,        // SHORT_BINBYTES
-                b'B' => self.opaque_bytes(4)?,        // BINBYTES
-                0x8e => self.opaque_bytes(8)?,        // BINBYTES8
-                0x8f => self.push(Value::Opaque),     // EMPTY_SET
-                0x90 => drop(self.popped_to_mark()?), // ADDITEMS
-                0x81 => {
-                    self.pop()?; // NEWOBJ: a class and the arguments of its constructor
-                    self.pop()?;
-                    self.push(Value::Opaque);
-                }
-                b'}' => self.push(Value::Dict(Vec::new())),
-                b']' => self.push(Value::List(Vec::new())),
-                b')' => self.push(Value::Tuple(Vec::new())),
-                n @ 0x85..=0x87 => {
-                    let start = self.stack.len().checked_sub(usize::from(n - 0x84)).ok_or_else(broken)?;
-                    let items = self.stack.split_off(start); // TUPLE1, TUPLE2, TUPLE3
-                    self.push(Value::Tuple(items));
-                }
-                b't' => {
-                    let items = self.popped_to_mark()?; // TUPLE
-                    self.push(Value::Tuple(items));
-                }
-                b'a' => {
-                    let item = self.pop()?; // APPEND
-                    self.append(vec![item])?;
-                }
-                b'e' => {
-                    let items = self.popped_to_mark()?; // APPENDS
-                    self.append(items)?;
-                }
-                b's' => {
-                    let value = self.pop()?; // SETITEM
-                    let key = self.pop()?;
-                    self.set(vec![key, value])?;
-                }
-                b'u' => {
-                    let items = self.popped_to_mark()?; // SETITEMS
-                    self.set(items)?;
-                }
-                b'q' => self.remember_at(1)?,                   // BINPUT
-                b'r' => self.remember_at(4)?,                   // LONG_BINPUT
-                0x94 => self.remember(self.memo.len() as u64)?, // MEMOIZE
-                b'h' => self.recall(1)?,                        // BINGET
-                b'j' => self.recall(4)?,                        // LONG_BINGET
-                b'c' => {
-                    let (module, name) = (self.line()?, self.line()?); // GLOBAL
-                    self.global(module, name)?;
-                }
-                0x93 => {
-                    let (name, module) = (self.pop()?, self.pop()?); // STACK_GLOBAL
-                    match (&self.values[module], &self.values[name]) {
-                        (&Value::Str(module), &Value::Str(name)) => self.global(module, name)?,
-                        _ => return Err(broken()),
-                    }
-                }
-                b'Q' => {
-                    let id = self.pop()?; // BINPERSID
-                    self.storage(id)?;
-                }
-                b'R' => self.reduce()?,
-                b'b' => drop(self.pop()?), // BUILD: attributes such as a state_dict's _metadata; not needed
-                code => {
-                    return Err(format!("its pickle uses the instruction {code:#04x}, which no weight file needs"));
-                }
+                b'.' => return self.pop(), // STOP
+                code => match self.value(code)? {
+                    Some(value) => self.push(value),
+                    None => self.arrange(code)?,
+                },
             }
         }
+        Err("its pickle is too long for a weight file".to_owned())
+    }
+
+    /// The new value of an instruction that makes one; `None` for the others.
+    fn value(&mut self, code: u8) -> Outcome<Option<Value<'a>>> {
+        Ok(Some(match code {
+            b'N' => Value::None,
+            0x88 => Value::Bool(true),                             // NEWTRUE
+            0x89 => Value::Bool(false),                            // NEWFALSE
+            b'K' => Value::Int(self.unsigned(1)? as i64),          // BININT1
+            b'M' => Value::Int(self.unsigned(2)? as i64),          // BININT2
+            b'J' => Value::Int((self.unsigned(4)? as i32).into()), // BININT
+            0x8a => self.long()?,                                  // LONG1
+            b'G' => self.take(8).map(|_| Value::Float)?,           // BINFLOAT
+            b'X' | b'T' => Value::Str(self.text(4)?),              // BINUNICODE, BINSTRING
+            0x8c | b'U' => Value::Str(self.text(1)?),              // SHORT_BINUNICODE, SHORT_BINSTRING
+            b'C' => self.sized(1).map(|_| Value::Opaque)?,         // SHORT_BINBYTES
+            b'B' => self.sized(4).map(|_| Value::Opaque)?,         // BINBYTES
+            0x8e => self.sized(8).map(|_| Value::Opaque)?,         // BINBYTES8
+            0x8f => Value::Opaque,                                 // EMPTY_SET
+            b'}' => Value::Dict(Vec::new()),
+            b']' => Value::List(Vec::new()),
+            b')' => Value::Tuple(Vec::new()),
+            0x85..=0x87 => {
+                let start = self.stack.len().checked_sub(usize::from(code - 0x84)).ok_or_else(broken)?;
+                Value::Tuple(self.stack.split_off(start)) // TUPLE1, TUPLE2, TUPLE3
+            }
+            b't' => Value::Tuple(self.popped_to_mark()?), // TUPLE
+            0x81 => {
+                let (_arguments, _class) = (self.pop()?, self.pop()?); // NEWOBJ
+                Value::Opaque
+            }
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?); // GLOBAL
+                self.global(module, name)?
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?); // STACK_GLOBAL
+                match (&self.values[module], &self.values[name]) {
+                    (&Value::Str(module), &Value::Str(name)) => self.global(module, name)?,
+                    _ => return Err(broken()),
+                }
+            }
+            b'Q' => {
+                let id = self.pop()?; // BINPERSID
+                Value::Storage(self.storage(id)?)
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Runs an instruction that moves values or puts them into each other.
+    fn arrange(&mut self, code: u8) -> Outcome<()> {
+        match code {
+            0x80 => drop(self.take(1)?), // PROTO
+            0x95 => drop(self.take(8)?), // FRAME
+            b'(' => self.marks.push(self.stack.len()),
+            b'0' => drop(self.pop()?),            // POP
+            b'1' => drop(self.popped_to_mark()?), // POP_MARK
+            b'2' => self.stack.push(self.top()?), // DUP
+            0x90 => drop(self.popped_to_mark()?), // ADDITEMS
+            b'a' => {
+                let item = self.pop()?; // APPEND
+                self.append(vec![item])?;
+            }
+            b'e' => {
+                let items = self.popped_to_mark()?; // APPENDS
+                self.append(items)?;
+            }
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?); // SETITEM
+                self.set(vec![key, value])?;
+            }
+            b'u' => {
+                let items = self.popped_to_mark()?; // SETITEMS
+                self.set(items)?;
+            }
+            b'q' | b'r' | 0x94 => {
+                let slot = match code {
+                    b'q' => self.unsigned(1)?, // BINPUT
+                    b'r' => self.unsigned(4)?, // LONG_BINPUT
+                    _ => self.memo.len() as u64, // MEMOIZE
+                };
+                let top = self.top()?;
+                self.memo.insert(slot, top);
+            }
+            b'h' | b'j' => {
+                let slot = self.unsigned(if code == b'h' { 1 } else { 4 })?; // BINGET, LONG_BINGET
+                self.stack.push(*self.memo.get(&slot).ok_or_else(broken)?);
+            }
+            b'R' => self.reduce()?,
+            b'b' => drop(self.pop()?), // BUILD: attributes such as a state_dict's _metadata; not needed
+            _ => return Err(format!("its pickle uses the instruction {code:#04x}, which no weight file needs")),
+        }
+        Ok(())
     }
 
     fn take(&mut self, n: usize) -> Outcome<&'a [u8]> {
@@ -211,28 +222,15 @@ impl<'a> Machine<'a> {
         Ok(self.take(bytes)?.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
     }
 
-    fn int(&mut self, bytes: usize) -> Outcome<()> {
-        let n = self.unsigned(bytes)?;
-        self.push(Value::Int(n as i64));
-        Ok(())
-    }
-
     /// Bytes behind their length, a number of `width` bytes.
     fn sized(&mut self, width: usize) -> Outcome<&'a [u8]> {
         let length = self.unsigned(width)?;
         self.take(usize::try_from(length).map_err(|_| broken())?)
     }
 
-    fn string(&mut self, width: usize) -> Outcome<()> {
-        let text = std::str::from_utf8(self.sized(width)?).map_err(|_| "a name in it is not UTF-8".to_owned())?;
-        self.push(Value::Str(text));
-        Ok(())
-    }
-
-    fn opaque_bytes(&mut self, width: usize) -> Outcome<()> {
-        self.sized(width)?;
-        self.push(Value::Opaque);
-        Ok(())
+    /// A text behind its length.
+    fn text(&mut self, width: usize) -> Outcome<&'a str> {
+        std::str::from_utf8(self.sized(width)?).map_err(|_| "a name in it is not UTF-8".to_owned())
     }
 
     fn line(&mut self) -> Outcome<&'a str> {
@@ -244,12 +242,13 @@ impl<'a> Machine<'a> {
     }
 
     /// LONG1: a little-endian two's complement number of any length. Only the magic number needs more than 64 bits.
-    fn long(&mut self) -> Outcome<()> {
+    fn long(&mut self) -> Outcome<Value<'a>> {
         let bytes = self.sized(1)?;
         let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { -1i64 } else { 0 };
-        let number = || bytes.iter().rev().fold(sign, |n, &byte| n << 8 | i64::from(byte));
-        self.push(if bytes.len() > 8 { Value::Float } else { Value::Int(number()) });
-        Ok(())
+        Ok(match bytes.len() {
+            0..=8 => Value::Int(bytes.iter().rev().fold(sign, |n, &byte| n << 8 | i64::from(byte))),
+            _ => Value::Float,
+        })
     }
 
     fn push(&mut self, value: Value<'a>) {
@@ -296,32 +295,15 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn remember(&mut self, slot: u64) -> Outcome<()> {
-        let top = self.top()?;
-        self.memo.insert(slot, top);
-        Ok(())
-    }
-
-    fn remember_at(&mut self, width: usize) -> Outcome<()> {
-        let slot = self.unsigned(width)?;
-        self.remember(slot)
-    }
-
-    fn recall(&mut self, width: usize) -> Outcome<()> {
-        let slot = self.unsigned(width)?;
-        self.stack.push(*self.memo.get(&slot).ok_or_else(broken)?);
-        Ok(())
-    }
-
-    fn global(&mut self, module: &'a str, name: &'a str) -> Outcome<()> {
+    /// The class or function of this name, or something opaque instead.
+    fn global(&mut self, module: &'a str, name: &'a str) -> Outcome<Value<'a>> {
         let known = match (module, name) {
             ("collections", "OrderedDict") | ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") => true,
             ("torch", _) => STORAGES.iter().any(|(storage, _)| *storage == name),
             _ => false,
         };
         if known {
-            self.push(Value::Global(module, name));
-            return Ok(());
+            return Ok(Value::Global(module, name));
         }
         // Nothing is executed, but a file that asks for it cannot be trusted with its weights either.
         let builtin = ["builtins", "__builtin__"].contains(&module) && !VALUES.split(' ').any(|known| known == name);
@@ -330,8 +312,7 @@ impl<'a> Machine<'a> {
         }
         // Settings and counters beside the weights.
         self.foreign.get_or_insert_with(|| format!("{}.{}", printable(module), printable(name)));
-        self.push(Value::Opaque);
-        Ok(())
+        Ok(Value::Opaque)
     }
 
     /// The error about a name that the file asks for.
@@ -341,8 +322,8 @@ impl<'a> Machine<'a> {
         )
     }
 
-    /// A storage from `("storage", torch.FloatStorage, key, device, count[, view])`.
-    fn storage(&mut self, id: usize) -> Outcome<()> {
+    /// The index of the storage `("storage", torch.FloatStorage, key, device, count[, view])`.
+    fn storage(&mut self, id: usize) -> Outcome<usize> {
         let Value::Tuple(items) = &self.values[id] else {
             return Err(broken());
         };
@@ -362,20 +343,15 @@ impl<'a> Machine<'a> {
         if !view || numel.checked_mul(16).is_none() {
             return Err(broken());
         }
-        let found = self.by_key.get(key).copied();
-        let index = match found {
-            Some(i) if self.storages[i].kind != kind || self.storages[i].numel != numel => {
-                return Err(broken());
-            }
-            Some(i) => i,
+        match self.by_key.get(key) {
+            Some(&i) if self.storages[i].kind == kind && self.storages[i].numel == numel => Ok(i),
+            Some(_) => Err(broken()),
             None => {
                 self.by_key.insert(key, self.storages.len());
                 self.storages.push(Storage { key, kind, numel });
-                self.storages.len() - 1
+                Ok(self.storages.len() - 1)
             }
-        };
-        self.push(Value::Storage(index));
-        Ok(())
+        }
     }
 
     /// Calls one of the known functions on the tuple of its arguments.

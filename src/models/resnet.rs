@@ -22,7 +22,7 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
     let mut net = Layers::new()
         .add("conv1", conv(vs / "conv1", 3, 64, 7, 2))
         .add("bn1", norm(vs / "bn1", 64))
-        .relu("relu")
+        .add("relu", Op::ReLU)
         .func("maxpool", |x| x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)); // [N, 64, S/4, S/4]
     let mut inputs = 64;
     for (stage, depth) in depths.into_iter().enumerate() {
@@ -38,7 +38,7 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
                     .add("downsample.1", norm(&path / 1, outputs))
             });
             let name = format!("{layer}.{i}");
-            net = net.residual(&name, block(&path, inputs, width, stride), shortcut).relu(&format!("{name}.relu"));
+            net = net.residual(&name, block(&path, inputs, width, stride), shortcut).add(&format!("{name}.relu"), Op::ReLU);
             inputs = outputs;
         }
     }
@@ -53,7 +53,7 @@ fn basic(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
     Layers::new()
         .add("conv1", conv(vs / "conv1", inputs, width, 3, stride))
         .add("bn1", norm(vs / "bn1", width))
-        .relu("relu")
+        .add("relu", Op::ReLU)
         .add("conv2", conv(vs / "conv2", width, width, 3, 1))
         .add("bn2", norm(vs / "bn2", width))
 }
@@ -62,10 +62,10 @@ fn bottleneck(vs: &Path, inputs: i64, width: i64, stride: i64) -> Layers {
     Layers::new()
         .add("conv1", conv(vs / "conv1", inputs, width, 1, 1))
         .add("bn1", norm(vs / "bn1", width))
-        .relu("relu1")
+        .add("relu1", Op::ReLU)
         .add("conv2", conv(vs / "conv2", width, width, 3, stride))
         .add("bn2", norm(vs / "bn2", width))
-        .relu("relu2")
+        .add("relu2", Op::ReLU)
         .add("conv3", conv(vs / "conv3", width, 4 * width, 1, 1))
         .add("bn3", norm(vs / "bn3", 4 * width))
 }

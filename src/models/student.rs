@@ -1,6 +1,6 @@
 //! The article's student network.
 
-use super::Layers;
+use super::{Layers, Op};
 use tch::nn;
 
 /// The article's `Net`: four 3x3 convolutions, two poolings, two linear layers. 264,618 parameters for 10 classes.
@@ -12,15 +12,15 @@ pub fn student(vs: &nn::Path, classes: i64) -> Layers {
     let same = nn::ConvConfig { padding: 1, ..Default::default() };
     Layers::new()
         .add("conv1", nn::conv2d(vs / "conv1", 3, 64, 3, same))
-        .relu("relu1")
+        .add("relu1", Op::ReLU)
         .add("conv2", nn::conv2d(vs / "conv2", 64, 64, 3, same))
         .func("pool1", |x| x.max_pool2d_default(2))
-        .relu("relu2")
+        .add("relu2", Op::ReLU)
         .add("conv3", nn::conv2d(vs / "conv3", 64, 128, 3, same))
-        .relu("relu3")
+        .add("relu3", Op::ReLU)
         .add("conv4", nn::conv2d(vs / "conv4", 128, 128, 3, same))
         .func("pool2", |x| x.max_pool2d_default(2))
-        .relu("relu4")
+        .add("relu4", Op::ReLU)
         .func("avgpool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)) // [N, 128]
         .add("fc1", nn::linear(vs / "fc1", 128, 32, Default::default()))
         .add("fc2", nn::linear(vs / "fc2", 32, classes, Default::default()))

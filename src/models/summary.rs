@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 /// One layer of a [`Summary`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SummaryRow {
+pub(crate) struct SummaryRow {
     /// Full name, such as `layer1.0.conv1`.
     pub layer: String,
     /// `Conv 3x3`, `BatchNorm`, `Linear`, `ReLU`, `ReLU6`, `Function` or `Sum`.
@@ -28,7 +28,7 @@ pub struct Summary {
     /// Shape `[C, H, W]` of the image that shapes and multiply-adds are for.
     pub input: [i64; 3],
     /// The layers in the order in which they run, innermost first.
-    pub rows: Vec<SummaryRow>,
+    pub(crate) rows: Vec<SummaryRow>,
     /// Sum over the layers.
     pub parameters: i64,
     /// Sum over the layers, for one image.
@@ -78,7 +78,8 @@ fn row(layer: String, op: &Op, output: Vec<i64>) -> SummaryRow {
         }
         Op::BatchNorm(norm, _) => ("BatchNorm".to_owned(), maybe(&norm.ws) + maybe(&norm.bs), 0),
         Op::Linear(linear) => ("Linear".to_owned(), size(&linear.ws) + maybe(&linear.bs), size(&linear.ws)),
-        Op::Activation(activation) => (format!("{activation:?}"), 0, 0),
+        Op::ReLU => ("ReLU".to_owned(), 0, 0),
+        Op::ReLU6 => ("ReLU6".to_owned(), 0, 0),
         Op::Func(_) => ("Function".to_owned(), 0, 0),
         Op::Residual { .. } => ("Sum".to_owned(), 0, 0),
     };
@@ -112,15 +113,10 @@ impl fmt::Display for Summary {
     }
 }
 
-/// 264618 as "264,618".
+/// 264618 as "264,618"; `n` is not negative.
 fn grouped(n: i64) -> String {
     let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) && c.is_ascii_digit() {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
+    let first = (digits.len() - 1) % 3 + 1;
+    let rest = (first..digits.len()).step_by(3).map(|at| format!(",{}", &digits[at..at + 3]));
+    digits[..first].to_owned() + &rest.collect::<String>()
 }

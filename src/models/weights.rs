@@ -8,100 +8,77 @@ use std::fmt;
 use std::path::Path;
 use tch::Tensor;
 
-/// A variable whose shape in the file differs from that in the network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MisShaped {
-    /// Name of the variable.
-    pub name: String,
-    /// Shape in the network.
-    pub wanted: Vec<i64>,
-    /// Shape in the file.
-    pub found: Vec<i64>,
-}
-
-/// Which variables of a network and of a weight file met.
+/// What became of the variables in a weight file. A network is loaded whole or not at all, so none of its own is missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Variables that were loaded.
     pub loaded: Vec<String>,
-    /// Variables of the network that the file lacks.
-    pub missing: Vec<String>,
     /// Variables of the file that the network lacks.
     pub unexpected: Vec<String>,
-    /// Variables of different shape.
-    pub mis_shaped: Vec<MisShaped>,
-    /// Which of several sets of weights was taken, and which prefix was dropped from the names.
+    /// Remarks for the user: which of several sets of weights was taken, which prefix was dropped from the names,
+    /// whether values are not finite.
     pub notes: Vec<String>,
 }
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} variables loaded", self.loaded.len())?;
-        some(f, "missing", self.missing.len(), self.missing.iter().cloned())?;
-        some(f, "unexpected", self.unexpected.len(), self.unexpected.iter().cloned())?;
-        let shapes = self.mis_shaped.iter().map(|m| format!("{} {:?} instead of {:?}", m.name, m.found, m.wanted));
-        some(f, "mis-shaped", self.mis_shaped.len(), shapes)?;
+        write!(f, "{} variables loaded{}", self.loaded.len(), counted("unexpected", &self.unexpected))?;
         self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
     }
 }
 
 /// ", 12 missing (a, b, c ...)", or nothing.
-fn some(f: &mut fmt::Formatter<'_>, what: &str, count: usize, names: impl Iterator<Item = String>) -> fmt::Result {
-    if count == 0 {
-        return Ok(());
+fn counted(what: &str, names: &[String]) -> String {
+    let first = &names[..names.len().min(3)];
+    match names.len() {
+        0 => String::new(),
+        n => format!(", {n} {what} ({}{})", first.join(", "), if n > 3 { " ..." } else { "" }),
     }
-    let shown: Vec<String> = names.take(3).collect();
-    let more = if count > shown.len() { " ..." } else { "" };
-    write!(f, ", {count} {what} ({}{more})", shown.join(", "))
 }
 
-/// Copies `tensors` into the variables of `state` with the same names, or changes nothing.
-pub(crate) fn load(
+/// Copies `tensors` into the variables of `state` with the same names, or changes nothing. The report begins with
+/// `notes`.
+pub(super) fn load(
     model: &str,
     state: &[(String, Tensor)],
     tensors: Vec<(String, Tensor)>,
     path: &Path,
+    mut notes: Vec<String>,
 ) -> Result<LoadReport> {
     let mut found: HashMap<String, Tensor> = tensors.into_iter().collect();
-    let mut report = LoadReport::default();
-    let mut copies = Vec::new();
+    let (mut copies, mut missing, mut mis_shaped) = (Vec::new(), Vec::new(), Vec::new());
     for (name, variable) in state {
         match found.remove(name) {
-            None => report.missing.push(name.clone()),
+            None => missing.push(name.clone()),
             Some(tensor) if tensor.size() == variable.size() => copies.push((name, variable, tensor)),
-            Some(tensor) => {
-                report.mis_shaped.push(MisShaped { name: name.clone(), wanted: variable.size(), found: tensor.size() })
-            }
+            Some(tensor) => mis_shaped.push(format!("{name} {:?} instead of {:?}", tensor.size(), variable.size())),
         }
     }
     // PyTorch's BatchNorm has a counter that this crate does not use.
-    report.unexpected = found.into_keys().filter(|name| !name.ends_with("num_batches_tracked")).collect();
-    report.unexpected.sort();
-    let mut wild = Vec::new();
-    for (name, _, tensor) in &copies {
-        if tensor.is_floating_point() && tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-            wild.push(name.as_str());
-        }
-    }
-    if let Some(first) = wild.first() {
-        report.notes.push(format!("{} of them hold numbers that are not finite ({first})", wild.len()));
-    }
-    report.loaded = copies.iter().map(|(name, ..)| (*name).clone()).collect();
-    if !report.missing.is_empty() || !report.mis_shaped.is_empty() {
-        let report = report.to_string().replacen("variables loaded", "variables fit", 1);
+    let mut unexpected: Vec<_> = found.into_keys().filter(|name| !name.ends_with("num_batches_tracked")).collect();
+    unexpected.sort();
+    if !missing.is_empty() || !mis_shaped.is_empty() {
+        let [missing, unexpected] = [counted("missing", &missing), counted("unexpected", &unexpected)];
         return Err(Error::Data(format!(
-            "{} does not hold the weights of {model} ({report}); nothing was changed, choose a file of this \
-             architecture",
-            path.display()
+            "{} does not hold the weights of {model} ({} variables fit{missing}{unexpected}{}); nothing was changed, \
+             choose a file of this architecture",
+            path.display(),
+            copies.len(),
+            counted("mis-shaped", &mis_shaped)
         )));
     }
-    tch::no_grad(|| -> Result<()> {
-        for (_, variable, tensor) in copies {
-            variable.shallow_clone().f_copy_(&tensor)?;
+    let mut not_finite = Vec::new();
+    for (name, _, tensor) in &copies {
+        if tensor.is_floating_point() && tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            not_finite.push(name.as_str());
         }
-        Ok(())
-    })?;
-    Ok(report)
+    }
+    if let Some(first) = not_finite.first() {
+        notes.push(format!("{} of them hold numbers that are not finite ({first})", not_finite.len()));
+    }
+    let loaded = copies.iter().map(|(name, ..)| (*name).clone()).collect();
+    tch::no_grad(|| copies.into_iter().try_for_each(|(_, to, from)| to.shallow_clone().f_copy_(&from).map(drop)))?;
+    Ok(LoadReport { loaded, unexpected, notes })
 }
 
 /// In bytes. Larger files are not read into memory; the weights of every architecture here are far smaller.

@@ -21,36 +21,38 @@ pub(crate) struct Remote {
 }
 
 /// Timeouts and retries of a download.
-pub(crate) struct Limits {
+struct Limits {
     /// Timeout of a connection; short, so that a machine without network falls back soon.
-    pub connect: Duration,
+    connect: Duration,
     /// Timeout for the next bytes on an open connection.
-    pub stall: Duration,
+    stall: Duration,
     /// Number of retries at one address without a new byte. A retry that brings new bytes is not counted.
-    pub retries: usize,
+    retries: usize,
     /// Pause before a retry.
-    pub pause: Duration,
+    pause: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            connect: Duration::from_secs(10),
-            stall: Duration::from_secs(30),
-            retries: 2,
-            pause: Duration::from_secs(1),
-        }
-    }
-}
+const USUAL: Limits = Limits {
+    connect: Duration::from_secs(10),
+    stall: Duration::from_secs(30),
+    retries: 2,
+    pause: Duration::from_secs(1),
+};
 
 /// Called with the number of bytes on disk, and the size of the whole file if it is known.
 type OnBytes<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
-/// [`fetch_within`] the usual limits. It prints a line at the start, every three seconds and at the end.
+/// Makes sure that `to` is the file that `remote` describes. A file that is there is compared with the checksum. A
+/// missing one is downloaded to `.part` beside its place, which a later call continues, then compared and renamed. Two
+/// processes may call this for the same file. A line is printed at the start, every three seconds and at the end.
+///
+/// # Errors
+/// [`Error::Network`] names each address with its failure, and the place where the user can put the file;
+/// [`Error::Data`] when the file that is there has another checksum; [`Error::Io`] when the disk refuses.
 pub(crate) fn fetch(remote: &Remote, to: &Path) -> Result<()> {
     let (name, mb) = (&remote.name, |bytes: u64| bytes as f64 / 1e6);
     let mut last: Option<Instant> = None;
-    fetch_within(&Limits::default(), remote, to, &mut |done, total| {
+    fetch_within(&USUAL, remote, to, &mut |done, total| {
         if last.is_none() {
             println!("Downloading {name}");
         } else if last.is_some_and(|t| t.elapsed() < Duration::from_secs(3)) && total != Some(done) {
@@ -64,14 +66,8 @@ pub(crate) fn fetch(remote: &Remote, to: &Path) -> Result<()> {
     })
 }
 
-/// Makes sure that `to` is the file that `remote` describes. A file that is there is compared with the checksum. A
-/// missing one is downloaded to `.part` beside its place, which a later call continues, then compared and renamed. Two
-/// processes may call this for the same file.
-///
-/// # Errors
-/// [`Error::Network`] names each address with its failure, and the place where the user can put the file;
-/// [`Error::Data`] when the file that is there has another checksum; [`Error::Io`] when the disk refuses.
-pub(crate) fn fetch_within(limits: &Limits, remote: &Remote, to: &Path, progress: OnBytes) -> Result<()> {
+/// [`fetch`] within these limits, with a callback instead of printed lines.
+fn fetch_within(limits: &Limits, remote: &Remote, to: &Path, progress: OnBytes) -> Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let part = folder.join(format!("{name}.part"));
@@ -131,40 +127,39 @@ fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: 
     let (mut most, mut failures) = (length(part), 0);
     loop {
         let resumed = length(part) > 0;
-        let failure = match attempt(&agent, url, part, progress) {
+        let (reason, again) = match attempt(&agent, url, part, progress) {
             Ok(()) => match mismatch(part, &remote.sha256)? {
                 None => return Ok(None),
                 Some(sums) => {
                     discard(part).map_err(|e| Error::io("deleting", part, e))?;
                     // The part that was there before may be the cause, so the download starts anew once.
-                    Failure { reason: format!("{sums}; the download was deleted"), again: resumed }
+                    (format!("{sums}; the download was deleted"), resumed)
                 }
             },
             Err(Stop::Disk(e)) => return Err(Error::io("writing", part, e)),
-            Err(Stop::Net(failure)) => failure,
+            Err(Stop::Net { reason, again }) => (reason, again),
         };
         failures = if length(part) > most { 1 } else { failures + 1 };
         most = most.max(length(part));
-        if !failure.again || failures > limits.retries {
-            return Ok(Some(failure.reason));
+        if !again || failures > limits.retries {
+            return Ok(Some(reason));
         }
         std::thread::sleep(limits.pause);
     }
 }
 
-struct Failure {
-    reason: String,
-    /// Whether a retry at the same address may succeed.
-    again: bool,
-}
-
+/// Why a request ended before the file was whole.
 enum Stop {
     Disk(std::io::Error),
-    Net(Failure),
+    /// `again`: a retry at the same address may succeed.
+    Net {
+        reason: String,
+        again: bool,
+    },
 }
 
 fn net(reason: impl ToString, again: bool) -> Stop {
-    Stop::Net(Failure { reason: reason.to_string().lines().next().unwrap_or_default().to_owned(), again })
+    Stop::Net { reason: reason.to_string().lines().next().unwrap_or_default().to_owned(), again }
 }
 
 /// Makes one request, which continues `part` if the server supports it and else starts it anew.
