@@ -438,7 +438,7 @@ fn prepare(spec: &mut Value) -> Result<()> {
     let mut transform = Transform::cifar10(32);
     if let Some(arch) = spec["arch"].as_str() {
         let arch: Arch = arch.parse()?;
-        let weights = DataOptions::default().cache.join("weights").join(arch.weight_file().0);
+        let weights = DataOptions::default().cache.join("weights").join(arch.weight_file());
         let backbone = match Backbone::from_file(arch, Device::Cpu, &weights) {
             Ok((pretrained, _)) => pretrained,
             Err(_) => Backbone::untrained(arch, Device::Cpu, SEED)?,

@@ -22,7 +22,7 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(String),
-    /// A loss that is no longer finite; the fit has put the best weights so far back.
+    /// A loss that is no longer finite. The fit has restored the best weights so far.
     #[error("{0}")]
     Diverged(String),
     /// The user pressed Interrupt during a pass that is not a fit.

@@ -171,7 +171,7 @@ fn code_in_a_file_of_torch_save_never_runs() {
 #[test]
 fn lite0_gives_the_features_of_its_original() {
     let arch = Arch::EfficientNetLite0;
-    let weights = oracle::weights().join(arch.weight_file().0);
+    let weights = oracle::weights().join(arch.weight_file());
     let backbone = Backbone::from_file(arch, Device::Cpu, &weights).unwrap().0;
     let mut whole = Model::new("whole", Device::Cpu, 0, &|vs| arch.layers(vs, Some(1000))).unwrap();
     whole.load(&weights).unwrap();

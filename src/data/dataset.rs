@@ -31,7 +31,7 @@ pub struct Dataset {
 pub struct DataOptions {
     /// Share of the training images to hold out for validation, inside (0, 1).
     pub validation: f64,
-    /// Seed of the validation split and of the subsets.
+    /// Seed of every random choice: the splits, the subsets, and the order of an image folder.
     pub seed: u64,
     /// Number of training images to use (stratified, after the validation split); `None` for all.
     pub train_images: Option<usize>,

@@ -31,7 +31,7 @@ impl Views {
         for &(x, y) in shifts {
             if all.contains(&(x, y)) || x.abs().max(y.abs()) > 64 {
                 return Err(Error::Input(format!(
-                    "shift ({x}, {y}): each must be another one, within 64 pixels; (0, 0) is there already"
+                    "shift ({x}, {y}): shifts must differ from each other and from (0, 0), and be 64 pixels at most"
                 )));
             }
             all.push((x, y));

@@ -54,13 +54,12 @@ impl Arch {
         }
     }
 
-    /// Returns name and SHA-256 of the official ImageNet weight file.
-    pub fn weight_file(self) -> (&'static str, &'static str) {
-        let Published { name, sha256, .. } = self.published();
-        (name, sha256)
+    /// Returns the name of the official ImageNet weight file, which lies in `weights/` of the cache.
+    pub fn weight_file(self) -> &'static str {
+        self.published().name
     }
 
-    /// The official ImageNet weight file.
+    /// The official ImageNet weight file, its checksum and its source.
     pub(super) fn published(self) -> Published {
         let (name, sha256, source) = match self {
             Arch::ResNet50 => (

@@ -153,28 +153,28 @@ impl From<nn::FuncT<'static>> for Op {
 /// Named layers that run one after the other.
 ///
 /// ```no_run
-/// # use kdlab::models::{Layers, Op};
-/// # use tch::nn;
-/// fn tiny(vs: &nn::Path) -> Layers {
+/// use kdlab::models::{Layers, Op};
+/// use tch::nn;
+///
+/// fn stem(vs: &nn::Path) -> Layers {
 ///     Layers::new()
-///         .add("conv1", nn::conv2d(vs / "conv1", 3, 8, 3, Default::default()))
-///         .func("relu1", |x| x.relu())
-///         .func("flatten", |x| x.mean_dim([2, 3].as_slice(), false, None))
-///         .add("dropout", nn::func_t(|x, train| x.dropout(0.5, train)))
-///         .add("fc", nn::linear(vs / "fc", 8, 10, Default::default()))
+///         .add("conv", nn::conv2d(vs / "conv", 3, 8, 3, Default::default()))
+///         .func("relu", |x| x.relu())
 /// }
 ///
-/// /// `relu(x + bn(conv(x)))`
-/// fn block(vs: &nn::Path, channels: i64) -> Layers {
+/// /// Images `[N, 3, H, W]` to logits `[N, 10]`.
+/// fn tiny(vs: &nn::Path) -> Layers {
 ///     let same = nn::ConvConfig { padding: 1, bias: false, ..Default::default() };
 ///     let body = Layers::new()
-///         .add("conv", Op::conv(vs / "conv", channels, channels, 3, same))
-///         .add("bn", Op::norm(vs / "bn", channels, Default::default()));
-///     Layers::new().residual("sum", body, None).add("relu", Op::ReLU)
-/// }
-///
-/// fn deeper(vs: &nn::Path) -> Layers {
-///     tiny(vs).nest("block1", block(&(vs / "block1"), 10))
+///         .add("conv", Op::conv(vs / "block" / "conv", 8, 8, 3, same))
+///         .add("bn", Op::norm(vs / "block" / "bn", 8, Default::default()));
+///     Layers::new()
+///         .nest("stem", stem(&(vs / "stem"))) // stem.conv, stem.relu
+///         .residual("block", body, None) // x + bn(conv(x))
+///         .add("relu", Op::ReLU)
+///         .func("mean", |x| x.mean_dim([2, 3].as_slice(), false, None)) // [N, 8]
+///         .add("dropout", nn::func_t(|x, train| x.dropout(0.5, train)))
+///         .add("fc", nn::linear(vs / "fc", 8, 10, Default::default()))
 /// }
 /// ```
 #[derive(Default)]

@@ -130,11 +130,9 @@ impl Model {
     pub fn freeze_except(&mut self, part: &str) -> Result<()> {
         let state = self.state();
         if !state.iter().any(|(name, _)| name.starts_with(part)) {
-            return Err(Error::Input(format!(
-                "{}: no variable begins with {part:?}; the last one is {}",
-                self.name,
-                state.last().map_or("missing", |(name, _)| name)
-            )));
+            let (name, last) = (&self.name, state.last().map_or("", |(name, _)| name));
+            let why = format!("{name}: no variable begins with {part:?}; their names look like {last:?}");
+            return Err(Error::Input(why));
         }
         self.vs.unfreeze();
         for (_, variable) in self.trainable().iter().filter(|(name, _)| !name.starts_with(part)) {

@@ -439,7 +439,7 @@ fn a_classifier_that_fits_becomes_the_head() {
 #[test]
 fn an_official_file_with_other_bytes_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("weights").join(Arch::ResNet18.weight_file().0);
+    let path = folder.path().join("weights").join(Arch::ResNet18.weight_file());
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, stored(Pickle::new().state_dict(&[("a", WHOLE)]).stop(), &[("0", six())])).unwrap();
     let text = Backbone::pretrained(Arch::ResNet18, Device::Cpu, folder.path()).unwrap_err().to_string();
@@ -453,12 +453,12 @@ fn the_published_lite0_tells_photographs_apart() {
     let arch = Arch::EfficientNetLite0;
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/kdlab"));
     let cache = std::env::var_os("KDLAB_CACHE").map(PathBuf::from).or_else(home);
-    let Some(cache) = cache.filter(|c| c.join("weights").join(arch.weight_file().0).is_file()) else {
+    let Some(cache) = cache.filter(|c| c.join("weights").join(arch.weight_file()).is_file()) else {
         return eprintln!("skipped: no EfficientNet-Lite0 weights in the cache");
     };
     let backbone = Backbone::pretrained(arch, Device::Cpu, &cache).unwrap();
     let mut full = Model::new("full", Device::Cpu, 0, &|vs| arch.layers(vs, Some(1000))).unwrap();
-    let report = full.load(cache.join("weights").join(arch.weight_file().0)).unwrap();
+    let report = full.load(cache.join("weights").join(arch.weight_file())).unwrap();
     assert!(report.unexpected.is_empty(), "{report}");
 
     let data = std::env::var_os("KDLAB_DATA").map(|d| PathBuf::from(d).join("test_batch.bin"));
