@@ -49,7 +49,8 @@ fn block(vs: &Path, [inputs, outputs]: [i64; 2], kernel: i64, stride: i64, expan
     if expansion != 1 {
         layers = convolve(layers, vs, "_expand_conv", "_bn0", [inputs, wide], 1, 1, 1).add("_relu0", Op::ReLU6);
     }
-    layers = convolve(layers, vs, "_depthwise_conv", "_bn1", [wide, wide], kernel, stride, wide).add("_relu1", Op::ReLU6);
+    layers =
+        convolve(layers, vs, "_depthwise_conv", "_bn1", [wide, wide], kernel, stride, wide).add("_relu1", Op::ReLU6);
     convolve(layers, vs, "_project_conv", "_bn2", [wide, outputs], 1, 1, 1)
 }
 

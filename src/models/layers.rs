@@ -347,7 +347,9 @@ fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
 /// Checks that a convolution of this weight can be applied to this input.
 pub(super) fn takes(input: &[i64], weight: &[i64], settings: Option<&nn::ConvConfig>) -> Result<()> {
     let &[_, channels, height, width] = input else {
-        return Err(Error::Input("a convolution takes images [N, C, H, W]; x.unsqueeze(0) makes a batch of one".into()));
+        return Err(Error::Input(
+            "a convolution takes images [N, C, H, W]; x.unsqueeze(0) makes a batch of one".into(),
+        ));
     };
     let groups = settings.map_or(channels / weight[1], |s| s.groups);
     if channels == 0 || channels != groups * weight[1] {

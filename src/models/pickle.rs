@@ -192,8 +192,8 @@ impl<'a> Machine<'a> {
             }
             b'q' | b'r' | 0x94 => {
                 let slot = match code {
-                    b'q' => self.unsigned(1)?, // BINPUT
-                    b'r' => self.unsigned(4)?, // LONG_BINPUT
+                    b'q' => self.unsigned(1)?,   // BINPUT
+                    b'r' => self.unsigned(4)?,   // LONG_BINPUT
                     _ => self.memo.len() as u64, // MEMOIZE
                 };
                 let top = self.top()?;

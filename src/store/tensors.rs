@@ -28,7 +28,10 @@ pub(crate) fn save_tensors(path: &Path, tensors: &[(String, Tensor)], metadata: 
 }
 
 /// The bytes that [`save_tensors`] writes.
-pub(crate) fn tensor_file_bytes(tensors: &[(String, Tensor)], mut metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+pub(crate) fn tensor_file_bytes(
+    tensors: &[(String, Tensor)],
+    mut metadata: HashMap<String, String>,
+) -> Result<Vec<u8>> {
     let bad = |e: SafeTensorError| Error::Data(format!("safetensors: {e}"));
     let mut raw = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {

@@ -273,10 +273,16 @@ fn predictions_of_odd_networks_are_those_of_their_layers() {
         ("a side that lies row by row", |vs, conv, same| {
             let body = Layers::new().add("b", conv(vs / "b", 8, 8, same)).add("c", conv(vs / "c", 8, 8, same));
             let one = Op::conv(vs / "a", 3, 8, 1, Default::default());
-            Layers::new().func("rows", |x| x.contiguous()).add("a", one).residual("block", body, None).add("relu", Op::ReLU)
+            Layers::new()
+                .func("rows", |x| x.contiguous())
+                .add("a", one)
+                .residual("block", body, None)
+                .add("relu", Op::ReLU)
         }),
         ("a block first", |vs, conv, same| {
-            Layers::new().residual("block", Layers::new().add("a", conv(vs / "a", 3, 3, same)), None).add("relu", Op::ReLU)
+            Layers::new()
+                .residual("block", Layers::new().add("a", conv(vs / "a", 3, 3, same)), None)
+                .add("relu", Op::ReLU)
         }),
         ("a body that hands on its input", |vs, conv, same| {
             let body = Layers::new().func("same", |x| x.shallow_clone()).add("b", conv(vs / "b", 8, 8, same));
@@ -310,7 +316,8 @@ fn predictions_of_odd_networks_are_those_of_their_layers() {
         ("in f64", |vs, conv, same| {
             let double = |x: &Tensor| x.to_kind(Kind::Double);
             let body = Layers::new().add("b", conv(vs / "b", 8, 8, same));
-            let layers = Layers::new().func("double", double).add("a", conv(vs / "a", 3, 8, same)).add("relu", Op::ReLU);
+            let layers =
+                Layers::new().func("double", double).add("a", conv(vs / "a", 3, 8, same)).add("relu", Op::ReLU);
             layers.residual("block", body, None)
         }),
     ];

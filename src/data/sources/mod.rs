@@ -41,7 +41,9 @@ pub fn open(options: &DataOptions) -> Result<Dataset> {
         done => return done,
     };
     let mut data = fashion_mnist::cached(options).map_err(|e| match e {
-        Error::Network(also) => Error::Network(format!("neither CIFAR-10 nor Fashion-MNIST is available: {why}; {also}")),
+        Error::Network(also) => {
+            Error::Network(format!("neither CIFAR-10 nor Fashion-MNIST is available: {why}; {also}"))
+        }
         other => other,
     })?;
     data.notices.insert(0, format!("Fashion-MNIST instead of CIFAR-10, because {why}"));
