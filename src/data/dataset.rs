@@ -85,7 +85,7 @@ impl DataOptions {
     }
 }
 
-/// What a reader found.
+/// What a reader found: images with labels, and which of them belong to which split.
 pub(super) struct Found {
     /// Name of the dataset.
     pub name: String,

@@ -164,7 +164,7 @@ impl Split {
         self.pool.images.numel() / self.pool.images.size()[0].max(1) as usize * self.pool.len()
     }
 
-    /// The rows of the pool at sample indices. `nothing` names the request in the message about an empty one.
+    /// The rows of the pool at sample indices. `nothing` begins the message about an empty list.
     fn rows_at(&self, indices: &[i64], nothing: &str) -> Result<Vec<i64>> {
         if indices.is_empty() {
             return Err(Error::Input(format!("{nothing} of the {} split: give at least one index", self.name)));

@@ -64,7 +64,8 @@ impl Backbone {
     /// When the file cannot be read or holds other weights.
     pub fn from_file(arch: Arch, device: Device, path: &Path) -> Result<(Self, LoadReport)> {
         let backbone = Self::untrained(arch, device, 0)?;
-        let (mut tensors, notes) = weights::read_weights_for(path, &backbone.model.state())?;
+        let mut notes = Vec::new();
+        let mut tensors = weights::read_weights_for(path, &backbone.model.state(), &mut notes)?;
         tensors.retain(|(name, _)| !name.starts_with(arch.classifier()));
         let report = weights::load(&backbone.model.name, &backbone.model.state(), tensors, path, notes)?;
         Ok((backbone, report))
@@ -77,7 +78,7 @@ impl Backbone {
     /// When the file cannot be read or lacks the classifier's bias.
     pub fn head_from_file(&self, path: &Path, classes: i64) -> Result<Option<Model>> {
         let (fc, wanted) = (self.arch.classifier(), [classes, self.arch.features()]);
-        let (mut tensors, _) = weights::read_weights_for(path, &self.model.state())?;
+        let mut tensors = weights::read_weights_for(path, &self.model.state(), &mut vec![])?;
         tensors.retain(|(name, _)| name.starts_with(fc));
         for (name, _) in &mut tensors {
             *name = name.replacen(fc, "fc.", 1);
@@ -99,7 +100,7 @@ impl Backbone {
     }
 
     /// Copies backbone and head into one network from images to logits, to save, to measure, or to train the article's
-    /// way. Its variables have the published names (torchvision's `fc.weight`), and only the head's learn.
+    /// way. Its variables have the published names (torchvision's `fc.weight`). Only those of the head are trainable.
     ///
     /// # Errors
     /// When `head` is not a linear layer on this backbone's features, as [`super::head`] makes it.

@@ -31,7 +31,7 @@ struct Convolution {
     settings: ConvConfig,
     shape: Vec<i64>, // [O, C / groups, K, K]
     weight: Tensor,
-    /// The weight in oneDNN's order for inputs of the first one's shape.
+    /// The shape of the first input, and the weight in oneDNN's order for inputs of that shape.
     packed: OnceCell<(Vec<i64>, Tensor)>,
     bias: Option<Tensor>,
     activation: Option<Activation>,
@@ -47,7 +47,8 @@ struct Side<'a> {
 }
 
 impl<'a> Inference<'a> {
-    /// `fused` requires a CPU or CUDA, and weights that are finite.
+    /// Prepares `layers`. `fused` allows operations that compute several layers at once, which requires a CPU or CUDA and
+    /// finite weights.
     pub(super) fn new(layers: &'a Layers, precision: Precision, mut fused: bool) -> Result<Self> {
         let steps = plan(layers, None, precision, &mut fused)?;
         Ok(Self { steps, fused })

@@ -184,7 +184,8 @@ impl Model {
     /// When the file lacks a variable or has one of another shape. The model stays as it was.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let path = path.as_ref();
-        let (tensors, notes) = weights::read_weights_for(path, &self.state())?;
+        let mut notes = Vec::new();
+        let tensors = weights::read_weights_for(path, &self.state(), &mut notes)?;
         weights::load(&self.name, &self.state(), tensors, path, notes)
     }
 

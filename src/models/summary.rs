@@ -29,6 +29,8 @@ pub struct Summary {
     pub input: [i64; 3],
     /// The layers in the order in which they run, innermost first.
     pub(crate) rows: Vec<SummaryRow>,
+    /// Number of layers; functions and the sums of residual blocks count too.
+    pub layers: usize,
     /// Sum over the layers.
     pub parameters: i64,
     /// Sum over the layers, for one image.
@@ -62,7 +64,7 @@ impl Summary {
             rows.push(SummaryRow { layer, kind, output, parameters: parameters - listed, macs: 0 });
         }
         let macs = rows.iter().map(|r| r.macs).sum();
-        Ok(Summary { model: model.to_owned(), input, rows, parameters, macs })
+        Ok(Summary { model: model.to_owned(), input, layers: rows.len(), rows, parameters, macs })
     }
 }
 

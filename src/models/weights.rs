@@ -94,19 +94,19 @@ pub fn read_weights(path: &Path) -> Result<Vec<(String, Tensor)>> {
     read(path, &mut Vec::new())
 }
 
-/// Tensors and their names.
-type Named = Vec<(String, Tensor)>;
-
 /// As [`read_weights`], for a network with these variables. A prefix before their names in the file is dropped, such as
-/// `model.` (Lightning) or `_orig_mod.` (`torch.compile`). Also returns notes for the user.
-pub(crate) fn read_weights_for(path: &Path, wanted: &[(String, Tensor)]) -> Result<(Named, Vec<String>)> {
-    let mut notes = Vec::new();
-    let mut tensors = read(path, &mut notes)?;
+/// `model.` (Lightning) or `_orig_mod.` (`torch.compile`). `notes` takes what the user should know.
+pub(super) fn read_weights_for(
+    path: &Path,
+    wanted: &[(String, Tensor)],
+    notes: &mut Vec<String>,
+) -> Result<Vec<(String, Tensor)>> {
+    let mut tensors = read(path, notes)?;
     let fit = |prefix: &str| {
         let named = |name: &str| tensors.iter().any(|(n, _)| n.strip_prefix(prefix) == Some(name));
         wanted.iter().filter(|(name, _)| named(name)).count()
     };
-    let Some((first, _)) = wanted.first().filter(|_| fit("") == 0) else { return Ok((tensors, notes)) };
+    let Some((first, _)) = wanted.first().filter(|_| fit("") == 0) else { return Ok(tensors) };
     let prefixes = tensors.iter().filter_map(|(name, _)| name.strip_suffix(first.as_str()));
     let mut prefixes: Vec<&str> = prefixes.filter(|prefix| prefix.ends_with('.')).collect();
     prefixes.sort_by_key(|prefix| std::cmp::Reverse(fit(prefix)));
@@ -122,7 +122,7 @@ pub(crate) fn read_weights_for(path: &Path, wanted: &[(String, Tensor)]) -> Resu
         }
         notes.push(format!("`{prefix}` was dropped from the names in the file"));
     }
-    Ok((tensors, notes))
+    Ok(tensors)
 }
 
 fn read(path: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Tensor)>> {

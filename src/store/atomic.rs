@@ -36,7 +36,7 @@ pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
     Ok(file)
 }
 
-/// [`lock`] without waiting: `None` if another process or thread holds the lock. The file then names that process.
+/// [`lock`] without waiting: `None` if another process or thread holds the lock. The id of that process is in the file.
 pub(crate) fn try_lock(path: &Path) -> Result<Option<std::fs::File>> {
     let io = |e| Error::io("writing", path, e);
     path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;

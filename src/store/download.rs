@@ -98,7 +98,8 @@ fn fetch_within(limits: &Limits, remote: &Remote, to: &Path, progress: OnBytes) 
     )))
 }
 
-/// Whether the file is there. If so, its checksum is right, and a `part` of it is deleted.
+/// Whether the file is in place. If it is, its checksum is right, and what an interrupted download left in `part` is
+/// deleted.
 fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     if !to.exists() {
         return Ok(false);
@@ -106,7 +107,6 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     if let Some(sums) = mismatch(to, &remote.sha256)? {
         return Err(Error::Data(format!("{} is not {}: {sums}; delete the file", to.display(), remote.name)));
     }
-    // The user stopped a download and put the file there.
     discard(part).map_err(|e| Error::io("deleting", part, e))?;
     Ok(true)
 }

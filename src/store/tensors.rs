@@ -130,7 +130,7 @@ pub(crate) fn upload<T: tch::kind::Element>(values: &[T], device: Device) -> Res
     let here = Tensor::f_from_slice(values)?;
     match device {
         Device::Cpu => Ok(here),
-        // This memory is not pinned, so CUDA has read it when the call returns.
+        // CUDA copies from memory that is not pinned before the call returns, so `here` can be freed then.
         _ => Ok(here.f_internal_to_copy((here.kind(), device), device.is_cuda())?),
     }
 }
