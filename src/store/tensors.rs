@@ -1,6 +1,7 @@
 //! Named tensors in memory and in safetensors files.
 
 use super::atomic::write_bytes;
+use super::cores::on_all_cores;
 use super::digest::digest;
 use crate::{Error, Result};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
@@ -96,7 +97,7 @@ fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 /// of the values is XXH3, which takes a fifth of SHA-256's time. It need not resist forgery: the digest only names a
 /// cache.
 pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
-    let sum = |(name, tensor): (String, Tensor)| -> Result<String> {
+    let digest_one = |(name, tensor): (&String, Tensor)| -> Result<String> {
         let shape = format!("{:?}", tensor.size());
         // The weights of a convolution are stored with channels innermost; this avoids a copy.
         let values = match tensor.dim() {
@@ -107,22 +108,10 @@ pub(crate) fn digest_tensors(tensors: &[(String, Tensor)]) -> Result<String> {
         hash.update(&tensor_bytes(&values)?);
         Ok(digest(&[name.as_bytes(), shape.as_bytes(), &hash.digest128().to_le_bytes()]))
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(tensors.len().max(1));
-    let share = |first: usize| -> Vec<_> {
-        tensors.iter().skip(first).step_by(threads).map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
-    };
-    let shares: Vec<Vec<String>> = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads)
-            .map(|first| {
-                let share = share(first);
-                scope.spawn(move || share.into_iter().map(sum).collect::<Result<Vec<_>>>())
-            })
-            .collect();
-        let joined = running.into_iter().map(|thread| thread.join());
-        joined.map(|sums| sums.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect::<Result<_>>()
-    })?;
-    let in_order: Vec<&[u8]> = (0..tensors.len()).map(|i| shares[i % threads][i / threads].as_bytes()).collect();
-    Ok(digest(&in_order))
+    // Threads cannot share a tensor, so each gets handles of its own.
+    let handles = tensors.iter().map(|(name, tensor)| (name, tensor.shallow_clone())).collect();
+    let digests = on_all_cores(handles, digest_one).into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(digest(&digests.iter().map(String::as_bytes).collect::<Vec<_>>()))
 }
 
 /// Copies `values` to a device. The call does not wait for a GPU, which may still work on the previous batch.

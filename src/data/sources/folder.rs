@@ -6,12 +6,16 @@ use super::layout::{Labelled, Layout, Part, class_folders, pictures_are, read_la
 use crate::data::dataset::{DataOptions, Dataset, Found};
 use crate::data::pool::Pool;
 use crate::data::sampling::{Purpose, reordered, stratified};
+use crate::store::cores::on_all_cores;
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::path::Path;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
 
 /// Share of each class that becomes the test split if there is no `test/` folder.
 const TEST: f64 = 0.1;
+/// Memory in bytes for decoded images that are not in the pool yet.
+const WAITING: usize = 256 << 20;
 
 /// Opens images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it. Each
 /// image is resized to `size` x `size` pixels, whatever its shape. Grey images get three equal channels, transparent
@@ -94,7 +98,7 @@ fn repeated(kept: &[(&Labelled, u128)]) -> Vec<String> {
     notices.into_iter().flatten().collect()
 }
 
-/// Decodes all images into a pool, on all cores; also returns, in order, those that could be read, with the digests of
+/// Decodes all images into a pool on all cores. Also returns, in order, those that could be read, with the digests of
 /// their files.
 fn decode<'a>(
     images: &'a [Labelled],
@@ -103,16 +107,10 @@ fn decode<'a>(
 ) -> Result<(Pool, Vec<(&'a Labelled, u128)>)> {
     let mut pool = Pool::new(images.len(), [3, size, size])?;
     let (mut kept, mut bad, mut animated) = (Vec::new(), Vec::new(), Vec::new());
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    // Photographs are large, so only as many are in memory at a time as keep the cores busy.
-    for piece in images.chunks(threads * 8) {
-        let decoded: Vec<_> = std::thread::scope(|scope| {
-            let work = |share: &'a [Labelled]| share.iter().map(|image| read(&image.path, size)).collect::<Vec<_>>();
-            let shares = piece.chunks(piece.len().div_ceil(threads));
-            let workers: Vec<_> = shares.map(|share| (share, scope.spawn(move || work(share)))).collect();
-            let failed = |share: &[Labelled]| share.iter().map(|_| Err("the decoder panicked".into())).collect();
-            workers.into_iter().flat_map(|(share, w)| w.join().unwrap_or_else(|_| failed(share))).collect()
-        });
+    let decoded =
+        |path: &PathBuf| catch_unwind(|| read(path, size)).unwrap_or_else(|_| Err("the decoder panicked".to_owned()));
+    for piece in images.chunks((WAITING / (3 * size * size) as usize).max(16)) {
+        let decoded = on_all_cores(piece.iter().map(|image| &image.path).collect(), decoded);
         for (image, decoded) in piece.iter().zip(decoded) {
             match decoded {
                 Ok(decoded) => {

@@ -1,0 +1,19 @@
+//! Work on all cores of the CPU.
+
+use crate::error::lock;
+use std::panic::resume_unwind;
+use std::sync::Mutex;
+
+/// Applies `work` to every item on all cores and returns the results in the order of the items.
+pub(crate) fn on_all_cores<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(items.len());
+    let queue = Mutex::new(items.into_iter().enumerate());
+    let next = || lock(&queue).next();
+    let worker = || std::iter::from_fn(next).map(|(at, item)| (at, work(item))).collect::<Vec<_>>();
+    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
