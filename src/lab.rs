@@ -2,11 +2,11 @@
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, student};
-use crate::profile::Profile;
+use crate::profile::{Profile, variable};
 use crate::show::show_as_text;
 use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
-use crate::store::{atomic, variable};
-use crate::study::mistakes::Defect;
+use crate::store::{self, atomic};
+use crate::study::mistakes::Mistake;
 use crate::study::{ResultRow, Sweep, SweepInputs, SweepReport};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::train::{backbone_features, check_name, fit, teacher_logits};
@@ -18,7 +18,9 @@ use tch::{Cuda, Device};
 
 /// Device, profile and folders of one walk through the notebooks.
 pub struct Lab {
+    /// Sizes and lengths of the run; a cell may change each field.
     pub profile: Profile,
+    /// Where models and batches are.
     pub device: Device,
     /// Precision of the backbone's passes and the students' fits, from `KDLAB_PRECISION` (`f32` or `bf16`). `None`
     /// takes the faster one for device and image size. The teacher's head always uses f32. `evaluate` uses the model's
@@ -40,32 +42,26 @@ impl Lab {
     /// When such a variable has a value that it can't have, or CUDA was asked for and is absent.
     pub fn open() -> Result<Self> {
         let cuda = Cuda::is_available();
-        let device = match std::env::var("KDLAB_DEVICE").as_deref() {
-            Ok("cpu") => Device::Cpu,
-            Ok("cuda") if !cuda => {
+        let device = match variable("KDLAB_DEVICE").as_deref() {
+            None => Device::cuda_if_available(),
+            Some("cpu") => Device::Cpu,
+            Some("cuda") if cuda => Device::Cuda(0),
+            Some("cuda") => {
                 return Err(Error::Input(
                     "KDLAB_DEVICE asks for cuda, but libtorch sees no CUDA device; run `cargo lab doctor`, or set \
                      KDLAB_DEVICE=cpu"
                         .into(),
                 ));
             }
-            Ok("cuda") => Device::Cuda(0),
-            Ok(other) if !other.is_empty() => {
-                return Err(Error::Input(format!("KDLAB_DEVICE is {other:?}; it may be cpu or cuda")));
-            }
-            _ => Device::cuda_if_available(),
+            Some(other) => return Err(Error::Input(format!("KDLAB_DEVICE is {other:?}; it may be cpu or cuda"))),
         };
         // All batches but the last have one size, so cuDNN may try its algorithms once and keep the fastest.
         Cuda::cudnn_set_benchmark(device.is_cuda());
-        let precision = match std::env::var("KDLAB_PRECISION") {
-            Ok(name) if !name.is_empty() => {
-                Some(name.parse().map_err(|e| Error::Input(format!("KDLAB_PRECISION: {e}")))?)
-            }
-            _ => None,
-        };
+        let parse = |name: String| name.parse().map_err(|e| Error::Input(format!("KDLAB_PRECISION: {e}")));
+        let precision = variable("KDLAB_PRECISION").map(parse).transpose()?;
         let profile = Profile::detect(device.is_cuda())?;
-        let root = variable("KDLAB_ROOT").unwrap_or_else(|| PathBuf::from("."));
-        let runs = variable("KDLAB_RUNS").unwrap_or_else(|| root.join("runs"));
+        let root = store::variable("KDLAB_ROOT").unwrap_or_else(|| PathBuf::from("."));
+        let runs = store::variable("KDLAB_RUNS").unwrap_or_else(|| root.join("runs"));
         let folder = runs.join(&profile.name);
         Ok(Self { folder, cache: DataOptions::default().cache, profile, device, precision, queue: Queue::default() })
     }
@@ -133,9 +129,10 @@ impl Lab {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
     }
 
-    /// Returns the profile's options for a student; `name` is also the name of the fit's folder. The live kernel
-    /// shows the fit while it runs. The sliders act on this control: if you set a control of your own, also set
-    /// `listener: live_progress(&control)`.
+    /// Returns the profile's options for a student; `name` is also the name of the fit's folder.
+    ///
+    /// The live kernel shows the fit while it runs, with sliders that act on the options' control. To change or stop
+    /// the fit by program, clone that control before the fit starts.
     pub fn fit_options(&self, name: &str) -> FitOptions {
         let control = Control::default();
         FitOptions {
@@ -265,16 +262,20 @@ impl Lab {
         }
     }
 
-    /// Runs a sweep of the article's student with the teacher of notebook 2. The live kernel shows its progress. Runs
-    /// that are on disk are not repeated, and Interrupt keeps those that are done; see [`Sweep::run`].
+    /// Runs a sweep of the article's student with the teacher of notebook 2. The live kernel shows its progress.
+    ///
+    /// Runs that are on disk are not repeated, whatever sweep of this name they were made for. After a kill, call it
+    /// again: a run that was cut short continues after its last epoch. Interrupt ends the sweep; the report then holds
+    /// the runs that are done, and `stopped`.
     ///
     /// # Errors
-    /// When a value of the sweep is out of its range, and as [`fit`].
+    /// When a value of the sweep is out of its range, another process runs this sweep, and as [`fit`].
     pub fn sweep(&self, sweep: &Sweep, data: &Dataset) -> Result<SweepReport> {
         // Refuses wrong values before the teacher is trained, which may take a minute.
         sweep.check(data)?;
         let (backbone, head, features) = self.teacher(data)?;
         let classes = data.classes.len() as i64;
+        let file = format!("sweeps/{}/sweep.json", sweep.name);
         let inputs = SweepInputs {
             data,
             device: self.device,
@@ -287,21 +288,9 @@ impl Lab {
             head_options: &FitOptions { folder: None, ..self.teacher_options() },
             student: &|vs| student(vs, classes),
             cache: &self.folder.join("cache"),
+            afterwards: &format!("kdlab::study::SweepReport::load(lab.folder.join({file:?}))?"),
         };
-        sweep.run(&inputs, &self.sweep_folder(&sweep.name), &live_sweep())
-    }
-
-    /// Reads the report of a sweep so far, whether it runs here or in `cargo lab sweep`.
-    ///
-    /// # Errors
-    /// When there is no such sweep, or its file is damaged.
-    pub fn sweep_report(&self, name: &str) -> Result<SweepReport> {
-        check_name(name)?;
-        SweepReport::load(self.sweep_folder(name).join("sweep.json"))
-    }
-
-    fn sweep_folder(&self, name: &str) -> PathBuf {
-        self.folder.join("sweeps").join(name)
+        sweep.run(&inputs, &self.folder.join("sweeps").join(&sweep.name), &live_sweep())
     }
 
     /// Reads the curve of an earlier fit by its name.
@@ -336,32 +325,25 @@ impl Lab {
         found.into_iter().map(|(_, name, history)| (name, history)).collect()
     }
 
-    /// Reads the curves of all fits of this profile, oldest first, each with the name of its folder. Damaged ones are
+    /// Returns the curves of all fits of this profile, oldest first, each with the name of its folder. Damaged ones are
     /// left out; [`Lab::runs`] names them.
-    ///
-    /// # Errors
-    /// Never: damaged fits are left out.
-    pub fn histories(&self) -> Result<Vec<History>> {
-        Ok(self.saved().into_iter().filter_map(|(_, history)| history.ok()).collect())
+    pub fn histories(&self) -> Vec<History> {
+        self.saved().into_iter().filter_map(|(_, history)| history.ok()).collect()
     }
 
-    /// Reads all fits of this profile from disk, a row each; T and alpha are those of the best epoch.
-    ///
-    /// # Errors
-    /// Never: a damaged fit is a row that says so.
-    pub fn runs(&self) -> Result<Table> {
-        let header = ["run", "loss", "T", "alpha", "epochs", "changes", "best epoch", "val acc %", "val CE", "seconds"];
-        Ok(self.saved().into_iter().fold(Table::new(&header), |table, (name, found)| {
+    /// Returns a table of all fits of this profile, a row each; T and alpha are those of the best epoch.
+    pub fn runs(&self) -> Table {
+        let fit = ["run", "loss", "T", "alpha", "epochs", "changes", "best epoch"];
+        let header = [&fit[..], &["val accuracy (%)", "val CE", "seconds"]].concat();
+        self.saved().into_iter().fold(Table::new(&header), |table, (name, found)| {
             let Ok(h) = found else {
-                let mut row = vec![String::new(); header.len()];
-                (row[0], row[1]) = (name, "damaged: its history.json can't be read; fit it again".into());
-                return table.row(&row);
+                return table.row(&[name, "damaged: its history.json can't be read; fit it again".into()]);
             };
             match h.best() {
                 None => table,
                 Some(best) => table.row(&[
                     h.name.clone(),
-                    Defect::of(&h).map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
+                    Mistake::of(&h).map_or(h.criterion.clone(), |d| format!("{} (on purpose: {d})", h.criterion)),
                     short_or_empty(best.hyperparameters.temperature),
                     short_or_empty(best.hyperparameters.alpha),
                     format!("{}/{}", h.records.len(), h.epochs),
@@ -372,7 +354,7 @@ impl Lab {
                     format!("{:.1}", h.seconds()),
                 ]),
             }
-        }))
+        })
     }
 
     /// Writes the closing table, which `cargo lab run` prints too, and returns it.
@@ -381,9 +363,8 @@ impl Lab {
     /// When the file can't be written.
     pub fn report(&self, dataset: &Dataset, rows: &[ResultRow]) -> Result<Table> {
         let results = json!({"profile": self.profile.name, "dataset": dataset.name, "rows": rows});
-        let json = serde_json::to_vec_pretty(&results).map_err(|e| Error::Data(format!("results: {e}")))?;
-        atomic::write_bytes(&self.folder.join("results.json"), &json)?;
-        let header = ["model", "validation acc %", "test acc %", "parameters", "MACs per image", "seconds"];
+        atomic::write_json(&self.folder.join("results.json"), &results)?;
+        let header = ["model", "val accuracy (%)", "test accuracy (%)", "parameters", "MACs per image", "seconds"];
         Ok(rows.iter().fold(Table::new(&header), |table, r| {
             table.row(&[
                 r.model.clone(),

@@ -26,6 +26,9 @@ mod profile;
 pub mod show;
 mod store;
 pub mod study;
+#[cfg(test)]
+#[path = "../tests/inside/mod.rs"]
+mod tests;
 pub mod train;
 
 pub use error::{Error, Result};

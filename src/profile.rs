@@ -6,28 +6,39 @@ use crate::{Error, Result};
 /// Sizes and lengths of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
+    /// `article`, `laptop` or `smoke`: the name of the folder of its results.
     pub name: String,
     /// The teacher's backbone.
     pub arch: Arch,
     /// Number of training images, drawn with equal shares of each class; `None` takes all.
     pub train_images: Option<usize>,
+    /// The same for validation images.
     pub validation_images: Option<usize>,
+    /// The same for test images.
     pub test_images: Option<usize>,
     /// Side in pixels to which the teacher's images are resized.
     pub teacher_size: i64,
     /// Side in pixels of the student's images.
     pub student_size: i64,
+    /// Images in a batch, at least 1.
     pub batch_size: usize,
+    /// Epochs of the teacher's head, at least 1.
     pub teacher_epochs: usize,
+    /// Epochs of a student outside sweeps, at least 1.
     pub student_epochs: usize,
+    /// Learning rate of the teacher's head, above 0.
     pub teacher_learning_rate: f64,
+    /// Learning rate of a student, above 0.
     pub student_learning_rate: f64,
+    /// Temperature of notebook 4, above 0.
     pub temperature: f64,
+    /// Weight of the teacher in notebook 4, in [0, 1].
     pub alpha: f64,
     /// Epochs of each student in a sweep.
     pub sweep_epochs: usize,
     /// Side in pixels of the students' images in a sweep and in notebook 5.
     pub sweep_size: i64,
+    /// Decides which images are taken, first weights and the order of batches.
     pub seed: u64,
 }
 
@@ -87,23 +98,21 @@ impl Profile {
         }
     }
 
-    /// The profile of a name: `article`, `laptop` or `smoke`.
-    fn named(name: &str) -> Result<Self> {
-        match name {
-            "article" => Ok(Self::article()),
-            "laptop" => Ok(Self::laptop()),
-            "smoke" => Ok(Self::smoke()),
-            other => {
-                Err(Error::Input(format!("no profile named {other:?}; KDLAB_PROFILE may be article, laptop or smoke")))
-            }
-        }
-    }
-
     /// The profile that `KDLAB_PROFILE` names, otherwise `article` on CUDA and `laptop` elsewhere.
     pub(crate) fn detect(cuda: bool) -> Result<Self> {
-        match std::env::var("KDLAB_PROFILE") {
-            Ok(name) if !name.is_empty() => Self::named(&name),
-            _ => Ok(if cuda { Self::article() } else { Self::laptop() }),
+        match variable("KDLAB_PROFILE").as_deref() {
+            Some("article") => Ok(Self::article()),
+            Some("laptop") => Ok(Self::laptop()),
+            Some("smoke") => Ok(Self::smoke()),
+            Some(other) => {
+                Err(Error::Input(format!("no profile named {other:?}; KDLAB_PROFILE may be article, laptop or smoke")))
+            }
+            None => Ok(if cuda { Self::article() } else { Self::laptop() }),
         }
     }
+}
+
+/// The text of an environment variable; `None` if it is unset or empty.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
 }

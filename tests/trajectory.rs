@@ -5,7 +5,7 @@ mod oracle;
 
 use kdlab::data::{DataOptions, Dataset, Split, Transform, batches, shuffled};
 use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
-use kdlab::study::mistakes::{Defect, fit_with_defect};
+use kdlab::study::mistakes::{Mistake, fit_with_mistake};
 use kdlab::train::*;
 use oracle::{Answer, ask_in, difference, relative};
 use serde_json::json;
@@ -49,11 +49,11 @@ fn both(
     model: Model,
     examples: [Examples; 2],
     kd: Option<KdLoss>,
-    defect: Option<Defect>,
+    mistake: Option<Mistake>,
     epochs: usize,
     watched: bool,
 ) -> (Here, Answer) {
-    both_with(false, UpdateRule::Adam, net, model, examples, kd, defect, epochs, watched)
+    both_with(false, UpdateRule::Adam, net, model, examples, kd, mistake, epochs, watched)
 }
 
 /// [`both`]; with `log_target`, `F.kl_div` is given the teacher's logarithms, as `KdLoss` takes them.
@@ -65,7 +65,7 @@ fn both_with(
     mut model: Model,
     [train, validation]: [Examples; 2],
     kd: Option<KdLoss>,
-    defect: Option<Defect>,
+    mistake: Option<Mistake>,
     epochs: usize,
     watched: bool,
 ) -> (Here, Answer) {
@@ -117,13 +117,13 @@ fn both_with(
     let (order, first_order) = (Tensor::stack(&orders[1..], 0), &orders[0]);
     let logits = logits.unwrap_or_else(|| labels.one_hot(10).to_kind(kind)); // not looked at
     let settings = json!({
-        "net": net, "defect": defect.map(|d| format!("{d:?}")), "batch_size": BATCH, "learning_rate": learning_rate,
-        "temperature": json!(kd)["temperature"], "alpha": json!(kd)["alpha"], "precision": model.precision.to_string(),
-        "log_target": log_target, "optimizer": optimizer,
+        "net": net, "mistake": mistake.map(|d| format!("{d:?}")), "batch_size": BATCH, "learning_rate": learning_rate,
+        "temperature": kd.map(|kd| kd.temperature()), "alpha": kd.map(|kd| kd.alpha()),
+        "precision": model.precision.to_string(), "log_target": log_target, "optimizer": optimizer,
     });
-    let history = match defect {
+    let history = match mistake {
         None => fit(&mut model, &train, &validation, &criterion, &options).unwrap(),
-        Some(defect) => fit_with_defect(defect, &mut model, &train, &validation, &criterion, &options).unwrap(),
+        Some(mistake) => fit_with_mistake(mistake, &mut model, &train, &validation, &criterion, &options).unwrap(),
     };
     let checkpoint = folder.path().join("run/checkpoint.safetensors");
     let checkpoint = Tensor::read_safetensors(checkpoint).unwrap().into_iter().collect();
@@ -319,12 +319,12 @@ fn the_article_s_mistakes_are_the_article_s() {
         let options = FitOptions { epochs: 2, batch_size: BATCH, seed: SEED, ..FitOptions::default() };
         fit(&mut pupil(), &train, &validation, &Criterion::kd(kd), &options).unwrap()
     };
-    for defect in [Defect::MismatchedTeacher, Defect::KlOverClasses, Defect::AdamRebuilt] {
-        let (here, torch) = both("student", pupil(), images(&data, Kind::Double), Some(kd), Some(defect), 2, false);
+    for mistake in [Mistake::MismatchedTeacher, Mistake::KlOverClasses, Mistake::AdamRebuilt] {
+        let (here, torch) = both("student", pupil(), images(&data, Kind::Double), Some(kd), Some(mistake), 2, false);
         agree(&here, &torch, &DOUBLE);
-        assert_eq!(here.history.defect, Some(format!("{defect:?}")));
+        assert_eq!(here.history.mistake, Some(format!("{mistake:?}")));
         let (a, b) = (here.history.records[1].train.loss, right.records[1].train.loss);
-        assert!((a / b - 1.0).abs() > 1e-3, "{defect}: the run is the right one, {a} {b}");
+        assert!((a / b - 1.0).abs() > 1e-3, "{mistake}: the run is the right one, {a} {b}");
     }
 }
 
@@ -335,16 +335,16 @@ fn frozen_batch_normalisation_drifts_as_in_pytorch_or_not_at_all() {
     let data = photographs();
     let transform = Transform::imagenet(32);
     let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
-    for defect in [None, Some(Defect::BatchNormDrift)] {
+    for mistake in [None, Some(Mistake::BatchNormDrift)] {
         let examples = [&data.train, &data.validation].map(|split| Examples::images(split, &transform).unwrap());
         let whole = backbone.with_head(&head(512, 10, Device::Cpu, SEED).unwrap()).unwrap();
         let before: Vec<(String, Tensor)> = whole.state().into_iter().map(|(n, t)| (n, t.copy())).collect();
-        let (here, torch) = both("resnet18", whole, examples, None, defect, 2, true);
+        let (here, torch) = both("resnet18", whole, examples, None, mistake, 2, true);
         agree(&here, &torch, &Bounds { loss: 1e-4, weights: 1e-4, moments: 1e-3, images: 1.0 });
         let moved = before.iter().filter(|(name, t)| difference(t, &here.checkpoint[&format!("weights/{name}")]) > 0.0);
         let moved: Vec<&str> = moved.map(|(name, _)| name.as_str()).collect();
         let statistics = moved.iter().filter(|name| name.contains("running_")).count();
-        assert_eq!(statistics, if defect.is_some() { 40 } else { 0 }, "{moved:?}");
+        assert_eq!(statistics, if mistake.is_some() { 40 } else { 0 }, "{moved:?}");
         assert_eq!(moved.len() - statistics, 2, "only fc.weight and fc.bias learn: {moved:?}");
     }
 }

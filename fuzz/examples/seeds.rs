@@ -23,7 +23,6 @@ fn main() -> std::io::Result<()> {
         "key":"k","best_epoch":1,"validation":0.5,"test":0.5,"recall":[0.5,0.5],"corrected":{"bias":0.1,"test":0.5,"recall":[0.5,0.5]},
         "teacher":0.7,"seconds":1.0,"images_per_second":3.0}]}"#;
     write("json", "report", report)?;
-    write("json", "kd", br#"{"temperature":4.0,"alpha":0.9}"#)?;
     write(
         "safetensors",
         "net",

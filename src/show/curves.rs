@@ -66,7 +66,7 @@ const PLOT: f64 = 235.0;
 /// More lines of labels would leave too little of the plot.
 const LINES: usize = 5;
 
-/// One upright line and its label: a change, or several of one run that lie too close to tell apart.
+/// An upright line with its label, for one change, or for several of one run that lie too close to tell apart.
 struct Mark {
     run: usize,
     change: Change,

@@ -1,6 +1,6 @@
-//! Sliders and buttons on a [`Control`]: what is set by hand and what is set by program stay in step.
+//! Sliders and buttons for a [`Control`]. They move when a program changes the control.
 
-use super::output::{emit_text, lines_html};
+use super::output::lines_html;
 use crate::error::lock;
 use crate::train::{Control, Hyperparameters, Observer};
 use kdlab_client::{Bundle, Panel, Widget};
@@ -12,16 +12,16 @@ const ALPHA: &str = "alpha";
 const LEARNING_RATE: &str = "learning rate";
 const PAUSE: &str = "Pause";
 const STOP: &str = "Stop";
-/// Places below the knobs, empty but on a page that was opened later.
+/// Places below the knobs. Only a page that was opened after the fit began shows something there.
 const MIRRORS: [&str; 2] = ["progress", "figure"];
 
 /// The values that the knobs show: the control's over those that the fit began with.
-struct Bound {
+struct Values {
     control: Control,
     begun: Mutex<Hyperparameters>,
 }
 
-impl Bound {
+impl Values {
     fn now(&self) -> Hyperparameters {
         self.control.over(*lock(&self.begun))
     }
@@ -51,7 +51,7 @@ impl Bound {
 
     /// Moves what has to move in the front end.
     fn sync(&self, panel: &Panel) {
-        // Held to the end: two threads may have changed the control, and the last message must be the last value.
+        // Held to the end: two threads may change the control, and the last message must carry the last value.
         let begun = lock(&self.begun);
         let (now, paused) = (self.control.over(*begun), self.control.is_paused());
         let (word, icon) = pause_face(paused);
@@ -62,10 +62,10 @@ impl Bound {
         panel.set(STOP, json!({"disabled": self.control.stopping().is_some()}));
     }
 
-    /// Does what the user did in the front end.
-    fn hear(&self, name: &str, value: &Value) {
+    /// Does to the control what the user did in the front end.
+    fn apply(&self, name: &str, value: &Value) {
         let number = value.as_f64().unwrap_or_default();
-        // No error: the sliders' ends keep to what is allowed.
+        // These do not fail: the sliders end where the range does.
         match name {
             TEMPERATURE => drop(self.control.set_temperature(number)),
             ALPHA => drop(self.control.set_alpha(number)),
@@ -83,35 +83,39 @@ fn pause_face(paused: bool) -> (&'static str, &'static str) {
     if paused { ("Resume", "play") } else { ("Pause", "pause") }
 }
 
-/// Open knobs, on a connection of their own; closed when they are dropped.
-pub(super) struct OpenKnobs {
+/// Open knobs, on a connection of their own.
+pub(super) struct Knobs {
     pub panel: Panel,
-    bound: Arc<Bound>,
+    values: Arc<Values>,
     observer: Option<Observer>,
 }
 
-impl OpenKnobs {
-    /// Connects to the kernel; what else the connection's owner shows comes before [`OpenKnobs::show`].
+impl Knobs {
+    /// Connects to the kernel. The caller may show other things first, and then calls [`Knobs::show`].
     pub fn connect(control: &Control, begun: Hyperparameters) -> Option<Self> {
-        let bound = Arc::new(Bound { control: control.clone(), begun: Mutex::new(begun) });
-        let hears = Arc::clone(&bound);
-        let panel = Panel::open(bound.widget(), move |_, name, value| hears.hear(name, value));
+        let values = Arc::new(Values { control: control.clone(), begun: Mutex::new(begun) });
+        let of_input = Arc::clone(&values);
+        let panel = Panel::open(values.widget(), move |_, name, value| of_input.apply(name, value));
         panel.link()?;
-        let (moves, to) = (Arc::clone(&bound), panel.clone());
-        let observer = control.on_change(move || moves.sync(&to));
-        bound.sync(&panel);
-        Some(Self { panel, bound, observer: Some(observer) })
+        let (of_change, shown) = (Arc::clone(&values), panel.clone());
+        let observer = control.on_change(move || of_change.sync(&shown));
+        values.sync(&panel);
+        Some(Self { panel, values, observer: Some(observer) })
+    }
+
+    pub fn control(&self) -> &Control {
+        &self.values.control
     }
 
     /// The values in force.
     pub fn now(&self) -> Hyperparameters {
-        self.bound.now()
+        self.values.now()
     }
 
-    /// The values that the fit began with, where nothing is set by hand.
+    /// Takes over the values with which the fit begins.
     pub fn begin(&self, begun: Hyperparameters) {
-        *lock(&self.bound.begun) = begun;
-        self.bound.sync(&self.panel);
+        *lock(&self.values.begun) = begun;
+        self.values.sync(&self.panel);
     }
 
     /// Shows below the knobs what a page that was opened later cannot show otherwise.
@@ -129,40 +133,5 @@ impl OpenKnobs {
     pub fn replace(&mut self, text: &str) {
         self.observer = None;
         self.panel.close(&Bundle::text(text).with("text/html", lines_html(text)), &MIRRORS);
-    }
-}
-
-/// Sliders and buttons for a [`Control`], as the value of a cell. They work as long as the value lives.
-pub struct Knobs {
-    control: Control,
-    begun: Hyperparameters,
-    open: Mutex<Option<InCell>>,
-}
-
-/// Knobs that leave the values in force when they are dropped.
-struct InCell(OpenKnobs);
-
-impl Drop for InCell {
-    fn drop(&mut self) {
-        let now = self.0.now().to_string();
-        self.0.replace(&now);
-    }
-}
-
-/// Makes sliders for temperature, alpha and learning rate, a Pause and a Stop button, for a fit that began with
-/// `begun`: for a run in the background `knobs(&run.control(), run.hyperparameters())`. Without the live kernel they
-/// show the values in force.
-pub fn knobs(control: &Control, begun: Hyperparameters) -> Knobs {
-    Knobs { control: control.clone(), begun, open: Mutex::new(None) }
-}
-
-impl Knobs {
-    /// Shows the knobs below the cell. Those that were shown before close: the last ones are in the user's view.
-    pub fn evcxr_display(&self) {
-        let shown = OpenKnobs::connect(&self.control, self.begun).filter(|knobs| knobs.show().is_some());
-        if shown.is_none() {
-            emit_text(&self.control.over(self.begun));
-        }
-        *lock(&self.open) = shown.map(InCell);
     }
 }

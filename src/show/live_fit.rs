@@ -1,7 +1,7 @@
 //! A fit as it runs: its curve, a bar of progress, and sliders that act on it.
 
 use super::curves::running_curve;
-use super::knobs::OpenKnobs;
+use super::knobs::Knobs;
 use super::output::{lines_html, picture_html, progress_html};
 use super::progress::{line, print_progress};
 use super::words::{duration, percent};
@@ -21,12 +21,12 @@ const SOON: Duration = Duration::from_millis(300);
 /// Time limit for the last figure of a fit: a kernel that takes longer does not hold up the cell.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Returns a listener that shows a fit while it runs, in a cell of the live kernel: curve and progress, and sliders for
-/// temperature, alpha and learning rate with a Pause and a Stop button. They act on `control`, which must be the fit's.
-/// When it ends, the curve, a line about the kept weights and one about the values stay.
+/// A listener that shows a fit while it runs, in a cell of the live kernel: its curve, its progress, sliders for
+/// temperature, alpha and learning rate, and the buttons Pause and Stop. They act on `control`, which must be the
+/// fit's. After the fit there remain the curve, a line about the kept weights and one about the values.
 ///
-/// Anywhere else it is [`print_progress`]. It is meant for one fit at a time.
-pub fn live_progress(control: &Control) -> Listener {
+/// Anywhere else it is [`print_progress`]. One listener shows one fit at a time.
+pub(crate) fn live_progress(control: &Control) -> Listener {
     let (control, print) = (control.clone(), print_progress());
     let view: Mutex<Option<FitView>> = Mutex::new(None);
     Listener::new(move |event| {
@@ -40,7 +40,7 @@ pub fn live_progress(control: &Control) -> Listener {
             }
         }
         match &*view {
-            Some(open) => open.tell(Note::Event(Box::new(event.clone()))),
+            Some(open) => open.send(Message::Event(Box::new(event.clone()))),
             None => print.notify(event),
         }
         if matches!(event, Event::Finished(_) | Event::Failed { .. })
@@ -51,8 +51,8 @@ pub fn live_progress(control: &Control) -> Listener {
     })
 }
 
-/// What the thread that draws hears of.
-enum Note {
+/// Message to the thread that draws.
+enum Message {
     Event(Box<Event>),
     /// The control changed.
     Changed,
@@ -62,7 +62,7 @@ enum Note {
 /// The fit's side of the view. Everything is drawn and sent on a thread of its own, so that training never waits for
 /// it.
 struct FitView {
-    notes: Sender<Note>,
+    messages: Sender<Message>,
     done: Receiver<()>,
     _observer: Observer,
 }
@@ -70,11 +70,10 @@ struct FitView {
 impl FitView {
     /// Returns `None` without a live kernel.
     fn open(control: &Control, history: &History, begun: Hyperparameters, started: bool) -> Option<Self> {
-        let knobs = OpenKnobs::connect(control, begun)?;
+        let knobs = Knobs::connect(control, begun)?;
         let (bar, figure) = (Display::on(knobs.panel.link()), Display::on(knobs.panel.link()));
         let mut drawer = Drawer {
             knobs,
-            control: control.clone(),
             bar,
             figure,
             history: history.clone(),
@@ -87,35 +86,34 @@ impl FitView {
         drawer.show_bar()?;
         drawer.knobs.show()?;
         drawer.show_figure()?;
-        let (notes, heard) = mpsc::channel();
+        let (messages, received) = mpsc::channel();
         let (finished, done) = mpsc::channel();
-        let changed = notes.clone();
-        let observer = control.on_change(move || drop(changed.send(Note::Changed)));
+        let changed = messages.clone();
+        let observer = control.on_change(move || drop(changed.send(Message::Changed)));
         std::thread::Builder::new()
             .name("kdlab-view".into())
             .spawn(move || {
-                drawer.run(&heard);
+                drawer.run(&received);
                 let _ = finished.send(());
             })
             .ok()?;
-        Some(Self { notes, done, _observer: observer })
+        Some(Self { messages, done, _observer: observer })
     }
 
-    fn tell(&self, note: Note) {
-        let _ = self.notes.send(note);
+    fn send(&self, message: Message) {
+        let _ = self.messages.send(message);
     }
 
     /// Waits until the last state is shown.
     fn close(self) {
-        self.tell(Note::End);
+        self.send(Message::End);
         let _ = self.done.recv_timeout(PATIENCE);
     }
 }
 
 /// The side of the thread that draws.
 struct Drawer {
-    knobs: OpenKnobs,
-    control: Control,
+    knobs: Knobs,
     bar: Display,
     figure: Display,
     history: History,
@@ -130,28 +128,25 @@ struct Drawer {
 }
 
 impl Drawer {
-    fn run(&mut self, notes: &Receiver<Note>) {
+    fn run(&mut self, messages: &Receiver<Message>) {
         let begun = Instant::now();
         let (mut bar, mut figure) = (Due { last: begun, at: None }, Due { last: begun, at: None });
         loop {
             let first = match [bar.at, figure.at].into_iter().flatten().min() {
-                Some(at) => notes.recv_timeout(at.saturating_duration_since(Instant::now())),
-                None => notes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => messages.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             if let Err(RecvTimeoutError::Disconnected) = first {
-                // The fit is gone without a word: it panicked.
+                // The fit dropped its side of the channel without an end: it panicked.
                 self.error = Some("it ended with a panic".into());
                 return self.end();
             }
             // All that came meanwhile is shown at once.
-            for note in first.into_iter().chain(notes.try_iter()) {
-                match note {
-                    Note::Event(event) => {
-                        let pause = if self.hear(*event) { SOON } else { FIGURE };
-                        figure.want(pause);
-                    }
-                    Note::Changed => {}
-                    Note::End => return self.end(),
+            for message in first.into_iter().chain(messages.try_iter()) {
+                match message {
+                    Message::Event(event) => figure.want(if self.apply(*event) { SOON } else { FIGURE }),
+                    Message::Changed => {}
+                    Message::End => return self.end(),
                 }
                 bar.want(BAR);
             }
@@ -165,8 +160,9 @@ impl Drawer {
         }
     }
 
-    /// Takes an event in; returns whether the figure should show it at once.
-    fn hear(&mut self, event: Event) -> bool {
+    /// Updates the state by an event. Returns whether the figure should show it at once.
+    fn apply(&mut self, event: Event) -> bool {
+        let at_once = matches!(event, Event::Started { .. } | Event::Changed { .. } | Event::Epoch { .. });
         match event {
             Event::Started { history, hyperparameters } => {
                 (self.history, self.started) = (history, true);
@@ -176,21 +172,13 @@ impl Drawer {
             Event::Progress(progress) => return self.progress.replace(progress).is_none(),
             Event::Changed { change, .. } => self.history.changes.push(change),
             Event::Epoch { record, .. } => self.history.records.push(record),
-            Event::SetAside { .. } => {
-                self.aside = line(&event);
-                return false;
-            }
-            Event::Finished(history) => {
-                self.history = history;
-                return false;
-            }
-            Event::Failed { error, .. } => {
-                self.error = Some(error);
-                return false;
-            }
-            Event::Queued { .. } | Event::Awaited { .. } => return false,
+            // These can wait for the figure that the fit leaves.
+            Event::SetAside { .. } => self.aside = line(&event),
+            Event::Finished(history) => self.history = history,
+            Event::Failed { error, .. } => self.error = Some(error),
+            Event::Queued { .. } | Event::Awaited { .. } => {}
         }
-        true
+        at_once
     }
 
     fn end(&mut self) {
@@ -255,10 +243,11 @@ impl Drawer {
             _ if self.started => format!("epoch {}/{epochs}", (records.len() + 1).min(*epochs)),
             _ => format!("{epochs} epochs, waiting for the runs before it"),
         };
-        let text = if self.control.stopping().is_some() {
+        let control = self.knobs.control();
+        let text = if control.stopping().is_some() {
             // What matters now stands first, where nothing is cut off.
             format!("stopping: variables stay (a second Interrupt within 3 s would lose them)  {numbers}")
-        } else if self.control.is_paused() {
+        } else if control.is_paused() {
             format!("{numbers}  paused")
         } else {
             numbers

@@ -9,12 +9,12 @@ use kdlab_client::{Bundle, Display, Link};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Between two updates of the line that says what runs.
+/// Shortest time between two updates of the line that says what runs.
 const OFTEN: Duration = Duration::from_millis(500);
 /// A printed line about a run that goes on comes at most this often: a notebook keeps every line.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// Returns a listener that shows a sweep while it runs. On the live kernel it shows a line of progress, the table of
+/// A listener that shows a sweep while it runs. On the live kernel it shows a line of progress, the table of
 /// verdicts, the runs so far and, where several temperatures or alphas are swept, their map, each updated in place;
 /// elsewhere it prints a line for each run.
 pub(crate) fn live_sweep() -> SweepListener {

@@ -29,6 +29,7 @@ mod tables;
 mod tests;
 mod words;
 
+pub(crate) use live_fit::live_progress;
 pub(crate) use live_sweep::live_sweep;
 pub(crate) use output::{debug_as_display, emit_text, show_as_text};
 pub(crate) use words::{counted, short_or_empty};
@@ -39,9 +40,7 @@ pub use curves::curves;
 pub use explorer::{TemperatureExplorer, temperature_explorer};
 pub use gallery::{disagreements, gallery, mistakes, soft_target_gallery};
 pub use heatmap::confusion_matrix;
-pub use knobs::{Knobs, knobs};
 pub use line::plot;
-pub use live_fit::live_progress;
 pub use output::ShowDebug;
 pub use progress::print_progress;
 pub use reliability::reliability_diagram;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 /// A line within an epoch comes at most this often: a notebook keeps every line.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Returns a listener that prints a line per epoch, with loss and accuracy of both splits, and one every ten seconds
-/// within a longer epoch or pass. Of a run in the background it prints nothing until somebody waits for it: between
-/// cells, nobody reads what is printed.
+/// Returns a listener that prints a line per epoch, with loss and accuracy of both splits, and a line every ten seconds
+/// within a longer epoch or pass. It prints nothing about a run in the background until a cell waits for it: what is
+/// printed between cells is not shown.
 pub fn print_progress() -> Listener {
     let state = Mutex::new((Instant::now(), HashSet::new()));
     Listener::new(move |event| {

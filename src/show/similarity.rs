@@ -118,8 +118,8 @@ pub fn likely_confusions(
     if n == 0 {
         return Err(Error::Input("no wrong class asked for; give at least 1".into()));
     }
-    let header = ["class", "images", "all wrong classes %", "likely wrong class", "soft target %", "of the wrong %"];
-    let mut table = Table::new(&header);
+    let names = ["class", "images", "all wrong classes (%)", "likely wrong class"];
+    let mut table = Table::new(&[&names[..], &["soft target (%)", "of the wrong (%)"]].concat());
     for (own, mean) in means.iter().enumerate().filter(|(_, mean)| mean.images > 0) {
         let mut wrong: Vec<usize> = (0..classes.len()).filter(|&class| class != own).collect();
         wrong.sort_by(|&a, &b| mean.soft[b].total_cmp(&mean.soft[a]));

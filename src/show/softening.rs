@@ -11,21 +11,21 @@ use plotters::style::text_anchor::{HPos, VPos};
 use tch::Tensor;
 
 struct Softening {
-    /// The most likely class first: no temperature changes the order.
+    /// The most likely class first; the temperature does not change the order.
     lines: Vec<Line>,
     /// Bits, over T.
     entropy: Vec<(f64, f64)>,
 }
 
 struct Line {
-    /// Other classes are a grey line.
+    /// `None` for a class that is drawn in grey.
     name: Option<String>,
     is_label: bool,
     /// Probability over T.
     points: Vec<(f64, f64)>,
 }
 
-/// The explorer's range.
+/// The range of T, as the explorer's.
 const TEMPERATURES: [f64; 2] = [0.5, 20.0];
 const TICKS: [f64; 6] = [0.5, 1.0, 2.0, 4.0, 10.0, 20.0];
 const POINTS: usize = 120;

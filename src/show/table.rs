@@ -34,8 +34,8 @@ impl Table {
         self
     }
 
-    /// Returns the table as HTML, with all texts escaped.
-    pub fn html(&self) -> String {
+    /// The table as HTML, with all texts escaped.
+    pub(super) fn html(&self) -> String {
         let numeric = self.numeric();
         let line = |cells: &[String], tag: &str| {
             let cell = |(cell, &right): (&String, &bool)| {

@@ -28,7 +28,7 @@ impl Run {
 impl History {
     /// Returns the curve as a table, an epoch a row. Accuracies are in percent.
     pub fn table(&self) -> Table {
-        let metrics = ["epoch", "train loss", "train acc %", "val loss", "val acc %", "val CE", "val KL"];
+        let metrics = ["epoch", "train loss", "train accuracy (%)", "val loss", "val accuracy (%)", "val CE", "val KL"];
         let header = [&metrics[..], &["T", "alpha", "lr", "seconds"]].concat();
         self.records.iter().fold(Table::new(&header), |table, r| {
             table.row(&[
@@ -54,12 +54,12 @@ impl History {
 }
 
 impl ReportCard {
-    /// Returns a table with a row for each model.
-    pub fn table(&self) -> Table {
+    /// A table with a row for each model.
+    pub(super) fn table(&self) -> Table {
         let teacher = self.rows.first().map_or("", |r| r.model.as_str());
-        let agrees = format!("agrees with {teacher} %");
-        let costs = ["parameters", "MACs an image", "ms an image", "file"];
-        let header = [&["model", "accuracy %", "NLL", "ECE %", &agrees], &costs[..]].concat();
+        let agreement = format!("agreement with {teacher} (%)");
+        let costs = ["parameters", "MACs per image", "ms per image", "file"];
+        let header = [&["model", "accuracy (%)", "NLL", "ECE (%)", &agreement], &costs[..]].concat();
         self.rows.iter().fold(Table::new(&header), |table, r| {
             table.row(&[
                 r.model.clone(),
@@ -84,11 +84,11 @@ impl ReportCard {
 impl Measure {
     fn title(self) -> &'static str {
         match self {
-            Measure::Validation => "validation acc",
-            Measure::Test => "test acc",
+            Measure::Validation => "validation accuracy",
+            Measure::Test => "test accuracy",
             Measure::OmittedRecall => "omitted class recognised",
             Measure::CorrectedRecall => "omitted class recognised, bias corrected",
-            Measure::CorrectedTest => "test acc, bias corrected",
+            Measure::CorrectedTest => "test accuracy, bias corrected",
         }
     }
 }
@@ -100,9 +100,9 @@ impl SweepReport {
     /// # Errors
     /// When the measure needs an omitted class and the sweep omits none.
     pub fn table(&self, measure: Measure) -> Result<Table> {
-        let alone = format!("alone: {} %", measure.title());
-        let names = ["setting", "seeds", &alone, "distilled %"];
-        let header = [&names[..], &["difference ± std", "interval", "confidence %", "verdict"]].concat();
+        let alone = format!("alone: {} (%)", measure.title());
+        let names = ["setting", "seeds", &alone, "distilled (%)"];
+        let header = [&names[..], &["difference ± std", "interval", "confidence (%)", "verdict"]].concat();
         let mean = |values: &[f64]| percent(values.iter().sum::<f64>() / values.len().max(1) as f64, 1);
         Ok(self.compare(measure)?.iter().fold(Table::new(&header), |table, c| {
             let v = &c.verdict;
@@ -133,7 +133,7 @@ impl SweepReport {
 
     /// Returns a table with a row for each run, in the order of the runs.
     pub fn runs_table(&self) -> Table {
-        let names = ["setting", "seed", "validation acc %", "test acc %", "teacher %"];
+        let names = ["setting", "seed", "val accuracy (%)", "test accuracy (%)", "teacher (%)"];
         let header = [&names[..], &["best epoch", "seconds", "img/s"]].concat();
         self.runs.iter().fold(Table::new(&header), |table, run| {
             table.row(&[
@@ -149,8 +149,8 @@ impl SweepReport {
         })
     }
 
-    /// Says in a line what the sweep was about: data, image size, epochs, runs and time.
-    pub fn headline(&self) -> String {
+    /// What the sweep was about, in a line: data, image size, epochs, runs and time.
+    pub(crate) fn headline(&self) -> String {
         let Self { sweep, images, data, runs, .. } = self;
         let stopped = self.stopped.as_ref().map_or(String::new(), |why| format!("; stopped: {why}"));
         let (epochs, runs) = (counted(sweep.epochs, "epoch"), counted(runs.len(), "run"));

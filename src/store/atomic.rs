@@ -22,6 +22,12 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut std::fs::File) -
     done().map_err(|e| Error::io("writing", path, e))
 }
 
+/// [`write_atomic`] for a value, as indented JSON.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(value).map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
+    write_bytes(path, &json)
+}
+
 /// [`write_atomic`] for bytes already in memory.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |f| f.write_all(bytes))

@@ -7,37 +7,44 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A grid of fits: every method at every temperature and alpha, for every share of labels and noise and every
-/// augmentation. Each is compared with the student alone under the same conditions, with every seed.
+/// A grid of fits: every method with every temperature and alpha, for every share of labels and of noise, every
+/// augmentation and every teacher. With every seed, each is compared with the student alone under the same conditions.
 ///
 /// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong. The
-/// student alone and the distilled one share it, so their results differ by the teacher only.
+/// student alone and the distilled one share it, so only the teacher makes their results differ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sweep {
     /// Name of the sweep and of its folder.
     pub name: String,
+    /// Each setting is trained once with each seed; a verdict needs two seeds or more.
     pub seeds: Vec<u64>,
+    /// How the student is compared with its teacher.
     pub methods: Vec<Method>,
     /// Above 0.
     pub temperatures: Vec<f64>,
-    /// In [0, 1].
+    /// Weights of the teacher, in [0, 1].
     pub alphas: Vec<f64>,
-    /// Shares of the training images whose label the student gets, in (0, 1]. The teacher's soft targets cover all
+    /// Shares of the training images whose label the student gets, in (0, 1]. The teacher gives soft targets for all
     /// images. The student alone sees the labelled images only, repeated to the same number of steps.
     pub labelled: Vec<f64>,
-    /// Shares of all labels that are wrong, in [0, 1); the share among the labelled images varies by seed.
+    /// Shares of wrong labels among all training images, in [0, 1). Among the labelled images the share varies by seed.
     pub noise: Vec<f64>,
+    /// How the student's images are augmented.
     pub augmentations: Vec<Augmentation>,
     /// Pixels by which augmentation shifts an image left, right, up or down, or not. Each view also exists mirrored.
     pub shift: i64,
+    /// Which labels the teacher was trained on.
     pub teachers: Vec<TeacherLabels>,
-    /// A class of which neither student sees an image. The teacher knows it.
+    /// A class that neither student sees an image of; the teacher knows it. `None` omits none.
     pub omitted: Option<i64>,
     /// Number of training images, from the first; `None` takes all.
     pub images: Option<usize>,
+    /// Epochs of each student, at least 1.
     pub epochs: usize,
+    /// Images in a batch, at least 1.
     pub batch_size: usize,
+    /// Learning rate of each student, above 0.
     pub learning_rate: f64,
     /// Side of the student's images in pixels.
     pub size: i64,
@@ -77,7 +84,7 @@ impl Default for Sweep {
 pub enum Augmentation {
     /// No augmentation.
     None,
-    /// A view for each image and epoch; the teacher sees the same one.
+    /// Draws one view per image and epoch; student and teacher see the same one.
     Same,
     /// Draws one view per image and epoch for the student, and independently one for the teacher.
     Apart,
@@ -103,15 +110,20 @@ pub struct Setting {
     pub labelled: f64,
     /// Share of wrong labels, in [0, 1).
     pub noise: f64,
+    /// How the images are augmented.
     pub augmentation: Augmentation,
 }
 
 /// How a student is distilled.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distillation {
+    /// How it is compared with its teacher.
     pub method: Method,
+    /// Above 0.
     pub temperature: f64,
+    /// Weight of the teacher, in [0, 1].
     pub alpha: f64,
+    /// Which labels the teacher was trained on.
     pub teacher: TeacherLabels,
 }
 
@@ -258,7 +270,7 @@ impl Sweep {
     }
 }
 
-/// What is wrong with the values of an axis: there is none, or one stands there twice.
+/// What is wrong with the values of an axis: it is empty, or holds a value twice.
 fn faults<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
     if values.is_empty() {
         return Some("is empty; give at least one value".into());

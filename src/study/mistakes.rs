@@ -1,19 +1,18 @@
-//! The article's mistakes, one at a time and on purpose, to compare with the same run without them.
+//! The article's mistakes. Each can be made on purpose, alone, and be compared with the same run without it.
 //!
-//! Only [`fit_with_defect`] makes them; no option does. [`crate::train::History::defect`] names the mistake of such a
-//! run.
+//! Only [`fit_with_mistake`] makes them, and [`crate::train::History::mistake`] says so: no option of a fit does.
 
 use crate::data::shuffled;
 use crate::models::Model;
 use crate::train::{Criterion, Examples, FitOptions, History, KdLoss, LoopSettings, Task};
-use crate::train::{cross_entropy, in_foreground, soft_targets};
+use crate::train::{cross_entropy, fit_and_show, soft_targets};
 use crate::{Error, Result};
 use std::fmt;
 use tch::{Kind, Reduction, Tensor};
 
 /// A mistake of the article that changes results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Defect {
+pub enum Mistake {
     /// The teacher's outputs are stored by batch number, while the loader shuffles: in every epoch, batch `k` gets
     /// outputs that belong to other images.
     MismatchedTeacher,
@@ -28,43 +27,43 @@ pub enum Defect {
     BestOnTest,
 }
 
-impl Defect {
+impl Mistake {
     /// All mistakes, in the order of the notebook.
-    pub const ALL: [Defect; 5] = [
-        Defect::MismatchedTeacher,
-        Defect::KlOverClasses,
-        Defect::AdamRebuilt,
-        Defect::BatchNormDrift,
-        Defect::BestOnTest,
+    pub const ALL: [Mistake; 5] = [
+        Mistake::MismatchedTeacher,
+        Mistake::KlOverClasses,
+        Mistake::AdamRebuilt,
+        Mistake::BatchNormDrift,
+        Mistake::BestOnTest,
     ];
 
     /// The mistake that a fit made on purpose, if it made one.
-    pub(crate) fn of(history: &History) -> Option<Defect> {
-        let name = history.defect.as_deref()?;
-        Self::ALL.into_iter().find(|defect| format!("{defect:?}") == name)
+    pub(crate) fn of(history: &History) -> Option<Mistake> {
+        let name = history.mistake.as_deref()?;
+        Self::ALL.into_iter().find(|mistake| format!("{mistake:?}") == name)
     }
 
     /// The training loop that makes this mistake.
     fn settings(self, train: &Examples, options: &FitOptions) -> LoopSettings {
-        let mismatched = self == Defect::MismatchedTeacher;
+        let mismatched = self == Mistake::MismatchedTeacher;
         LoopSettings {
-            defect: Some(format!("{self:?}")),
+            mistake: Some(format!("{self:?}")),
             teacher_order: mismatched.then(|| shuffled(train.len(), options.seed, 0)),
-            optimizer_per_epoch: self == Defect::AdamRebuilt,
-            frozen_norm_trains: self == Defect::BatchNormDrift,
-            validate_on_test: self == Defect::BestOnTest,
+            optimizer_per_epoch: self == Mistake::AdamRebuilt,
+            frozen_norm_trains: self == Mistake::BatchNormDrift,
+            validate_on_test: self == Mistake::BestOnTest,
         }
     }
 }
 
-impl fmt::Display for Defect {
+impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Defect::MismatchedTeacher => "teacher outputs of other images",
-            Defect::KlOverClasses => "KL averaged over batch x classes",
-            Defect::AdamRebuilt => "Adam rebuilt each epoch",
-            Defect::BatchNormDrift => "frozen BatchNorm in train mode",
-            Defect::BestOnTest => "best weights picked on test",
+            Mistake::MismatchedTeacher => "teacher outputs of other images",
+            Mistake::KlOverClasses => "KL averaged over batch x classes",
+            Mistake::AdamRebuilt => "Adam rebuilt each epoch",
+            Mistake::BatchNormDrift => "frozen BatchNorm in train mode",
+            Mistake::BestOnTest => "best weights picked on test",
         })
     }
 }
@@ -85,46 +84,47 @@ pub fn kd_loss_over_classes(student: &Tensor, labels: &Tensor, teacher: &Tensor,
 
 /// Refuses a run in which the mistake would have no effect.
 fn check(
-    defect: Defect,
+    mistake: Mistake,
     model: &Model,
     validation: &Examples,
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<()> {
     let no_teacher = criterion.kd_loss().is_none_or(|kd| kd.alpha() == 0.0);
-    let lacks = match defect {
-        Defect::MismatchedTeacher if no_teacher => "a criterion with a teacher and alpha > 0; take Criterion::kd",
-        Defect::KlOverClasses if no_teacher || !criterion.is_kd() => "Criterion::kd with alpha > 0",
-        Defect::AdamRebuilt if options.epochs < 2 => "more than one epoch",
-        Defect::BatchNormDrift if !model.has_frozen_norm() => {
+    let lacks = match mistake {
+        Mistake::MismatchedTeacher if no_teacher => "a criterion with a teacher and alpha > 0; take Criterion::kd",
+        Mistake::KlOverClasses if no_teacher || !criterion.is_kd() => "Criterion::kd with alpha > 0",
+        Mistake::AdamRebuilt if options.epochs < 2 => "more than one epoch",
+        Mistake::BatchNormDrift if !model.has_frozen_norm() => {
             "a network with frozen BatchNorm layers; take Backbone::with_head"
         }
-        Defect::BestOnTest if validation.split_name != "test" => "the test split where fit takes the validation split",
+        Mistake::BestOnTest if validation.split_name != "test" => "the test split where fit takes the validation split",
         _ => return Ok(()),
     };
-    Err(Error::Input(format!("to show \"{defect}\" the run needs {lacks}")))
+    Err(Error::Input(format!("to show \"{mistake}\" the run needs {lacks}")))
 }
 
-/// Runs [`crate::train::fit`] with one mistake of the article; everything else is as in `fit`, the seeds too.
+/// Runs [`crate::train::fit`] with one mistake of the article. All else is as in `fit`: first weights, order of
+/// batches.
 ///
-/// Give the run a folder of its own. [`History::defect`] has the name of the mistake.
+/// Give the run a folder of its own. [`History::mistake`] has the name of the mistake.
 ///
 /// # Errors
 /// As `fit`, and when the mistake would have no effect in this run; the message says what the run needs.
-pub fn fit_with_defect(
-    defect: Defect,
+pub fn fit_with_mistake(
+    mistake: Mistake,
     model: &mut Model,
     train: &Examples,
     validation: &Examples,
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
-    check(defect, model, validation, criterion, options)?;
+    check(mistake, model, validation, criterion, options)?;
     let over_classes = criterion
         .kd_loss()
-        .filter(|_| defect == Defect::KlOverClasses)
+        .filter(|_| mistake == Mistake::KlOverClasses)
         .map(|kd| Criterion::try_soft(criterion.name(), kd, kd_loss_over_classes));
     let criterion = over_classes.as_ref().unwrap_or(criterion);
-    let settings = defect.settings(train, options);
-    in_foreground(&settings, Task { model, train, validation, criterion, options })
+    let settings = mistake.settings(train, options);
+    fit_and_show(&settings, Task { model, train, validation, criterion, options })
 }

@@ -8,7 +8,7 @@ mod runner;
 mod verdict;
 
 pub use grid::{Augmentation, Distillation, Setting, Sweep, TeacherLabels};
-pub use report::{Comparison, Corrected, Measure, SweepReport, SweepRun};
+pub use report::{Comparison, Measure, SweepReport, SweepRun};
 pub use report_card::{Candidate, ReportCard, ReportRow, ResultRow, report_card};
-pub use runner::{SweepInputs, SweepListener, SweepProgress};
+pub(crate) use runner::{SweepInputs, SweepListener, SweepProgress};
 pub use verdict::{Decision, Verdict};

@@ -1,7 +1,7 @@
 //! The results of a sweep: its runs on file, and their comparison with the student alone.
 
 use super::{Setting, Sweep, Verdict};
-use crate::store::atomic::{set_aside, write_bytes};
+use crate::store::atomic::{set_aside, write_json};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use statrs::statistics::Statistics;
@@ -10,7 +10,9 @@ use std::path::Path;
 /// The result of one fit of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepRun {
+    /// What was trained.
     pub setting: Setting,
+    /// Decided first weights, order of batches and the choice of labels.
     pub seed: u64,
     /// Digest of everything the run depends on: a run of the same key is not repeated.
     pub key: String,
@@ -23,16 +25,18 @@ pub struct SweepRun {
     /// Recall of each class on the test split, in [0, 1].
     pub recall: Vec<f64>,
     /// `None` in a sweep that omits no class.
-    pub corrected: Option<Corrected>,
+    pub(crate) corrected: Option<Corrected>,
     /// Validation accuracy of the teacher, in [0, 1]; `None` for the student alone.
     pub teacher: Option<f64>,
+    /// Time of training and validation.
     pub seconds: f64,
+    /// Training throughput.
     pub images_per_second: f64,
 }
 
 /// Test results after a bias was added to the omitted class's logit. The bias is chosen on the validation split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Corrected {
+pub(crate) struct Corrected {
     pub bias: f64,
     pub test: f64,
     pub recall: Vec<f64>,
@@ -41,50 +45,55 @@ pub struct Corrected {
 /// All runs of a sweep so far. The sweep writes it as `sweep.json` after each run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepReport {
+    /// The grid.
     pub sweep: Sweep,
+    /// Name of the profile.
     pub profile: String,
+    /// Name of the data set.
     pub data: String,
     /// Number of images on which the students are trained.
     pub images: usize,
+    /// Finished runs, seed after seed.
     pub runs: Vec<SweepRun>,
     /// Why the sweep ended before its last run, if it did.
     pub stopped: Option<String>,
 }
 
-/// The number by which settings are compared.
+/// What settings are compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
-    /// Accuracy on the split that picked the epochs; choose a setting by it.
+    /// Accuracy on the validation split, which also chose the epoch. Choose a setting by it.
     Validation,
     /// Accuracy on the test split.
     Test,
     /// Recall of the omitted class on the test split.
     OmittedRecall,
-    /// The same after the bias correction.
+    /// Recall of the omitted class on the test split, after the bias correction.
     CorrectedRecall,
     /// Test accuracy after the bias correction.
     CorrectedTest,
 }
 
-/// A setting compared with the student alone, in the seeds that were run with both.
+/// A setting compared with the student alone, in the seeds that are done for both.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
+    /// How the student was distilled.
     pub setting: Setting,
     /// The student alone: a fraction in [0, 1] for each seed.
     pub alone: Vec<f64>,
     /// The distilled student, in the same seeds.
     pub distilled: Vec<f64>,
+    /// Whether the distilled student beats the student alone.
     pub verdict: Verdict,
 }
 
-/// File of a finished run in its own folder, from which the run is collected again when `sweep.json` is damaged.
+/// File of a finished run in its own folder. When `sweep.json` is damaged, the runs are collected from these files.
 const RUN: &str = "run.json";
 
 impl SweepRun {
     /// Writes the run to the folder of its fit.
     pub(super) fn save(&self, folder: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).map_err(|e| Error::Data(format!("run of a sweep: {e}")))?;
-        write_bytes(&folder.join(RUN), &json)
+        write_json(&folder.join(RUN), self)
     }
 
     /// Reads the run of a fit's folder; `None` where there is none. A damaged run is made again.
@@ -92,12 +101,12 @@ impl SweepRun {
         serde_json::from_slice(&std::fs::read(folder.join(RUN)).ok()?).ok()
     }
 
-    /// Whether both stand for the same setting and the same fit.
+    /// Whether both are results of the same fit and have the same setting.
     fn is_same(&self, other: &Self) -> bool {
         self.key == other.key && self.setting == other.setting
     }
 
-    /// The number that a comparison looks at; `None` if it was not measured.
+    /// The value of a measure; `None` if it was not measured.
     pub(crate) fn value(&self, measure: Measure, omitted: Option<i64>) -> Option<f64> {
         let of = |recall: &[f64]| recall.get(usize::try_from(omitted?).ok()?).copied();
         match measure {
@@ -149,12 +158,11 @@ impl SweepReport {
         Ok(runs)
     }
 
-    /// Writes the report with the runs of earlier grids, so that they are not lost.
+    /// Writes the report, and with it the runs of earlier grids, so that they are not lost.
     pub(super) fn save(&self, path: &Path, before: &[SweepRun]) -> Result<()> {
         let mut all = self.clone();
         all.runs.extend(before.iter().filter(|b| self.runs.iter().all(|run| !run.is_same(b))).cloned());
-        let json = serde_json::to_vec_pretty(&all).map_err(|e| Error::Data(format!("sweep: {e}")))?;
-        write_bytes(path, &json)
+        write_json(path, &all)
     }
 
     /// Compares every setting of the grid with the student alone, for settings with at least two completed seeds. The
@@ -182,9 +190,9 @@ impl SweepReport {
         Ok(made)
     }
 
-    /// Returns the mean difference to the student alone, in percentage points, of each temperature (rows) and alpha
+    /// The mean difference to the student alone, in percentage points, of each temperature (rows) and alpha
     /// (columns), for the first value of every other axis; `None` where no seed is done yet.
-    pub fn grid(&self, measure: Measure) -> Vec<Vec<Option<f64>>> {
+    pub(crate) fn grid(&self, measure: Measure) -> Vec<Vec<Option<f64>>> {
         let settings = self.sweep.settings();
         let one = |t: f64, a: f64| {
             let at = |s: &&Setting| s.distillation.is_some_and(|x| x.temperature == t && x.alpha == a);

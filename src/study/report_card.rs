@@ -19,8 +19,11 @@ const WARM_UP: usize = 3;
 
 /// A model for [`report_card`], with the transform that makes its input.
 pub struct Candidate<'a> {
+    /// Stands in the table.
     pub name: &'a str,
+    /// A network from images to logits.
     pub model: &'a Model,
+    /// Makes the model's input from the split's images.
     pub transform: &'a Transform,
     /// The model's logits for the split, if they are known; otherwise they are computed.
     pub logits: Option<&'a CachedTensor>,
@@ -29,6 +32,7 @@ pub struct Candidate<'a> {
 /// One model on the split of a [`ReportCard`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReportRow {
+    /// Name of the model.
     pub model: String,
     /// Share of images whose largest logit is the label's, in [0, 1].
     pub accuracy: f64,
@@ -38,6 +42,7 @@ pub struct ReportRow {
     pub calibration: Calibration,
     /// Share of images to which it gives the same class as the first model, in [0, 1]; `None` for the first model.
     pub agreement: Option<f64>,
+    /// Number of weights, trained or not.
     pub parameters: i64,
     /// Multiply-accumulates for one image.
     pub macs: i64,
@@ -52,10 +57,13 @@ pub struct ReportRow {
 /// A row for each model. The first one is the teacher, with which the others are compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReportCard {
+    /// Name of the split.
     pub split: String,
+    /// Number of its images.
     pub images: usize,
     /// Device on which the latencies were measured.
     pub device: String,
+    /// One for each model, in the given order.
     pub rows: Vec<ReportRow>,
 }
 
@@ -126,28 +134,26 @@ fn latencies(split: &Split, models: &[Candidate]) -> Result<Vec<f64>> {
 /// One row of the table that closes a walk through the notebooks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResultRow {
+    /// Name of the model.
     pub model: String,
     /// Best validation accuracy, in [0, 1].
     pub val_accuracy: f64,
-    /// In [0, 1].
+    /// Accuracy on the test split, in [0, 1].
     pub test_accuracy: f64,
+    /// Number of weights.
     pub parameters: i64,
     /// Multiply-accumulates for one image.
     pub macs: i64,
+    /// Time of training, and of the teacher's pass over the images.
     pub seconds: f64,
 }
 
 impl ReportCard {
-    /// The card as indented JSON.
-    pub fn json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).map_err(|e| Error::Data(format!("report card: {e}")))
-    }
-
     /// Writes the card as JSON to a file, which is whole or absent.
     ///
     /// # Errors
     /// When the file can't be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        atomic::write_bytes(path.as_ref(), self.json()?.as_bytes())
+        atomic::write_json(path.as_ref(), self)
     }
 }

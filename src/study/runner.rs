@@ -1,16 +1,16 @@
 //! Runs a sweep: every fit of its grid that is not on disk yet, one after the other.
 
 use super::grid::{Augmentation, Setting, Sweep, TeacherLabels};
-use super::report::mean;
-use super::{Corrected, SweepReport, SweepRun};
+use super::report::{Corrected, mean};
+use super::{SweepReport, SweepRun};
 use crate::data::{Dataset, Split, Transform, Views};
 use crate::error::lock;
 use crate::models::{Backbone, Layers, Model, head};
 use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, Interrupt, KdLoss, Listener, Progress, Task,
-    UNLABELLED, evaluate, fingerprint, fit, teacher_logits, view_logits,
+    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, KdLoss, Listener, LoopSettings, Progress, Task,
+    UNLABELLED, evaluate, fingerprint, fit, in_foreground, teacher_logits, view_logits,
 };
 use crate::{Error, Result};
 use std::path::Path;
@@ -23,7 +23,7 @@ const EVALUATION_BATCH: usize = 256;
 
 /// Progress of a sweep.
 #[derive(Clone, Debug)]
-pub struct SweepProgress {
+pub(crate) struct SweepProgress {
     /// The current run; `None` when all are done.
     pub run: Option<String>,
     /// Number of the current run, from 1.
@@ -37,7 +37,7 @@ pub struct SweepProgress {
 }
 
 /// Inputs that all runs of a sweep share.
-pub struct SweepInputs<'a> {
+pub(crate) struct SweepInputs<'a> {
     pub data: &'a Dataset,
     pub device: Device,
     pub profile: &'a str,
@@ -54,21 +54,23 @@ pub struct SweepInputs<'a> {
     pub student: &'a dyn Fn(&nn::Path) -> Layers,
     /// Folder for the logits of views.
     pub cache: &'a Path,
+    /// Code of a cell that shows the report, for a page that did not see the sweep.
+    pub afterwards: &'a str,
 }
 
 /// Callback for the progress of a sweep, called a few times a second.
-pub type SweepListener = Arc<dyn Fn(&SweepReport, &SweepProgress) + Send + Sync>;
+pub(crate) type SweepListener = Arc<dyn Fn(&SweepReport, &SweepProgress) + Send + Sync>;
 
 impl Sweep {
-    /// Runs everything that `folder` does not hold yet, and returns all runs. After a kill, call it again: a run that
-    /// was cut short continues after its last epoch, and runs of equal settings are taken from the folder, whatever
-    /// grid they were made for.
+    /// Runs everything that `folder` does not hold yet, and returns all runs of the grid. After a kill, call it again:
+    /// a run that was cut short continues after its last epoch. Runs of equal settings are taken from the folder,
+    /// whatever grid they were made for.
     ///
     /// On the live kernel, Interrupt ends the sweep: it returns the runs that are done, with `stopped` set.
     ///
     /// # Errors
     /// When a value is out of its range, another process runs this sweep, and as [`fit`].
-    pub fn run(&self, inputs: &SweepInputs, folder: &Path, listener: &SweepListener) -> Result<SweepReport> {
+    pub(crate) fn run(&self, inputs: &SweepInputs, folder: &Path, listener: &SweepListener) -> Result<SweepReport> {
         self.check(inputs.data)?;
         let data = SweepData::new(self, inputs)?;
         let _lock = lock_folder(&self.name, folder)?;
@@ -82,7 +84,8 @@ impl Sweep {
             runs: Vec::new(),
             stopped: None,
         }));
-        let interrupt = Interrupt::watch(&self.name);
+        let interrupt = kdlab_client::watch(&self.name, |_| ());
+        interrupt.afterwards(inputs.afterwards);
         let all = self.all_runs();
         let total = all.len();
         let mut spent = Vec::new();
@@ -93,37 +96,31 @@ impl Sweep {
                 break;
             }
             let name = format!("{setting}-seed{seed}");
-            // Each run that is left takes as long as the mean of those so far.
+            // The estimate for each run that is left is the mean of those so far.
             let later = mean(&spent).map(|seconds| seconds * (total - i - 1) as f64);
             let now =
                 SweepProgress { run: Some(name.clone()), number: i + 1, total, progress: None, seconds_left: later };
-            let (known, sweep_listener) = (Arc::clone(&report), Arc::clone(listener));
+            let (so_far, sweep_listener) = (Arc::clone(&report), Arc::clone(listener));
             let fit_listener = Listener::new(move |event| {
                 if let Event::Progress(progress) = event {
                     let seconds_left = now.seconds_left.map(|later| later + progress.seconds_left);
-                    let report = lock(&known).clone();
-                    sweep_listener(
-                        &report,
-                        &SweepProgress { progress: Some(progress.clone()), seconds_left, ..now.clone() },
-                    );
+                    let progress = Some(progress.clone());
+                    sweep_listener(&lock(&so_far), &SweepProgress { progress, seconds_left, ..now.clone() });
                 }
             });
             let (begun, folder) = (Instant::now(), folder.join(&name));
-            let ended = teachers.run(setting, *seed, &name, &folder, fit_listener, &before);
-            match ended {
-                Ok(RunOutcome::Known(run)) => lock(&report).runs.push(run),
-                Ok(RunOutcome::New(run)) => {
+            match teachers.run(setting, *seed, &name, &folder, fit_listener, &before) {
+                Ok((run, false)) => lock(&report).runs.push(run),
+                Ok((run, true)) => {
                     spent.push(begun.elapsed().as_secs_f64());
                     run.save(&folder)?;
                     let mut report = lock(&report);
-                    report.runs.push(*run);
+                    report.runs.push(run);
                     report.save(&path, &before)?;
-                    drop(report);
                     // Only an unfinished run needs its checkpoint.
                     let _ = std::fs::remove_file(folder.join("checkpoint.safetensors"));
                 }
-                // Interrupt during a pass that is not a fit ends the sweep as it does during a fit.
-                Ok(RunOutcome::Stopped(reason)) | Err(Error::Interrupted(reason)) => {
+                Err(Error::Interrupted(reason)) => {
                     lock(&report).stopped = Some(reason);
                     break;
                 }
@@ -190,24 +187,21 @@ impl<'a> SweepData<'a> {
     }
 }
 
-enum RunOutcome {
-    /// A run of an earlier sweep.
-    Known(SweepRun),
-    New(Box<SweepRun>),
-    Stopped(String),
-}
-
 /// The teachers of a sweep, made when a run first needs them.
 struct Teachers<'a> {
     sweep: &'a Sweep,
     data: &'a SweepData<'a>,
-    /// Logits for train and validation of teachers that were trained on the student's labels, by share, noise and seed.
+    /// Logits, for the training and the validation images, of teachers that were trained on the student's labels: by
+    /// share of labels, share of noise and seed.
     own: Vec<((f64, f64, u64), [CachedTensor; 2])>,
     views: Option<CachedTensor>,
 }
 
 impl Teachers<'_> {
-    /// Trains and measures one student, or finds its run among those `before`.
+    /// Trains and measures one student, or finds its run among those `before`; also returns whether it was trained.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when the user stopped the fit or another pass.
     fn run(
         &mut self,
         setting: &Setting,
@@ -216,7 +210,7 @@ impl Teachers<'_> {
         folder: &Path,
         listener: Listener,
         before: &[SweepRun],
-    ) -> Result<RunOutcome> {
+    ) -> Result<(SweepRun, bool)> {
         let Self { sweep, data, .. } = *self;
         let inputs = data.inputs;
         let (train, criterion, validation_logits) = self.examples(setting, seed, &listener)?;
@@ -225,7 +219,7 @@ impl Teachers<'_> {
             Some(_) => Some(Evaluation::new(&validation_logits.tensor, &validation.labels())?.accuracy()),
             None => None,
         };
-        let mut model = Model::new(name, inputs.device, seed, inputs.student)?;
+        let model = Model::new(name, inputs.device, seed, inputs.student)?;
         let options = FitOptions {
             name: name.to_owned(),
             epochs: sweep.epochs,
@@ -243,16 +237,16 @@ impl Teachers<'_> {
         let omitted = format!("{:?}", sweep.omitted);
         let key = digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), omitted.as_bytes()]);
         if let Some(run) = before.iter().find(|run| run.key == key) {
-            // Two settings may come to the same fit, such as a share of wrong labels that rounds to none.
-            return Ok(RunOutcome::Known(SweepRun { setting: setting.clone(), seed, ..run.clone() }));
+            // Two settings may lead to the same fit, such as a share of wrong labels that rounds to none.
+            return Ok((SweepRun { setting: setting.clone(), seed, ..run.clone() }, false));
         }
-        // `fit` knows an earlier run by its checkpoint, which a finished run of a sweep has no longer.
+        // A fit recognises an earlier run by its checkpoint, which a finished run of a sweep no longer has.
         if SweepRun::load(folder).is_some_and(|run| run.key != key) {
             make_room(folder)?;
         }
-        let history = fit(&mut model, &train, &validation, &criterion, &options)?;
+        let history = in_foreground(&LoopSettings::default(), task, None)?;
         if let Some(reason) = history.stopped {
-            return Ok(RunOutcome::Stopped(reason));
+            return Err(Error::Interrupted(reason));
         }
         let Some(best) = history.best() else {
             return Err(Error::Input(format!("{name}: no epoch was run; sweep with at least 1")));
@@ -267,7 +261,7 @@ impl Teachers<'_> {
             None => None,
         };
         let speeds: Vec<f64> = history.records.iter().map(|r| r.images_per_second).collect();
-        Ok(RunOutcome::New(Box::new(SweepRun {
+        let run = SweepRun {
             setting: setting.clone(),
             seed,
             key,
@@ -279,7 +273,8 @@ impl Teachers<'_> {
             teacher,
             seconds: history.seconds(),
             images_per_second: mean(&speeds).unwrap_or_default(),
-        })))
+        };
+        Ok((run, true))
     }
 
     /// Training examples and criterion of a setting, and its teacher's logits for the validation split.
@@ -322,7 +317,7 @@ impl Teachers<'_> {
         Ok((images.with_labels(&known)?, Criterion::distil(distillation.method, kd), validation_logits))
     }
 
-    /// Logits for train and validation of a head on the backbone's features, trained on the student's labels.
+    /// Logits, for the training and the validation images, of a head that is trained on the student's labels.
     fn own_teacher(&mut self, setting: &Setting, seed: u64, listener: &Listener) -> Result<&[CachedTensor; 2]> {
         let wanted = (setting.labelled, setting.noise, seed);
         let found = match self.own.iter().position(|(of, _)| *of == wanted) {

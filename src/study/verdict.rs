@@ -26,6 +26,7 @@ pub enum Decision {
 pub struct Verdict {
     /// Difference of two fractions for each seed: 0.01 is a percentage point.
     pub differences: Vec<f64>,
+    /// Mean difference.
     pub mean: f64,
     /// Sample standard deviation of the differences.
     pub deviation: f64,
@@ -35,6 +36,7 @@ pub struct Verdict {
     pub low: f64,
     /// Upper end of the interval.
     pub high: f64,
+    /// The conclusion.
     pub decision: Decision,
 }
 

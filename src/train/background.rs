@@ -1,8 +1,8 @@
-//! Fits that run beside the cells, one after the other, on a thread of their own.
+//! Fits in the background: a thread runs them one after the other while the user runs other cells.
 
 use super::checks::Task;
 use super::fit::{LoopSettings, fit_with};
-use super::{Control, Criterion, Event, Examples, FitOptions, History, Hyperparameters, Listener, Observer};
+use super::{Control, Criterion, Event, Examples, FitOptions, History, Listener, Observer};
 use crate::error::lock;
 use crate::models::Model;
 use crate::{Error, Result};
@@ -14,13 +14,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Runs fits in the order in which they were queued, one at a time.
 ///
-/// When the queue is dropped, its thread runs the fits that wait, and ends.
+/// After the queue is dropped, its thread runs the fits that still wait, and then ends.
 #[derive(Default)]
 pub(crate) struct Queue(Mutex<Option<Sender<Arc<BackgroundFit>>>>);
 
-/// A fit in the background, with its state, its curve so far and its control.
+/// A fit in the background. As the value of a cell it shows its state and the curve so far.
 ///
-/// Dropping it does not end the fit; the curve is then in the fit's folder only.
+/// If you drop it, the fit goes on, and only the fit's folder has its curve.
 pub struct Run(Arc<BackgroundFit>);
 
 enum Phase {
@@ -34,8 +34,6 @@ enum Phase {
 struct BackgroundFit {
     control: Control,
     listener: Listener,
-    /// The fit's own values, in force where the user set none.
-    own: Hyperparameters,
     state: Mutex<FitState>,
     changed: Condvar,
 }
@@ -43,7 +41,7 @@ struct BackgroundFit {
 struct FitState {
     phase: Phase,
     history: History,
-    /// Inputs of a fit that waits for its turn, and the observer that sees it stopped before that.
+    /// Inputs of a fit that waits for its turn, and the observer that notices a stop before that.
     waiting: Option<(QueuedFit, Observer)>,
     /// The trained model, or the error, of a fit that has ended.
     result: Option<Result<Model>>,
@@ -58,8 +56,8 @@ struct QueuedFit {
 }
 
 impl Queue {
-    /// Queues a fit and returns at once. It differs from [`super::fit`] in this: its listener receives
-    /// [`Event::Queued`] first, and Interrupt does not stop it, because Interrupt is meant for the cell that runs.
+    /// Queues a fit and returns at once. Unlike [`super::fit`], it sends [`Event::Queued`] to its listener first, and
+    /// Interrupt does not stop it, because Interrupt is meant for the cell that runs.
     ///
     /// # Errors
     /// When no thread can be started. [`Run::wait`] returns the errors of the fit itself.
@@ -79,7 +77,6 @@ impl Queue {
         let fit = Arc::new(BackgroundFit {
             control: options.control.clone(),
             listener: options.listener.clone(),
-            own,
             state: Mutex::new(FitState { phase: Phase::Queued, history: history.clone(), waiting: None, result: None }),
             changed: Condvar::new(),
         });
@@ -122,23 +119,13 @@ impl Run {
         self.0.state().history.clone()
     }
 
-    /// Returns temperature, alpha and learning rate as they are now.
-    pub fn hyperparameters(&self) -> Hyperparameters {
-        self.0.control.over(self.0.own)
-    }
-
     /// Returns the handle by which you change, pause and stop this run.
     pub fn control(&self) -> Control {
         self.0.control.clone()
     }
 
-    /// Returns whether the run has ended, with or without an error.
-    pub fn is_finished(&self) -> bool {
-        matches!(self.0.state().phase, Phase::Finished | Phase::Failed(_))
-    }
-
-    /// Waits for the end; returns the model with the weights of the best epoch, and the whole history. Interrupt stops
-    /// the run and returns what it has reached.
+    /// Waits for the end, and returns the model with the weights of the best epoch and the whole history. Interrupt
+    /// stops the run; `wait` then returns the best weights so far.
     ///
     /// # Errors
     /// As [`super::fit`], and when the network or the loss panicked.
@@ -146,7 +133,7 @@ impl Run {
         let name = self.0.state().history.name.clone();
         let control = self.control();
         let _watch = watch(&name, move |reason| control.stop(reason));
-        if !self.is_finished() {
+        if self.0.state().result.is_none() {
             self.0.listener.notify(&Event::Awaited { name });
         }
         let mut state = self.0.state();
@@ -175,7 +162,7 @@ impl BackgroundFit {
         let history = state.history.clone();
         drop((state, observer));
         self.end(Ok(inputs.model));
-        // On another thread: this one may be that on which the listener's display receives its answers.
+        // On another thread, because this one may be the thread that receives the answers of the listener's display.
         let this = Arc::clone(self);
         std::thread::spawn(move || this.listener.notify(&Event::Finished(history)));
     }

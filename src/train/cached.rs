@@ -1,5 +1,5 @@
-//! What a frozen teacher computes once for every image: features, logits, and logits of augmented views. They are kept
-//! on disk under a key of everything they depend on.
+//! What a frozen teacher computes once for every image: features, logits, and logits of augmented views. The file of
+//! each has a key in its name that depends on all its inputs.
 
 use super::progress::{Interrupt, Ticker};
 use super::row_file::RowFile;
@@ -13,29 +13,30 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// Rows of a head's pass: enough that a linear layer is fast, few enough that the largest features take 64 MB.
+/// Rows of a head's pass: many, so that a linear layer is fast, but at most 64 MB of the largest features.
 const HEAD_ROWS: usize = 8192;
 
-/// Values that were computed once for every sample of a split, with the key they were computed under. Values on disk
-/// are read as they are needed, so they may be larger than memory.
+/// Values that were computed once for every sample of a split. Those on disk are read as they are needed, so they may
+/// be larger than memory.
 pub struct CachedTensor {
     /// f32 `[N, D]` for features, f32 `[N, C]` for logits, f16 `[N, V, C]` for logits of `V` views; on the CPU.
     pub tensor: Tensor,
-    /// Changes with everything the values depend on.
+    /// Digest of everything that the values depend on.
     pub key: String,
-    /// What the second of three dimensions counts.
+    /// The views that the second of three dimensions counts.
     pub(crate) views: Option<Views>,
     split_key: String,
     /// The file that holds the values; `None` if they are in memory.
     pub path: Option<PathBuf>,
     /// True if the values were read from disk rather than computed.
     pub from_disk: bool,
-    /// Seconds that the computation took, whenever it was; 0 if unknown.
+    /// Seconds that the computation took, in this process or an earlier one; 0 if unknown.
     pub seconds: f64,
 }
 
 impl CachedTensor {
-    /// Wraps values `[N, D]` that you computed yourself, row i for sample i of `split`; `key` names the computation.
+    /// Wraps values `[N, D]` that you computed yourself, row i for sample i of `split`. `key` names the computation:
+    /// other values need another key.
     ///
     /// # Errors
     /// When `tensor` does not have one row for each sample.
@@ -61,7 +62,7 @@ impl CachedTensor {
         Self { tensor, key, views, split_key: split.key.clone(), path: None, from_disk: false, seconds: 0.0 }
     }
 
-    /// Checks that each of the `samples` of a split has its row, or its row for each view. `what` is for the message.
+    /// Checks that each of the `samples` of a split has its row, or a row for each view. `what` is for the message.
     pub(crate) fn check(&self, split_key: &str, samples: usize, what: &str) -> Result<()> {
         if self.split_key != split_key {
             return Err(Error::Input(format!(
@@ -87,7 +88,7 @@ pub(super) fn pick_views(logits: &Tensor, images: &[i64], views: &[i64]) -> Resu
     Ok(rows.f_to_kind(Kind::Float)?)
 }
 
-/// The key of a backbone's features. It depends on the weights as they are now, not on the file they came from.
+/// The key of a backbone's features. It depends on the weights themselves, not on the file they came from.
 pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Transform) -> Result<String> {
     let arch = format!("{:?}", backbone.arch);
     let weights = digest_tensors(&backbone.model.state())?;
@@ -101,8 +102,8 @@ pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Trans
 /// With a `folder` they are kept there and found again as long as data, transform and backbone stay the same.
 ///
 /// # Errors
-/// As libtorch's and the disk's; and when the user interrupts it, after which the rows so far stay in the folder and
-/// the next call continues from there.
+/// When the backbone does not accept the images, the disk refuses, or the user interrupts it. The rows so far then stay
+/// in the folder, and the next call continues from there.
 pub fn backbone_features(
     backbone: &Backbone,
     split: &Split,
@@ -127,11 +128,11 @@ pub fn backbone_features(
     })
 }
 
-/// Returns the teacher's logits f32 `[N, C]`: its `head` on the `features` of `split`. A `folder` keeps them.
+/// The teacher's logits f32 `[N, C]`: its `head` on the `features` of `split`. A `folder` keeps them.
 ///
 /// # Errors
 /// When the features belong to another split; else as [`backbone_features`].
-pub fn teacher_logits(
+pub(crate) fn teacher_logits(
     head: &Model,
     split: &Split,
     features: &CachedTensor,
@@ -155,8 +156,8 @@ pub fn teacher_logits(
 /// Returns the logits f16 `[N, V, C]` of `teacher`, a network from images to logits, for every image of `split` in each
 /// of the `V` views, in evaluation mode. Each image is augmented first and then transformed, as the student's are.
 ///
-/// They are kept in `folder` and found again as long as nothing they depend on changes. Memory does not grow with the
-/// number of images or views.
+/// They are kept in `folder` and found again as long as teacher, data, transform and views stay the same. Memory does
+/// not grow with the number of images or views.
 ///
 /// # Errors
 /// When a logit is too large for f16, or a file in `folder` is damaged; else as [`backbone_features`].
@@ -178,7 +179,7 @@ pub fn view_logits(
         let (images, seen): (Vec<i64>, Vec<i64>) = (from..to).map(|row| (row / per_image, row % per_image)).unzip();
         transform.apply(&views.apply(&split.batch(&images)?.images, &seen)?, device)
     };
-    // Not by `pass`, which is made for batches of one shape.
+    // Not by `pass`, which is prepared for batches of one shape.
     let width = no_grad(|| teacher.forward(&batch(0, 1)?, false))?.size().last().copied().unwrap_or(1);
     let pass = teacher.pass()?;
     let (what, views, piece) = ("view-logits", Some(views), batch_size);
@@ -233,7 +234,8 @@ impl Computation<'_> {
         let (name, kind) = if views.is_some() { ("logits", Kind::Half) } else { (self.what, Kind::Float) };
         let file = RowFile { path: path.clone(), name, key: &key, kind, shape: &shape, timed: views.is_none() };
         let found = match file.map() {
-            // A pass over views may take hours, so the user decides. All else is computed again.
+            // A pass over views may take hours, so the user decides what to do with a damaged file. The others are
+            // computed again.
             Err(_) if views.is_none() => None,
             found => found?,
         };

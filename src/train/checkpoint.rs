@@ -5,9 +5,10 @@ use super::hyperparameters::Overrides;
 use super::record::TrainedEpoch;
 use super::{History, Optimizer};
 use crate::models::Model;
-use crate::store::atomic::{make_room, write_bytes};
+use crate::store::atomic::{make_room, write_json};
 use crate::store::tensors::{load_tensors, save_tensors};
 use crate::{Error, Result};
+use serde_json::json;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tch::{Tensor, no_grad};
@@ -82,19 +83,17 @@ impl Checkpoint {
         unmeasured: Option<&TrainedEpoch>,
         overrides: Overrides,
     ) -> Result<()> {
-        let json = to_json(history)?;
         let (moments, steps) = optimizer.state();
         let mut tensors = moments;
         tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
         tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));
-        let text = |e: serde_json::Result<String>| e.map_err(|e| Error::Data(format!("checkpoint: {e}")));
         let metadata = HashMap::from([
             ("fingerprint".to_owned(), self.fingerprint.clone()),
-            ("history".to_owned(), json.clone()),
+            ("history".to_owned(), json!(history).to_string()),
             ("steps".to_owned(), steps.to_string()),
-            ("live".to_owned(), text(serde_json::to_string(&overrides))?),
-            ("unmeasured".to_owned(), text(serde_json::to_string(&unmeasured))?),
-            ("probe".to_owned(), text(serde_json::to_string(&self.probe))?),
+            ("live".to_owned(), json!(overrides).to_string()),
+            ("unmeasured".to_owned(), json!(unmeasured).to_string()),
+            ("probe".to_owned(), json!(self.probe).to_string()),
         ]);
         // Before the first validation there are no best weights.
         if history.records.is_empty() || history.records.len() < history.epochs && self.is_finished() {
@@ -103,7 +102,7 @@ impl Checkpoint {
         // The history comes last, so the weights of every epoch in it are on disk.
         save_tensors(&self.folder.join("best.safetensors"), &best.0, HashMap::new())?;
         save_tensors(&self.file(), &tensors, metadata)?;
-        write_bytes(&self.history(), json.as_bytes())
+        write_json(&self.history(), history)
     }
 
     /// Writes the history of a stopped run, whose weights are on disk already. A run that was stopped before its first
@@ -113,7 +112,7 @@ impl Checkpoint {
         if history.records.is_empty() && path.exists() || self.is_finished() {
             return Ok(());
         }
-        write_bytes(&path, to_json(history)?.as_bytes())
+        write_json(&path, history)
     }
 
     /// Loads an unfinished run of the same fit into model and optimizer; returns `None` when there is none.
@@ -150,10 +149,6 @@ impl Checkpoint {
         let unmeasured = serde_json::from_str(text("unmeasured")).unwrap_or_default();
         Ok(Some(Resumed { history, best, unmeasured, overrides }))
     }
-}
-
-fn to_json(history: &History) -> Result<String> {
-    serde_json::to_string_pretty(history).map_err(|e| Error::Data(format!("history: {e}")))
 }
 
 /// A copy of a model's weights and buffers.

@@ -102,11 +102,11 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
 }
 
 /// Digest of everything that a fit depends on.
-pub(crate) fn fingerprint(defect: Option<&str>, task: &Task) -> Result<String> {
+pub(crate) fn fingerprint(mistake: Option<&str>, task: &Task) -> Result<String> {
     let Task { model, train, validation, criterion, options } = *task;
-    let defect = defect.map_or("None".to_owned(), |name| format!("Some({name})"));
+    let mistake = mistake.map_or("None".to_owned(), |name| format!("Some({name})"));
     let mut settings = format!(
-        "{defect} {} {:?} {} {} {} {} {}",
+        "{mistake} {} {:?} {} {} {} {} {}",
         criterion.name(),
         criterion.kd_loss(),
         options.epochs,

@@ -77,8 +77,8 @@ impl Control {
         self.overrides().over(own)
     }
 
-    /// Pauses the running fit before its next batch, until [`Control::resume`] or [`Control::stop`]. The time does not
-    /// count.
+    /// Pauses the running fit before its next batch, until [`Control::resume`] or [`Control::stop`]. The history does
+    /// not count the time of the pause.
     pub fn pause(&self) {
         self.change(|state| state.paused = true);
     }
@@ -92,8 +92,8 @@ impl Control {
         lock(&self.0.state).paused
     }
 
-    /// Ends the running fit after its current batch of training or validation, also while it is paused. `reason` stands
-    /// in its history.
+    /// Ends the running fit after its current batch of training or validation, also while it is paused. `reason`
+    /// becomes `stopped` in its history.
     pub fn stop(&self, reason: &str) {
         self.change(|state| {
             state.stop = Some(reason.to_owned());
@@ -106,7 +106,7 @@ impl Control {
         lock(&self.0.state).stop.clone()
     }
 
-    /// Ends a pending stop and returns its reason.
+    /// Withdraws a pending stop and returns its reason.
     pub(super) fn take_stop(&self) -> Option<String> {
         let mut reason = None;
         self.change(|state| reason = state.stop.take());
@@ -120,9 +120,8 @@ impl Control {
             return Duration::ZERO;
         }
         let start = Instant::now();
-        drop(
-            self.0.changed.wait_while(state, |s| s.paused && s.stop.is_none()).unwrap_or_else(PoisonError::into_inner),
-        );
+        let waits = |state: &mut ControlState| state.paused && state.stop.is_none();
+        drop(self.0.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner));
         start.elapsed()
     }
 

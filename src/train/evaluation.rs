@@ -25,12 +25,12 @@ pub struct Calibration {
     /// Expected calibration error: mean over all samples of |accuracy - confidence| of their bin, in [0, 1].
     pub ece: f64,
     /// Bins of equal width; bin `m` of `M` holds confidences in (m/M, (m+1)/M].
-    pub bins: Vec<CalibrationBin>,
+    pub(crate) bins: Vec<CalibrationBin>,
 }
 
 /// The samples whose largest probability lies in one bin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct CalibrationBin {
+pub(crate) struct CalibrationBin {
     pub samples: usize,
     /// Mean of the largest probability; 0 for an empty bin.
     pub confidence: f64,
@@ -39,8 +39,8 @@ pub struct CalibrationBin {
 }
 
 impl Evaluation {
-    /// Measures logits `[N, C]` against labels i64 `[N]`, on any device. Images without a label ([`UNLABELLED`]) are
-    /// left out.
+    /// Measures logits `[N, C]` against labels i64 `[N]`, on any device. Images with the label -100, the `ignore_index`
+    /// of PyTorch's cross-entropy, have no label and are left out.
     ///
     /// # Errors
     /// When no image has a label, or the logits have fewer classes than the labels.
@@ -74,11 +74,11 @@ impl Evaluation {
         Ok(self.logits.f_argmax(-1, false)?)
     }
 
-    /// Returns the top-1 agreement: the share of samples to which both models give the same class, in [0, 1].
+    /// The top-1 agreement: the share of samples to which both models give the same class, in [0, 1].
     ///
     /// # Errors
     /// When the two were not measured on the same labels.
-    pub fn agreement(&self, other: &Evaluation) -> Result<f64> {
+    pub(crate) fn agreement(&self, other: &Evaluation) -> Result<f64> {
         if self.labels.size() != other.labels.size() || !self.labels.f_equal(&other.labels)? {
             return Err(Error::Input(format!(
                 "agreement of {} with {} samples: both models must be evaluated on the same split",
@@ -93,7 +93,7 @@ impl Evaluation {
     ///
     /// # Errors
     /// When `bins` is 0.
-    pub fn calibration(&self, bins: usize) -> Result<Calibration> {
+    pub(crate) fn calibration(&self, bins: usize) -> Result<Calibration> {
         if bins == 0 {
             return Err(Error::Input("calibration in 0 bins: at least 1 is needed, 15 is usual".into()));
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 /// Progress of a long pass over images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
+    /// Name of the fit or pass.
     pub name: String,
     /// Current epoch, counted from 1; 1 for a pass that is not a fit.
     pub epoch: usize,
@@ -18,6 +19,7 @@ pub struct Progress {
     pub total: usize,
     /// Means so far in this epoch; `None` for a pass without a loss.
     pub metrics: Option<Metrics>,
+    /// Throughput since this epoch or pass began.
     pub images_per_second: f64,
     /// Estimated seconds to the end of the fit or pass, without validation.
     pub seconds_left: f64,
@@ -26,24 +28,59 @@ pub struct Progress {
 /// What a fit, or a pass of a backbone, reports to its [`Listener`].
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A fit was queued in the background and waits for its turn; `history` has no epoch yet. `Started` follows.
-    Queued { history: History, hyperparameters: Hyperparameters },
+    /// A fit was queued in the background and waits for its turn; `Started` follows.
+    Queued {
+        /// Without an epoch yet.
+        history: History,
+        /// Values with which the fit will begin.
+        hyperparameters: Hyperparameters,
+    },
     /// The cell now waits for this fit of the background.
-    Awaited { name: String },
-    /// A fit begins with these values in force; `history` holds the epochs that an earlier run had finished.
-    Started { history: History, hyperparameters: Hyperparameters },
+    Awaited {
+        /// Name of the fit.
+        name: String,
+    },
+    /// A fit begins.
+    Started {
+        /// The epochs that an earlier run had finished.
+        history: History,
+        /// Values in force.
+        hyperparameters: Hyperparameters,
+    },
     /// The fit renamed the folder of an earlier run of this name, which had other settings, data or first weights.
-    SetAside { name: String, folder: PathBuf },
+    SetAside {
+        /// Name of the fit.
+        name: String,
+        /// New place of the earlier run.
+        folder: PathBuf,
+    },
     /// Sent at most a few times a second.
     Progress(Progress),
     /// The user changed temperature, alpha or learning rate; the next batch is the first to see it.
-    Changed { name: String, change: Change },
-    /// An epoch of `epochs` planned ones ended.
-    Epoch { name: String, record: EpochRecord, epochs: usize },
+    Changed {
+        /// Name of the fit.
+        name: String,
+        /// Values before and after.
+        change: Change,
+    },
+    /// An epoch ended.
+    Epoch {
+        /// Name of the fit.
+        name: String,
+        /// What was measured.
+        record: EpochRecord,
+        /// Number of planned epochs.
+        epochs: usize,
+    },
     /// The fit ended; the model holds the weights of the best epoch.
     Finished(History),
     /// The fit ended with an error, which its caller gets too.
-    Failed { name: String, error: String },
+    Failed {
+        /// Name of the fit.
+        name: String,
+        /// Text of the error.
+        error: String,
+    },
 }
 
 impl Event {

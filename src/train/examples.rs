@@ -11,32 +11,29 @@ use crate::{Error, Result};
 use tch::{Device, Tensor};
 
 enum Inputs {
-    Images { split: Split, transform: Transform },
     Features(Tensor),
-    Backbone { split: Split, transform: Transform, backbone: Backbone },
+    Images(Box<Images>),
 }
 
-enum Teacher {
-    /// f32 [N, C], CPU
-    Rows(Tensor),
-    Views {
-        /// f16 [N, V, C], CPU
-        logits: Tensor,
-        /// The teacher sees another view than the student, drawn independently.
-        apart: bool,
-    },
+struct Images {
+    split: Split,
+    transform: Transform,
+    /// Its features of the images are the inputs.
+    backbone: Option<Backbone>,
 }
 
-/// Most bytes of a split that are copied to a GPU. Twice this, for training and validation, leaves room for the
-/// network.
+/// A split of at most so many bytes is copied to a GPU. Training and validation then leave room for the network.
 const RESIDENT_BYTES: usize = 2 << 30;
 
-/// A split as a model sees it. A sample index is a position in the split, whatever the order of the batches.
+/// A split as a model sees it: inputs, labels and perhaps the teacher's logits. A sample index is a position in the
+/// split, whatever the order of the batches.
 pub struct Examples {
     inputs: Inputs,
     labels: Tensor, // i64 [N], CPU; UNLABELLED for images without a label
     partly_labelled: bool,
-    teacher: Option<Teacher>,
+    teacher: Option<Tensor>, // f32 [N, C], or f16 [N, V, C] with the logits of all views; CPU
+    /// The teacher sees another view than the student, drawn independently.
+    apart: bool,
     views: Option<Views>,
     pub(crate) split_name: String,
     split_key: String,
@@ -74,16 +71,17 @@ impl Minibatch {
 }
 
 impl Examples {
-    /// Images, transformed batch by batch on the device.
+    /// Makes examples of images, which are transformed batch by batch on the device.
     ///
     /// # Errors
-    /// When the split is empty.
+    /// When the labels can't be read.
     pub fn images(split: &Split, transform: &Transform) -> Result<Self> {
         let key = digest(&[split.key.as_bytes(), transform.key().as_bytes()]);
-        Self::new(split, Inputs::Images { split: split.clone(), transform: transform.clone() }, key)
+        let images = Images { split: split.clone(), transform: transform.clone(), backbone: None };
+        Self::new(split, Inputs::Images(Box::new(images)), key)
     }
 
-    /// Features that a frozen backbone computed once for every image of the split.
+    /// Makes examples of features that a frozen backbone computed once for every image of the split.
     ///
     /// # Errors
     /// When the features belong to another split.
@@ -92,16 +90,15 @@ impl Examples {
         Self::new(split, Inputs::Features(features.tensor.shallow_clone()), features.key.clone())
     }
 
-    /// Features that a copy of the frozen backbone computes again for every batch of every epoch, as in the article.
-    /// They equal [`Examples::features`] up to rounding, at many times the cost.
+    /// Makes examples of features that a copy of the frozen backbone computes again for every batch of every epoch, as
+    /// in the article. They equal [`Examples::features`] up to rounding, at many times the cost.
     ///
     /// # Errors
-    /// When the split is empty.
+    /// When the labels can't be read, or the backbone can't be copied.
     pub fn through_backbone(split: &Split, transform: &Transform, backbone: &Backbone) -> Result<Self> {
         let key = features_key(backbone, split, transform)?;
-        let inputs =
-            Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: backbone.copy()? };
-        Self::new(split, inputs, key)
+        let images = Images { split: split.clone(), transform: transform.clone(), backbone: Some(backbone.copy()?) };
+        Self::new(split, Inputs::Images(Box::new(images)), key)
     }
 
     /// Adds the teacher's logits `[N, C]`.
@@ -114,7 +111,7 @@ impl Examples {
             return Err(Error::Input("these are logits of several views: use with_teacher_of_views".into()));
         }
         self.key = digest(&[self.key.as_bytes(), logits.key.as_bytes()]);
-        self.teacher = Some(Teacher::Rows(logits.tensor.shallow_clone()));
+        (self.teacher, self.apart) = (Some(logits.tensor.shallow_clone()), false);
         Ok(self)
     }
 
@@ -123,7 +120,7 @@ impl Examples {
     ///
     /// # Errors
     /// When the number of labels is not that of the images, a label is negative, or no image has a label.
-    pub fn with_labels(mut self, labels: &Tensor) -> Result<Self> {
+    pub(crate) fn with_labels(mut self, labels: &Tensor) -> Result<Self> {
         let values = Vec::<i64>::try_from(labels.f_to_device(Device::Cpu)?.f_reshape(-1)?)?;
         let labelled = values.iter().filter(|l| **l != UNLABELLED).count();
         if values.len() != self.len() || labelled == 0 || values.iter().any(|l| *l < 0 && *l != UNLABELLED) {
@@ -148,7 +145,7 @@ impl Examples {
         if matches!(self.inputs, Inputs::Features(_)) {
             return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
         }
-        if matches!(self.teacher, Some(Teacher::Views { .. })) && self.views.as_ref() != Some(views) {
+        if self.teacher.as_ref().is_some_and(judges_views) && self.views.as_ref() != Some(views) {
             return Err(Error::Input(
                 "the teacher of these examples judged other views; give with_teacher_of_views the logits of these \
                  views instead"
@@ -160,9 +157,10 @@ impl Examples {
         Ok(self)
     }
 
-    /// [`Examples::with_views`] with a teacher that sees the same view as the student, or with `apart` another one,
-    /// drawn independently: consistent and independent teaching in Beyer et al., "Knowledge distillation: A good
-    /// teacher is patient and consistent" (2022).
+    /// Augments the images as [`Examples::with_views`] does, and adds the teacher's `logits` of all views. The teacher
+    /// sees the same view as the student, or with `apart` a view that is drawn independently. Beyer et al., "Knowledge
+    /// distillation: A good teacher is patient and consistent" (2022), call the two consistent and independent
+    /// teaching.
     ///
     /// # Errors
     /// When `logits` were computed for other data, or not for views.
@@ -176,7 +174,7 @@ impl Examples {
         let mut made = self.with_views(views)?;
         let pairing: &[u8] = if apart { b"apart" } else { b"same" };
         made.key = digest(&[made.key.as_bytes(), logits.key.as_bytes(), pairing]);
-        made.teacher = Some(Teacher::Views { logits: logits.tensor.shallow_clone(), apart });
+        (made.teacher, made.apart) = (Some(logits.tensor.shallow_clone()), apart);
         Ok(made)
     }
 
@@ -184,23 +182,19 @@ impl Examples {
     /// [`Examples::through_backbone`], which is copied.
     pub(super) fn share(&self) -> Result<Self> {
         let inputs = match &self.inputs {
-            Inputs::Images { split, transform } => {
-                Inputs::Images { split: split.clone(), transform: transform.clone() }
-            }
             Inputs::Features(features) => Inputs::Features(features.shallow_clone()),
-            Inputs::Backbone { split, transform, backbone } => {
-                Inputs::Backbone { split: split.clone(), transform: transform.clone(), backbone: backbone.copy()? }
-            }
+            Inputs::Images(images) => Inputs::Images(Box::new(Images {
+                split: images.split.clone(),
+                transform: images.transform.clone(),
+                backbone: images.backbone.as_ref().map(Backbone::copy).transpose()?,
+            })),
         };
-        let teacher = self.teacher.as_ref().map(|teacher| match teacher {
-            Teacher::Rows(rows) => Teacher::Rows(rows.shallow_clone()),
-            Teacher::Views { logits, apart } => Teacher::Views { logits: logits.shallow_clone(), apart: *apart },
-        });
         Ok(Self {
             inputs,
             labels: self.labels(),
             partly_labelled: self.partly_labelled,
-            teacher,
+            teacher: self.teacher.as_ref().map(Tensor::shallow_clone),
+            apart: self.apart,
             views: self.views.clone(),
             split_name: self.split_name.clone(),
             split_key: self.split_key.clone(),
@@ -212,7 +206,7 @@ impl Examples {
     /// there already, or too large.
     pub(super) fn resident(&self, device: Device) -> Result<Option<Self>> {
         let bytes = match &self.inputs {
-            Inputs::Images { split, .. } | Inputs::Backbone { split, .. } => split.pool_bytes(),
+            Inputs::Images(images) => images.split.pool_bytes(),
             Inputs::Features(features) => 4 * features.numel(),
         };
         if device == Device::Cpu || bytes > RESIDENT_BYTES {
@@ -220,10 +214,10 @@ impl Examples {
         }
         let mut moved = self.share()?;
         match &mut moved.inputs {
-            Inputs::Images { split, .. } | Inputs::Backbone { split, .. } => *split = split.on(device)?,
+            Inputs::Images(images) => images.split = images.split.on(device)?,
             Inputs::Features(features) => *features = features.f_to_device(device)?,
         }
-        if let Some(Teacher::Rows(rows)) = &mut moved.teacher {
+        if let Some(rows) = moved.teacher.as_mut().filter(|logits| !judges_views(logits)) {
             *rows = rows.f_to_device(device)?;
         }
         moved.labels = moved.labels.f_to_device(device)?;
@@ -251,8 +245,7 @@ impl Examples {
 
     /// The views of an epoch; `None` without augmentation.
     pub(super) fn draw_views(&self, seed: u64, epoch: usize) -> Option<EpochViews> {
-        let apart = matches!(self.teacher, Some(Teacher::Views { apart: true, .. }));
-        self.views.as_ref().map(|views| views.draw(self.len(), apart, seed, epoch as u64))
+        self.views.as_ref().map(|views| views.draw(self.len(), self.apart, seed, epoch as u64))
     }
 
     /// The samples at `indices` in their views, with the teacher's logits of the samples at `others`. The two are the
@@ -272,27 +265,27 @@ impl Examples {
             };
             Ok(t.f_index_select(0, &at)?.f_to_device(device)?)
         };
-        let seen = |split: &Split, transform: &Transform| -> Result<Tensor> {
-            let images = split.batch(indices)?.images;
-            match (&self.views, drawn) {
-                (Some(views), Some(drawn)) => {
-                    let chosen: Vec<i64> = indices.iter().map(|&i| drawn.student[i as usize]).collect();
-                    transform.apply(&views.apply(&images, &chosen)?, device)
-                }
-                _ => transform.apply(&images, device),
-            }
-        };
+        let of = |views: &[i64], rows: &[i64]| -> Vec<i64> { rows.iter().map(|&i| views[i as usize]).collect() };
         let inputs = match &self.inputs {
-            Inputs::Images { split, transform } => seen(split, transform)?,
             Inputs::Features(features) => pick(features, indices)?,
-            Inputs::Backbone { split, transform, backbone } => backbone.features(&seen(split, transform)?)?,
+            Inputs::Images(inputs) => {
+                let mut images = inputs.split.batch(indices)?.images;
+                if let Some((views, drawn)) = self.views.as_ref().zip(drawn) {
+                    images = views.apply(&images, &of(&drawn.student, indices))?;
+                }
+                let images = inputs.transform.apply(&images, device)?;
+                match &inputs.backbone {
+                    Some(backbone) => backbone.features(&images)?,
+                    None => images,
+                }
+            }
         };
         let teacher = match &self.teacher {
-            Some(Teacher::Rows(rows)) => Some(pick(rows, others)?),
-            Some(Teacher::Views { logits, .. }) => {
-                let judged: Vec<i64> = others.iter().map(|&i| drawn.map_or(0, |d| d.teacher[i as usize])).collect();
+            Some(logits) if judges_views(logits) => {
+                let judged = drawn.map_or_else(|| vec![0; others.len()], |drawn| of(&drawn.teacher, others));
                 Some(pick_views(logits, others, &judged)?.f_to_device(device)?)
             }
+            Some(rows) => Some(pick(rows, others)?),
             None => None,
         };
         let labels = pick(&self.labels, indices)?;
@@ -306,9 +299,7 @@ impl Examples {
 
     /// Classes of the teacher's logits.
     pub(super) fn teacher_classes(&self) -> Option<i64> {
-        match self.teacher.as_ref()? {
-            Teacher::Rows(logits) | Teacher::Views { logits, .. } => logits.size().last().copied(),
-        }
+        self.teacher.as_ref()?.size().last().copied()
     }
 
     pub(super) fn is_partly_labelled(&self) -> bool {
@@ -316,8 +307,21 @@ impl Examples {
     }
 
     fn new(split: &Split, inputs: Inputs, key: String) -> Result<Self> {
-        let (split_name, split_key) = (split.name.clone(), split.key.clone());
-        let labels = split.labels()?;
-        Ok(Self { inputs, labels, partly_labelled: false, teacher: None, views: None, split_name, split_key, key })
+        Ok(Self {
+            inputs,
+            labels: split.labels()?,
+            partly_labelled: false,
+            teacher: None,
+            apart: false,
+            views: None,
+            split_name: split.name.clone(),
+            split_key: split.key.clone(),
+            key,
+        })
     }
+}
+
+/// Whether logits of the teacher are those of several views, `[N, V, C]`.
+fn judges_views(logits: &Tensor) -> bool {
+    logits.dim() == 3
 }

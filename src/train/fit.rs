@@ -1,4 +1,5 @@
-//! The training loop. A teacher's head, a student alone and a distilled student differ in examples and criterion only.
+//! The training loop. The fits of a teacher's head, of a student alone and of a distilled student differ only in their
+//! examples and criterion.
 
 use super::checkpoint::{Checkpoint, Resumed, Snapshot};
 use super::checks::{Task, cause_of_divergence, check_fit, check_splits, fingerprint, probe};
@@ -9,16 +10,15 @@ use super::record::TrainedEpoch;
 use super::{Change, Criterion, EpochRecord, Event, Examples, FitOptions, History, Hyperparameters, Optimizer};
 use crate::models::{Mode, Model};
 use crate::{Error, Result};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Choices of the training loop itself. The defaults are correct; [`crate::study::mistakes`] fills in others.
 #[derive(Default)]
 pub(crate) struct LoopSettings {
     /// Name of what deviates from correct training: part of the history and of the checkpoint's fingerprint.
-    pub defect: Option<String>,
-    /// Fixed order of samples: batch k gets the teacher logits of the k-th batch of this order. With `None`, each
-    /// sample gets its own.
+    pub mistake: Option<String>,
+    /// Fixed order of samples: batch k gets the teacher's logits for the k-th batch of this order. With `None`, each
+    /// sample gets the logits that belong to it.
     pub teacher_order: Option<Vec<i64>>,
     /// Builds a new optimizer in every epoch.
     pub optimizer_per_epoch: bool,
@@ -30,17 +30,18 @@ pub(crate) struct LoopSettings {
 
 /// Trains `model` on `train` and returns the curve. `model` ends with the weights of the best validation epoch.
 ///
-/// With a folder, each epoch is checkpointed. A later call with the same model, data and options continues a killed or
-/// stopped run, and returns the history of an unbroken one. After a finished run, training starts anew; the old files
-/// stay until the new run has finished. A run of other settings in that folder is renamed, not overwritten.
+/// With a folder, the fit writes a checkpoint after each epoch. If it is killed or stopped, a later call with the same
+/// model, data and options continues it, with the same result as an unbroken run. After a finished run, training starts
+/// anew; the old files stay until the new run has finished. A run of other settings in that folder is renamed, not
+/// overwritten.
 ///
-/// On the live kernel, Interrupt ends the fit as a stop of its [`super::Control`] does: after the current batch, with
-/// the best weights so far (the first ones, if no epoch was finished) and `stopped` in the history.
+/// On the live kernel, Interrupt ends the fit as [`super::Control::stop`] does: after the current batch. The model then
+/// has the best weights so far, or its first weights if no epoch was finished, and the history says why in `stopped`.
 ///
 /// # Errors
-/// When options, examples, criterion and model do not fit each other, when the test split was given to train or to
-/// validate on, and when the loss is no longer finite. The model then holds the best weights so far, and the finished
-/// epochs stay in `history.json`.
+/// When options, examples, criterion and model do not fit each other, and when the test split was given to train or to
+/// validate on. Also when the loss is no longer finite: the model then has the best weights so far, and `history.json`
+/// keeps the finished epochs.
 pub fn fit(
     model: &mut Model,
     train: &Examples,
@@ -48,37 +49,33 @@ pub fn fit(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
-    in_foreground(&LoopSettings::default(), Task { model, train, validation, criterion, options })
+    fit_and_show(&LoopSettings::default(), Task { model, train, validation, criterion, options })
 }
 
-/// Runs a fit in the cell that asked for it: Interrupt stops it.
-pub(crate) fn in_foreground(settings: &LoopSettings, task: Task) -> Result<History> {
+/// Runs a fit in the cell that asked for it, and names code that shows its curve to a page that did not see the fit.
+pub(crate) fn fit_and_show(settings: &LoopSettings, task: Task) -> Result<History> {
+    let folder = task.options.folder.as_ref().and_then(|folder| folder.file_name());
+    let curve = folder.map(|name| format!("curves(&[&lab.history({:?})?])?", name.to_string_lossy()));
+    in_foreground(settings, task, curve.as_deref())
+}
+
+/// Runs a fit in the cell that asked for it: Interrupt stops it. `afterwards` is code that shows the result.
+pub(crate) fn in_foreground(settings: &LoopSettings, task: Task, afterwards: Option<&str>) -> Result<History> {
     let options = task.options;
     // A stop from before this fit began is not meant for it.
     options.control.take_stop();
     let control = options.control.clone();
     let watch = kdlab_client::watch(&options.name, move |reason| control.stop(reason));
-    if let Some(code) = code_to_show(options) {
-        watch.afterwards(&code);
+    if let Some(code) = afterwards {
+        watch.afterwards(code);
     }
     fit_with(settings, task)
 }
 
-/// Code that shows what the fit left on disk.
-fn code_to_show(options: &FitOptions) -> Option<String> {
-    let folder = options.folder.as_ref()?;
-    let parent = folder.parent()?;
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    match parent.parent().and_then(name) {
-        Some(kept) if kept == "sweeps" => Some(format!("lab.sweep_report({:?})?", name(parent)?)),
-        _ => Some(format!("curves(&[&lab.history({:?})?])?", name(folder)?)),
-    }
-}
-
 /// Runs a fit, and tells its listener when it fails.
-pub(crate) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
+pub(super) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
     let options = task.options;
-    let _end = OnPanic(options);
+    let _on_panic = OnPanic(options);
     let done = run(settings, task);
     if let Err(e) = &done {
         options.listener.notify(&Event::Failed { name: options.name.clone(), error: e.to_string() });
@@ -108,10 +105,10 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let task = Task { train, validation, ..task };
     let mut optimizer = Optimizer::new(options.optimizer, model.trainable())?;
     let checkpoint = match &options.folder {
-        Some(folder) => Some(Checkpoint::new(folder, fingerprint(settings.defect.as_deref(), &task)?, probe(&task)?)),
+        Some(folder) => Some(Checkpoint::new(folder, fingerprint(settings.mistake.as_deref(), &task)?, probe(&task)?)),
         None => None,
     };
-    let mut history = History { defect: settings.defect.clone(), ..options.history(criterion, train) };
+    let mut history = History { mistake: settings.mistake.clone(), ..options.history(criterion, train) };
     let mut best = Snapshot::of(model)?;
     let mut trained = None;
     if let Some(checkpoint) = &checkpoint {
@@ -157,8 +154,8 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Runs the epochs that are left; a stop ends them early. `trained` is an epoch whose validation an earlier run did
-    /// not finish.
+    /// Runs the epochs that are left, or fewer if the user stops the fit. `trained` is an epoch that an earlier run
+    /// trained and did not validate.
     fn epochs(&mut self, mut trained: Option<TrainedEpoch>) -> Result<()> {
         let (settings, Task { model, validation, criterion, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
@@ -230,8 +227,7 @@ impl Training<'_> {
     fn train(&mut self, epoch: usize) -> Result<Option<TrainedEpoch>> {
         let (settings, Task { model, train, criterion, options, .. }) = (self.settings, self.task);
         let start = Instant::now();
-        // Order and dropout depend on seed and epoch alone, so a resumed epoch draws the same numbers as an unbroken
-        // one.
+        // Order and dropout depend on seed and epoch alone, so a resumed run draws the same numbers as an unbroken one.
         tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
         let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
         let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;

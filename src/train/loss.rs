@@ -8,26 +8,10 @@ use tch::{Kind, Reduction, Tensor};
 /// KL is summed over classes and averaged over the batch, as PyTorch's
 /// `F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")`. The temperature shrinks the gradient of the soft
 /// targets by 1/T^2; the factor T^2 undoes that, so that alpha means the same at every T.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KdLoss {
     temperature: f64,
     alpha: f64,
-}
-
-/// A loss read from a file, which anybody may have edited.
-#[derive(serde::Deserialize)]
-struct Unchecked {
-    temperature: f64,
-    alpha: f64,
-}
-
-impl TryFrom<Unchecked> for KdLoss {
-    type Error = Error;
-
-    fn try_from(read: Unchecked) -> Result<Self> {
-        Self::new(read.temperature, read.alpha)
-    }
 }
 
 impl KdLoss {
@@ -128,7 +112,7 @@ pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> 
 }
 
 /// Label of an image without a label. Cross-entropy leaves it out: it is the `ignore_index` of `F.cross_entropy`.
-pub const UNLABELLED: i64 = -100;
+pub(crate) const UNLABELLED: i64 = -100;
 
 /// [`cross_entropy`] over the labelled images of a batch; 0 if no image has a label.
 pub(super) fn labelled_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {

@@ -19,7 +19,12 @@ pub enum Method {
     /// TCKD is the KL of (target, all others), NCKD the KL among the others. Plain KD is
     /// `TCKD + (1 - p_target) * NCKD`, which mutes the second term where the teacher is sure. Needs at least 3 classes
     /// and the label of every image.
-    Dkd { target: f64, non_target: f64 },
+    Dkd {
+        /// Weight of TCKD, at least 0.
+        target: f64,
+        /// Weight of NCKD, at least 0.
+        non_target: f64,
+    },
     /// KL of standardised logits: Sun et al., "Logit Standardization in Knowledge Distillation" (CVPR 2024).
     ///
     /// The logits of each image, the student's and the teacher's, are brought to mean 0 and standard deviation 1 before
@@ -31,12 +36,12 @@ pub enum Method {
 const DKD: Method = Method::Dkd { target: 1.0, non_target: 8.0 };
 
 impl Method {
-    /// Returns the soft term, a scalar: mean over the batch in nats, not yet scaled by T^2. `student` and `teacher` are
+    /// The soft term, a scalar: mean over the batch in nats, not yet scaled by T^2. `student` and `teacher` are
     /// logits `[B, C]`, `labels` i64 `[B]`.
     ///
     /// # Errors
     /// When shapes don't fit, there are too few classes, or an image has no label that the method needs.
-    pub fn divergence(&self, kd: KdLoss, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+    pub(crate) fn divergence(&self, kd: KdLoss, student: &Tensor, labels: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         match *self {
             Method::Kd => kd.divergence(student, teacher),
             Method::Dkd { target, non_target } => {

@@ -1,6 +1,27 @@
-//! Training by distillation: the loss, the teacher's cached outputs and one training loop.
+//! Training by distillation: the loss, the teacher's cached outputs and one training loop, [`fit`].
 //!
-//! Nothing here draws or prints: the loop reports [`Event`]s to its [`Listener`].
+//! Nothing here draws or prints: the loop reports [`Event`]s to its [`Listener`]. For a loop of your own, take batches
+//! by sample index and one of tch's optimizers:
+//!
+//! ```no_run
+//! use kdlab::data::{batches, shuffled};
+//! use kdlab::models::Model;
+//! use kdlab::train::{Examples, KdLoss};
+//! use tch::nn::{Adam, OptimizerConfig};
+//!
+//! fn distil(student: &Model, train: &Examples) -> kdlab::Result<()> {
+//!     let kd = KdLoss::new(4.0, 0.9)?;
+//!     let mut adam = Adam::default().build(student.var_store(), 1e-3)?;
+//!     for epoch in 1..=20 {
+//!         for indices in batches(&shuffled(train.len(), 0, epoch), 64)? {
+//!             let batch = train.batch(&indices, student.device())?;
+//!             let logits = student.forward(&batch.inputs, true)?; // [B, C]
+//!             adam.backward_step(&kd.forward(&logits, &batch.labels, batch.teacher()?)?);
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod background;
 mod cached;
@@ -25,24 +46,25 @@ mod row_file;
 
 pub(crate) use background::Queue;
 pub use background::Run;
-pub use cached::{CachedTensor, backbone_features, teacher_logits, view_logits};
+pub(crate) use cached::teacher_logits;
+pub use cached::{CachedTensor, backbone_features, view_logits};
 pub(crate) use checks::{Task, fingerprint};
 pub use control::Control;
 pub(crate) use control::Observer;
 pub use criterion::Criterion;
 pub use evaluate::{evaluate, predict};
-pub use evaluation::{Calibration, CalibrationBin, Evaluation};
+pub use evaluation::{Calibration, Evaluation};
 pub use event::{Event, Listener, Progress};
 pub use examples::{Examples, Minibatch};
 pub use fit::fit;
-pub(crate) use fit::{LoopSettings, in_foreground};
+pub(crate) use fit::{LoopSettings, fit_and_show, in_foreground};
 pub use hyperparameters::Hyperparameters;
 pub(crate) use hyperparameters::{check_learning_rate, six_digits};
-pub use loss::{KdLoss, UNLABELLED, soft_targets};
-pub(crate) use loss::{check_alpha, check_temperature, cross_entropy};
+pub use loss::{KdLoss, soft_targets};
+pub(crate) use loss::{UNLABELLED, check_alpha, check_temperature, cross_entropy};
 pub use method::Method;
-pub use optimizer::{Optimizer, UpdateRule};
+pub(crate) use optimizer::Optimizer;
+pub use optimizer::UpdateRule;
 pub use options::FitOptions;
 pub(crate) use options::check_name;
-pub(crate) use progress::Interrupt;
 pub use record::{Change, EpochRecord, History, Metrics};

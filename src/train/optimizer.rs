@@ -9,17 +9,25 @@ use tch::{Tensor, no_grad};
 const BETAS: [f64; 2] = [0.9, 0.999];
 const EPSILON: f64 = 1e-8;
 
-/// How an [`Optimizer`] turns gradients into updates.
+/// How a fit turns gradients into updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum UpdateRule {
     /// `torch.optim.Adam` (Kingma and Ba, 2015): betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
     #[default]
     Adam,
-    /// `torch.optim.AdamW` (Loshchilov and Hutter, 2019): Adam with decoupled weight decay (>= 0). The decay acts on the
-    /// weights, not through the gradient. PyTorch's default is 0.01.
-    AdamW { weight_decay: f64 },
-    /// `torch.optim.SGD` with momentum in [0, 1) and a weight decay (>= 0), without dampening.
-    Sgd { momentum: f64, weight_decay: f64 },
+    /// `torch.optim.AdamW` (Loshchilov and Hutter, 2019): Adam with decoupled weight decay. The decay acts on the
+    /// weights, not through the gradient.
+    AdamW {
+        /// At least 0; PyTorch's default is 0.01.
+        weight_decay: f64,
+    },
+    /// `torch.optim.SGD`, without dampening.
+    Sgd {
+        /// In [0, 1).
+        momentum: f64,
+        /// At least 0.
+        weight_decay: f64,
+    },
 }
 
 impl UpdateRule {
@@ -60,7 +68,7 @@ struct Parameter {
 }
 
 /// Updates named parameters by the gradients of a loss.
-pub struct Optimizer {
+pub(crate) struct Optimizer {
     rule: UpdateRule,
     parameters: Vec<Parameter>,
     steps: u64,
@@ -71,7 +79,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// When a constant of `rule` is out of its range.
-    pub fn new(rule: UpdateRule, parameters: Vec<(String, Tensor)>) -> Result<Self> {
+    pub(crate) fn new(rule: UpdateRule, parameters: Vec<(String, Tensor)>) -> Result<Self> {
         rule.check()?;
         let parameter = |(name, tensor): (String, Tensor)| -> Result<Parameter> {
             let detached = tensor.f_detach()?;
@@ -95,7 +103,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// When the loss depends on no parameter.
-    pub fn backward_step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<()> {
+    pub(crate) fn backward_step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<()> {
         let reaches_none = || {
             Error::Input(
                 "the loss depends on no weight that learns: compute it from the network's output with operations of \

@@ -88,7 +88,7 @@ impl FitOptions {
             epochs: self.epochs,
             records: Vec::new(),
             stopped: None,
-            defect: None,
+            mistake: None,
             changes: Vec::new(),
         }
     }

@@ -6,24 +6,19 @@ use kdlab_client::{Watch, watch};
 use std::time::{Duration, Instant};
 
 /// The user's Interrupt during a long pass that is not a fit. The pass looks at it between two batches.
-pub(crate) struct Interrupt {
+pub(super) struct Interrupt {
     name: String,
     watch: Watch,
 }
 
 impl Interrupt {
-    pub(crate) fn watch(name: &str) -> Self {
+    pub(super) fn watch(name: &str) -> Self {
         Self { name: name.to_owned(), watch: watch(name, |_| ()) }
     }
 
-    /// The reason, if the user pressed Interrupt.
-    pub(crate) fn reason(&self) -> Option<String> {
-        self.watch.reason()
-    }
-
     /// Returns an error if the user pressed Interrupt.
-    pub(crate) fn check(&self, done: usize, total: usize) -> Result<()> {
-        match self.reason() {
+    pub(super) fn check(&self, done: usize, total: usize) -> Result<()> {
+        match self.watch.reason() {
             None => Ok(()),
             Some(reason) => Err(Error::Interrupted(format!(
                 "{}: {reason} after {done} of {total} images; run the cell again",

@@ -58,6 +58,7 @@ pub(super) struct TrainedEpoch {
 pub struct Change {
     /// Epochs done by then: 2.35 is 35 % into the third epoch.
     pub epoch: f64,
+    /// In force until then.
     pub before: Hyperparameters,
     /// In force from here on.
     pub after: Hyperparameters,
@@ -66,6 +67,7 @@ pub struct Change {
 /// The curve of one fit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct History {
+    /// Name of the fit.
     pub name: String,
     /// Name of the loss.
     pub criterion: String,
@@ -73,12 +75,14 @@ pub struct History {
     pub data_key: String,
     /// Planned epochs; `records` holds those that were finished.
     pub epochs: usize,
+    /// Finished epochs, the first one first.
     pub records: Vec<EpochRecord>,
     /// Why the fit ended before its last epoch, if it did.
     pub stopped: Option<String>,
     /// Name of the mistake that the fit made on purpose; `None` outside [`crate::study::mistakes`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub defect: Option<String>,
+    // Older files call it `defect`.
+    #[serde(default, alias = "defect", skip_serializing_if = "Option::is_none")]
+    pub mistake: Option<String>,
     /// What the user changed during training, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,

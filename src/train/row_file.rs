@@ -1,6 +1,8 @@
-//! A safetensors file of one tensor, written row by row and read through a memory map: it may be larger than memory,
-//! and an interrupted pass continues where it stopped. After a power loss a file may have its full length and still
-//! hold zeros, so the header keeps a checksum of every block of rows, and only rows whose checksum matches are used.
+//! A safetensors file of one tensor, written row by row and read through a memory map, so it may be larger than memory.
+//! An interrupted pass continues where it stopped.
+//!
+//! After a power loss a file may have its full length and still hold zeros. The header therefore keeps a checksum of
+//! every block of rows, and only rows whose checksum matches are used.
 
 use crate::store::atomic::lock;
 use crate::{Error, Result};
@@ -16,18 +18,18 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 /// Largest number of blocks in a file.
 const BLOCKS: usize = 1024;
 /// Bytes at the end of a finished file that are compared with their checksums. Comparing all of a longer file would
-/// take too long, and it was on disk as a whole before it got its name.
+/// take too long. It was synced to disk before it got its name, so damage is unlikely.
 const COMPARED: usize = 1 << 30;
 
 /// Appends rows `[B, D]` to an unfinished file.
 type Append<'a> = &'a mut dyn FnMut(&Tensor) -> Result<()>;
 
-/// Where such a file lies and what it holds.
+/// Path and contents of such a file.
 pub(super) struct RowFile<'a> {
     pub path: PathBuf,
     /// Name of the tensor.
     pub name: &'a str,
-    /// Changes with everything the values depend on.
+    /// Digest of everything that the values depend on.
     pub key: &'a str,
     /// `Float` or `Half`.
     pub kind: Kind,
@@ -52,7 +54,7 @@ impl RowFile<'_> {
         self.len().div_ceil(BLOCKS).max(1)
     }
 
-    /// The header, which has the same length for all `seconds` and `sums`, so that a pass can overwrite it.
+    /// The header. Its length does not depend on `seconds` and `sums`, so that a pass can overwrite it.
     fn header(&self, seconds: f64, sums: &[u64]) -> Vec<u8> {
         let missing = "-".repeat(16 * self.len().div_ceil(self.block()).saturating_sub(sums.len()));
         let sums = sums.iter().map(|sum| format!("{sum:016x}")).collect::<String>() + &missing;
@@ -97,8 +99,8 @@ impl RowFile<'_> {
         Ok(sums.len())
     }
 
-    /// The values and the seconds they took; `None` if there is no file of this layout and key. The values stay in the
-    /// system's page cache. Another process may replace the file meanwhile.
+    /// The values and the seconds they took; `None` if there is no file of this layout and key. The system reads the
+    /// values when they are used. Another process may replace the file meanwhile.
     ///
     /// # Errors
     /// When the file is damaged, with the advice to delete it.
@@ -125,7 +127,8 @@ impl RowFile<'_> {
     }
 
     /// Makes the file, whole or not at all, unless another process makes it first. `fill` gets the number of rows that
-    /// an earlier pass left and a function that appends rows `[B, D]`. These stay on disk if `fill` fails.
+    /// an earlier pass left, and a function that appends rows `[B, D]`. If `fill` fails, its rows stay on disk for the
+    /// next pass.
     ///
     /// # Errors
     /// As `fill`, or when the disk refuses.

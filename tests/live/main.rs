@@ -10,7 +10,7 @@ use common::dataset;
 use kdlab::Error;
 use kdlab::data::{Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Layers, Model};
-use kdlab::show::{knobs, live_progress, temperature_explorer};
+use kdlab::show::temperature_explorer;
 use kdlab::train::*;
 use kdlab_client::{Bundle, Display, Link, Push};
 use kernel::{Kernel, with_kernel};
@@ -52,11 +52,10 @@ fn model() -> Model {
     Model::new("tiny", Device::Cpu, 1, &tiny).unwrap()
 }
 
-/// Options whose control the listener shows.
+/// Options of a fit that is shown while it runs.
 fn live_options(name: &str, epochs: usize) -> FitOptions {
-    let control = Control::default();
-    let listener = live_progress(&control);
-    FitOptions { name: name.into(), epochs, batch_size: 8, control, listener, ..FitOptions::default() }
+    let FitOptions { control, listener, .. } = kdlab::Lab::open().unwrap().fit_options(name);
+    FitOptions { control, listener, ..plain_options(name, epochs) }
 }
 
 fn plain_options(name: &str, epochs: usize) -> FitOptions {

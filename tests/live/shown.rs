@@ -82,7 +82,8 @@ fn a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider() {
             note.lock().unwrap().push(temperature);
             if step == 10 {
                 // The third batch of the second epoch: 16 of 64 images are done before it, 24 after it.
-                front.slide(&front.widget("description", "T"), json!(7));
+                // Steps of 0.1 add up to this; the control gets 7.
+                front.slide(&front.widget("description", "T"), json!(6.999999999999999));
                 until("T", || shows(&control, "temperature: Some(7.0)"));
                 front.slide(&front.widget("description", "learning rate"), json!(0.01));
                 until("the learning rate", || shows(&control, "learning_rate: Some(0.01)"));
@@ -90,6 +91,7 @@ fn a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider() {
             if step == 20 {
                 control.set_alpha(0.25).unwrap();
                 control.set_temperature(2.0).unwrap();
+                control.set_learning_rate(0.1).unwrap();
             }
         });
         let history = fit(&mut model(), &b.train, &b.validation, &criterion, &options).unwrap();
@@ -99,17 +101,17 @@ fn a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider() {
         let values = |s: Hyperparameters| (s.temperature, s.alpha, s.learning_rate);
         let changes: Vec<_> = history.changes.iter().map(|c| (c.epoch, values(c.before), values(c.after))).collect();
         let (begun, slid) = ((Some(4.0), Some(0.5), 1e-3), (Some(7.0), Some(0.5), 0.01));
-        assert_eq!(changes, [(1.375, begun, slid), (2.625, slid, (Some(2.0), Some(0.25), 0.01))]);
+        assert_eq!(changes, [(1.375, begun, slid), (2.625, slid, (Some(2.0), Some(0.25), 0.1))]);
         let lr: Vec<_> =
             history.records.iter().map(|r| (r.hyperparameters.temperature, r.hyperparameters.learning_rate)).collect();
-        assert_eq!(lr, [(Some(4.0), 1e-3), (Some(7.0), 0.01), (Some(2.0), 0.01)]);
+        assert_eq!(lr, [(Some(4.0), 1e-3), (Some(7.0), 0.01), (Some(2.0), 0.1)]);
         // What came from a slider is not sent back to it; what the program set is.
         assert_eq!(kernel.updates(&kernel.widget("description", "T")), [json!({"value": 2.0})]);
         assert_eq!(kernel.updates(&kernel.widget("description", "alpha")), [json!({"value": 0.25})]);
-        assert!(kernel.updates(&kernel.widget("description", "learning rate")).is_empty());
+        assert_eq!(kernel.updates(&kernel.widget("description", "learning rate")), [json!({"value": 0.1})]);
         let text = kernel.displays()[1].last().unwrap()["data"]["text/plain"].to_string();
         assert!(
-            text.contains("T 2, alpha 0.25, learning rate 0.01 at the end; T 4 -> 7, lr 1e-3 -> 0.01 at epoch 1.38"),
+            text.contains("T 2, alpha 0.25, learning rate 0.1 at the end; T 4 -> 7, lr 1e-3 -> 0.01 at epoch 1.38"),
             "{text}"
         );
         kernel.check_widgets();
@@ -261,14 +263,13 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
             &kernel.widget("description", "Stop"),
             &json!({"method": "custom", "content": {"event": "click"}}),
         );
-        until("the stop", || third.is_finished());
+        until("the stop", || third.to_string().contains("finished"));
         until("the last of its view", || bar("third").last().unwrap().contains("before its first epoch was done"));
         let (_, history) = third.wait().unwrap();
         assert_eq!((history.records.len(), history.stopped.as_deref()), (0, Some("by the Stop button")));
-        assert_eq!(
-            second.hyperparameters(),
-            Hyperparameters { temperature: Some(4.0), alpha: Some(0.5), learning_rate: 1e-3 }
-        );
+        // One that waits shows the values it will begin with.
+        let text = "T 4, alpha 0.5, learning rate 1e-3 (this front end shows no sliders)";
+        assert_eq!(kernel.displays().iter().filter(|panel| panel[0]["data"]["text/plain"] == text).count(), 3);
         drop(gate);
         // Interrupt while a cell waits stops the run that it waits for.
         let (control, front) = (second.control(), kernel.clone());
@@ -285,8 +286,8 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
 }
 
 #[test]
-fn explorer_and_knobs_work_as_long_as_they_live() {
-    with_kernel("explorer_and_knobs_work_as_long_as_they_live", |kernel| {
+fn the_explorer_works_as_long_as_it_lives() {
+    with_kernel("the_explorer_works_as_long_as_it_lives", |kernel| {
         let classes: Vec<String> = (0..10).map(|i| format!("class {i}")).collect();
         let logits = Tensor::arange(10, (Kind::Float, Device::Cpu));
         let explorer = temperature_explorer(&logits, &classes, Some(3)).unwrap();
@@ -307,22 +308,6 @@ fn explorer_and_knobs_work_as_long_as_they_live() {
         assert!(data(0).get("application/vnd.jupyter.widget-view+json").is_none() && data(1)["image/png"].is_string());
         kernel.check_widgets();
         assert!(temperature_explorer(&logits, &classes[..3], None).is_err());
-
-        let control = Control::default();
-        let begun = Hyperparameters { temperature: Some(4.0), alpha: None, learning_rate: 1e-3 };
-        let panel = knobs(&control, begun);
-        panel.evcxr_display();
-        kernel.slide(&kernel.widget("description", "T"), json!(6));
-        until("T", || shows(&control, "temperature: Some(6.0)"));
-        // Steps of 0.1 add up to this.
-        kernel.slide(&kernel.widget("description", "T"), json!(9.799999999999999));
-        until("a round T", || shows(&control, "temperature: Some(9.8)"));
-        control.set_learning_rate(0.1).unwrap();
-        assert_eq!(kernel.displays().len(), 3);
-        drop(panel);
-        assert_eq!(data(2)["text/plain"], "T 9.8, learning rate 0.1");
-        kernel.check_widgets();
-        assert_eq!(kernel.updates(&kernel.widget("description", "learning rate")), [json!({"value": 0.1})]);
     });
 }
 

@@ -1,11 +1,9 @@
 //! Networks: counts against the published ones, initialisation, errors that name the layer. The crate compiles this
 //! file as a part of itself, so that the rows of a summary can be compared.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod weights;
 
-use common::dataset;
+use crate::tests::dataset;
 use kdlab::data::Transform;
 use kdlab::models::{Arch, Backbone, Layers, Model, Op, Precision, head, student};
 use kdlab::train::{Examples, predict};

@@ -157,7 +157,7 @@ def transforms(x, settings, folder):
 
 def train(x, settings, folder):
     """The article's loop with its mistakes mended, or with the one that settings name."""
-    defect = settings["defect"]
+    mistake = settings["mistake"]
     state = load_file(f"{folder}/first.safetensors")
     if settings["net"] == "student":
         net = Net()
@@ -194,19 +194,19 @@ def train(x, settings, folder):
     def loss_of(logits, rows, teacher_rows):
         if settings["temperature"] is None:
             return F.cross_entropy(logits, x["labels"][rows])
-        reduction = "mean" if defect == "KlOverClasses" else "batchmean"
+        reduction = "mean" if mistake == "KlOverClasses" else "batchmean"
         values = settings["temperature"], settings["alpha"], reduction, settings["log_target"]
         return kd_loss(logits, x["labels"][rows], x["teacher"][teacher_rows], *values)
 
     optimizer, losses, accuracies = new_optimizer(), [], []
     batch = settings["batch_size"]
     for order in x["order"]:
-        if defect == "AdamRebuilt":
+        if mistake == "AdamRebuilt":
             optimizer = new_optimizer()
         net.train()
-        if settings["net"] == "resnet18" and defect != "BatchNormDrift":
+        if settings["net"] == "resnet18" and mistake != "BatchNormDrift":
             net.eval()
-        others = x["first_order"] if defect == "MismatchedTeacher" else order
+        others = x["first_order"] if mistake == "MismatchedTeacher" else order
         for rows, teacher_rows in zip(order.split(batch), others.split(batch)):
             optimizer.zero_grad()
             loss = loss_of(logits_of(x["inputs"][rows]), rows, teacher_rows)

@@ -48,7 +48,7 @@ fn history(name: &str, epochs: usize) -> History {
         epochs,
         records,
         stopped: None,
-        defect: None,
+        mistake: None,
         changes: Vec::new(),
     }
 }
@@ -232,7 +232,7 @@ fn tables_align_numbers_and_escape_text() {
     assert!(html.contains("&lt;b&gt;") && !html.contains("<b>"));
     assert!(html.contains("text-align:right"));
     let rows = history("a", 2).table().to_string();
-    assert!(rows.lines().count() == 3 && rows.contains("val acc %"), "{rows}");
+    assert!(rows.lines().count() == 3 && rows.contains("val accuracy (%)"), "{rows}");
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn reliability_and_disagreements_show_what_they_compare() {
     }
     assert!(reliability_diagram(&ReportCard { rows: Vec::new(), ..card.clone() }).is_err());
     let table = card.table().to_string();
-    for text in ["agrees with teacher %", "ECE %", "ms an image", "T 4, alpha 0.9"] {
+    for text in ["agreement with teacher (%)", "ECE (%)", "ms per image", "T 4, alpha 0.9"] {
         assert!(table.contains(text), "{table}");
     }
 

@@ -92,9 +92,11 @@ fn features_are_computed_once_and_never_used_for_anything_else() {
     assert!(!run(&backbone, &kdlab::data::open(&options).unwrap(), 32).from_disk);
     assert_eq!(*passes.lock().unwrap(), 8);
     // Logits also depend on the head's weights.
+    let mut lab = kdlab::Lab::open().unwrap();
+    lab.folder = folder.path().to_owned();
     let logits = |seed| {
         let head = head(Arch::ResNet18.features(), 10, Device::Cpu, seed).unwrap();
-        teacher_logits(&head, &data.validation, &first, Some(&cache)).unwrap().from_disk
+        lab.logits(&head, &data.validation, &first).unwrap().from_disk
     };
     assert_eq!([logits(1), logits(1), logits(2)], [false, true, false]);
     // A damaged file is not used.

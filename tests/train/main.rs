@@ -1,9 +1,8 @@
-//! The room `train` against definitions written out by hand, and the training loop's promises.
+//! What the room `train` promises to who uses it.
 
 mod caches;
 #[path = "../common/mod.rs"]
 mod common;
-mod loss;
 mod measuring;
 mod mistakes;
 mod resume;

@@ -54,7 +54,8 @@ fn a_report_card_sums_up_what_can_be_measured_apart() {
         assert_eq!(row.file_bytes as u64, std::fs::metadata(&file).unwrap().len());
         assert!(row.latency_ms > 0.0 && row.latency_ms < 1e3);
     }
-    let agreement = evaluations[1].agreement(&evaluations[0]).unwrap();
+    let [ours, theirs] = [0, 1].map(|i: usize| evaluations[i].logits.argmax(-1, false));
+    let agreement = ours.eq_tensor(&theirs).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
     assert_eq!([card.rows[0].agreement, card.rows[1].agreement], [None, Some(agreement)]);
     let path = folder.path().join("card.json");
     card.save(&path).unwrap();
@@ -64,7 +65,4 @@ fn a_report_card_sums_up_what_can_be_measured_apart() {
     assert!(e.contains("no models"), "{e}");
     let e = report_card(&data.validation, &[graded("teacher", &a, Some(&logits))], 7).err().unwrap().to_string();
     assert!(e.contains("computed for other data"), "{e}");
-    let other = evaluate(&a, &Examples::images(&data.validation, &transform).unwrap(), 4).unwrap();
-    assert!(evaluations[0].agreement(&other).unwrap_err().to_string().contains("same split"));
-    assert!(evaluations[0].calibration(0).unwrap_err().to_string().contains("0 bins"));
 }

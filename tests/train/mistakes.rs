@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_mistake_is_made_on_purpose_or_not_at_all() {
-    use kdlab::study::mistakes::{Defect, fit_with_defect};
+    use kdlab::study::mistakes::{Mistake, fit_with_mistake};
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
@@ -22,43 +22,43 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
     let _ = tch::no_grad(|| weights.shallow_clone().f_fill_(f64::NAN)).unwrap();
     let e = fit(&mut wild, &train, &validation, &kd, &options(1)).unwrap_err().to_string();
     assert!(e.contains(&format!("{name} holds numbers that are not finite before the first step")), "{e}");
-    let run = |defect, validation: &Examples, criterion: &Criterion| {
-        fit_with_defect(defect, &mut tiny_model(1), &train, validation, criterion, &options(2))
+    let run = |mistake, validation: &Examples, criterion: &Criterion| {
+        fit_with_mistake(mistake, &mut tiny_model(1), &train, validation, criterion, &options(2))
     };
     let right = fit(&mut tiny_model(1), &train, &validation, &kd, &options(2)).unwrap();
-    assert_eq!(right.defect, None);
-    assert!(!serde_json::to_string(&right).unwrap().contains("defect"), "an ordinary history does not mention it");
-    for defect in [Defect::MismatchedTeacher, Defect::KlOverClasses, Defect::AdamRebuilt] {
-        let wrong = run(defect, &validation, &kd).unwrap();
-        assert_eq!(wrong.defect, Some(format!("{defect:?}")));
-        assert_ne!(curve(&wrong), curve(&right), "{defect} changed nothing");
+    assert_eq!(right.mistake, None);
+    assert!(!serde_json::to_string(&right).unwrap().contains("mistake"), "an ordinary history does not mention it");
+    for mistake in [Mistake::MismatchedTeacher, Mistake::KlOverClasses, Mistake::AdamRebuilt] {
+        let wrong = run(mistake, &validation, &kd).unwrap();
+        assert_eq!(wrong.mistake, Some(format!("{mistake:?}")));
+        assert_ne!(curve(&wrong), curve(&right), "{mistake} changed nothing");
         let json = serde_json::to_string(&wrong).unwrap();
-        assert!(json.contains(&format!("\"defect\":\"{defect:?}\"")), "{json}");
+        assert!(json.contains(&format!("\"mistake\":\"{mistake:?}\"")), "{json}");
     }
-    let picked = run(Defect::BestOnTest, &test, &kd).unwrap();
+    let picked = run(Mistake::BestOnTest, &test, &kd).unwrap();
     assert_eq!(picked.records[1].train, right.records[1].train, "only the choice of weights is another");
     // Where a mistake could not show, it is refused, and the message says what it needs.
     let refused =
-        |defect, validation, criterion: &Criterion| run(defect, validation, criterion).unwrap_err().to_string();
+        |mistake, validation, criterion: &Criterion| run(mistake, validation, criterion).unwrap_err().to_string();
     let hard = Criterion::cross_entropy();
-    assert!(refused(Defect::MismatchedTeacher, &validation, &hard).contains("criterion with a teacher"));
+    assert!(refused(Mistake::MismatchedTeacher, &validation, &hard).contains("criterion with a teacher"));
     let unheard = Criterion::kd(KdLoss::new(2.0, 0.0).unwrap());
-    assert!(refused(Defect::MismatchedTeacher, &validation, &unheard).contains("alpha > 0"));
+    assert!(refused(Mistake::MismatchedTeacher, &validation, &unheard).contains("alpha > 0"));
     let own = Criterion::soft("own", KdLoss::new(2.0, 0.5).unwrap(), |s, y, _, _, _| s.cross_entropy_for_logits(y));
     for criterion in [&hard, &unheard, &own] {
-        assert!(refused(Defect::KlOverClasses, &validation, criterion).contains("Criterion::kd with alpha > 0"));
+        assert!(refused(Mistake::KlOverClasses, &validation, criterion).contains("Criterion::kd with alpha > 0"));
     }
-    let e = fit_with_defect(Defect::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &options(1));
+    let e = fit_with_mistake(Mistake::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &options(1));
     assert!(e.unwrap_err().to_string().contains("more than one epoch"));
-    assert!(refused(Defect::BatchNormDrift, &validation, &kd).contains("frozen BatchNorm"));
-    assert!(refused(Defect::BestOnTest, &validation, &kd).contains("test split"));
+    assert!(refused(Mistake::BatchNormDrift, &validation, &kd).contains("frozen BatchNorm"));
+    assert!(refused(Mistake::BestOnTest, &validation, &kd).contains("test split"));
     // Nobody meets them unasked: one notebook names them, and the prelude does not.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let notebooks = std::fs::read_dir(root.join("notebooks")).unwrap().map(|entry| entry.unwrap().path());
     let files = notebooks.filter(|path| path.extension().is_some_and(|e| e == "ipynb"));
     let naming: Vec<_> = files
         .chain([root.join("prelude/prelude.rs")])
-        .filter(|path| std::fs::read_to_string(path).unwrap().contains("_defect"))
+        .filter(|path| std::fs::read_to_string(path).unwrap().contains("_mistake"))
         .collect();
     assert_eq!(naming, [root.join("notebooks/06_spot_the_bug.ipynb")]);
     // A run with a mistake in it is not continued by one without, nor lost.
@@ -71,11 +71,11 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
         }
     });
     let stopped = FitOptions { listener, ..options(control) };
-    fit_with_defect(Defect::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &stopped).unwrap();
+    fit_with_mistake(Mistake::AdamRebuilt, &mut tiny_model(1), &train, &validation, &kd, &stopped).unwrap();
     let after = fit(&mut tiny_model(1), &train, &validation, &kd, &options(Control::default())).unwrap();
-    assert_eq!((after.records.len(), after.defect), (3, None));
+    assert_eq!((after.records.len(), after.mistake), (3, None));
     let kept = History::load(folder.path().join("run-1/history.json")).unwrap();
-    assert_eq!(kept.defect.as_deref(), Some("AdamRebuilt"));
+    assert_eq!(kept.mistake.as_deref(), Some("AdamRebuilt"));
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn a_checkpoint_of_other_settings_is_not_continued() {
     assert!(!folder.path().join("run-3").exists());
     let mut lab = kdlab::Lab::open().unwrap();
     lab.folder = folder.path().into();
-    let mut names: Vec<_> = lab.histories().unwrap().into_iter().map(|history| history.name).collect();
+    let mut names: Vec<_> = lab.histories().into_iter().map(|history| history.name).collect();
     names.sort();
     assert_eq!(names, ["run", "run-1", "run-2"]);
 }

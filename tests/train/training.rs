@@ -89,7 +89,7 @@ fn the_teacher_is_as_good_batch_by_batch_as_it_is() {
     };
     let (train, validation) = (of(&data.train), of(&data.validation));
     let directly = evaluate(&model, &Examples::images(&data.train, &transform).unwrap(), 9).unwrap().correct as i64;
-    let watch = |defect: Option<kdlab::study::mistakes::Defect>| {
+    let watch = |mistake: Option<kdlab::study::mistakes::Mistake>| {
         let right = Arc::new(Mutex::new(vec![0i64]));
         let (count, next) = (Arc::clone(&right), Arc::clone(&right));
         let kd = KdLoss::new(2.0, 0.5).unwrap();
@@ -108,10 +108,10 @@ fn the_teacher_is_as_good_batch_by_batch_as_it_is() {
         });
         let options = FitOptions { listener, ..options(4) };
         let mut student = tiny_model(1);
-        match defect {
+        match mistake {
             None => fit(&mut student, &train, &validation, &criterion, &options).unwrap(),
             Some(d) => {
-                kdlab::study::mistakes::fit_with_defect(d, &mut student, &train, &validation, &criterion, &options)
+                kdlab::study::mistakes::fit_with_mistake(d, &mut student, &train, &validation, &criterion, &options)
                     .unwrap()
             }
         };
@@ -121,7 +121,7 @@ fn the_teacher_is_as_good_batch_by_batch_as_it_is() {
     assert!(directly > 0);
     assert_eq!(watch(None), [directly; 4]);
     assert_ne!(
-        watch(Some(kdlab::study::mistakes::Defect::MismatchedTeacher)),
+        watch(Some(kdlab::study::mistakes::Mistake::MismatchedTeacher)),
         [directly; 4],
         "this test would catch the mismatch"
     );

@@ -181,7 +181,7 @@ fn the_course_runs() {
     let card: Value = serde_json::from_str(&card).expect("it is JSON");
     let graded: Vec<_> = card["rows"].as_array().into_iter().flatten().map(|row| row["model"].clone()).collect();
     assert_eq!(graded, ["teacher", "student-alone", "student-distilled"]);
-    assert!(said("07_report_card").contains("agrees with teacher %"));
+    assert!(said("07_report_card").contains("agreement with teacher (%)"));
     let results = fs::read_to_string(runs.path().join("smoke/results.json")).expect("results are written");
     let results: Value = serde_json::from_str(&results).expect("they are JSON");
     assert_eq!(results["rows"].as_array().map(Vec::len), Some(3));

@@ -1,11 +1,8 @@
-//! The loss and Adam against their formulas, written out by hand.
+//! The loss, Adam and evaluations against definitions written out by hand.
 
-use super::*;
-
-fn random(shape: [i64; 2], seed: i64) -> Tensor {
-    tch::manual_seed(seed);
-    Tensor::randn(shape, (Kind::Double, Device::Cpu)) * 3.0
-}
+use super::random;
+use kdlab::train::*;
+use tch::{Device, Kind, Tensor};
 
 /// sum_c p_c (log p_c - log q_c) / B, written with loops and without the functions under test.
 fn by_hand(student: &Tensor, labels: &[i64], teacher: &Tensor, t: f64, alpha: f64) -> f64 {
@@ -166,14 +163,6 @@ fn no_gradient_reaches_the_teacher() {
 }
 
 #[test]
-fn a_loss_read_from_a_file_is_checked() {
-    let read = |text: &str| serde_json::from_str::<KdLoss>(text).map_err(|e| e.to_string());
-    assert_eq!(read(r#"{"temperature":4.0,"alpha":0.9}"#), Ok(KdLoss::new(4.0, 0.9).unwrap()));
-    assert!(read(r#"{"temperature":-2.0,"alpha":0.9}"#).unwrap_err().contains("temperature must be > 0, got -2"));
-    assert!(read(r#"{"temperature":4.0,"alpha":1.5}"#).unwrap_err().contains("alpha must be in [0, 1], got 1.5"));
-}
-
-#[test]
 fn images_without_a_label_are_not_measured() {
     let logits = Tensor::from_slice(&[3.0, 0.0, 0.0, 3.0, 3.0, 0.0, 0.0, 3.0]).view([4, 2]);
     let labels = Tensor::from_slice(&[0i64, UNLABELLED, 1, UNLABELLED]);
@@ -208,4 +197,12 @@ fn two_optimisers_of_one_model_both_act() {
         let got = Vec::<f64>::try_from(parameter.shallow_clone()).unwrap();
         assert!(got.iter().zip(wanted).all(|(got, wanted)| (got - wanted).abs() < 1e-6), "{got:?} {wanted:?}");
     }
+}
+
+#[test]
+fn what_an_evaluation_cannot_measure_is_refused() {
+    let of = |labels: &[i64]| Evaluation::new(&random([3, 3], 1), &Tensor::from_slice(labels)).unwrap();
+    let e = of(&[0, 1, 2]).agreement(&of(&[0, 2, 2])).unwrap_err().to_string();
+    assert!(e.contains("same split"), "{e}");
+    assert!(of(&[0, 1, 2]).calibration(0).unwrap_err().to_string().contains("0 bins"));
 }

@@ -5,13 +5,11 @@
 //! below what any mistake in a layer, a constant or a formula does. Where a looser bound is used, its reason stands
 //! beside it.
 
-mod oracle;
-
+use super::oracle::{ask, difference, relative, weights};
 use kdlab::data::{DataOptions, Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Model, read_weights, student};
 use kdlab::study::mistakes::kd_loss_over_classes;
 use kdlab::train::{Evaluation, KdLoss, Method, soft_targets};
-use oracle::{ask, difference, relative};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -171,7 +169,7 @@ fn code_in_a_file_of_torch_save_never_runs() {
 #[test]
 fn lite0_gives_the_features_of_its_original() {
     let arch = Arch::EfficientNetLite0;
-    let weights = oracle::weights().join(arch.weight_file());
+    let weights = weights().join(arch.weight_file());
     let backbone = Backbone::from_file(arch, Device::Cpu, &weights).unwrap().0;
     let mut whole = Model::new("whole", Device::Cpu, 0, &|vs| arch.layers(vs, Some(1000))).unwrap();
     whole.load(&weights).unwrap();

@@ -1,17 +1,10 @@
 //! Other ways to hold a student to its teacher, and labels that are few or wrong.
 
-mod common;
-
-use common::dataset;
+use super::{dataset, random, tiny};
 use kdlab::data::Transform;
-use kdlab::models::{Layers, Model};
+use kdlab::models::Model;
 use kdlab::train::*;
-use tch::{Device, Kind, Tensor, nn};
-
-fn random(shape: [i64; 2], seed: i64) -> Tensor {
-    tch::manual_seed(seed);
-    Tensor::randn(shape, (Kind::Double, Device::Cpu)) * 3.0
-}
+use tch::{Device, Kind, Tensor};
 
 fn rows(x: &Tensor) -> Vec<Vec<f64>> {
     Vec::try_from(x.shallow_clone()).unwrap()
@@ -125,12 +118,6 @@ fn methods_have_names_and_refuse_what_they_cannot_do() {
     let (one, kd) = (random([3, 1], 1), KdLoss::new(1.0, 0.5).unwrap());
     let said = Method::StandardisedKd.divergence(kd, &one, &Tensor::from_slice(&[0i64, 0, 0]), &one).unwrap_err();
     assert!(said.to_string().contains("[3, 1]"));
-}
-
-fn tiny(vs: &nn::Path) -> Layers {
-    Layers::new()
-        .func("pool", |x| x.adaptive_avg_pool2d([4, 4]).flatten(1, -1))
-        .add("fc", nn::linear(vs / "fc", 48, 10, Default::default()))
 }
 
 /// The first loss of a fit in one batch is the formula at the first weights: soft targets of all images, labels of

@@ -1,0 +1,294 @@
+//! Sweeps: pairs by seed, axes, files that are found again.
+
+use super::{dataset, tiny};
+use kdlab::data::{Dataset, Transform};
+use kdlab::models::{Arch, Backbone, Model, head};
+use kdlab::study::*;
+use kdlab::train::*;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tch::Device;
+
+/// A backbone without trained weights, its features, and a head: all that a sweep needs, and small.
+struct Bench {
+    data: Dataset,
+    backbone: Backbone,
+    head: Model,
+    train: CachedTensor,
+    validation: CachedTensor,
+    transform: Transform,
+    cache: PathBuf,
+}
+
+impl Bench {
+    fn new(folder: &Path) -> Self {
+        let data = dataset(folder, 0);
+        let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
+        let transform = Transform::imagenet(32);
+        let quiet = Listener::default();
+        let features = |split| backbone_features(&backbone, split, &transform, 64, None, &quiet).unwrap();
+        let (train, validation) = (features(&data.train), features(&data.validation));
+        let mut head = head(512, 10, Device::Cpu, 0).unwrap();
+        let seen = |split, features| Examples::features(split, features).unwrap();
+        let (a, b) = (seen(&data.train, &train), seen(&data.validation, &validation));
+        let options = FitOptions { epochs: 20, learning_rate: 1e-2, ..FitOptions::default() };
+        fit(&mut head, &a, &b, &Criterion::cross_entropy(), &options).unwrap();
+        Self { data, backbone, head, train, validation, transform, cache: folder.join("cache") }
+    }
+
+    fn run(&self, sweep: &Sweep, folder: &Path) -> kdlab::Result<SweepReport> {
+        self.heard(sweep, folder, Arc::new(|_, _| ()))
+    }
+
+    fn heard(&self, sweep: &Sweep, folder: &Path, listener: SweepListener) -> kdlab::Result<SweepReport> {
+        let inputs = SweepInputs {
+            data: &self.data,
+            device: Device::Cpu,
+            profile: "test",
+            backbone: &self.backbone,
+            head: &self.head,
+            teacher_transform: &self.transform,
+            train_features: &self.train,
+            validation_features: &self.validation,
+            head_options: &FitOptions { epochs: 3, ..FitOptions::default() },
+            student: &tiny,
+            cache: &self.cache,
+            afterwards: "report",
+        };
+        sweep.run(&inputs, folder, &listener)
+    }
+}
+
+fn small() -> Sweep {
+    Sweep { epochs: 2, batch_size: 16, learning_rate: 1e-2, size: 16, shift: 2, ..Sweep::default() }
+}
+
+#[test]
+fn a_grid_is_run_once_paired_by_seed_and_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sweep = Sweep { temperatures: vec![1.0, 4.0], alphas: vec![0.0, 0.5], methods: vec![Method::Kd], ..small() };
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ear = Arc::clone(&heard);
+    let listener: SweepListener = Arc::new(move |report: &SweepReport, now: &SweepProgress| {
+        ear.lock().unwrap().push((report.runs.len(), now.number, now.total));
+    });
+    let report = bench.heard(&sweep, &folder.path().join("s"), listener).unwrap();
+    assert_eq!(report.runs.len(), 3 * 5, "four settings and the student alone, three seeds");
+    assert!(heard.lock().unwrap().iter().all(|(done, number, total)| done <= number && *total == 15));
+    let names: Vec<_> = report.runs[..5].iter().map(|r| r.setting.to_string()).collect();
+    assert_eq!(names, ["alone", "kd-T1-alpha0", "kd-T1-alpha0.5", "kd-T4-alpha0", "kd-T4-alpha0.5"]);
+    // Paired: with alpha = 0 the teacher has no say, and first weights and batches are those of the student alone.
+    let compared = report.compare(Measure::Test).unwrap();
+    for c in &compared {
+        let alpha = c.setting.distillation.unwrap().alpha;
+        assert_eq!(c.verdict.differences.iter().all(|d| *d == 0.0), alpha == 0.0, "{}", c.setting);
+        assert!((c.verdict.confidence - 0.9875).abs() < 1e-12, "four comparisons");
+    }
+    assert_eq!(compared.len(), 4);
+    let grid = report.grid(Measure::Validation);
+    assert_eq!((grid.len(), grid[0].len(), grid[0][0], grid[1][0]), (2, 2, Some(0.0), Some(0.0)));
+    // Nothing is trained twice, in this grid or in a larger one; nothing that was done is lost in a smaller one.
+    let again = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    assert_eq!(again, report);
+    let more = Sweep { seeds: vec![0, 1, 2, 3], ..sweep.clone() };
+    let larger = bench.run(&more, &folder.path().join("s")).unwrap();
+    let kept = |run: &SweepRun| report.runs.iter().any(|r| r == run);
+    assert_eq!((larger.runs.len(), larger.runs.iter().filter(|r| kept(r)).count()), (20, 15));
+    let fewer = Sweep { seeds: vec![0, 1], ..sweep.clone() };
+    assert_eq!(bench.run(&fewer, &folder.path().join("s")).unwrap().runs.len(), 10);
+    assert_eq!(SweepReport::load(folder.path().join("s/sweep.json")).unwrap().runs.len(), 20);
+    assert_eq!(bench.run(&sweep, &folder.path().join("s")).unwrap(), report);
+    assert!(!folder.path().join("s/alone-seed0/checkpoint.safetensors").exists());
+    assert!(folder.path().join("s/alone-seed0/best.safetensors").exists());
+    // Other lengths are other runs.
+    let longer = bench.run(&Sweep { epochs: 3, ..sweep }, &folder.path().join("s")).unwrap();
+    assert!(longer.runs.iter().all(|r| !kept(r)));
+}
+
+#[test]
+fn labels_noise_views_and_teachers_are_axes() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sweep = Sweep {
+        seeds: vec![0, 1],
+        labelled: vec![0.3],
+        noise: vec![0.0, 0.5],
+        teachers: vec![TeacherLabels::All, TeacherLabels::Student],
+        ..small()
+    };
+    let report = bench.run(&sweep, &folder.path().join("labels")).unwrap();
+    assert_eq!(report.runs.len(), 2 * 2 * 3);
+    let teacher = |noise: f64, of: TeacherLabels| {
+        let of = |r: &&SweepRun| r.setting.noise == noise && r.setting.distillation.is_some_and(|t| t.teacher == of);
+        report.runs.iter().find(of).and_then(|r| r.teacher).unwrap()
+    };
+    assert_eq!(teacher(0.0, TeacherLabels::All), teacher(0.5, TeacherLabels::All));
+    assert!(teacher(0.5, TeacherLabels::Student) < teacher(0.5, TeacherLabels::All), "it learned from wrong labels");
+    let views = Sweep { seeds: vec![0, 1], augmentations: vec![Augmentation::Same, Augmentation::Apart], ..small() };
+    let report = bench.run(&views, &folder.path().join("views")).unwrap();
+    let names: Vec<_> = report.runs[..3].iter().map(|r| r.setting.to_string()).collect();
+    assert_eq!(names, ["alone-augmented", "kd-T4-alpha0.9-same-view", "kd-T4-alpha0.9-other-view"]);
+    assert!(std::fs::read_dir(&bench.cache).unwrap().any(|f| f.unwrap().path().extension().unwrap() == "safetensors"));
+}
+
+#[test]
+fn an_omitted_class_is_never_seen_and_may_come_back_by_its_bias() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sweep = Sweep { omitted: Some(3), seeds: vec![0, 1], epochs: 6, ..small() };
+    let report = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    let of_three =
+        Vec::<i64>::try_from(bench.data.train.labels().unwrap()).unwrap().iter().filter(|l| **l == 3).count();
+    assert_eq!(report.images, bench.data.train.len() - of_three);
+    for run in &report.runs {
+        let corrected = run.corrected.as_ref().unwrap();
+        assert!(corrected.recall[3] >= run.recall[3] || corrected.bias < 0.0);
+    }
+    assert!(report.runs.iter().filter(|r| r.setting.distillation.is_none()).all(|r| r.recall[3] == 0.0));
+    assert_eq!(report.compare(Measure::CorrectedRecall).unwrap().len(), 1);
+    assert!(report.table(Measure::OmittedRecall).unwrap().to_string().contains("omitted class recognised"));
+    let plain = bench.run(&Sweep { seeds: vec![0, 1], ..small() }, &folder.path().join("p")).unwrap();
+    assert!(plain.compare(Measure::CorrectedTest).unwrap_err().to_string().contains("set omitted in sweep"));
+}
+
+#[test]
+fn wrong_settings_are_refused_before_anything_is_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let dkd: Method = "dkd".parse().unwrap();
+    for (sweep, says) in [
+        (Sweep { seeds: vec![], ..small() }, "seeds is empty"),
+        (Sweep { temperatures: vec![4.0, 0.0], ..small() }, "temperature must be > 0, got 0"),
+        (Sweep { alphas: vec![1.5], ..small() }, "alpha must be in [0, 1], got 1.5"),
+        (Sweep { labelled: vec![0.0], ..small() }, "labelled share must be in (0, 1], got 0"),
+        (Sweep { noise: vec![1.0], ..small() }, "wrong labels must be in [0, 1), got 1"),
+        (Sweep { methods: vec![dkd], labelled: vec![0.5], ..small() }, "dkd looks at the label of every image"),
+        (Sweep { omitted: Some(10), ..small() }, "omitted class 10; classes are 0 to 9"),
+        (Sweep { images: Some(1_000), ..small() }, "images must be 1 to 64, got 1000"),
+        (Sweep { images: Some(0), ..small() }, "images must be 1 to 64, got 0"),
+        (Sweep { omitted: Some(3), noise: vec![0.0, 0.3], ..small() }, "wrong labels may name the omitted class"),
+        (
+            Sweep { omitted: Some(3), teachers: vec![TeacherLabels::Student], ..small() },
+            "does not know the omitted class",
+        ),
+        (Sweep { epochs: 0, ..small() }, "epochs must be at least 1"),
+        (Sweep { name: "../out".into(), ..small() }, "letters, digits"),
+    ] {
+        let error = bench.run(&sweep, &folder.path().join("s")).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(!folder.path().join("s").exists(), "{says}");
+    }
+}
+
+#[test]
+fn settings_that_come_to_the_same_fit_are_two_runs_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    // Of 64 images, both shares of wrong labels round to none.
+    let sweep = Sweep { seeds: vec![0, 1], noise: vec![0.0, 1e-5], ..small() };
+    let first = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    let again = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    let settings = |report: &SweepReport| report.runs.iter().map(|run| run.setting.to_string()).collect::<Vec<_>>();
+    assert_eq!(settings(&first), settings(&again));
+    assert_eq!(again.compare(Measure::Test).unwrap().len(), 2);
+    let kept = SweepReport::load(folder.path().join("s/sweep.json")).unwrap();
+    assert_eq!(settings(&kept), settings(&first));
+}
+
+#[test]
+fn a_finished_run_is_not_overwritten_by_a_sweep_with_other_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let runs = folder.path().join("s");
+    bench.run(&Sweep { seeds: vec![0], ..small() }, &runs).unwrap();
+    let weights = std::fs::read(runs.join("alone-seed0/best.safetensors")).unwrap();
+    bench.run(&Sweep { seeds: vec![0], epochs: 3, ..small() }, &runs).unwrap();
+    assert_eq!(std::fs::read(runs.join("alone-seed0-1/best.safetensors")).unwrap(), weights);
+    let before = bench.run(&Sweep { seeds: vec![0], ..small() }, &runs).unwrap();
+    assert_eq!(before.runs.len(), 2, "runs of the first sweep are known");
+    assert!(!runs.join("alone-seed0-2").exists(), "and not made again");
+}
+
+/// The table and the verdict of runs whose numbers are given.
+#[test]
+fn reports_say_what_the_runs_came_to() {
+    let sweep = Sweep { name: "given".into(), ..Sweep::default() };
+    let run = |setting: &Setting, seed, test| SweepRun {
+        setting: setting.clone(),
+        seed,
+        key: format!("{setting}{seed}"),
+        best_epoch: 1,
+        validation: test,
+        test,
+        recall: vec![],
+        corrected: None,
+        teacher: None,
+        seconds: 1.5,
+        images_per_second: 100.0,
+    };
+    let setting = &sweep.settings()[0];
+    let runs = [(0, 0.40, 0.46), (1, 0.42, 0.475), (2, 0.41, 0.475)];
+    let runs = runs.iter().flat_map(|&(s, a, d)| [run(&setting.alone(), s, a), run(setting, s, d)]).collect();
+    let (profile, data) = ("laptop".to_owned(), "CIFAR-10".to_owned());
+    let report = SweepReport { sweep, profile, data, images: 5_000, runs, stopped: None };
+    let table = report.table(Measure::Test).unwrap().to_string();
+    // Differences 6, 5.5 and 6.5 points: mean 6, deviation 0.5, 4.303 * 0.5 / sqrt(3) = 1.24.
+    for part in ["kd-T4-alpha0.9", "41.0", "47.0", "+6.0 ± 0.5", "+4.8 to +7.2", "95.0", "BEATS"] {
+        assert!(table.contains(part), "{part} is missing in\n{table}");
+    }
+    assert_eq!(report.headline(), "given: CIFAR-10, 5000 images at 32 px, 10 epochs, 6 runs in 9 s");
+    let json = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<SweepReport>(&json).unwrap(), report);
+    let unknown = json.replace("\"alphas\"", "\"alpha\"");
+    assert!(serde_json::from_str::<SweepReport>(&unknown).is_err(), "a misspelt axis is not passed over");
+}
+
+#[test]
+fn repeated_values_are_refused_and_no_spread_gives_no_verdict() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let cases = [
+        (Sweep { seeds: vec![2, 2, 2], ..small() }, "seeds holds 2 twice"),
+        (Sweep { temperatures: vec![4.0, 4.0], ..small() }, "temperatures holds 4.0 twice"),
+        (Sweep { alphas: vec![0.9, 0.5, 0.9], ..small() }, "alphas holds 0.9 twice"),
+        (Sweep { labelled: vec![1.0, 1.0], ..small() }, "labelled holds 1.0 twice"),
+    ];
+    for (sweep, said) in cases {
+        let error = bench.run(&sweep, &folder.path().join("sweep")).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let verdict = Verdict::new(&[0.40, 0.40, 0.40], &[0.42, 0.42, 0.42], 1).unwrap();
+    assert_eq!(verdict.decision, Decision::Inconclusive);
+}
+
+#[test]
+fn a_damaged_report_is_set_aside_and_its_runs_are_collected_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sweep = folder.path().join("sweep");
+    let first = bench.run(&small(), &sweep).unwrap();
+    let path = sweep.join("sweep.json");
+    let text = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &text[..text.len() / 2]).unwrap();
+    let again = bench.run(&small(), &sweep).unwrap();
+    // The same seconds: no run was made anew.
+    assert_eq!(again, first);
+    assert_eq!(std::fs::read(sweep.join("sweep.json.damaged-1")).unwrap(), text[..text.len() / 2]);
+    assert_eq!(SweepReport::load(&path).unwrap(), first);
+}
+
+#[test]
+fn a_second_sweep_of_the_same_folder_says_who_holds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sweep = folder.path().join("sweep");
+    std::fs::create_dir(&sweep).unwrap();
+    let held = std::fs::File::create(sweep.join("sweep.lock")).unwrap();
+    held.lock().unwrap();
+    std::fs::write(sweep.join("sweep.lock"), "4711\n").unwrap();
+    let error = bench.run(&small(), &sweep).unwrap_err().to_string();
+    assert!(error.contains("already running, in process 4711"), "{error}");
+    drop(held);
+    bench.run(&small(), &sweep).unwrap();
+}
