@@ -45,7 +45,14 @@ pub(super) fn find(folder: &Path) -> Result<Option<[PathBuf; 4]>> {
 /// Reads the four files. With `fashion` they must hold Fashion-MNIST's ten classes; else the test labels decide.
 pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -> Result<Dataset> {
     let [train_images, train_labels, test_images, test_labels] = paths;
-    let (mut train, mut test) = (read(train_labels, 1)?.1, read(test_labels, 1)?.1);
+    let (size, train_pixels, mut train) = read_pair(train_images, train_labels)?;
+    let (other, test_pixels, mut test) = read_pair(test_images, test_labels)?;
+    if size != other {
+        let (train, test) = (train_images.display(), test_images.display());
+        return Err(Error::Data(format!(
+            "{train} has images of {size:?} pixels and {test} of {other:?}: both need the same size"
+        )));
+    }
     let mut notices = Vec::new();
     let fashion = fashion || sha256([test.as_slice()]) == FASHION_TEST_LABELS;
     // EMNIST's letters are 1 to 26.
@@ -62,25 +69,9 @@ pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -
             return Err(Error::Data(format!("{path} record {record} has label {label}, expected 0 to {last}")));
         }
     }
-    let ((shape, train_pixels), (other, test_pixels)) = (read(train_images, 3)?, read(test_images, 3)?);
-    if shape[1..] != other[1..] {
-        let (train, test, size, other) = (train_images.display(), test_images.display(), &shape[1..], &other[1..]);
-        return Err(Error::Data(format!(
-            "{train} has images of {size:?} pixels and {test} of {other:?}: both need the same size"
-        )));
-    }
-    let mut pool = Pool::new(train.len() + test.len(), [1, shape[1] as i64, shape[2] as i64])?;
-    for (images, n, labels_path, labels, pixels) in [
-        (train_images, shape[0], train_labels, &train, train_pixels),
-        (test_images, other[0], test_labels, &test, test_pixels),
-    ] {
-        let (images, of, labels_path) = (images.display(), labels.len(), labels_path.display());
-        if n != of {
-            return Err(Error::Data(format!(
-                "{images} holds {n} images and {labels_path} {of} labels: the files do not belong together"
-            )));
-        }
-        for (labels, pixels) in labels.chunks(PIECE).zip(pixels.chunks(PIECE * shape[1] * shape[2])) {
+    let mut pool = Pool::new(train.len() + test.len(), [1, size[0] as i64, size[1] as i64])?;
+    for (labels, pixels) in [(&train, train_pixels), (&test, test_pixels)] {
+        for (labels, pixels) in labels.chunks(PIECE).zip(pixels.chunks(PIECE * size[0] * size[1])) {
             pool.push(pixels, &labels.iter().map(|&label| label.into()).collect::<Vec<i64>>())?;
         }
     }
@@ -94,6 +85,18 @@ pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -
     let (first_test, end) = (train.len() as i64, pool.len() as i64);
     let (train, test) = ((0..first_test).collect(), (first_test..end).collect());
     Found { name, classes, pool, train, validation: None, test, notices }.into_dataset(options)
+}
+
+/// Reads a file of images and that of their labels: height and width, pixels, labels.
+fn read_pair(images: &Path, labels: &Path) -> Result<([usize; 2], Vec<u8>, Vec<u8>)> {
+    let ((shape, pixels), (_, found)) = (read(images, 3)?, read(labels, 1)?);
+    if shape[0] != found.len() {
+        let (images, n, labels, of) = (images.display(), shape[0], labels.display(), found.len());
+        return Err(Error::Data(format!(
+            "{images} holds {n} images and {labels} {of} labels: the files do not belong together"
+        )));
+    }
+    Ok(([shape[1], shape[2]], pixels, found))
 }
 
 /// Reads an IDX file of unsigned bytes in `dimensions` dimensions: its shape and its values.
