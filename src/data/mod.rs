@@ -25,3 +25,7 @@ pub use split::{Batch, Split};
 pub use transform::Transform;
 pub(crate) use views::EpochViews;
 pub use views::Views;
+
+#[cfg(test)]
+#[path = "../../tests/data/mod.rs"]
+mod tests;

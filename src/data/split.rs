@@ -66,8 +66,8 @@ impl Split {
         rows.iter().map(|&r| self.pool.labels[r as usize]).collect()
     }
 
-    /// Returns the number of images of each class, indexed by label.
-    pub fn class_counts(&self) -> Vec<usize> {
+    /// The number of images of each class, indexed by label.
+    pub(crate) fn class_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes];
         self.labels_of(&self.rows).iter().for_each(|&label| counts[label as usize] += 1);
         counts

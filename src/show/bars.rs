@@ -2,7 +2,7 @@
 
 use super::canvas::{Area, Drawn, Figure, anchored, chart, color, px, styled};
 use super::words::short;
-use crate::data::Dataset;
+use crate::data::{Dataset, Split};
 use crate::train::soft_targets;
 use crate::{Error, Result};
 use plotters::prelude::*;
@@ -10,16 +10,13 @@ use plotters::style::text_anchor::{HPos, VPos};
 use tch::{Device, Kind, Tensor};
 
 /// Draws how many images of each class the three splits hold.
-///
-/// # Errors
-/// When a split's labels cannot be read.
-pub fn class_balance(dataset: &Dataset) -> Result<Figure> {
-    let panel = |split: &crate::data::Split| -> Result<(String, Vec<f64>)> {
-        let counts = Vec::<i64>::try_from(split.labels()?.f_bincount(None::<&Tensor>, dataset.classes.len() as i64)?)?;
-        Ok((format!("{}: {} images", split.name, split.len()), counts.iter().map(|&n| n as f64).collect()))
+pub fn class_balance(dataset: &Dataset) -> Figure {
+    let panel = |split: &Split| {
+        let counts = split.class_counts().iter().map(|&n| n as f64).collect();
+        (format!("{}: {} images", split.name, split.len()), counts)
     };
-    let panels = [&dataset.train, &dataset.validation, &dataset.test].map(panel).into_iter().collect::<Result<_>>()?;
-    Ok(bars(&dataset.classes, panels, "images", None, None))
+    let panels = [&dataset.train, &dataset.validation, &dataset.test].map(panel).into();
+    bars(&dataset.classes, panels, "images", None, None)
 }
 
 /// Draws `softmax(logits / T)` of one image's logits `[C]`, of any float kind, a panel for each temperature T > 0.
