@@ -17,8 +17,6 @@ pub const FILE: &str = "kernel.toml";
 pub struct Config {
     /// What to do after variables were lost.
     pub after_loss: String,
-    /// Returns advice for a cell that Interrupt could stop only by ending its process.
-    pub stoppable_loop: String,
     /// Beginnings of the names of environment variables that build scripts read.
     pub build_variables: Vec<String>,
     /// Crates in which the kernel need not look, or must not, by their names.
@@ -52,10 +50,6 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             after_loss: "run the notebook again from its first cell".into(),
-            stoppable_loop: "a loop that watches for Interrupt stops without loss: before it \
-                `let watch = kdlab_client::watch(\"my loop\", |_| ());`, and in it \
-                `if watch.reason().is_some() { break; }`."
-                .into(),
             build_variables: vec![],
             crates: BTreeMap::new(),
             hints: vec![],

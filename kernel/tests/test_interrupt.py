@@ -2,7 +2,7 @@
 import time
 import unittest
 
-from support import KernelCase, family, rust, still_there, wait_until
+from support import KernelCase, family, plain, rust, still_there, wait_until
 
 # A fit on 300 tiny images whose batches take a given time.
 FIT = '''
@@ -115,23 +115,135 @@ class Interrupt(KernelCase):
         self.assertLess(time.monotonic() - begun, 30)
         self.lost(cell, "net", "train", "kept")
 
-    def test_a_loop_that_nothing_can_stop(self):
+    def interrupted(self, code, kept, without=()):
+        """Interrupts the cell once. It names the variables of its own that are `kept`, and those `without` a value."""
         self.client.ok("let kept = 41; let dear = vec![1];")
-        cell = self.client.begin('println!("begun"); loop { std::hint::black_box(0); }')
+        cell = self.client.begin(code)
         cell.wait_text("begun")
         self.stop(cell, within=5)
-        self.assertEqual(cell.stdout, "begun\n")
-        self.lost(cell, "kept", "dear")
+        self.assertEqual(cell.status, "error", cell.describe())
+        self.assertEqual([error["content"]["ename"] for error in cell.errors], ["Interrupted"], cell.describe())
+        own = ", and of this cell " + ", ".join(kept) if kept else ""
+        lost = "; without a value: " + ", ".join(without) if without else ""
+        message = f"all variables of earlier cells are kept{own}{lost}"
+        self.assertEqual(cell.errors[0]["content"]["evalue"], message)
+        self.assertEqual(plain("\n".join(cell.errors[0]["content"]["traceback"])), f"Interrupted: {message}")
+        self.assertEqual(self.client.ok('println!("{kept} {dear:?}");').stdout, "41 [1]\n")
+        return cell
 
-    def test_a_watch_that_ended_protects_no_more(self):
-        # After the fit, the same cell does work that does not watch.
-        self.client.ok(OPEN + 'let mut net = Model::new("net", Device::Cpu, 0, &|vs| slow(vs, 0))?;')
-        cell = self.client.begin('''
+    def test_a_training_loop_of_ones_own(self):
+        self.interrupted('''
+            let mut steps = 0u64;
+            let vs = nn::VarStore::new(Device::Cpu);
+            let net = nn::linear(vs.root(), 4, 2, Default::default());
+            let mut optimizer = nn::Adam::default().build(&vs, 1e-3)?;
+            println!("begun");
+            for epoch in 0.. {
+                for batch in 0..10 {
+                    let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+                    optimizer.backward_step(&x.apply(&net).square().mean(Kind::Float));
+                    steps += 1;
+                }
+            }
+            let trained = true;''', ["steps", "vs", "net", "optimizer"], ["trained"])
+        # They are variables as all others: the loop goes on where it was.
+        before = self.number("steps")
+        self.assertGreater(before, 0)
+        self.client.ok("for _ in 0..5 { optimizer.zero_grad(); steps += 1; }")
+        self.assertEqual(self.number("steps"), before + 5)
+
+    def test_loops_and_what_they_leave_behind(self):
+        for code, kept, without in [
+            ('println!("begun"); loop { std::hint::black_box(0); }', [], []),
+            ('let a = 1; println!("begun"); while a > 0 { std::hint::black_box(0); } let b = 2;', ["a"], ["b"]),
+            ('let mut left = vec![1]; println!("begun"); while let Some(x) = left.pop() { left.push(x + 1); }', ["left"], []),
+            # Of a statement that binds a variable, nothing is there yet.
+            ('let a = 1; println!("begun"); let n = loop { std::hint::black_box(0); if a == 2 { break a; } };', ["a"], ["n"]),
+            ('let a = vec![1]; println!("begun"); for x in a.iter().cycle() { std::hint::black_box(x); }', ["a"], []),
+            # A loop that moves a variable cannot give it back.
+            ('let a = vec![1u64]; let b = 2; println!("begun"); for mut x in a { loop { x = x.wrapping_add(b); } }', ["b"], ["a"]),
+            # In functions, closures and iterators the variables of the cell are out of reach.
+            ('fn forever(mut n: u64) -> u64 { loop { n += 1; if n == 0 { return n; } } }\n'
+             'let a = 1; println!("begun"); let n = forever(a);', [], ["a", "n"]),
+            ('println!("begun"); let n = (0..u64::MAX).map(|x| x ^ 1).filter(|x| x % 3 == 0).sum::<u64>();', [], ["n"]),
+            ('fn deep(n: u64) -> u64 { if n < 2 { n } else { deep(n - 1) + deep(n - 2) } }\nprintln!("begun"); deep(90)', [], []),
+            ('let t = std::thread::spawn(|| -> () { loop { std::hint::black_box(0); } });\n'
+             'println!("begun"); t.join().unwrap();', [], ["t"]),
+        ]:
+            with self.subTest(code):
+                self.interrupted(code, kept, without)
+        # The function of an earlier cell.
+        self.interrupted('println!("begun"); forever(1)', [])
+
+    def test_a_cell_after_an_interrupted_one_runs(self):
+        self.interrupted('println!("begun"); loop { std::hint::black_box(0); }', [])
+        self.assertEqual(self.client.ok('for i in 0..3 { print!("{i}"); }').stdout, "012")
+
+    def test_one_interrupt_ends_a_loop_of_fits(self):
+        self.client.ok(OPEN)
+        code = '''
+            let mut done = 0;
+            println!("begun");
+            for seed in 0..1000 {
+                let mut net = Model::new("net", Device::Cpu, seed, &|vs| slow(vs, 100))?;
+                fit(&mut net, &train, &validation, &Criterion::cross_entropy(), &options(1, 100))?;
+                done += 1;
+            }'''
+        cell = self.interrupted(code, ["done"])
+        self.assertLessEqual(self.number("done"), cell.stdout.count("epoch") + 1)
+
+    def test_what_follows_an_interrupted_fit_still_runs(self):
+        cell = self.fit(milliseconds=100, epochs=1000, batch_size=100)
+        self.stop(cell, within=3)
+        self.assertEqual(cell.status, "ok", cell.describe())
+        # But not for ever.
+        self.client.ok('let mut net = Model::new("net", Device::Cpu, 0, &|vs| slow(vs, 0))?;')
+        self.interrupted('''
             let history = fit(&mut net, &train, &validation, &Criterion::cross_entropy(), &options(1, 100))?;
-            println!("fitted"); loop { std::hint::black_box(0); }''')
-        cell.wait_text("fitted")
+            println!("begun"); loop { std::hint::black_box(0); }''', ["history"])
+
+    def test_the_place_of_an_error_beside_a_loop(self):
+        for code, place in [
+            ('let a: u8 = "x"; for i in 0..3 { }', "1:13"),
+            ('for i in 0..3 { } let a: u8 = "x";', "1:31"),
+            ('for i in 0..3 { let a: u8 = "x"; }', "1:29"),
+            ('let f = |x: u8| x + 1; let a: u8 = "x"; for i in 0..3 { f(i); }', "1:36"),
+        ]:
+            cell = self.client.run(code)
+            self.assertIn(f":{place} ]", cell.error_text, code)
+        self.assertIn("in line 2 of this cell", self.client.run('let a = 1;\nfor i in 0..3 { assert!(i < 2); }').error_text)
+
+    def test_what_cannot_be_stopped_is_told(self):
+        self.client.ok("let kept = 41;")
+        cell = self.client.begin('println!("begun"); std::thread::sleep(std::time::Duration::from_secs(3)); let a = 1;')
+        cell.wait_text("begun")
+        self.client.interrupt()
+        self.assertEqual(cell.finish().status, "ok", cell.describe())
+        self.assertIn("Press again within 3 s to end its process and lose:", cell.stderr)
+        self.assertRegex(cell.stderr, r"lose: .*\bkept\b")
+        self.assertEqual(self.number("kept + a"), 42)
+        cell = self.client.begin('println!("begun"); std::thread::sleep(std::time::Duration::from_secs(60));')
+        cell.wait_text("begun")
+        self.client.interrupt()
+        wait_until(lambda: "Press again" in cell.stderr, "the note", 5)
         self.stop(cell, within=5)
-        self.lost(cell, "net", "kept")
+        self.assertRegex(cell.error_text, r"lost: .*\bkept\b")
+
+    def test_a_thread_of_an_earlier_cell_stops(self):
+        file = self.kernel.file("ticks")
+        self.client.ok(f'''
+            std::thread::spawn(|| -> () {{
+                loop {{
+                    std::fs::write({rust(file)}, "x").unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }}
+            }});''')
+        wait_until(file.exists, "the thread", 5)
+        self.client.interrupt()
+        time.sleep(0.1)
+        file.unlink()
+        time.sleep(0.1)
+        self.assertFalse(file.exists())
 
     def test_while_it_compiles_nothing_is_lost(self):
         self.client.ok("let kept = 41;")
@@ -175,7 +287,7 @@ class Interrupt(KernelCase):
         self.stop(cell, within=5)
         self.assertEqual([q.finish().status for q in queued], ["aborted"] * 2)
         self.assertEqual([q.stdout for q in queued], ["", ""])
-        self.lost(cell, "kept")
+        self.assertEqual(self.number("kept"), 41)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
+use crate::cells::interrupt;
 use crate::private::{self, TOKEN};
 
 /// The file descriptors that the child hands over, in this order.
@@ -35,6 +36,7 @@ pub fn hand_over() -> Result<()> {
         return Ok(());
     };
     let token = std::env::var(TOKEN).context("the kernel gave no token")?;
+    interrupt::share(Path::new(&folder))?;
     let socket = private::child_socket(Path::new(&folder));
     let mut front = UnixStream::connect(&socket).with_context(|| format!("cannot reach {}", socket.display()))?;
     let (new_stdin, to_stdin) = pipe()?;

@@ -6,6 +6,7 @@ pub mod compile;
 pub mod failures;
 pub mod flood;
 pub mod handover;
+pub mod interrupt;
 pub mod names;
 pub mod output;
 pub mod replaced;

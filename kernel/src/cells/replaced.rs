@@ -92,27 +92,23 @@ pub fn leave_in_store(folder: &Path, source: &Path) -> std::io::Result<()> {
 /// The method that puts a value back. rustc's error names it where the cell moved the value away.
 pub const PUT_BACK: &str = "put_back_what_was_replaced";
 
-/// In the kernel's cargo: changes `source` so that the cell puts back at its end what it used before replacing it.
-/// Returns the earlier text if something was changed, because rustc refuses the changed one where the cell moved a
-/// value away.
-pub fn put_back(folder: &Path, source: &Path) -> std::io::Result<Option<String>> {
+/// In the kernel's cargo: returns `text`, the source that evcxr made of the cell, with the lines by which the cell puts
+/// back at its end what it used before replacing it. rustc refuses them where the cell moved a value away. Returns
+/// `None` where there is nothing to put back.
+pub fn put_back(folder: &Path, text: &str) -> Option<String> {
     let replaced = read(folder).unwrap_or_default();
     let loads = replaced.iter().filter(|(_, variable)| variable.used).filter_map(|(name, variable)| {
         let (_, ty, _) = parts(variable.load.as_ref()?)?;
         Some(format!("evcxr_variable_store.{PUT_BACK}::<{ty}>(stringify!({name}), {name}); "))
     });
     let end: String = loads.collect();
-    let text = fs::read_to_string(source)?;
     const NEW: &str = "    pub fn new() -> VariableStore {";
-    let last = text.rfind("evcxr_variable_store\n}").filter(|_| !end.is_empty() && text.contains(NEW));
-    let Some(last) = last else { return Ok(None) };
+    let last = text.rfind("evcxr_variable_store\n}").filter(|_| !end.is_empty() && text.contains(NEW))?;
     let method = format!(
         "    pub fn {PUT_BACK}<T: 'static>(&mut self, name: &str, value: T) {{ \
          self.variables.entry(name.to_owned()).or_insert_with(|| Box::new(value)); }}{NEW}"
     );
-    let changed = format!("{}{end}{}", &text[..last], &text[last..]).replacen(NEW, &method, 1);
-    fs::write(source, changed)?;
-    Ok(Some(text))
+    Some(format!("{}{end}{}", &text[..last], &text[last..]).replacen(NEW, &method, 1))
 }
 
 /// In the kernel's cargo: notes whether the compiled cell puts back what it used.
@@ -209,9 +205,7 @@ mod tests {
         // A used variable is put back at the end.
         let runtime = "impl VariableStore {\n    pub fn new() -> VariableStore {\n";
         let whole = format!("{runtime}{}{}\nevcxr_variable_store\n}}\n", load("x"), load("other"));
-        fs::write(&source, &whole).expect("it can be written");
-        assert_eq!(put_back(folder.path(), &source).expect("it can be read"), Some(whole.clone()));
-        let changed = fs::read_to_string(&source).expect("it can be read");
+        let changed = put_back(folder.path(), &whole).expect("x is put back");
         let end = format!("evcxr_variable_store.{PUT_BACK}::<Vec<u8>>(stringify!(x), x); evcxr_variable_store\n}}\n");
         assert!(changed.ends_with(&end) && changed.lines().count() == whole.lines().count(), "{changed}");
         set_put_back(folder.path(), true);
@@ -219,7 +213,7 @@ mod tests {
         // A cell that replaces nothing is left as it is.
         announce(folder.path(), &Replaced::new());
         leave_in_store(folder.path(), &source).expect("there is nothing to do");
-        assert_eq!(put_back(folder.path(), &source).expect("there is nothing to do"), None);
+        assert_eq!(put_back(folder.path(), &whole), None);
         assert_eq!(restore(folder.path(), false), (String::new(), vec![]));
     }
 }

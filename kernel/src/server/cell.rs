@@ -22,8 +22,10 @@ pub struct Cell {
     pub reply: Option<Value>,
     /// evcxr has sent its last message about this cell.
     pub idle: bool,
-    /// When the front last asked the watching clients to stop.
+    /// When the user last pressed Interrupt, or was told what a second time costs.
     pub told: Option<Instant>,
+    /// The cell went on after Interrupt, and the note on that was shown.
+    pub warned: bool,
     /// The user interrupted the cell before it ran.
     pub skip: bool,
     pub killed: bool,
@@ -51,6 +53,7 @@ impl Cell {
             reply: None,
             idle: false,
             told: None,
+            warned: false,
             skip: false,
             killed: false,
             awaits_input: false,

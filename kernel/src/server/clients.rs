@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::cells::child::Child;
+use crate::cells::interrupt::Stop;
 use crate::server::front::{Client, Front, STDERR};
 use crate::server::link::LinkEvent;
 use crate::server::wire::message;
@@ -38,7 +39,14 @@ impl Front {
             }
             LinkEvent::Request(id, request) => self.handle_request(id, &request),
             LinkEvent::Closed(id) => {
-                let parent = self.clients.remove(&id).and_then(|client| client.parent);
+                let client = self.clients.remove(&id);
+                let told = self.cell.as_ref().is_some_and(|cell| cell.told.is_some());
+                if client.as_ref().is_some_and(|client| client.watches && told)
+                    && !self.clients.values().any(|c| c.watches)
+                {
+                    self.stop.set(Stop::Loops);
+                }
+                let parent = client.and_then(|client| client.parent);
                 for content in self.comms.close_all_of(id) {
                     self.publish("comm_close", content, parent.as_ref());
                 }
@@ -94,6 +102,10 @@ impl Front {
             Some(("watch", _)) => {
                 if let Some(client) = self.clients.get_mut(&id) {
                     client.watches = true;
+                    // A fit that begins after Interrupt, in the same cell.
+                    if self.cell.as_ref().is_some_and(|cell| cell.told.is_some()) {
+                        let _ = client.sender.send(json!({"stop": "interrupted"}));
+                    }
                 }
             }
             other => answer = json!({"error": format!("unknown request {:?}", other.map(|(kind, _)| kind))}),

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cells::child::Child;
 use crate::cells::flood::Flood;
+use crate::cells::interrupt::Interrupt;
 use crate::config::Config;
 use crate::processes::compilers;
 use crate::server::cell::Cell;
@@ -94,6 +95,7 @@ pub struct Front {
     pub asks: bool,
     /// The private folder, through which the front and the inner process exchange files.
     pub folder: PathBuf,
+    pub stop: Interrupt,
     pub child: Option<Child>,
     pub clients: BTreeMap<u64, Client>,
     pub comms: Comms,
@@ -109,6 +111,7 @@ impl Front {
         inner_pid: i32,
         folder: &Path,
         cells: &Path,
+        stop: Interrupt,
     ) -> Self {
         let Channels { iopub, shell, control, stdin } = channels;
         Self {
@@ -136,6 +139,7 @@ impl Front {
             questions: Questions::new(cells.join("Cargo.toml")),
             asks: false,
             folder: folder.to_owned(),
+            stop,
             child: None,
             clients: BTreeMap::new(),
             comms: Comms::default(),

@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::cells::child::readable;
+use crate::cells::interrupt::Interrupt;
 use crate::config::Config;
 use crate::launch::{environment, inner};
 use crate::private;
@@ -73,6 +74,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
             }
         }
     });
+    let stop = Interrupt::new(folder)?;
     link::listen(folder, &token, link_events)?;
     let (variables, cells) = environment::prepare(folder)?;
     let mut process = inner::start(folder, &token, variables)?;
@@ -97,7 +99,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let channels = Channels { iopub: publisher(iopub), shell: shell_out, control: control_out, stdin: stdin_out };
     let config = Config::load();
     let wrong = config.as_ref().err().map(|error| format!("{error:#}"));
-    let mut front = Front::new(config.unwrap_or_default(), channels, events, inner_pid, folder, &cells);
+    let mut front = Front::new(config.unwrap_or_default(), channels, events, inner_pid, folder, &cells, stop);
     front.start_error = wrong;
     front.publish("status", json!({"execution_state": "starting"}), None);
     let parent = rustix::process::getppid();

@@ -7,9 +7,11 @@ use serde_json::{Map, Value, json};
 
 use crate::cells::advice;
 use crate::cells::child::{Child, read};
+use crate::cells::compile::stops;
 use crate::cells::failures::Failure;
 use crate::cells::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
 use crate::cells::stderr::HOLD;
+use crate::cells::syntax;
 use crate::server::front::{Front, RAN_NOTHING, STDERR, STDOUT};
 use crate::server::wire::content;
 
@@ -130,6 +132,7 @@ impl Front {
     pub fn command(&mut self, child: &mut Child, line: &[u8]) {
         if line.starts_with(b"LOAD_AND_RUN ") {
             child.running = true;
+            self.stop.clear();
             self.last_words.clear();
             child.doubtful = None;
             if let Some(cell) = self.cell.as_mut().filter(|cell| cell.skip) {
@@ -177,7 +180,11 @@ impl Front {
                     return self.print(STDOUT, format!("{line}\n"));
                 }
                 let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
-                let (before, failure) = child.err.failure(panic, &code, Some(&self.generated), &self.config);
+                let (before, mut failure) = child.err.failure(panic, &code, Some(&self.generated), &self.config);
+                // A check for Interrupt unwinds without a message. `join` of a thread that it stopped has this one.
+                if panic && self.stop.is_set() && (failure.value.is_empty() || failure.value.ends_with("Any { .. }")) {
+                    failure = self.interrupted(&code);
+                }
                 self.print(STDERR, before);
                 if let Some(cell) = &mut self.cell {
                     cell.failure.get_or_insert(failure);
@@ -194,6 +201,19 @@ impl Front {
         }
     }
 
+    /// Says which variables are kept after a loop of the cell was interrupted.
+    fn interrupted(&self, code: &str) -> Failure {
+        let taken_up = self.stop.place().map(|place| stops::taken_up(&self.folder, place)).unwrap_or_default();
+        let kept = syntax::variables(&taken_up.join("\n"));
+        let (kept, lost): (Vec<_>, Vec<_>) = syntax::variables(code).into_iter().partition(|name| kept.contains(name));
+        let listed = |before: &str, names: &[String]| match names {
+            [] => String::new(),
+            names => format!("{before}{}", names.join(", ")),
+        };
+        let (kept, lost) = (listed(", and of this cell ", &kept), listed("; without a value: ", &lost));
+        Failure::new("Interrupted", &format!("all variables of earlier cells are kept{kept}{lost}"), &[])
+    }
+
     pub fn show_display(&self, mut data: Map<String, Value>) {
         let metadata = take_metadata(&mut data);
         self.publish_display(&json!({"data": data, "metadata": metadata}), self.parent().as_ref());
@@ -201,6 +221,7 @@ impl Front {
 
     pub fn tick(&mut self) {
         self.look_again();
+        self.warn_of_interrupt();
         if let Some(mut child) = self.child.take() {
             if child.err.is_overdue(child.running) {
                 let text = child.err.release();

@@ -6,7 +6,9 @@ use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
+use crate::cells::compile::stops;
 use crate::cells::failures::{Failure, end_of_process};
+use crate::cells::interrupt::Stop;
 use crate::cells::{advice, replaced, report, syntax};
 use crate::server::cell::Cell;
 use crate::server::front::{Front, RAN_NOTHING};
@@ -15,6 +17,9 @@ use crate::server::wire::{content, message};
 
 /// A second Interrupt within this time ends the cells' process.
 const AGAIN: Duration = Duration::from_secs(3);
+
+/// A loop, or a fit between two batches, mostly stops within this time.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Front {
     pub fn start_next(&mut self) {
@@ -114,12 +119,23 @@ impl Front {
     /// Returns code by which evcxr recovers the variables that a failed cell would have replaced. Shows which are
     /// lost.
     fn restore(&mut self, skipped: bool) -> String {
-        let (code, lost) = replaced::restore(&self.folder, skipped);
+        // Statements for the variables that an interrupted loop has put into the store.
+        let mut taken_up = self.stop.place().map(|place| stops::taken_up(&self.folder, place)).unwrap_or_default();
+        let own = syntax::variables(&taken_up.join("\n"));
+        let (code, mut lost) = replaced::restore(&self.folder, skipped);
+        lost.retain(|name| !own.contains(name));
+        taken_up.extend(
+            code.lines()
+                .filter(|line| !syntax::variables(line).iter().any(|name| own.contains(name)))
+                .map(str::to_owned),
+        );
+        self.variables.retain(|name| !own.contains(name));
+        self.variables.extend(own);
         if !lost.is_empty() {
             self.variables.retain(|name| !lost.contains(name));
             self.stream("stderr", &(advice::lost(&lost) + "\n"));
         }
-        code
+        taken_up.join("\n")
     }
 
     pub fn end(&mut self, failure: Option<Failure>) {
@@ -196,7 +212,7 @@ impl Front {
                 None => ("died", "the cell ended its process".to_owned()),
             };
             let mut notes = vec![self.config.after_loss.clone()];
-            notes.extend(advice::on_kill(&cell.code, &self.config).filter(|_| cell.killed));
+            notes.extend(advice::on_kill(&cell.code).filter(|_| cell.killed));
             return Some(Failure::new(name, &format!("{why}; {lost}"), &notes));
         }
         if cell.skip {
@@ -224,29 +240,54 @@ impl Front {
 
     pub fn interrupt(&mut self) {
         self.abort_queue();
-        let Some(cell) = self.cell.as_mut().filter(|cell| !cell.own) else { return };
+        let Some(cell) = &mut self.cell else {
+            // Threads that earlier cells started may go on in loops.
+            return self.stop.set(Stop::All);
+        };
+        if cell.own {
+            return;
+        }
         if !self.child.as_ref().is_some_and(|child| child.running) {
             cell.skip = true;
             return self.stop_compilers();
         }
-        let again = cell.told.is_some_and(|told| told.elapsed() < AGAIN);
-        let mut watching = self.clients.values().filter(|client| client.watches).peekable();
-        if watching.peek().is_some() && !again {
-            cell.told = Some(Instant::now());
+        // evcxr waits for the input, and would notice nothing else before it comes.
+        if std::mem::take(&mut cell.awaits_input)
+            && let Some((_, stdin)) = &self.inner
+        {
+            let _ = stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
+        }
+        if !cell.told.replace(Instant::now()).is_some_and(|told| told.elapsed() < AGAIN) {
+            cell.warned = false;
+            let mut watching = self.clients.values().filter(|client| client.watches).peekable();
+            self.stop.set(if watching.peek().is_none() { Stop::All } else { Stop::OwnLoops });
             for client in watching {
                 let _ = client.sender.send(json!({"stop": "interrupted"}));
             }
             return;
         }
         cell.killed = true;
-        // evcxr waits for the input, and would notice the end of the process only afterwards.
-        if std::mem::take(&mut cell.awaits_input)
-            && let Some((_, stdin)) = &self.inner
-        {
-            let _ = stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
-        }
         if let Some(pid) = self.child.as_ref().and_then(|child| Pid::from_raw(child.pid)) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Tells what a second Interrupt costs, once the cell has gone on for a while after the first one.
+    pub fn warn_of_interrupt(&mut self) {
+        let running = self.child.as_ref().is_some_and(|child| child.running);
+        let Some(cell) = self.cell.as_mut().filter(|cell| running && !cell.own && !cell.warned) else { return };
+        if cell.told.is_some_and(|told| told.elapsed() > PATIENCE) {
+            (cell.warned, cell.told) = (true, Some(Instant::now()));
+            let lost = match self.variables.as_slice() {
+                [] => "end its process".to_owned(),
+                names => format!("end its process and lose: {}", names.join(", ")),
+            };
+            self.stream(
+                "stderr",
+                &format!(
+                    "Interrupt: the cell runs until its present operation ends. Press again within 3 s to {lost}.\n"
+                ),
+            );
         }
     }
 

@@ -17,6 +17,7 @@ use crate::cells::compile::kept::Kept;
 use crate::cells::compile::level::level_of_cells;
 use crate::cells::compile::notice;
 use crate::cells::compile::rustc::{NOTE, again, code, inputs, made, read};
+use crate::cells::compile::stops;
 use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
@@ -38,7 +39,8 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
     }
     let note = folder.join("target/kernel-note");
     let _ = fs::remove_file(&note);
-    let status = through_cargo(folder, cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?), config)?;
+    let (status, said) =
+        through_cargo(folder, cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?), config)?;
     if status.success()
         && let Some(call) = read(&note)
         && let Some(inputs) = inputs(folder, &call)
@@ -47,8 +49,16 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
         // On a full disk, the cell runs all the same, and the next one goes through cargo.
         if kept.keep(call, inputs).is_ok() {
             kept.keep_library(&code(folder), &made);
+            // cargo has compiled the cell without the checks for Interrupt.
+            if stops::add(&code(folder)).is_some()
+                && let Some(status) =
+                    kept.find().map(|call| again(&kept, &call, level.as_deref())).transpose()?.flatten()
+            {
+                return Ok(status);
+            }
         }
     }
+    print!("{said}");
     Ok(status.code().unwrap_or(1))
 }
 
@@ -61,21 +71,18 @@ pub fn check(folder: &Path, args: &[OsString], config: &Config) -> Result<Option
     Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
 }
 
-/// Runs `cargo build`. cargo does not notice damaged libraries, so those that rustc cannot read are removed, and
+/// Runs `cargo build`. Returns its status and its stdout. cargo does not notice damaged libraries, so those that rustc cannot read are removed, and
 /// cargo makes them again.
-fn through_cargo(folder: &Path, cargo: &mut Command, config: &Config) -> Result<ExitStatus> {
+fn through_cargo(folder: &Path, cargo: &mut Command, config: &Config) -> Result<(ExitStatus, String)> {
     for _ in 0..4 {
         let (status, said) = notice::run(cargo)?;
         let removed = if status.success() { 0 } else { remove_damaged(folder, &said, config) };
         if removed == 0 {
-            print!("{said}");
-            return Ok(status);
+            return Ok((status, said));
         }
         eprintln!("kernel: {removed} compiled files in {} were damaged; cargo makes them again", folder.display());
     }
-    let (status, said) = notice::run(cargo)?;
-    print!("{said}");
-    Ok(status)
+    notice::run(cargo)
 }
 
 /// Lets a cell that writes to stdout itself flush it at the end. Otherwise a last line without an end would never

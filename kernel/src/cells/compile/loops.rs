@@ -53,7 +53,7 @@ fn repeats(node: &SyntaxNode, depth: u8) -> bool {
     })
 }
 
-fn is_evcxr_s_own(node: &SyntaxNode) -> bool {
+pub fn is_evcxr_s_own(node: &SyntaxNode) -> bool {
     let module = ast::Module::cast(node.clone()).and_then(|module| ast::HasName::name(&module));
     module.is_some_and(|name| name.text() == "evcxr_internal_runtime")
 }
@@ -82,7 +82,7 @@ fn called(call: &SyntaxNode) -> Option<String> {
     Some(path.path()?.segment()?.name_ref()?.text().to_string())
 }
 
-fn calls_itself(function: &ast::Fn) -> bool {
+pub fn calls_itself(function: &ast::Fn) -> bool {
     let Some(own) = ast::HasName::name(function).map(|name| name.text().to_string()) else { return false };
     let body = function.body().map(|body| body.syntax().clone());
     body.into_iter().flat_map(|body| body.descendants()).any(|node| {

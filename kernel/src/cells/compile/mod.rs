@@ -10,3 +10,4 @@ pub mod loops;
 pub mod metadata;
 pub mod notice;
 pub mod rustc;
+pub mod stops;

@@ -14,6 +14,7 @@ use crate::cells::compile::damaged::{LIBRARIES, names_unread_crate};
 use crate::cells::compile::environment::environment;
 use crate::cells::compile::kept::{Kept, copy, write_private};
 use crate::cells::compile::loops::loops;
+use crate::cells::compile::stops;
 use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
@@ -121,19 +122,7 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
             command.env(name, value);
         }
     }
-    let (private, source) = (std::env::var_os(private::FOLDER).map(PathBuf::from), kept.folder.join("src/lib.rs"));
-    let mut plain = private.as_ref().and_then(|private| replaced::put_back(private, &source).ok().flatten());
-    // First with the lines that put replaced variables back. If these do not compile, the source as evcxr wrote it.
-    let mut output = command.output().context("cannot start rustc")?;
-    if !output.status.success()
-        && String::from_utf8_lossy(&output.stderr).contains(replaced::PUT_BACK)
-        && let Some(text) = plain.take()
-    {
-        fs::write(&source, text)?;
-        output = command.output().context("cannot start rustc")?;
-    }
-    private.iter().for_each(|private| replaced::set_put_back(private, plain.is_some()));
-    let Output { status, stderr, .. } = output;
+    let Output { status, stderr, .. } = compile(&mut command, &kept.folder.join("src/lib.rs"), &code)?;
     let mut errors = 0;
     let said = String::from_utf8_lossy(&stderr);
     if !status.success()
@@ -157,6 +146,37 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
         tell_made(&made);
     }
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
+}
+
+/// Compiles `code` with what the kernel adds to it: checks for Interrupt, and lines that put replaced variables back.
+/// What does not compile with an addition, is compiled without it. So an addition costs no cell, and the errors are
+/// about the code that evcxr wrote. `source`, from which rustc reads, holds this code again afterwards.
+fn compile(rustc: &mut Command, source: &Path, code: &str) -> Result<Output> {
+    let mut run = || rustc.output().context("cannot start rustc");
+    let Some(private) = std::env::var_os(private::FOLDER).map(PathBuf::from) else { return run() };
+    let (mut stops, mut puts_back) = (stops::add(code), true);
+    let output = loop {
+        let stoppable = stops.as_ref().map_or(code, |stops| &stops.text);
+        let text = replaced::put_back(&private, stoppable).filter(|_| puts_back);
+        puts_back = text.is_some();
+        fs::write(source, text.as_deref().unwrap_or(stoppable)).context("cannot write the cell's source")?;
+        let output = run()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let mut messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        if output.status.success() {
+            break output;
+        } else if puts_back && said.contains(replaced::PUT_BACK) {
+            puts_back = false;
+        } else if stops.as_ref().is_some_and(|stops| messages.any(|message| stops.shifts(&message))) {
+            stops = None;
+        } else {
+            break output;
+        }
+    };
+    fs::write(source, code).context("cannot write the cell's source")?;
+    replaced::set_put_back(&private, puts_back);
+    stops::announce(&private, stops.as_ref());
+    Ok(output)
 }
 
 /// Reports the library as cargo would.
