@@ -11,13 +11,13 @@ fn slow(vs: &nn::Path, milliseconds: u64) -> Layers {
     Layers::new()
         .func("pool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1))
         .add("fc", nn::linear(vs / "fc", 3, 10, Default::default()))
-        .func_t("wait", move |x, training| {
+        .add("wait", nn::func_t(move |x, training| {
             if training {
                 println!("a batch");
                 std::thread::sleep(std::time::Duration::from_millis(milliseconds));
             }
             x.shallow_clone()
-        })
+        }))
 }
 fn options(epochs: usize, batch_size: usize) -> FitOptions {
     let listener = Listener::new(|event| {

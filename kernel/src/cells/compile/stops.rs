@@ -59,43 +59,28 @@ pub fn add(source: &str) -> Option<Stops> {
     let file = SourceFile::parse(source, Edition::CURRENT).tree();
     let run = file.syntax().children().filter_map(ast::Fn::cast).find(is_run)?;
     let own = Own::of(&run)?;
-    let mut insertions: Vec<(TextSize, String)> = vec![];
-    let mut taken_up = vec![];
+    let mut checks = Checks { own: &own, insertions: vec![], taken_up: vec![] };
     for item in file.syntax().children().filter(|item| item != run.syntax() && !is_generated(item)) {
-        item.descendants().filter(|node| !is_constant(node)).for_each(|node| plain(&node, &mut insertions));
+        checks.visit(&item, 0, None);
     }
     for (index, statement) in own.statements.iter().enumerate() {
-        for node in statement.descendants().filter(|node| !is_constant(node)) {
-            match loop_body(&node).filter(|_| is_direct(&node, &own.list)) {
-                Some(body) if !is_short(&node) => {
-                    let Some(at) = start(&body) else { continue };
-                    let kept = own.bound_before(index);
-                    let puts: String = kept.iter().map(|kept| format!("{} ", kept.put)).collect();
-                    let place = taken_up.len();
-                    insertions.push((
-                        at,
-                        format!(" if crate::live_kernel::is_set() {{ {puts}crate::live_kernel::leave_at({place}) }}"),
-                    ));
-                    taken_up.push(kept.into_iter().map(|kept| kept.take_up).collect());
-                }
-                _ => plain(&node, &mut insertions),
-            }
-        }
+        checks.visit(statement, 0, Some(index));
     }
+    let Checks { mut insertions, taken_up, .. } = checks;
     if insertions.is_empty() {
         return None;
     }
     let begin = run.body()?.stmt_list()?.l_curly_token()?.text_range().end();
-    insertions.push((begin, " crate::live_kernel::begin();".to_owned()));
+    insertions.push((begin.into(), " crate::live_kernel::begin();".to_owned()));
     // Of two insertions at one place, the closing one of an inner closure comes first.
     insertions.sort_by_key(|(at, _)| *at);
     let (mut text, mut end, mut lines, mut line) = (String::new(), 0, BTreeSet::new(), 1);
     for (at, inserted) in insertions {
-        let between = &source[end..usize::from(at)];
+        let between = &source[end..at];
         line += between.matches('\n').count();
         text += between;
         text += &inserted;
-        end = usize::from(at);
+        end = at;
         lines.insert(line);
     }
     text += &source[end..];
@@ -104,6 +89,81 @@ pub fn add(source: &str) -> Option<Stops> {
     }
     text += &module();
     Some(Stops { text, lines, taken_up })
+}
+
+/// The checks of a cell while they are collected.
+struct Checks<'a> {
+    own: &'a Own,
+    /// Texts, and where in the source they come.
+    insertions: Vec<(usize, String)>,
+    taken_up: Vec<Vec<String>>,
+}
+
+impl Checks<'_> {
+    /// Adds checks to `root`, which begins at `offset` of the source if its own positions count from 0. `statement` is
+    /// the index of the cell's own statement in which it stands.
+    fn visit(&mut self, root: &SyntaxNode, offset: isize, statement: Option<usize>) {
+        for node in root.descendants().filter(|node| !is_constant(node)) {
+            let direct = statement.filter(|_| is_direct(&node, root));
+            if let Some(call) = ast::MacroCall::cast(node.clone()) {
+                if let Some((arguments, at)) = arguments(&call) {
+                    self.visit(&arguments, offset + at, direct);
+                }
+            } else if !is_short(&node) {
+                self.check(&node, offset, direct);
+            }
+        }
+    }
+
+    /// Adds a check to a loop, a closure or a function that calls itself.
+    fn check(&mut self, node: &SyntaxNode, offset: isize, direct: Option<usize>) {
+        let mut insert = |at: TextSize, text: String| {
+            let at = offset.checked_add_unsigned(at.into()).and_then(|at| at.try_into().ok());
+            self.insertions.extend(at.map(|at| (at, text)));
+        };
+        let function = || " crate::live_kernel::in_function();".to_owned();
+        if let Some(at) = loop_body(node).and_then(|body| start(&body)) {
+            let Some(index) = direct else { return insert(at, " crate::live_kernel::in_loop();".to_owned()) };
+            let kept = self.own.bound_before(index);
+            let puts: String = kept.iter().map(|kept| format!("{} ", kept.put)).collect();
+            let leave = format!("{puts}crate::live_kernel::leave_at({})", self.taken_up.len());
+            insert(at, format!(" if crate::live_kernel::is_set() {{ {leave} }}"));
+            self.taken_up.push(kept.into_iter().map(|kept| kept.take_up).collect());
+        } else if let Some(body) = ast::Fn::cast(node.clone()).filter(calls_itself).and_then(|own| own.body()) {
+            start(&body).into_iter().for_each(|at| insert(at, function()));
+        } else if let Some(body) = ast::ClosureExpr::cast(node.clone()).and_then(|closure| closure.body()) {
+            match &body {
+                ast::Expr::BlockExpr(block) if block.const_token().is_none() => {
+                    start(block).into_iter().for_each(|at| insert(at, function()));
+                }
+                _ => {
+                    let range = body.syntax().text_range();
+                    insert(range.start(), format!("{{{} ", function()));
+                    insert(range.end(), " }".to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// Macros of Rust's library whose arguments are expressions.
+const MACROS: &str = " assert assert_eq assert_ne dbg debug_assert debug_assert_eq debug_assert_ne eprint eprintln \
+    format panic print println vec write writeln ";
+
+/// Returns the arguments of such a macro, and at which place of the source the first of their positions lies.
+fn arguments(call: &ast::MacroCall) -> Option<(SyntaxNode, isize)> {
+    let name = call.path()?.segment()?.name_ref()?.text().to_string();
+    let tokens = call.token_tree().filter(|_| MACROS.contains(&format!(" {name} ")))?.syntax().clone();
+    let text = tokens.text().to_string();
+    const BEFORE: &str = "fn f() { g(";
+    let parse =
+        SourceFile::parse(&format!("{BEFORE}{}); }}", text.get(1..text.len().checked_sub(1)?)?), Edition::CURRENT);
+    if !parse.errors().is_empty() {
+        return None;
+    }
+    let arguments = parse.tree().syntax().descendants().find_map(ast::ArgList::cast)?;
+    let at = isize::try_from(usize::from(tokens.text_range().start()) + 1).ok()?;
+    Some((arguments.syntax().clone(), at - isize::try_from(BEFORE.len()).ok()?))
 }
 
 impl Stops {
@@ -142,7 +202,6 @@ struct Stored {
 
 /// The user's own statements in the function that runs a cell.
 struct Own {
-    list: SyntaxNode,
     statements: Vec<SyntaxNode>,
     stored: Vec<Stored>,
     /// The names that each statement binds, at its top level and below.
@@ -195,7 +254,7 @@ impl Own {
             let plain = format!("let {}:", stored.name);
             stored.take_up = stored.take_up.replacen(&plain, &format!("let mut {}:", stored.name), 1);
         }
-        Some(Self { list: list.syntax().clone(), statements, stored, bound })
+        Some(Self { statements, stored, bound })
     }
 
     /// Returns the variables that have their last value before the statement with this index.
@@ -259,9 +318,10 @@ fn is_constant(node: &SyntaxNode) -> bool {
     })
 }
 
-/// Returns whether the cell's function itself runs `node`, and no function or closure within it.
-fn is_direct(node: &SyntaxNode, list: &SyntaxNode) -> bool {
-    node.ancestors().skip(1).take_while(|outer| outer != list).all(|outer| match outer.kind() {
+/// Returns whether `node` runs with `root`, and not in a function or closure within it.
+fn is_direct(node: &SyntaxNode, root: &SyntaxNode) -> bool {
+    let around = root.parent();
+    node.ancestors().skip(1).take_while(|outer| Some(outer) != around.as_ref()).all(|outer| match outer.kind() {
         SyntaxKind::CLOSURE_EXPR | SyntaxKind::FN => false,
         SyntaxKind::BLOCK_EXPR => ast::BlockExpr::cast(outer).is_some_and(|block| block.async_token().is_none()),
         _ => true,
@@ -302,31 +362,6 @@ fn loop_body(node: &SyntaxNode) -> Option<ast::BlockExpr> {
         SyntaxKind::WHILE_EXPR => ast::WhileExpr::cast(node.clone())?.loop_body(),
         SyntaxKind::LOOP_EXPR => ast::LoopExpr::cast(node.clone())?.loop_body(),
         _ => None,
-    }
-}
-
-/// Adds a check to a loop, a closure or a function that calls itself.
-fn plain(node: &SyntaxNode, insertions: &mut Vec<(TextSize, String)>) {
-    const LOOP: &str = " crate::live_kernel::in_loop();";
-    const FUNCTION: &str = " crate::live_kernel::in_function();";
-    if is_short(node) {
-        return;
-    }
-    if let Some(body) = loop_body(node) {
-        insertions.extend(start(&body).map(|at| (at, LOOP.to_owned())));
-    } else if let Some(function) = ast::Fn::cast(node.clone()).filter(calls_itself) {
-        insertions.extend(function.body().and_then(|body| start(&body)).map(|at| (at, FUNCTION.to_owned())));
-    } else if let Some(body) = ast::ClosureExpr::cast(node.clone()).and_then(|closure| closure.body()) {
-        match &body {
-            ast::Expr::BlockExpr(block) if block.const_token().is_none() => {
-                insertions.extend(start(block).map(|at| (at, FUNCTION.to_owned())));
-            }
-            _ => {
-                let range = body.syntax().text_range();
-                insertions.push((range.start(), format!("{{{FUNCTION} ")));
-                insertions.push((range.end(), " }".to_owned()));
-            }
-        }
     }
 }
 
@@ -381,6 +416,8 @@ mod tests {
             ("fn a() { v.iter().map(|x| x + 1) }", format!("|x| {{{f} x + 1 }})")),
             ("fn a() { f(move || { b(); }) }", format!("move || {{{f} b(); }}")),
             ("fn a() { f(|x| |y| x + y) }", format!("|x| {{{f} |y| {{{f} x + y }} }})")),
+            ("fn a() { println!(\"{}\", v.iter().map(|x| x + 1)); }", format!("v.iter().map(|x| {{{f} x + 1 }}));")),
+            ("fn a() { assert!(b, \"{:?}\", format!(\"{}\", c(|| 1))) }", format!("c(|| {{{f} 1 }})")),
             ("fn fib(n: u64) -> u64 { fib(n - 1) }", format!("-> u64 {{{f} fib(n - 1) }}")),
             ("fn a() { for x in { v } { #![allow(unused)] b() } }", format!("{{ #![allow(unused)]{l} b() }}")),
             // The outer loop is checked. The inner one is too short.
@@ -429,6 +466,14 @@ mod tests {
             format!("let {name}: {ty} = evcxr_variable_store.take_variable::<{ty}>(stringify!({bare}));")
         };
         assert_eq!(stops.taken_up, [[take("mut net", "Model"), take("a", "i32"), take("mut later", "u8")]]);
+        // evcxr shows the value of a loop, too.
+        let shown = "let a = 1;\nshow(&format!(\"{:?}\",&(\nloop { step(); }\n)));";
+        let shown = add(&source("", shown, &put("a", "i32"))).expect("a loop");
+        assert!(
+            shown.text.contains(&format!("loop {{ if crate::live_kernel::is_set() {{ {a} crate")),
+            "{}",
+            shown.text
+        );
         let folder = tempfile::tempdir().expect("a temporary folder");
         announce(folder.path(), Some(&stops));
         assert_eq!(taken_up(folder.path(), 0), stops.taken_up[0]);
