@@ -4,8 +4,8 @@ use crate::{Link, Push, lock};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 
-/// A watch for Interrupt. While any watch lives, Interrupt asks the work behind each of them to stop; without one,
-/// Interrupt ends the process with all variables.
+/// A watch for Interrupt. While any watch lives, Interrupt asks the work behind each of them to stop. Without one, it
+/// stops the loops of cells. A loop needs a watch where it has to finish its step.
 #[must_use = "a watch that is dropped at once watches for nothing"]
 pub struct Watch {
     link: Option<Link>,
@@ -55,6 +55,15 @@ impl Watch {
         if let Some(link) = &self.link {
             // A hint, which an older kernel may not know.
             let _ = link.request(&json!({ "afterwards": code }));
+        }
+    }
+}
+
+impl Drop for Watch {
+    /// Ends the watch. After an Interrupt the kernel then stops a loop around the work, so this waits for its answer.
+    fn drop(&mut self) {
+        if let Some(link) = &self.link {
+            let _ = link.request(&json!({ "unwatch": {} }));
         }
     }
 }

@@ -19,11 +19,8 @@ const FILE: &str = "interrupt";
 pub enum Stop {
     /// Loops, closures and functions that call themselves.
     All = 1,
-    /// Loops among the cell's own statements. A fit that runs in one stops by itself, and the functions that it calls
-    /// must go on until then.
-    OwnLoops = 2,
-    /// All loops, but no closures: code behind a fit that has stopped may use some.
-    Loops = 3,
+    /// Loops alone: code behind a fit that has stopped may use closures.
+    Loops = 2,
 }
 
 const LENGTH: usize = size_of::<[AtomicU32; 2]>();

@@ -30,6 +30,8 @@ pub struct Cell {
     pub skip: bool,
     pub killed: bool,
     pub awaits_input: bool,
+    /// Interrupt has answered a request for input with an empty text.
+    pub input_ended: bool,
     /// The cell read the end of its stdin, and the note about that was shown.
     pub met_end: bool,
     /// Another page was opened while the cell ran.
@@ -57,6 +59,7 @@ impl Cell {
             skip: false,
             killed: false,
             awaits_input: false,
+            input_ended: false,
             met_end: false,
             joined: false,
             afterwards: vec![],

@@ -39,13 +39,8 @@ impl Front {
             }
             LinkEvent::Request(id, request) => self.handle_request(id, &request),
             LinkEvent::Closed(id) => {
+                self.stop_watching(id);
                 let client = self.clients.remove(&id);
-                let told = self.cell.as_ref().is_some_and(|cell| cell.told.is_some());
-                if client.as_ref().is_some_and(|client| client.watches && told)
-                    && !self.clients.values().any(|c| c.watches)
-                {
-                    self.stop.set(Stop::Loops);
-                }
                 let parent = client.and_then(|client| client.parent);
                 for content in self.comms.close_all_of(id) {
                     self.publish("comm_close", content, parent.as_ref());
@@ -108,10 +103,20 @@ impl Front {
                     }
                 }
             }
+            Some(("unwatch", _)) => self.stop_watching(id),
             other => answer = json!({"error": format!("unknown request {:?}", other.map(|(kind, _)| kind))}),
         }
         if let Some(client) = self.clients.get(&id) {
             let _ = client.sender.send(answer);
+        }
+    }
+
+    /// Work that watched for Interrupt has ended. If it was told to stop, so are loops around it.
+    fn stop_watching(&mut self, id: u64) {
+        let watched = self.clients.get_mut(&id).is_some_and(|client| std::mem::take(&mut client.watches));
+        let told = self.cell.as_ref().is_some_and(|cell| cell.told.is_some());
+        if watched && told && !self.clients.values().any(|client| client.watches) {
+            self.stop.set(Stop::Loops);
         }
     }
 }

@@ -9,8 +9,8 @@
 //! - `{"comm_open": {"comm_id", "target_name", "data", "metadata"}}`, `{"comm_msg": {"comm_id", "data"}}` and
 //!   `{"comm_close": {"comm_id"}}` open, change and close widgets. Those that are still open close with the connection,
 //!   unless it has sent `{"comms_keep": {}}`.
-//! - `{"watch": label}`: until the connection ends, Interrupt sends it `stop`, and the front does not end the child.
-//!   Nobody reads the label.
+//! - `{"watch": label}`: until `{"unwatch": {}}` or the end of the connection, Interrupt sends it `stop`, and stops no
+//!   loops before. Nobody reads the label.
 //! - `{"afterwards": code}` names code that shows the results of the running cell, for a page that did not see them.
 //!
 //! The front sends without being asked:

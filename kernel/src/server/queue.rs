@@ -106,8 +106,15 @@ impl Front {
                 self.variables.retain(|name| !lost.contains(name));
             }
         } else {
+            let input_ended = cell.input_ended && failure.is_none();
             self.cell = Some(cell);
-            self.end(failure);
+            if input_ended {
+                self.bind();
+                let why = "the input is empty; the cell went on with it, and all variables are kept";
+                self.end(Some(Failure::new("Interrupted", why, &[])));
+            } else {
+                self.end(failure);
+            }
         }
         if restore.is_empty() {
             self.start_next();
@@ -141,28 +148,18 @@ impl Front {
     pub fn end(&mut self, failure: Option<Failure>) {
         self.end_floods();
         self.note(failure.is_none());
+        if failure.is_none() {
+            self.bind();
+        }
         let Some(cell) = self.cell.take() else { return };
         self.remember_unseen(&cell);
         let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
-        match &failure {
-            None => {
-                // evcxr ends the process and forgets all variables before it runs the rest of the cell.
-                if cell.code.lines().any(|line| line.trim() == ":clear") {
-                    self.variables.clear();
-                    self.asks = false;
-                }
-                let new = syntax::variables(&cell.code);
-                self.variables.retain(|name| !new.contains(name));
-                self.gone.retain(|name| !new.contains(name));
-                self.variables.extend(new);
-            }
-            Some(failure) => {
-                let error = json!({"ename": failure.name, "evalue": failure.value, "traceback": failure.traceback});
-                self.publish("error", error.clone(), Some(&cell.request));
-                content = error;
-                content["status"] = json!("error");
-                content["execution_count"] = json!(cell.count);
-            }
+        if let Some(failure) = &failure {
+            let error = json!({"ename": failure.name, "evalue": failure.value, "traceback": failure.traceback});
+            self.publish("error", error.clone(), Some(&cell.request));
+            content = error;
+            content["status"] = json!("error");
+            content["execution_count"] = json!(cell.count);
         }
         self.reply(&self.shell, content, &cell.request);
         self.status("idle", &cell.request);
@@ -170,6 +167,20 @@ impl Front {
         if failure.is_some() && asked["stop_on_error"] != false {
             self.abort_queue();
         }
+    }
+
+    /// Notes the variables that the cell has bound.
+    fn bind(&mut self) {
+        let Some(cell) = &self.cell else { return };
+        // evcxr ends the process and forgets all variables before it runs the rest of the cell.
+        if cell.code.lines().any(|line| line.trim() == ":clear") {
+            self.variables.clear();
+            self.asks = false;
+        }
+        let new = syntax::variables(&cell.code);
+        self.variables.retain(|name| !new.contains(name));
+        self.gone.retain(|name| !new.contains(name));
+        self.variables.extend(new);
     }
 
     /// Shows notes on side effects of the cell.
@@ -255,12 +266,15 @@ impl Front {
         if std::mem::take(&mut cell.awaits_input)
             && let Some((_, stdin)) = &self.inner
         {
+            cell.input_ended = true;
             let _ = stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
         }
         if !cell.told.replace(Instant::now()).is_some_and(|told| told.elapsed() < AGAIN) {
             cell.warned = false;
             let mut watching = self.clients.values().filter(|client| client.watches).peekable();
-            self.stop.set(if watching.peek().is_none() { Stop::All } else { Stop::OwnLoops });
+            if watching.peek().is_none() {
+                self.stop.set(Stop::All);
+            }
             for client in watching {
                 let _ = client.sender.send(json!({"stop": "interrupted"}));
             }

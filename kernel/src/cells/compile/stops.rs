@@ -43,7 +43,7 @@ fn module() -> String {
          pub fn begin() {{ let given = ::std::env::var(\"{ADDRESS}\").ok().and_then(|text| text.parse::<usize>().ok()); \
          if let Some(address) = given {{ unsafe {{ WORD = &*(address as *const AtomicU32) }} }} }} \
          #[inline(always)] pub fn is_set() -> bool {{ unsafe {{ WORD }}.load(Relaxed) != 0 }} \
-         #[inline(always)] pub fn in_loop() {{ if unsafe {{ WORD }}.load(Relaxed) & 1 != 0 {{ unwind() }} }} \
+         #[inline(always)] pub fn in_loop() {{ if is_set() {{ unwind() }} }} \
          #[inline(always)] pub fn in_function() {{ if unsafe {{ WORD }}.load(Relaxed) == {all} {{ unwind() }} }} \
          #[cold] #[inline(never)] fn unwind() {{ let thread = ::std::thread::current(); \
          let of_cell = thread.name().is_none_or(|name| name == \"main\" || name.starts_with(\"tokio\")); \
