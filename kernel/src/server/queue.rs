@@ -269,7 +269,7 @@ impl Front {
             cell.input_ended = true;
             let _ = stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
         }
-        if !cell.told.replace(Instant::now()).is_some_and(|told| told.elapsed() < AGAIN) {
+        if cell.told.replace(Instant::now()).is_none_or(|told| told.elapsed() >= AGAIN) {
             cell.warned = false;
             let mut watching = self.clients.values().filter(|client| client.watches).peekable();
             if watching.peek().is_none() {
