@@ -28,7 +28,7 @@ CELLS = [
     'println!("inputs {:?} {:?}", inputs.size(), inputs.kind());',
     'println!("mean {:.3}", inputs.mean(Kind::Float).double_value(&[]));',
     "gallery(&data.train, &data.classes, &order[..12.min(order.len())])?",
-    "class_balance(&data)?",
+    "class_balance(&data)",
     "fn net(vs: &nn::Path) -> Layers {\n"
     "    let same = nn::ConvConfig { padding: 1, ..Default::default() };\n"
     '    Layers::new()\n        .add("conv1", nn::conv2d(vs / "conv1", 3, 64, 3, same))\n'

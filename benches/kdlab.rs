@@ -358,7 +358,7 @@ fn million(task: &Task) -> Result<()> {
     }
     let options = DataOptions { folder: Some(folder.clone()), validation: 0.001, ..DataOptions::default() };
     let data = open(&options)?;
-    let transform = Transform::cifar10(side.into());
+    let transform = Transform::imagenet(side.into());
     let net = |seed| {
         Model::new("net", Device::Cpu, seed, &|vs| {
             let linear = nn::linear(vs / "fc", 3 * i64::from(side * side), classes, Default::default());
@@ -435,7 +435,7 @@ fn prepare(spec: &mut Value) -> Result<()> {
     write(&folder.join("order.i64"), &order.flat_map(i64::to_le_bytes).collect::<Vec<u8>>())?;
     Tensor::write_safetensors(&[("logits", logits(&data.train, classes))], folder.join("logits.safetensors"))?;
     Model::new("student", Device::Cpu, SEED, &|vs| student(vs, classes))?.save(folder.join("student.safetensors"))?;
-    let mut transform = Transform::cifar10(32);
+    let mut transform = Transform::imagenet(32);
     if let Some(arch) = spec["arch"].as_str() {
         let arch: Arch = arch.parse()?;
         let weights = DataOptions::default().cache.join("weights").join(arch.weight_file());

@@ -50,7 +50,7 @@ fn a_student_learns_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let data = common::dataset(folder.path(), 0);
     let of = |split| {
-        let examples = Examples::images(split, &Transform::cifar10(32)).unwrap().with_teacher(&teacher(split)).unwrap();
+        let examples = Examples::images(split, &common::normalised(32)).unwrap().with_teacher(&teacher(split)).unwrap();
         examples.with_views(&Views::cross(2).unwrap()).unwrap()
     };
     let run = |device, precision| {
@@ -114,7 +114,7 @@ fn a_fit_that_was_stopped_goes_on() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let folder = tempfile::tempdir().unwrap();
     let data = common::dataset(folder.path(), 0);
-    let of = |split| Examples::images(split, &Transform::cifar10(32)).unwrap();
+    let of = |split| Examples::images(split, &common::normalised(32)).unwrap();
     let run = |name: &str, stop_after: usize| {
         let mut model = Model::new("student", device, 1, &|vs| student(vs, 10)).unwrap();
         let control = Control::default();

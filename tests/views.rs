@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::dataset;
+use common::{dataset, normalised};
 use kdlab::Error;
 use kdlab::data::{Split, Transform, Views};
 use kdlab::models::{Layers, Model};
@@ -23,7 +23,7 @@ fn teacher() -> Model {
 }
 
 fn logits_of(split: &Split, teacher: &Model, folder: &Path, listener: &Listener) -> kdlab::Result<CachedTensor> {
-    view_logits(teacher, split, &Transform::cifar10(32), &Views::cross(2).unwrap(), 16, folder, listener)
+    view_logits(teacher, split, &normalised(32), &Views::cross(2).unwrap(), 16, folder, listener)
 }
 
 fn rows(logits: &CachedTensor, images: &[i64], views: &[i64]) -> Tensor {
@@ -33,7 +33,7 @@ fn rows(logits: &CachedTensor, images: &[i64], views: &[i64]) -> Tensor {
 
 fn online(teacher: &Model, split: &Split, images: &[i64], seen: &[i64]) -> Tensor {
     let pixels = Views::cross(2).unwrap().apply(&split.batch(images).unwrap().images, seen).unwrap();
-    tch::no_grad(|| teacher.forward(&Transform::cifar10(32).apply(&pixels, Device::Cpu).unwrap(), false).unwrap())
+    tch::no_grad(|| teacher.forward(&normalised(32).apply(&pixels, Device::Cpu).unwrap(), false).unwrap())
 }
 
 fn largest(difference: &Tensor) -> f64 {
@@ -102,7 +102,7 @@ fn logits_on_disk_are_the_teacher_s_own_and_a_pass_goes_on_where_it_was_cut() {
     // Another teacher has other logits, logits of another split are refused, and damage is detected.
     let other = Model::new("teacher", Device::Cpu, 2, &net).unwrap();
     assert_ne!(logits_of(&train, &other, &cache, &quiet).unwrap().path, made.path);
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let part = train.select(&[3, 1, 4]).unwrap();
     let refused = Examples::images(&part, &transform).unwrap().with_teacher_of_views(&made, false);
     assert!(refused.err().unwrap().to_string().contains("computed for other data"));
@@ -125,7 +125,7 @@ fn logits_on_disk_are_the_teacher_s_own_and_a_pass_goes_on_where_it_was_cut() {
 fn the_student_sees_the_view_that_the_teacher_judged() {
     let folder = tempfile::tempdir().unwrap();
     let (data, teacher) = (dataset(folder.path(), 0), teacher());
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let logits = logits_of(&data.train, &teacher, folder.path(), &Listener::default()).unwrap();
     let plain = predict(&teacher, &Examples::images(&data.validation, &transform).unwrap(), 64).unwrap();
     let plain = CachedTensor::new(&data.validation, plain, "teacher").unwrap();
@@ -169,7 +169,7 @@ fn the_student_sees_the_view_that_the_teacher_judged() {
 fn views_of_an_epoch_are_seeded_and_new_in_each() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let validation = Examples::images(&data.validation, &transform).unwrap();
     let curve = |views: Option<&Views>, seed| {
         let train = Examples::images(&data.train, &transform).unwrap();

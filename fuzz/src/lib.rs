@@ -169,7 +169,7 @@ impl Left {
     }
 
     fn fit(&self, control: Control, listener: Listener) -> kdlab::Result<History> {
-        let transform = Transform::cifar10(2);
+        let transform = Transform::imagenet(2);
         let of = |split| Examples::images(split, &transform);
         let mut model = Model::new("net", Device::Cpu, 0, &small)?;
         let options = FitOptions {
@@ -186,7 +186,7 @@ impl Left {
 
     fn pass(&self) -> kdlab::Result<CachedTensor> {
         let model = Model::new("net", Device::Cpu, 0, &small)?;
-        let (transform, views) = (Transform::cifar10(2), Views::new(true, &[])?);
+        let (transform, views) = (Transform::imagenet(2), Views::new(true, &[])?);
         let cache = folder().join("cache");
         view_logits(&model, &self.data.train, &transform, &views, 8, &cache, &Listener::default())
     }

@@ -1,6 +1,6 @@
 //! A small data set that several tests learn from.
 
-use kdlab::data::{self, DataOptions, Dataset};
+use kdlab::data::{self, DataOptions, Dataset, Transform};
 use std::path::Path;
 
 /// Ten classes of 8 training and 2 test images each, told apart by brightness, in CIFAR-10's own layout.
@@ -15,4 +15,10 @@ pub fn dataset(folder: &Path, seed: u64) -> Dataset {
     std::fs::write(folder.join("test_batch.bin"), (100..120).flat_map(record).collect::<Vec<_>>()).unwrap();
     let options = DataOptions { folder: Some(folder.to_owned()), seed, validation: 0.2, ..DataOptions::default() };
     data::open(&options).unwrap()
+}
+
+/// Normalises by the mean and standard deviation of CIFAR-10's training images.
+#[allow(dead_code)] // some use the data set alone
+pub fn normalised(size: i64) -> Transform {
+    Transform { size, mean: [0.4914, 0.4822, 0.4465], std: [0.2470, 0.2435, 0.2616] }
 }

@@ -1,7 +1,6 @@
 //! Other ways to hold a student to its teacher, and labels that are few or wrong.
 
-use super::{dataset, random, tiny};
-use kdlab::data::Transform;
+use super::{dataset, normalised, random, tiny};
 use kdlab::models::Model;
 use kdlab::train::*;
 use tch::{Device, Kind, Tensor};
@@ -127,7 +126,7 @@ fn images_without_labels_are_taught_by_the_teacher_alone() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let (train, n) = (&data.train, data.train.len() as i64);
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let of = |split: &kdlab::data::Split| {
         CachedTensor::new(split, random([split.len() as i64, 10], 5).to_kind(Kind::Float), "t").unwrap()
     };

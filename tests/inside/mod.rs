@@ -9,7 +9,7 @@ mod oracle;
 mod parity;
 mod sweep;
 
-pub(crate) use common::dataset;
+pub(crate) use common::{dataset, normalised};
 use kdlab::models::Layers;
 use tch::{Device, Kind, Tensor, nn};
 

@@ -6,7 +6,7 @@ mod common;
 mod kernel;
 mod shown;
 
-use common::dataset;
+use common::{dataset, normalised};
 use kdlab::Error;
 use kdlab::data::{Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Layers, Model};
@@ -37,7 +37,7 @@ fn bench() -> Bench {
     let examples = |split| {
         let logits = Tensor::ones([kdlab::data::Split::len(split) as i64, 10], (Kind::Float, Device::Cpu));
         let logits = CachedTensor::new(split, logits, "ones").unwrap();
-        Examples::images(split, &Transform::cifar10(32)).unwrap().with_teacher(&logits).unwrap()
+        Examples::images(split, &normalised(32)).unwrap().with_teacher(&logits).unwrap()
     };
     let (train, validation) = (examples(&data.train), examples(&data.validation));
     Bench { folder, data, train, validation }

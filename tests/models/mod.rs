@@ -3,8 +3,7 @@
 
 mod weights;
 
-use crate::tests::dataset;
-use kdlab::data::Transform;
+use crate::tests::{dataset, normalised};
 use kdlab::models::{Arch, Backbone, Layers, Model, Op, Precision, head, student};
 use kdlab::train::{Examples, predict};
 use tch::{Device, Kind, Tensor, nn};
@@ -226,7 +225,7 @@ fn trained(model: &Model) {
 /// `forward` over batches of 3 and what `predict` gives, which runs convolutions with what follows them.
 fn both_ways(model: &Model, side: i64) -> [Tensor; 2] {
     let folder = tempfile::tempdir().unwrap();
-    let images = Examples::images(&dataset(folder.path(), 0).test, &Transform::cifar10(side)).unwrap();
+    let images = Examples::images(&dataset(folder.path(), 0).test, &normalised(side)).unwrap();
     let plain = |from: i64| {
         let rows: Vec<i64> = (from..(from + 3).min(images.len() as i64)).collect();
         tch::no_grad(|| model.forward(&images.batch(&rows, Device::Cpu).unwrap().inputs, false).unwrap())
@@ -358,7 +357,7 @@ fn predictions_that_cannot_be_say_why() {
     let wide = |vs: &nn::Path| Layers::new().add("wide", Op::conv(vs / "wide", 4, 8, 3, Default::default()));
     let large = |vs: &nn::Path| Layers::new().add("large", Op::conv(vs / "large", 3, 8, 9, Default::default()));
     let folder = tempfile::tempdir().unwrap();
-    let images = Examples::images(&dataset(folder.path(), 0).test, &Transform::cifar10(8)).unwrap();
+    let images = Examples::images(&dataset(folder.path(), 0).test, &normalised(8)).unwrap();
     let says = |build: &dyn Fn(&nn::Path) -> Layers| {
         predict(&Model::new("odd", Device::Cpu, 0, build).unwrap(), &images, 4).unwrap_err().to_string()
     };

@@ -239,7 +239,7 @@ fn tables_align_numbers_and_escape_text() {
 fn reliability_and_disagreements_show_what_they_compare() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path());
-    let transform = crate::data::Transform::cifar10(32);
+    let transform = crate::data::Transform::imagenet(32);
     let build = |vs: &tch::nn::Path| {
         crate::models::Layers::new()
             .func("pool", |x| x.adaptive_avg_pool2d([2, 2]).flatten(1, -1) * 9.0)

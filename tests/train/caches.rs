@@ -6,7 +6,7 @@ use super::*;
 fn cached_logits_belong_to_their_images_in_any_order() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let model = tiny_model(5);
     let plain = Examples::images(&data.train, &transform).unwrap();
     let logits = predict(&model, &plain, 7).unwrap();
@@ -28,7 +28,7 @@ fn a_selection_keeps_images_and_answers_together() {
     let logits = teacher(&data.train, 1.0);
     let rows = [7i64, 3, 40, 3];
     let (part, selected) = (data.train.select(&rows).unwrap(), logits.select(&data.train, &rows).unwrap());
-    let examples = Examples::images(&part, &Transform::cifar10(32)).unwrap().with_teacher(&selected).unwrap();
+    let examples = Examples::images(&part, &normalised(32)).unwrap().with_teacher(&selected).unwrap();
     for (i, &row) in rows.iter().enumerate() {
         assert_eq!(part.image(i as i64).unwrap(), data.train.image(row).unwrap());
         assert_eq!(selected.tensor.get(i as i64), logits.tensor.get(row));
@@ -153,7 +153,7 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
         }
     });
     let views = kdlab::data::Views::new(true, &[]).unwrap();
-    let pass = || view_logits(&tiny_model(1), &data.train, &Transform::cifar10(32), &views, 16, &cache, &listener);
+    let pass = || view_logits(&tiny_model(1), &data.train, &normalised(32), &views, 16, &cache, &listener);
     let path = pass().unwrap().path.unwrap();
     let whole = std::fs::read(&path).unwrap();
     let zeroed = |n: usize| [&whole[..whole.len() - n], &vec![0; n]].concat();

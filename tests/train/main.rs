@@ -8,7 +8,7 @@ mod mistakes;
 mod resume;
 mod training;
 
-use common::dataset;
+use common::{dataset, normalised};
 use kdlab::data::{DataOptions, Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
 use kdlab::study::*;
@@ -36,7 +36,7 @@ fn teacher(split: &kdlab::data::Split, seed: f64) -> CachedTensor {
 }
 
 fn examples(data: &Dataset) -> (Examples, Examples) {
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let of = |split| Examples::images(split, &transform).unwrap().with_teacher(&teacher(split, 1.0)).unwrap();
     (of(&data.train), of(&data.validation))
 }

@@ -36,7 +36,7 @@ fn metrics_count_every_sample_once() {
 fn a_report_card_sums_up_what_can_be_measured_apart() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let (a, b) = (tiny_model(1), tiny_model(2));
     let test = Examples::images(&data.test, &transform).unwrap();
     let logits = CachedTensor::new(&data.test, predict(&a, &test, 4).unwrap(), "known").unwrap();

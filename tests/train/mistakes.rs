@@ -8,7 +8,7 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
-    let test = Examples::images(&data.test, &Transform::cifar10(32)).unwrap().with_teacher(&teacher(&data.test, 1.0));
+    let test = Examples::images(&data.test, &normalised(32)).unwrap().with_teacher(&teacher(&data.test, 1.0));
     let test = test.unwrap();
     let kd = Criterion::kd(KdLoss::new(2.0, 0.5).unwrap());
     // The test split cannot pick weights by accident.
@@ -181,7 +181,7 @@ fn student_and_teacher_that_are_swapped_are_told_at_the_first_step() {
     // A student that begins as a copy of its teacher has no gradient from it, and nothing is swapped.
     let data = dataset(folder.path(), 0);
     let of = |split| {
-        let plain = Examples::images(split, &Transform::cifar10(32)).unwrap();
+        let plain = Examples::images(split, &normalised(32)).unwrap();
         let logits = CachedTensor::new(split, predict(&tiny_model(1), &plain, 7).unwrap(), "itself").unwrap();
         plain.with_teacher(&logits).unwrap()
     };

@@ -54,7 +54,7 @@ fn hidden(vs: &nn::Path) -> Layers {
 fn alpha_one_learns_from_the_teacher_alone_at_every_temperature() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let of = |split| Examples::images(split, &transform).unwrap().with_teacher(&knowing_teacher(&data, split)).unwrap();
     let (train, validation) = (of(&data.train), of(&data.validation));
     for temperature in [1.0, 4.0, 10.0] {
@@ -80,7 +80,7 @@ fn alpha_one_learns_from_the_teacher_alone_at_every_temperature() {
 fn the_teacher_is_as_good_batch_by_batch_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
-    let transform = Transform::cifar10(32);
+    let transform = normalised(32);
     let model = tiny_model(5);
     let of = |split| {
         let plain = Examples::images(split, &transform).unwrap();
@@ -222,7 +222,7 @@ fn what_cannot_be_fitted_is_refused_before_the_first_batch() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let (train, validation) = examples(&data);
-    let plain = Examples::images(&data.train, &Transform::cifar10(32)).unwrap();
+    let plain = Examples::images(&data.train, &normalised(32)).unwrap();
     let kd = || Criterion::kd(KdLoss::new(1.0, 0.5).unwrap());
     let refused = |model: &mut Model, train: &Examples, criterion: Criterion, options: FitOptions| {
         fit(model, train, &validation, &criterion, &options).unwrap_err().to_string()
@@ -253,7 +253,7 @@ fn what_cannot_be_fitted_is_refused_before_the_first_batch() {
     assert!(e.contains("teacher has 10 classes and the student 12"), "{e}");
     assert_eq!(values(&model), before);
     // Logits of another split, or of the same images split with another seed.
-    let images = || Examples::images(&data.train, &Transform::cifar10(32)).unwrap();
+    let images = || Examples::images(&data.train, &normalised(32)).unwrap();
     assert!(images().with_teacher(&teacher(&data.validation, 1.0)).is_err());
     let other = tempfile::tempdir().unwrap();
     let e = images().with_teacher(&teacher(&dataset(other.path(), 1).train, 1.0)).err().unwrap().to_string();
@@ -265,7 +265,7 @@ fn what_makes_a_loss_no_number_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     let (_, validation) = examples(&data);
-    let images = || Examples::images(&data.train, &Transform::cifar10(32)).unwrap();
+    let images = || Examples::images(&data.train, &normalised(32)).unwrap();
     let broken = Tensor::full([data.train.len() as i64, 10], f64::NAN, (Kind::Float, Device::Cpu));
     let broken = CachedTensor::new(&data.train, broken, "broken").unwrap();
     let train = images().with_teacher(&broken).unwrap();
