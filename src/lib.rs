@@ -13,6 +13,8 @@
 //! | [`show`] | everything that a cell displays |
 //! | [`Lab`], [`Profile`] | what holds them together for a notebook |
 
+#![warn(missing_docs)]
+
 // Tests that are compiled as a part of the crate name it as all others do.
 #[cfg(test)]
 extern crate self as kdlab;
