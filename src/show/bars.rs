@@ -20,7 +20,7 @@ pub fn class_balance(dataset: &Dataset) -> Figure {
 }
 
 /// Draws `softmax(logits / T)` of one image's logits `[C]`, of any float kind, a panel for each temperature T > 0.
-/// `label`, in [0, C), sets the true class off.
+/// The true class `label`, in [0, C), has a colour of its own.
 ///
 /// # Errors
 /// When there are not as many logits as classes, no temperature, or the label is not among the classes.
@@ -59,7 +59,7 @@ pub(super) fn one_image(logits: &Tensor, classes: &[String], label: Option<i64>)
 }
 
 /// A panel for each series, with the same classes on every x axis. `top` is the upper end of the y axis; `None` fits
-/// each panel. `mark` sets a class off, such as the true one.
+/// each panel. `mark` is a class with a colour of its own, such as the true one.
 fn bars(
     classes: &[String],
     panels: Vec<(String, Vec<f64>)>,

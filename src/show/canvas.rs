@@ -13,7 +13,7 @@ use plotters::style::{FontStyle, register_font};
 use std::fmt;
 use std::path::Path;
 
-/// A bitmap; tests note what is drawn on it.
+/// A bitmap; in tests, one that also records what is drawn.
 #[cfg(test)]
 pub(super) type Backend<'a> = super::tests::Recorder<'a>;
 #[cfg(not(test))]
@@ -24,7 +24,7 @@ pub(super) type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 /// PNG pixels per nominal pixel. All sizes in this module are nominal.
 const SCALE: u32 = 2;
 
-/// A picture that a cell can end with. It is always dark on white, so that it reads the same in light and dark themes.
+/// A picture, for the end of a cell. It is dark on white, which reads the same in light and dark themes.
 pub struct Figure {
     width: u32,
     height: u32,
@@ -108,7 +108,7 @@ pub(super) fn anchored(size: u32, across: HPos, up: VPos) -> TextStyle<'static> 
     text(size).pos(Pos::new(across, up))
 }
 
-/// A line of so many nominal pixels.
+/// A line of this width in nominal pixels.
 pub(super) fn stroke(color: impl Color, width: u32) -> ShapeStyle {
     color.stroke_width(width * SCALE)
 }
@@ -121,8 +121,8 @@ pub(super) fn dashed(
     DashedLineSeries::new(points, px(5), px(4), stroke(color, 1))
 }
 
-/// A chart under a title of this size, which may be empty. `margins` are those on the right and on all other sides,
-/// `labels` the room for those of the x and the y axis, in nominal pixels.
+/// A chart under a title of this size, which may be empty. `right` and `margin` are the margins on the right and on all
+/// other sides, `labels` the space for the labels of the x and the y axis, in nominal pixels.
 pub(super) fn chart<'a, 'b>(
     area: &'a Area<'b>,
     (title, size): (&str, u32),
@@ -154,8 +154,8 @@ pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
 pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 pub(super) const GRID: RGBColor = RGBColor(225, 225, 225);
 
-/// Okabe and Ito's palette, which people tell apart with any colour vision. Amber and sky blue are darkened: a line
-/// needs a contrast of 3:1 on white.
+/// Okabe and Ito's palette, whose colours differ for people with any colour vision. Amber and sky blue are darkened,
+/// because a line needs a contrast of 3:1 on white.
 pub(super) fn color(i: usize) -> RGBColor {
     const COLORS: [RGBColor; 7] = [
         RGBColor(0, 114, 178),

@@ -16,8 +16,8 @@ struct Curves {
     from: f64,
 }
 
-/// Draws loss (left) and accuracy (right) over epochs: validation solid, training dashed, a ring around the kept epoch.
-/// A thin upright line stands where temperature, alpha or learning rate were changed.
+/// Draws loss (left) and accuracy (right) over epochs. Validation is solid, training dashed; a ring marks the epoch
+/// whose weights were kept. A thin vertical line marks each change of temperature, alpha or learning rate.
 ///
 /// # Errors
 /// When no fit has a finished epoch.
@@ -60,13 +60,13 @@ struct Quantity {
 const PANEL: u32 = 440;
 const LEFT: u32 = 56;
 const MARGIN: u32 = 8;
-/// Height of a line of labels, and of the plot below them, roughly: together they say how much room the labels take.
+/// Height of a line of labels, and about that of the plot: their ratio is the share of the plot that a line takes.
 const LINE: u32 = 15;
 const PLOT: f64 = 235.0;
 /// More lines of labels would leave too little of the plot.
 const LINES: usize = 5;
 
-/// An upright line with its label, for one change, or for several of one run that lie too close to tell apart.
+/// A vertical line with its label: one change, or several of one run that are too close to tell apart.
 struct Mark {
     run: usize,
     change: Change,
@@ -91,8 +91,8 @@ impl Curves {
         self.histories.iter().map(|h| h.epochs).max().unwrap_or(1).max(2) as f64
     }
 
-    /// All changes with their labels, none of which overlap or leave the plot. `plot` is its width, `width` a text's,
-    /// in nominal pixels.
+    /// All changes, each with a label that neither overlaps another one nor leaves the plot. `plot` is the width of the
+    /// plot, `width` that of a text, in nominal pixels.
     fn marks(&self, plot: f64, width: &dyn Fn(&str) -> f64) -> Vec<Mark> {
         let scale = plot / (self.epochs() + 0.2 - self.from);
         let mut near = 4.0 / scale;
@@ -105,14 +105,14 @@ impl Curves {
                 // To the right of its line, or to the left where it would leave the plot.
                 mark.x = if at + 4.0 + wide < plot { at + 4.0 } else { (at - 4.0 - wide).max(0.0) };
                 let apart = |other: &Mark| other.x > mark.x + wide + 6.0 || other.x + width(&other.text) + 6.0 < mark.x;
-                // Its upright line ends at its label, so that it crosses none above it.
+                // The vertical line ends at its label, so it may not cross a label above that.
                 let crosses = |other: &Mark| other.x <= at && at <= other.x + width(&other.text);
                 let free = |line: &usize| {
                     placed.iter().all(|o| (o.line != *line || apart(o)) && (o.line < *line || !crosses(o)))
                 };
                 mark.line = (0..).find(free).unwrap_or(0);
             }
-            // Too many lines: fewer labels.
+            // With too many lines of labels, more changes share a label.
             if marks.iter().all(|mark| mark.line < LINES) || near > self.epochs() {
                 return marks;
             }
@@ -120,7 +120,7 @@ impl Curves {
         }
     }
 
-    /// Changes of one run that lie within `near` epochs of the first of them are one.
+    /// The changes of each run, those within `near` epochs of the first of them merged into one.
     fn merged(&self, near: f64) -> Vec<Mark> {
         let mut marks: Vec<Mark> = Vec::new();
         for (run, history) in self.histories.iter().enumerate() {
@@ -190,7 +190,7 @@ impl Curves {
             let ring = history.best().map(|best| point(best, &best.validation));
             chart.draw_series(ring.map(|at| Circle::new(at, px(6), stroke(color(i), 2))))?;
         }
-        // Counted from the whole figure's corner, and this panel's.
+        // The plot's corner from that of the figure, and this panel's corner.
         let ((x0, y0), corner) = (chart.backend_coord(&(self.from, top)), area.get_base_pixel());
         for mark in labels() {
             let device = |nominal: f64| (nominal * f64::from(px(1))) as i32;

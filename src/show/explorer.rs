@@ -10,14 +10,14 @@ use serde_json::json;
 use std::sync::{Arc, Mutex};
 use tch::{Kind, Tensor};
 
-/// What is shown where nothing moves.
+/// Temperatures of the figure without a slider.
 const TEMPERATURES: [f64; 4] = [1.0, 2.0, 4.0, 10.0];
 const BEGIN: f64 = 4.0;
 const SLIDER: &str = "T";
 const PICTURE: &str = "picture";
 
-/// `softmax(logits / T)` of one image at four temperatures. On the live kernel a slider for T stands above it, which
-/// works as long as this value lives, while other cells run and between them.
+/// `softmax(logits / T)` of one image at four temperatures, on the live kernel with a slider for T. The slider works as
+/// long as this value exists, also while other cells run.
 pub struct TemperatureExplorer {
     scores: Arc<Scores>,
     open: Mutex<Option<Open>>,
@@ -41,7 +41,8 @@ impl Scores {
 }
 
 /// Draws `softmax(logits / T)` of one image's logits `[C]` as bars at T = 1, 2, 4 and 10, on the live kernel with a
-/// slider for T. `label`, in [0, C), sets the true class off. Keep the value in a variable: the slider goes with it.
+/// slider for T. The true class `label`, in [0, C), has a colour of its own. Keep the value in a variable: without it
+/// the slider closes.
 ///
 /// # Errors
 /// When there are not as many logits as classes, or the label is not among the classes.
@@ -76,7 +77,7 @@ fn open(scores: &Arc<Scores>) -> Option<Open> {
     });
     panel.link()?;
     panel.show("(this front end shows no sliders)").ok()?;
-    // A display of its own: a notebook that is opened again has lost its widgets, but not its figures.
+    // In a display of its own, because a notebook that is opened again has lost its widgets, but not its figures.
     let text = "soft targets at T = 1, 2, 4 and 10 (this front end shows no images)";
     let still = scores.figure(&TEMPERATURES).ok()?.bundle().ok()?.with("text/plain", text);
     Display::on(panel.link()).show(&still).ok()?;
@@ -84,7 +85,7 @@ fn open(scores: &Arc<Scores>) -> Option<Open> {
 }
 
 impl TemperatureExplorer {
-    /// Shows the bars below the cell. One that was shown before closes: the last one is in the user's view.
+    /// Shows the bars below the cell. A slider that was shown before closes.
     pub fn evcxr_display(&self) {
         let shown = open(&self.scores);
         if shown.is_none() {

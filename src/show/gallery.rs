@@ -5,21 +5,21 @@ use super::words::{counted, percent};
 use crate::data::{Dataset, Split};
 use crate::train::{Evaluation, soft_targets};
 use crate::{Error, Result};
+use image::RgbImage;
+use image::imageops::{FilterType, resize};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 use tch::{Kind, Tensor};
 
 const TILE: u32 = 96;
 const LINE: u32 = 15;
-/// More would be a picture of many screens, and of gigabytes.
+/// More images would make a picture of many screens and of gigabytes.
 const MOST: usize = 400;
-/// Images that the description names.
+/// So many images are named in the figure's description.
 const NAMED: usize = 8;
 
 struct Tile {
-    width: usize,
-    height: usize,
-    rgb: Vec<u8>, // [H, W, 3]
+    image: RgbImage,
     /// The class, and further lines, each in a colour of its own.
     caption: Vec<String>,
 }
@@ -32,8 +32,8 @@ pub fn gallery(split: &Split, classes: &[String], indices: &[i64]) -> Result<Fig
     captioned(split, classes, indices, |_| Ok(Vec::new()))
 }
 
-/// Draws the first `count` images that `evaluation` got wrong, or, where it got none wrong, those it was least sure of:
-/// the true class, and the class it took them for with its confidence.
+/// Draws the first `count` images whose predicted class is wrong, or if there are none, those with the lowest
+/// confidence. Below each stand the true class, and the predicted class with its confidence.
 ///
 /// # Errors
 /// When the evaluation is not of `split`, or `count` is 0 or more than 400.
@@ -55,8 +55,8 @@ pub fn mistakes(split: &Split, dataset: &Dataset, evaluation: &Evaluation, count
     captioned(split, &dataset.classes, &indices, |i| likely(&soft.f_get(i)?, &dataset.classes, 1))
 }
 
-/// Draws the `count` images on which `student` is farthest from `teacher`, by `KL(teacher || student)` at T = 1: the
-/// true class, and the class that each of the two says with its confidence.
+/// Draws the `count` images on which `student` is farthest from `teacher`, by `KL(teacher || student)` at T = 1. Below
+/// each stand the true class, and the predicted class of each of the two with its confidence.
 ///
 /// # Errors
 /// When the two were not evaluated on `split`, or `count` is 0 or more than 400.
@@ -155,8 +155,9 @@ fn captioned(
         let image = split.image(i)?; // u8 [3, H, W]
         let (_, height, width) = image.size3()?;
         let rgb = Vec::try_from(image.f_permute([1, 2, 0])?.f_contiguous()?.f_reshape(-1)?)?;
-        let caption = [vec![class_name(classes, split.label(i)?)?], notes(i)?].concat();
-        Ok(Tile { width: width as usize, height: height as usize, rgb, caption })
+        let image = RgbImage::from_raw(width as u32, height as u32, rgb);
+        let image = image.ok_or_else(|| Error::Input(format!("image {i} is not {width} by {height} in RGB")))?;
+        Ok(Tile { image, caption: [vec![class_name(classes, split.label(i)?)?], notes(i)?].concat() })
     };
     let tiles = indices.iter().map(tile).collect::<Result<Vec<_>>>()?;
     let columns = tiles.len().min(8) as u32;
@@ -177,20 +178,13 @@ fn captioned(
 
 impl Tile {
     fn draw(&self, area: &Area, (x, y): (i32, i32)) -> Drawn {
-        // Nearest neighbour, the longer side filling the tile: a 32-pixel image shows its own pixels.
-        let side = px(TILE) as usize;
-        let longest = self.width.max(self.height).max(1);
-        let (width, height) = (self.width * side / longest, self.height * side / longest);
-        for v in 0..height {
-            for u in 0..width {
-                let row = (v * longest / side).min(self.height - 1);
-                let at = 3 * (row * self.width + (u * longest / side).min(self.width - 1));
-                let fill = RGBColor(self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]);
-                area.draw_pixel((x + u as i32, y + v as i32), &fill)?;
-            }
-        }
+        // Nearest neighbour shows the pixels of a small image as they are. The longer side fills the tile.
+        let (width, height, side) = (self.image.width(), self.image.height(), px(TILE));
+        let size = [width, height].map(|n| n * side as u32 / width.max(height).max(1));
+        let pixels = resize(&self.image, size[0], size[1], FilterType::Nearest).into_raw();
+        area.draw(&BitMapElement::with_owned_buffer((x, y), size.into(), pixels).ok_or("an image without pixels")?)?;
         for (i, line) in self.caption.iter().enumerate() {
-            let place = (x + side as i32 / 2, y + side as i32 + px(3 + LINE * i as u32));
+            let place = (x + side / 2, y + side + px(3 + LINE * i as u32));
             // The class in the colour of all text, the first note in orange, the second in blue.
             let ink = if i == 0 { INK } else { text_color(i % 2) };
             area.draw(&Text::new(line.clone(), place, anchored(12, HPos::Center, VPos::Top).color(&ink)))?;

@@ -16,7 +16,7 @@ pub(super) struct Heatmap {
     pub cells: Vec<Vec<Option<Cell>>>,
     /// Width and height of a cell in nominal pixels.
     pub cell: (u32, u32),
-    /// Shades with what they stand for, for a bar that runs from the first to the last. May be empty.
+    /// Shades with their meaning: labels of a bar that runs from the first shade to the last. May be empty.
     pub key: Vec<(f64, String)>,
 }
 
@@ -44,11 +44,11 @@ impl Axis {
 
 pub(super) struct Cell {
     pub text: String,
-    /// From -1, all orange, over 0, white, to 1, all blue; `None` is grey.
+    /// In [-1, 1]: -1 is orange, 0 white, 1 blue; `None` is grey.
     pub shade: Option<f64>,
 }
 
-/// Draws how often each class was taken for which: rows are true classes, columns predicted ones; a cell's shade is its
+/// Draws how many images of each true class (rows) were predicted as each class (columns). The shade of a cell is its
 /// share of the row.
 ///
 /// # Errors
@@ -111,26 +111,26 @@ pub(super) fn parameter_map(
 
 fn signed(value: f64) -> String {
     let text = format!("{value:+.1}");
-    // A sign says that there is a difference.
+    // A zero has no sign, because a sign stands for a difference.
     if text.ends_with("0.0") && text.len() == 4 { "0.0".into() } else { text }
 }
 
-/// A cell's sides where rows and columns are `classes`: large enough for a number, smaller where they are too many for
-/// that.
+/// The sides of a cell where rows and columns are `classes`: large enough for a number, unless there are too many
+/// classes for that.
 pub(super) fn square(classes: usize) -> (u32, u32) {
     let side = side(740, classes, 42);
     (side, side)
 }
 
-/// The side that lets `count` cells fit into `room`, up to `most`.
+/// The side of a cell such that `count` cells fit into `room`; at most `most`.
 fn side(room: u32, count: usize, most: u32) -> u32 {
     (room / u32::try_from(count).unwrap_or(room).max(1)).clamp(1, most)
 }
 
-/// So many rows or columns have a pixel each.
+/// With so many rows or columns, each has a pixel.
 const MOST: usize = 740;
 
-/// Refuses what no screen can show.
+/// Refuses more rows or columns than a screen has pixels.
 pub(super) fn fits(rows: usize, columns: usize) -> Result<()> {
     if rows.max(columns) > MOST {
         return Err(Error::Input(format!(
@@ -166,7 +166,7 @@ struct Layout {
     height: u32,
 }
 
-/// A letter's width at size 12, amply.
+/// Upper estimate of a letter's width at size 12.
 const LETTER: u32 = 7;
 const AXIS: u32 = 20;
 /// Side of the colour key, and of the space before it.
@@ -210,7 +210,7 @@ impl Heatmap {
         }
         let size = width.min(height).clamp(9, 12);
         let right = anchored(size, HPos::Right, VPos::Center);
-        // Where cells are lower than a line of text, only every few of them have their name.
+        // Where cells are lower than a line of text, only some of them have a label.
         let every = |side: u32| 9u32.div_ceil(side.max(1)) as usize;
         for (r, label) in self.rows.labels.iter().enumerate().step_by(every(height)) {
             put(label, (at.left - 6, at.top + height * r as u32 + height / 2), right.clone())?;
@@ -224,7 +224,7 @@ impl Heatmap {
         }
         let middle = anchored(13, HPos::Center, VPos::Bottom);
         put(&self.columns.title, ((at.left + at.right) / 2, at.height - 8), middle.clone())?;
-        // A word is turned, so that what was below is to the right; a letter such as T stands.
+        // A word is turned by 270 degrees; a letter such as T is not.
         let turned = if self.rows.title.chars().count() > 2 { FontTransform::Rotate270 } else { FontTransform::None };
         put(&self.rows.title, (10 + AXIS / 2, (at.top + at.bottom) / 2), middle.transform(turned))
     }
@@ -257,7 +257,7 @@ impl Heatmap {
     /// A bar of all shades to the right of the cells.
     fn draw_key(&self, area: &Area, at: &Layout) -> Drawn {
         let (Some((first, _)), Some((last, _))) = (self.key.first(), self.key.last()) else { return Ok(()) };
-        // As high as the cells, within reason.
+        // As high as the cells, but at most 220 pixels.
         let (top, bottom) = (px(at.top), px(at.bottom.min(at.top + 220)));
         let (left, right) = (px(at.right + KEY), px(at.right + 2 * KEY));
         for y in top..bottom {

@@ -15,7 +15,7 @@ const STOP: &str = "Stop";
 /// Places below the knobs. Only a page that was opened after the fit began shows something there.
 const MIRRORS: [&str; 2] = ["progress", "figure"];
 
-/// The values that the knobs show: the control's over those that the fit began with.
+/// The values that the knobs show: those that the user set, else those that the fit began with.
 struct Values {
     control: Control,
     begun: Mutex<Hyperparameters>,
@@ -49,7 +49,7 @@ impl Values {
         Widget::column(rows.into_iter().flatten().chain(below))
     }
 
-    /// Moves what has to move in the front end.
+    /// Shows the control's values in the front end.
     fn sync(&self, panel: &Panel) {
         // Held to the end: two threads may change the control, and the last message must carry the last value.
         let begun = lock(&self.begun);
@@ -129,7 +129,7 @@ impl Knobs {
         self.panel.show(&format!("{} (this front end shows no sliders)", self.now())).ok()
     }
 
-    /// Leaves a line of text in its place.
+    /// Closes the knobs and leaves a line of text in their place.
     pub fn replace(&mut self, text: &str) {
         self.observer = None;
         self.panel.close(&Bundle::text(text).with("text/html", lines_html(text)), &MIRRORS);

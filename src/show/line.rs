@@ -1,4 +1,4 @@
-//! One line through points of the reader's own, with labelled axes.
+//! One line through given points, with labelled axes.
 
 use super::canvas::{Figure, chart, color, px, range, stroke, styled};
 use super::words::short;
@@ -59,7 +59,7 @@ fn line(x: Vec<f64>, y: Vec<f64>) -> Result<Figure> {
     }))
 }
 
-/// The axis of these values, with a margin, also where all are equal.
+/// The range of an axis for these values, with a margin even if all are equal.
 fn axis(name: &str, values: impl Iterator<Item = f64>) -> Result<(f64, f64)> {
     let (low, high) = range(values);
     let largest = low.abs().max(high.abs());
@@ -77,7 +77,7 @@ fn axis(name: &str, values: impl Iterator<Item = f64>) -> Result<(f64, f64)> {
     Ok((low - margin, high + margin))
 }
 
-/// A tick's label: as many decimals as tell neighbours apart, powers of ten where they would be many.
+/// A tick's label: with as many decimals as neighbours need to differ, or as a power of ten if that is too many.
 fn tick(value: f64, (low, high): (f64, f64)) -> String {
     let (span, largest) = (high - low, low.abs().max(high.abs()));
     let value = if value.abs() < span * 1e-9 { 0.0 } else { value };

@@ -1,4 +1,4 @@
-//! A fit as it runs: its curve, a bar of progress, and sliders that act on it.
+//! The live view of a fit: its curve, a progress bar, and sliders that change it.
 
 use super::curves::running_curve;
 use super::knobs::Knobs;
@@ -59,8 +59,7 @@ enum Message {
     End,
 }
 
-/// The fit's side of the view. Everything is drawn and sent on a thread of its own, so that training never waits for
-/// it.
+/// The fit's side of the view. Another thread draws and sends everything, so training never waits for it.
 struct FitView {
     messages: Sender<Message>,
     done: Receiver<()>,
@@ -111,7 +110,7 @@ impl FitView {
     }
 }
 
-/// The side of the thread that draws.
+/// The drawing thread's side of the view.
 struct Drawer {
     knobs: Knobs,
     bar: Display,
@@ -141,7 +140,7 @@ impl Drawer {
                 self.error = Some("it ended with a panic".into());
                 return self.end();
             }
-            // All that came meanwhile is shown at once.
+            // All messages that arrived meanwhile are shown together.
             for message in first.into_iter().chain(messages.try_iter()) {
                 match message {
                     Message::Event(event) => figure.want(if self.apply(*event) { SOON } else { FIGURE }),
@@ -150,7 +149,7 @@ impl Drawer {
                 }
                 bar.want(BAR);
             }
-            // A kernel that is gone is noticed at the end; until then the fit goes on unseen.
+            // Errors are ignored: if the kernel is gone, the fit goes on without a view.
             if bar.take() {
                 self.show_bar();
             }
@@ -168,11 +167,11 @@ impl Drawer {
                 (self.history, self.started) = (history, true);
                 self.knobs.begin(hyperparameters);
             }
-            // The first point of the curve says that it has begun.
+            // The first progress is shown at once, because it says that the fit has begun.
             Event::Progress(progress) => return self.progress.replace(progress).is_none(),
             Event::Changed { change, .. } => self.history.changes.push(change),
             Event::Epoch { record, .. } => self.history.records.push(record),
-            // These can wait for the figure that the fit leaves.
+            // For these the last figure of the fit is enough.
             Event::SetAside { .. } => self.aside = line(&event),
             Event::Finished(history) => self.history = history,
             Event::Failed { error, .. } => self.error = Some(error),
@@ -245,7 +244,7 @@ impl Drawer {
         };
         let control = self.knobs.control();
         let text = if control.stopping().is_some() {
-            // What matters now stands first, where nothing is cut off.
+            // This comes first, because a long line is cut off at its end.
             format!("stopping: variables stay (a second Interrupt within 3 s would lose them)  {numbers}")
         } else if control.is_paused() {
             format!("{numbers}  paused")
@@ -264,20 +263,20 @@ impl Drawer {
     }
 }
 
-/// When something is due to be shown, so that it is not shown too often.
+/// When something was shown last and is due to be shown again, so that it is not shown too often.
 struct Due {
     last: Instant,
     at: Option<Instant>,
 }
 
 impl Due {
-    /// Wants it shown, at the earliest this long after the last time.
+    /// Asks for it to be shown, but not before `pause` after the last time.
     fn want(&mut self, pause: Duration) {
         let at = self.last + pause;
         self.at = Some(self.at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Whether its time has come; it is then taken as shown.
+    /// Returns whether it is due, and then counts it as shown.
     fn take(&mut self) -> bool {
         let due = self.at.is_some_and(|at| at <= Instant::now());
         if due {

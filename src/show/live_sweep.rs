@@ -1,4 +1,4 @@
-//! A sweep as it runs: a line of progress, tables, and the map of temperature and alpha.
+//! The live view of a sweep: a line of progress, tables, and the map of temperature and alpha.
 
 use super::canvas::Figure;
 use super::output::progress_html;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Shortest time between two updates of the line that says what runs.
 const OFTEN: Duration = Duration::from_millis(500);
-/// A printed line about a run that goes on comes at most this often: a notebook keeps every line.
+/// Shortest time between two printed lines about a running fit: a notebook keeps every line.
 const QUIET: Duration = Duration::from_secs(30);
 
 /// A listener that shows a sweep while it runs. On the live kernel it shows a line of progress, the table of
@@ -30,7 +30,7 @@ struct SweepView {
     runs_so_far: Display,
     map: Display,
     shown: bool,
-    /// Runs in the tables, or printed.
+    /// Number of runs that are in the tables or printed.
     runs: usize,
     last: Instant,
 }
@@ -56,7 +56,7 @@ impl SweepView {
                 let (setting, seconds) = (&run.setting, duration(run.seconds));
                 println!("{setting}, seed {}: test {} %, {seconds}", run.seed, percent(run.test, 1));
             }
-            // On the stock kernel the cell's own output is all there is.
+            // The stock kernel shows only what the cell itself emits.
             if over && std::env::var_os("EVCXR_IS_RUNTIME").is_some() {
                 report.evcxr_display();
                 if let Some(map) = live_map(report) {
@@ -87,7 +87,7 @@ impl SweepView {
     }
 }
 
-/// The map on the validation split, where there is more than one place on it.
+/// The map on the validation split; `None` if it would have a single cell.
 fn live_map(report: &SweepReport) -> Option<Figure> {
     let several = report.sweep.temperatures.len() + report.sweep.alphas.len() > 2;
     several.then(|| report.map(Measure::Validation).ok()).flatten()

@@ -16,7 +16,7 @@ pub(super) fn emit(bundle: &Bundle) {
     let plain = bundle.data.get(PLAIN).map(text).unwrap_or_default();
     let mut out = std::io::stdout().lock();
     if std::env::var_os("EVCXR_IS_RUNTIME").is_none() {
-        // Nothing can be done about a closed stdout here, and the fit must not die of it.
+        // A closed stdout must not end the fit.
         let _ = writeln!(out, "{plain}");
         return;
     }
@@ -31,7 +31,7 @@ pub(super) fn emit(bundle: &Bundle) {
     }
 }
 
-/// Emits a text, in lines of fixed width.
+/// Emits a text in a monospace font.
 pub(crate) fn emit_text(value: &dyn Display) {
     let text = value.to_string();
     let text = text.trim_end();
@@ -39,7 +39,7 @@ pub(crate) fn emit_text(value: &dyn Display) {
     emit(&Bundle::text(text).with("text/html", html));
 }
 
-/// Emits by `emit_text` what its `Display` says.
+/// Implements `evcxr_display` by the text of `Display`.
 macro_rules! show_as_text {
     ($($shown:ty)*) => { $(impl $shown {
         /// Shows the value as text below the cell.
@@ -49,7 +49,7 @@ macro_rules! show_as_text {
     })* };
 }
 
-/// `{:?}` in the words of the display: evcxr asks for it when a notebook's first cell ends with `?`.
+/// Implements `Debug` by the text of `Display`: evcxr shows `Debug` when a notebook's first cell ends with `?`.
 macro_rules! debug_as_display {
     ($($shown:ty)*) => { $(impl std::fmt::Debug for $shown {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -60,8 +60,8 @@ macro_rules! debug_as_display {
 
 pub(crate) use {debug_as_display, show_as_text};
 
-/// Shows a cell's value by `{:?}`, as evcxr does with what has no display of its own. evcxr would find out by compiling
-/// the cell twice. A type's own `evcxr_display` comes before it.
+/// Shows a cell's value by `{:?}` if its type has no `evcxr_display` of its own. evcxr does the same, but finds out by
+/// compiling the cell twice.
 pub trait ShowDebug: std::fmt::Debug {
     /// Shows the value as text below the cell.
     fn evcxr_display(&self) {
@@ -71,7 +71,7 @@ pub trait ShowDebug: std::fmt::Debug {
 
 impl<T: std::fmt::Debug + ?Sized> ShowDebug for T {}
 
-/// A picture for a cell or a display, with its size, so that nothing below it moves while it is drawn anew.
+/// A picture for a cell or a display. It has its size, so that nothing below it moves when it is redrawn.
 pub(super) fn picture(png: &[u8], [width, height]: [u32; 2], alt: &str, text: &str) -> Bundle {
     let png = base64::engine::general_purpose::STANDARD.encode(png);
     let mut bundle = Bundle::text(text).with("image/png", png);

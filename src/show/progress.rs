@@ -1,4 +1,4 @@
-//! Progress as lines of text, which a notebook cell and a terminal both show while they run.
+//! Progress as lines of text, for notebook cells and terminals.
 
 use super::words::{duration, percent, short};
 use crate::error::lock;
@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// A line within an epoch comes at most this often: a notebook keeps every line.
+/// Shortest time between two lines within an epoch: a notebook keeps every line.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Returns a listener that prints a line per epoch, with loss and accuracy of both splits, and a line every ten seconds
@@ -33,7 +33,7 @@ pub fn print_progress() -> Listener {
     })
 }
 
-/// The event in a line; `None` for one that has nothing to say.
+/// A line about the event; `None` for an event without one.
 pub(super) fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::Started { history: History { name, records, .. }, .. } => match records.len() {

@@ -1,4 +1,4 @@
-//! Reliability diagrams: how often a model is right where it is so confident.
+//! Reliability diagrams: accuracy over confidence.
 
 use super::canvas::{Area, Drawn, Figure, INK, chart, color, dashed, px, styled, text};
 use super::words::percent;
@@ -11,9 +11,10 @@ const WIDTH: u32 = 290;
 const PLOT: u32 = 265;
 const SHARES: u32 = 110;
 
-/// Draws a panel for each model of the card. Above, accuracy over confidence: on the dashed line, confidence equals
-/// accuracy; orange is what a bin lacks in accuracy, green what it has more than its confidence. Below, the share of
-/// images in each bin. Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
+/// Draws a panel for each model of the card. Its upper part shows accuracy over confidence, which are equal on the
+/// dashed line: orange marks the gap of a bin whose confidence is too high, green of one whose confidence is too low.
+/// The lower part shows the share of images in each bin. Source: Guo et al., "On Calibration of Modern Neural
+/// Networks", 2017.
 ///
 /// # Errors
 /// When the card has no model.

@@ -1,4 +1,4 @@
-//! Which classes a teacher finds alike: the mean of its soft targets over the images of each class.
+//! Which classes a teacher finds similar: the mean of its soft targets over the images of each class.
 
 use super::canvas::Figure;
 use super::heatmap::{Axis, Cell, Heatmap, fits, square};
@@ -54,7 +54,7 @@ pub(super) fn finite(logits: &Tensor) -> Result<Tensor> {
     )))
 }
 
-/// Draws which classes the teacher finds alike: row = true class, column = the mean of `softmax(logits / T)` over its
+/// Draws which classes the teacher finds similar: row = true class, column = the mean of `softmax(logits / T)` over its
 /// images for each class, in percent. Shades run from the lowest to the highest mean of a wrong class; a class without
 /// images has an empty row. `logits` are `[N, C]` of any float kind, `labels` i64 `[N]`, in [0, C); `temperature` > 0.
 ///
@@ -69,7 +69,7 @@ pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], te
     let (low, high) = others.fold((1.0, 0.0), |(l, h), p| (f64::min(l, p), f64::max(h, p)));
     let (low, span) = match high - low {
         span if span > 0.0 => (low, span),
-        // All alike, or a single class: from 0.
+        // All means are equal, or there is a single class: shades begin at 0.
         _ => (0.0, if high > 0.0 { high } else { 1.0 }),
     };
     let cell = |own: usize, class: usize, p: f64| {
@@ -95,15 +95,15 @@ pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], te
     .figure())
 }
 
-/// A share in percent: two digits are enough, and fit.
+/// A share in percent with two digits, which fit into a cell.
 fn two_digits(share: f64) -> String {
     percent(share, if 100.0 * share < 9.95 { 1 } else { 0 })
 }
 
-/// Tells which wrong classes the teacher finds likely. For each class: the `n` wrong classes with the highest mean soft
-/// target over its images (all if there are fewer), the most likely first, a row each, with their share of the
-/// probability of all wrong classes. The arguments are those of [`class_similarity`]; a class without images has no
-/// row.
+/// Returns a table of the wrong classes that the teacher finds likely: for each class, the `n` wrong classes with the
+/// highest mean soft target over its images (all if there are fewer), the most likely first. Each has a row with its
+/// share of the probability of all wrong classes; a class without images has none. The other arguments are those of
+/// [`class_similarity`].
 ///
 /// # Errors
 /// As [`class_similarity`], and when `n` is 0.

@@ -10,21 +10,6 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 use tch::Tensor;
 
-struct Softening {
-    /// The most likely class first; the temperature does not change the order.
-    lines: Vec<Line>,
-    /// Bits, over T.
-    entropy: Vec<(f64, f64)>,
-}
-
-struct Line {
-    /// `None` for a class that is drawn in grey.
-    name: Option<String>,
-    is_label: bool,
-    /// Probability over T.
-    points: Vec<(f64, f64)>,
-}
-
 /// The range of T, as the explorer's.
 const TEMPERATURES: [f64; 2] = [0.5, 20.0];
 const TICKS: [f64; 6] = [0.5, 1.0, 2.0, 4.0, 10.0, 20.0];
@@ -39,8 +24,8 @@ const ENTROPY: u32 = 280;
 const OTHERS: RGBColor = RGBColor(185, 185, 185);
 
 /// Draws `softmax(logits / T)` of one image's logits `[C]`, of any float kind, over T from 0.5 to 20: a line for each
-/// class. The legend names the most likely five and the true one, `label` in [0, C). Beside it stands the entropy of
-/// the soft targets in bits.
+/// class. The legend names the five most likely classes and the true one, `label` in [0, C). A second panel shows the
+/// entropy of the soft targets in bits.
 ///
 /// # Errors
 /// When there are not as many logits as classes, one is not finite, or the label is not among the classes.
@@ -54,63 +39,50 @@ pub fn soft_targets_over_temperature(logits: &Tensor, classes: &[String], label:
     let mut order = (0..classes.len()).collect::<Vec<_>>();
     let scores = Vec::<f64>::try_from(&logits)?;
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    let line = |(rank, &class): (usize, &usize)| {
+    // The most likely class first; the temperature does not change the order. Named classes have the palette's colours.
+    let (mut lines, mut entries) = (Vec::new(), Vec::new());
+    for (rank, &class) in order.iter().enumerate() {
         let is_label = label == Some(class as i64);
-        let name = (rank < NAMED || is_label).then(|| short_name(&classes[class]));
-        Line { name, is_label, points: columns.iter().map(|(t, soft)| (*t, soft[class])).collect() }
-    };
-    let lines = order.iter().enumerate().map(line).collect();
-    let entropy = columns.iter().map(|(t, soft)| (*t, bits(soft))).collect();
-    let softening = Softening { lines, entropy };
+        let style = match rank < NAMED || is_label {
+            true => stroke(color(entries.len()), if is_label { 4 } else { 2 }),
+            false => stroke(OTHERS, 1),
+        };
+        if rank < NAMED || is_label {
+            let name = short_name(&classes[class]);
+            entries.push((if is_label { format!("{name} (label)") } else { name }, style));
+        }
+        lines.push((columns.iter().map(|(t, soft)| (*t, soft[class])).collect::<Vec<_>>(), style));
+    }
+    if lines.len() > entries.len() {
+        entries.push((format!("{} others", lines.len() - entries.len()), stroke(OTHERS, 1)));
+    }
+    // The most likely ones are drawn last, over the others.
+    lines.reverse();
+    let (count, most) = (lines.len(), (lines.len() as f64).log2());
+    let entropy = vec![(columns.iter().map(|(t, soft)| (*t, bits(soft))).collect(), stroke(color(0), 2))];
     let alt = "probability of each class over the temperature".to_owned();
-    Ok(Figure::new([PANEL + LEGEND + ENTROPY, HEIGHT], alt, move |area| softening.draw(area)))
-}
-
-impl Softening {
-    fn draw(&self, area: &Area) -> Drawn {
-        let (soft, rest) = area.split_horizontally(px(PANEL));
-        let (legend, entropy) = rest.split_horizontally(px(LEGEND));
-        let mut lines: Vec<_> =
-            self.lines.iter().enumerate().map(|(i, line)| (line.points.clone(), self.style(i))).collect();
-        // The most likely ones last, over the others.
-        lines.reverse();
-        panel(&soft, "Soft targets: probability of each class", 1.0, &lines, Vec::new())?;
-        self.legend(&legend)?;
-        let most = (self.lines.len() as f64).log2();
+    Ok(Figure::new([PANEL + LEGEND + ENTROPY, HEIGHT], alt, move |area| {
+        let (left, rest) = area.split_horizontally(px(PANEL));
+        let (middle, right) = rest.split_horizontally(px(LEGEND));
+        panel(&left, "Soft targets: probability of each class", 1.0, &lines, Vec::new())?;
+        legend(&middle, &entries)?;
         let uniform = TEMPERATURES.map(|t| (t, most)).to_vec();
-        let title = format!("Entropy, bits (dashed: all {} alike)", self.lines.len());
-        panel(&entropy, &title, most.max(0.5) * 1.06, &[(self.entropy.clone(), stroke(color(0), 2))], uniform)
-    }
-
-    /// Named lines have the colours of the palette in their order.
-    fn style(&self, place: usize) -> ShapeStyle {
-        let line = &self.lines[place];
-        let named = self.lines[..place].iter().filter(|other| other.name.is_some()).count();
-        match line.name {
-            None => stroke(OTHERS, 1),
-            Some(_) if line.is_label => stroke(color(named), 4),
-            Some(_) => stroke(color(named), 2),
-        }
-    }
-
-    fn legend(&self, area: &Area) -> Drawn {
-        let others = self.lines.iter().filter(|line| line.name.is_none()).count();
-        let named = self.lines.iter().enumerate().filter_map(|(i, line)| {
-            let name = line.name.as_ref()?;
-            Some((if line.is_label { format!("{name} (label)") } else { name.clone() }, self.style(i)))
-        });
-        let others = (others > 0).then(|| (format!("{others} others"), stroke(OTHERS, 1)));
-        area.draw(&Text::new("from top to bottom", (px(4), px(34)), text(12)))?;
-        for (i, (name, style)) in named.chain(others).enumerate() {
-            let (x, y) = (px(4), px(60 + 20 * i as u32));
-            area.draw(&PathElement::new([(x, y), (x + px(22), y)], style))?;
-            area.draw(&Text::new(name, (x + px(28), y), anchored(13, HPos::Left, VPos::Center)))?;
-        }
-        Ok(())
-    }
+        let title = format!("Entropy, bits (dashed: all {count} alike)");
+        panel(&right, &title, most.max(0.5) * 1.06, &entropy, uniform)
+    }))
 }
 
-/// Lines over T, on a log axis, from 0 to `top`, and a dashed one.
+fn legend(area: &Area, entries: &[(String, ShapeStyle)]) -> Drawn {
+    area.draw(&Text::new("from top to bottom", (px(4), px(34)), text(12)))?;
+    for (i, (name, style)) in entries.iter().enumerate() {
+        let (x, y) = (px(4), px(60 + 20 * i as u32));
+        area.draw(&PathElement::new([(x, y), (x + px(22), y)], *style))?;
+        area.draw(&Text::new(name.clone(), (x + px(28), y), anchored(13, HPos::Left, VPos::Center)))?;
+    }
+    Ok(())
+}
+
+/// Draws lines over T, on a log axis, with a y axis from 0 to `top`; one more line is dashed.
 fn panel(
     area: &Area,
     title: &str,

@@ -4,7 +4,7 @@ use super::output::{emit, escape};
 use kdlab_client::Bundle;
 use std::fmt;
 
-/// Longer texts may break into lines.
+/// Texts of more letters may wrap.
 const LONG: usize = 30;
 
 /// Rows under a header. A column whose cells all look like numbers is aligned to the right.
@@ -39,8 +39,8 @@ impl Table {
         let numeric = self.numeric();
         let line = |cells: &[String], tag: &str| {
             let cell = |(cell, &right): (&String, &bool)| {
-                // A value stays in its line: `+1.0 to +2.0` in two looks like two. Headings and long names may break,
-                // or the last column, which has the verdict, is out of sight.
+                // A value does not wrap, because `+1.0 to +2.0` on two lines looks like two values. Headings and long
+                // names wrap, so that the last column, which has the verdict, stays in sight.
                 let wrap = if tag == "td" && cell.chars().count() <= LONG { "nowrap" } else { "normal" };
                 let align = if right { "right" } else { "left" };
                 let style = format!("text-align:{align};padding:2px 10px;white-space:{wrap}");
@@ -68,7 +68,7 @@ impl Table {
     }
 }
 
-/// As `Display`, for a cell that shows a value only by `{:?}`.
+/// The text of `Display`, for a cell that shows a value by `{:?}`.
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\n{self}")

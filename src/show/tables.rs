@@ -26,7 +26,7 @@ impl Run {
 }
 
 impl History {
-    /// Returns the curve as a table, an epoch a row. Accuracies are in percent.
+    /// Returns the curve as a table with a row for each epoch. Accuracies are in percent.
     pub fn table(&self) -> Table {
         let metrics = ["epoch", "train loss", "train accuracy (%)", "val loss", "val accuracy (%)", "val CE", "val KL"];
         let header = [&metrics[..], &["T", "alpha", "lr", "seconds"]].concat();

@@ -1,4 +1,4 @@
-//! Values in words, as tables, figures and lines of progress say them.
+//! Numbers and values as text, for tables, figures and lines of progress.
 
 use super::output::debug_as_display;
 use crate::data::{Batch, Dataset};
@@ -7,7 +7,7 @@ use std::fmt::{self, Display, Formatter};
 
 debug_as_display!(Dataset Batch Evaluation Run CachedTensor);
 
-/// A number in three digits: a slider's values have many more.
+/// A number with three digits; that of a slider may have many more.
 pub(crate) fn short(value: f64) -> String {
     if value != 0.0 && value.abs() < 0.01 {
         let text = format!("{value:.2e}");
@@ -19,7 +19,7 @@ pub(crate) fn short(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// [`short`], or nothing.
+/// [`short`], or an empty text.
 pub(crate) fn short_or_empty(value: Option<f64>) -> String {
     value.map_or(String::new(), short)
 }
@@ -70,7 +70,7 @@ impl Display for CachedTensor {
     }
 }
 
-/// What differs, such as `T 4 -> 2, lr 1e-3 -> 3e-4`.
+/// Writes what differs, such as `T 4 -> 2, lr 1e-3 -> 3e-4`.
 impl Display for Change {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let (b, a) = (self.before, self.after);
@@ -87,7 +87,7 @@ impl Display for Change {
     }
 }
 
-/// The values in force, such as `T 4, alpha 0.9, learning rate 1e-3`.
+/// Writes the values, such as `T 4, alpha 0.9, learning rate 1e-3`.
 impl Display for Hyperparameters {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         self.temperature.map_or(Ok(()), |t| write!(f, "T {}, ", short(t)))?;

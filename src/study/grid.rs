@@ -227,46 +227,36 @@ impl Sweep {
         self.temperatures.iter().try_for_each(|&t| check_temperature(t).map(drop))?;
         self.alphas.iter().try_for_each(|&a| check_alpha(a).map(drop))?;
         check_learning_rate(self.learning_rate)?;
-        if self.epochs == 0 || self.batch_size == 0 {
-            return wrong(format!(
-                "epochs must be at least 1, got {}, and a batch at least 1 image, got {}",
-                self.epochs, self.batch_size
-            ));
-        }
-        if let Some(share) = self.labelled.iter().find(|l| !(**l > 0.0 && **l <= 1.0)) {
-            return wrong(format!("a labelled share must be in (0, 1], got {share}; try 0.05"));
-        }
-        if let Some(share) = self.noise.iter().find(|n| !(0.0..1.0).contains(*n)) {
-            return wrong(format!("a share of wrong labels must be in [0, 1), got {share}; try 0.3"));
-        }
-        let dkd = self.methods.iter().any(|m| matches!(m, Method::Dkd { .. }));
-        if dkd && self.labelled.iter().any(|l| *l < 1.0) {
-            return wrong("dkd looks at the label of every image; leave it out, or set labelled to 1".into());
-        }
-        let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
-        if augmented && self.teachers.contains(&TeacherLabels::Student) {
-            return wrong(
-                "a teacher of the student's labels has no logits of views; sweep it without augmentation".into(),
-            );
-        }
-        if let Some(taken) = self.images.filter(|n| !(1..=images).contains(n)) {
-            return wrong(format!("images must be 1 to {images}, got {taken}; None takes all"));
-        }
         Views::cross(self.shift)?;
-        if self.omitted.is_some() && self.noise.iter().any(|n| *n > 0.0) {
-            return wrong("wrong labels may name the omitted class, so students would see it; leave out noise".into());
-        }
-        if self.omitted.is_some() && self.teachers.contains(&TeacherLabels::Student) {
-            return wrong(
-                "a teacher of the student's labels does not know the omitted class; take TeacherLabels::All".into(),
-            );
-        }
-        match self.omitted {
-            Some(class) if !(0..classes as i64).contains(&class) => {
-                wrong(format!("omitted class {class}; classes are 0 to {}", classes - 1))
-            }
-            _ => Ok(()),
-        }
+        let of_student = self.teachers.contains(&TeacherLabels::Student);
+        let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
+        let dkd = self.methods.iter().any(|m| matches!(m, Method::Dkd { .. }));
+        let outside = |values: &[f64], range: &dyn Fn(f64) -> bool| values.iter().copied().find(|v| !range(*v));
+        let faults = [
+            (self.epochs == 0).then(|| "epochs must be at least 1, got 0".into()),
+            (self.batch_size == 0).then(|| "a batch must have at least 1 image, got 0".into()),
+            outside(&self.labelled, &|share| share > 0.0 && share <= 1.0)
+                .map(|share| format!("a labelled share must be in (0, 1], got {share}; try 0.05")),
+            outside(&self.noise, &|share| (0.0..1.0).contains(&share))
+                .map(|share| format!("a share of wrong labels must be in [0, 1), got {share}; try 0.3")),
+            (dkd && self.labelled.iter().any(|share| *share < 1.0))
+                .then(|| "dkd looks at the label of every image; leave it out, or set labelled to 1".into()),
+            (augmented && of_student).then(|| {
+                "a teacher of the student's labels has no logits of views; sweep it without augmentation".into()
+            }),
+            self.images
+                .filter(|taken| !(1..=images).contains(taken))
+                .map(|taken| format!("images must be 1 to {images}, got {taken}; None takes all")),
+            (self.omitted.is_some() && self.noise.iter().any(|share| *share > 0.0))
+                .then(|| "wrong labels may name the omitted class, so students would see it; leave out noise".into()),
+            (self.omitted.is_some() && of_student).then(|| {
+                "a teacher of the student's labels does not know the omitted class; take TeacherLabels::All".into()
+            }),
+            self.omitted
+                .filter(|class| !(0..classes as i64).contains(class))
+                .map(|class| format!("omitted class {class}; classes are 0 to {}", classes - 1)),
+        ];
+        faults.into_iter().flatten().next().map_or(Ok(()), wrong)
     }
 }
 

@@ -23,14 +23,6 @@ pub(crate) struct Queue(Mutex<Option<Sender<Arc<BackgroundFit>>>>);
 /// If you drop it, the fit goes on, and only the fit's folder has its curve.
 pub struct Run(Arc<BackgroundFit>);
 
-enum Phase {
-    Queued,
-    /// In this epoch, counted from 1, of so many.
-    Running(usize, usize),
-    Finished,
-    Failed(String),
-}
-
 struct BackgroundFit {
     control: Control,
     listener: Listener,
@@ -39,7 +31,6 @@ struct BackgroundFit {
 }
 
 struct FitState {
-    phase: Phase,
     history: History,
     /// Inputs of a fit that waits for its turn, and the observer that notices a stop before that.
     waiting: Option<(QueuedFit, Observer)>,
@@ -77,7 +68,7 @@ impl Queue {
         let fit = Arc::new(BackgroundFit {
             control: options.control.clone(),
             listener: options.listener.clone(),
-            state: Mutex::new(FitState { phase: Phase::Queued, history: history.clone(), waiting: None, result: None }),
+            state: Mutex::new(FitState { history: history.clone(), waiting: None, result: None }),
             changed: Condvar::new(),
         });
         fit.listener.notify(&Event::Queued { history, hyperparameters: options.control.over(own) });
@@ -171,7 +162,6 @@ impl BackgroundFit {
     fn run(self: Arc<Self>) {
         let mut state = self.state();
         let Some((inputs, observer)) = state.waiting.take() else { return };
-        state.phase = Phase::Running(1, inputs.options.epochs);
         drop((state, observer));
         let QueuedFit { model, train, validation, criterion, options } = inputs;
         let this = Arc::clone(&self);
@@ -201,19 +191,12 @@ impl BackgroundFit {
             Event::Started { history, .. } => state.history = history.clone(),
             Event::Changed { change, .. } => state.history.changes.push(*change),
             Event::Epoch { record, .. } => state.history.records.push(*record),
-            _ => return,
+            _ => {}
         }
-        let (done, epochs) = (state.history.records.len(), state.history.epochs);
-        state.phase = Phase::Running((done + 1).min(epochs), epochs);
     }
 
     fn end(&self, result: Result<Model>) {
-        let mut state = self.state();
-        state.phase = match &result {
-            Ok(_) => Phase::Finished,
-            Err(e) => Phase::Failed(e.to_string()),
-        };
-        state.result = Some(result);
+        self.state().result = Some(result);
         self.changed.notify_all();
     }
 }
@@ -223,11 +206,14 @@ impl fmt::Display for Run {
         let state = self.0.state();
         let history = &state.history;
         write!(f, "{}: ", history.name)?;
-        match &state.phase {
-            Phase::Queued => f.write_str("queued")?,
-            Phase::Running(epoch, epochs) => write!(f, "running, epoch {epoch} of {epochs}")?,
-            Phase::Finished => f.write_str("finished")?,
-            Phase::Failed(why) => write!(f, "failed: {why}")?,
+        match &state.result {
+            Some(Ok(_)) => f.write_str("finished")?,
+            Some(Err(e)) => write!(f, "failed: {e}")?,
+            None if state.waiting.is_some() => f.write_str("queued")?,
+            None => {
+                let (done, epochs) = (history.records.len(), history.epochs);
+                write!(f, "running, epoch {} of {epochs}", (done + 1).min(epochs))?;
+            }
         }
         if let Some(why) = &history.stopped {
             write!(f, ", stopped: {why}")?;

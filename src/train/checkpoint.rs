@@ -1,5 +1,5 @@
-//! One file per fit that holds all a resumed run needs. The fit writes it whole after every epoch, so a kill costs at
-//! most the epoch that was running.
+//! Checkpoints: one file per fit, with all that a resumed run needs. The fit replaces it after every epoch, so a kill
+//! costs at most the running epoch.
 
 use super::hyperparameters::Overrides;
 use super::record::TrainedEpoch;
@@ -26,7 +26,8 @@ pub(super) struct Checkpoint {
     folder: PathBuf,
     /// Digest of everything that the fit depends on; a checkpoint with another one is not continued.
     fingerprint: String,
-    /// Numbers that network and loss compute, for a fingerprint can't see the code of a function.
+    /// Values that network and loss compute. They change with the code of the two, which the fingerprint does not
+    /// cover.
     probe: Vec<f64>,
 }
 
@@ -65,8 +66,7 @@ impl Checkpoint {
         self.folder.join("history.json")
     }
 
-    /// Whether the folder holds a finished run of this fit. Its weights and history stay until the new run is finished
-    /// too.
+    /// Whether the folder holds a finished run. Its weights and history stay until the new run is finished too.
     fn is_finished(&self) -> bool {
         History::load(self.history()).is_ok_and(|history| history.is_complete())
     }
@@ -117,10 +117,7 @@ impl Checkpoint {
 
     /// Loads an unfinished run of the same fit into model and optimizer; returns `None` when there is none.
     pub(super) fn resume(&self, model: &Model, optimizer: &mut Optimizer) -> Result<Option<Resumed>> {
-        if !self.file().exists() {
-            return Ok(None);
-        }
-        // Nobody can use a file that can't be read: the fit starts anew and writes over it.
+        // Without a file, or with one that can't be read, the fit starts anew.
         let Ok((tensors, metadata)) = load_tensors(&self.file()) else {
             return Ok(None);
         };

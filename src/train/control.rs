@@ -36,15 +36,15 @@ pub(crate) struct Observer {
 }
 
 impl Control {
-    /// Distils at this temperature from the next batch on.
+    /// Sets the temperature from the next batch on.
     ///
     /// # Errors
-    /// When it is not above 0.
+    /// When it is not above 0 or not finite.
     pub fn set_temperature(&self, temperature: f64) -> Result<()> {
         self.set(Overrides { temperature: Some(temperature), ..Default::default() })
     }
 
-    /// Weights the teacher by alpha from the next batch on.
+    /// Sets the weight of the teacher from the next batch on.
     ///
     /// # Errors
     /// When it is outside [0, 1].
@@ -55,7 +55,7 @@ impl Control {
     /// Sets the learning rate from the next batch on.
     ///
     /// # Errors
-    /// When it is not above 0.
+    /// When it is not above 0 or not finite.
     pub fn set_learning_rate(&self, learning_rate: f64) -> Result<()> {
         self.set(Overrides { learning_rate: Some(learning_rate), ..Default::default() })
     }
@@ -67,7 +67,7 @@ impl Control {
         Ok(())
     }
 
-    /// The values that were set here.
+    /// The values that the user set.
     pub(super) fn overrides(&self) -> Overrides {
         lock(&self.0.state).overrides
     }

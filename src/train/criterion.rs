@@ -22,28 +22,29 @@ pub struct Criterion {
 }
 
 impl Criterion {
-    /// Cross-entropy against the hard labels.
+    /// Returns cross-entropy against the hard labels.
     pub fn cross_entropy() -> Self {
         Self { name: "cross-entropy".into(), function: Function::CrossEntropy }
     }
 
-    /// Distillation as [`KdLoss`] computes it. It needs examples with teacher logits.
+    /// Returns distillation as [`KdLoss`] computes it. It needs examples with teacher logits.
     pub fn kd(kd: KdLoss) -> Self {
         Self::distil(Method::Kd, kd)
     }
 
-    /// Distillation by any [`Method`], with the temperature and alpha of `kd`. It needs examples with teacher logits.
+    /// Returns distillation by any [`Method`], with the temperature and alpha of `kd`. It needs examples with teacher
+    /// logits.
     pub fn distil(method: Method, kd: KdLoss) -> Self {
         Self { name: method.to_string(), function: Function::Kd(method, kd) }
     }
 
-    /// Your own loss: a function of logits `[B, C]` and labels i64 `[B]` that returns a scalar.
+    /// Wraps your own loss: a function of logits `[B, C]` and labels i64 `[B]` that returns a scalar.
     pub fn hard(name: &str, loss: impl Fn(&Tensor, &Tensor) -> Tensor + Send + Sync + 'static) -> Self {
         Self { name: name.into(), function: Function::Hard(Box::new(loss)) }
     }
 
-    /// Your own distillation loss: a function of student logits `[B, C]`, labels i64 `[B]`, teacher logits `[B, C]`,
-    /// temperature and alpha, in this order, that returns a scalar. `kd` has the values that the fit begins with.
+    /// Wraps your own distillation loss: a function of student logits `[B, C]`, labels i64 `[B]`, teacher logits `[B,
+    /// C]`, temperature and alpha, in this order, that returns a scalar. `kd` has the values that the fit begins with.
     pub fn soft(
         name: &str,
         kd: KdLoss,
@@ -106,54 +107,49 @@ impl Criterion {
         Ok(loss)
     }
 
-    /// Refuses a user's loss that at alpha = 0 does not depend on the student's logits: cross-entropy then measures the
-    /// teacher, because the two are swapped.
-    pub(super) fn check_labels(&self, logits: &Tensor, batch: &Minibatch) -> Result<()> {
-        let Function::Soft(f, kd) = &self.function else { return Ok(()) };
-        let labels_alone = KdLoss::new(kd.temperature(), 0.0)?;
-        tch::no_grad(|| {
-            let value = |student: &Tensor| -> Result<f64> {
-                let loss = f(student, &batch.labels, batch.teacher()?, labels_alone)?;
-                Ok(loss.f_mean(Kind::Double)?.f_double_value(&[])?)
-            };
-            let surer = logits.f_add(&batch.labels.f_one_hot(logits.size()[1])?)?;
-            let loss = value(logits)?;
-            // A loss without a term for the labels is 0 here.
-            if loss.abs() < 1e-6 || loss != value(&surer)? {
-                return Ok(());
-            }
-            Err(self.swapped("at alpha = 0 it is the same whatever the student says, so the labels teach it nothing"))
-        })
-    }
-
-    /// Refuses a user's loss whose teacher term has no gradient towards the student: its whole gradient is that of
-    /// cross-entropy, weighted by 1 - alpha.
-    pub(super) fn check_teacher(
+    /// Refuses a user's loss one of whose terms does not depend on the student, as when student and teacher are
+    /// swapped. The loop calls it before the first step.
+    pub(super) fn check_terms(
         &self,
         loss: &Tensor,
         logits: &Tensor,
         batch: &Minibatch,
         now: Option<KdLoss>,
     ) -> Result<()> {
-        let Function::Soft(_, kd) = &self.function else { return Ok(()) };
-        let alpha = now.unwrap_or(*kd).alpha();
-        if !loss.requires_grad() || !logits.requires_grad() || !(0.01..1.0).contains(&alpha) {
-            return Ok(());
-        }
-        let gradient = Tensor::f_run_backward(&[loss], &[logits], true, false)?.remove(0);
+        let Function::Soft(f, kd) = &self.function else { return Ok(()) };
+        let (kd, teacher) = (now.unwrap_or(*kd), batch.teacher()?);
+        let gradient = match loss.requires_grad() && logits.requires_grad() {
+            true => Tensor::f_run_backward(&[loss], &[logits], true, false)?.pop(),
+            false => None,
+        };
         tch::no_grad(|| {
-            let student = logits.f_softmax(-1, None::<Kind>)?;
-            let teacher = batch.teacher()?.f_softmax(-1, None::<Kind>)?;
+            let labels = batch.labels.f_one_hot(logits.size()[1])?;
+            let labels_alone = KdLoss::new(kd.temperature(), 0.0)?;
+            let value = |student: &Tensor| -> Result<f64> {
+                let loss = f(student, &batch.labels, teacher, labels_alone)?;
+                Ok(loss.f_mean(loss.kind())?.f_double_value(&[])?)
+            };
+            // Higher logits of the labels change cross-entropy. A loss without that term is 0 at alpha = 0.
+            // Detached, because a loss may ask whether it is called to train.
+            let logits = logits.f_detach()?;
+            let here = value(&logits)?;
+            if here.abs() > 1e-6 && here == value(&logits.f_add(&labels)?)? {
+                return Err(self
+                    .swapped("at alpha = 0 it is the same whatever the student says, so the labels teach it nothing"));
+            }
+            let (student, teacher) = (logits.f_softmax(-1, None::<Kind>)?, teacher.f_softmax(-1, None::<Kind>)?);
+            let Some(gradient) = gradient.filter(Tensor::defined) else { return Ok(()) };
             // A student that begins as a copy of its teacher has no gradient from it yet.
-            if !gradient.defined() || student.f_allclose(&teacher, 1e-3, 1e-3, false)? {
+            if !(0.01..1.0).contains(&kd.alpha()) || student.f_allclose(&teacher, 1e-3, 1e-3, false)? {
                 return Ok(());
             }
-            let of_labels = student.f_sub(&batch.labels.f_one_hot(logits.size()[1])?)?;
-            let of_labels = of_labels.f_mul_scalar((1.0 - alpha) / logits.size()[0] as f64)?;
-            if !gradient.f_allclose(&of_labels, 1e-5, 1e-9, false)? {
-                return Ok(());
+            // The gradient of cross-entropy.
+            let of_labels = student.f_sub(&labels)?.f_mul_scalar((1.0 - kd.alpha()) / logits.size()[0] as f64)?;
+            match gradient.f_allclose(&of_labels, 1e-5, 1e-9, false)? {
+                true => Err(self
+                    .swapped("its gradient is that of the labels alone, so the teacher teaches the student nothing")),
+                false => Ok(()),
             }
-            Err(self.swapped("its gradient is that of the labels alone, so the teacher teaches the student nothing"))
         })
     }
 

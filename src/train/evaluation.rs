@@ -118,7 +118,7 @@ impl Evaluation {
     /// Returns the recall of each class, in [0, 1]; 0 for a class without samples.
     ///
     /// # Errors
-    /// As libtorch's.
+    /// When libtorch refuses an operation.
     pub fn recall(&self) -> Result<Vec<f64>> {
         let rows = self.confusion()?;
         let of = |(class, row): (usize, &Vec<usize>)| row[class] as f64 / row.iter().sum::<usize>().max(1) as f64;
@@ -133,8 +133,8 @@ impl Evaluation {
         Evaluation::new(&self.raised(class, bias)?, &self.labels)
     }
 
-    /// Returns the bias for the logits of one class with which most samples are right. Hinton et al. (2015) restored a
-    /// class that the transfer set had left out this way. Choose it on the validation split.
+    /// Returns the bias for the logits of one class with which most samples are right; choose it on the validation
+    /// split. By such a bias, Hinton et al. (2015) restored a class that the transfer set had left out.
     ///
     /// # Errors
     /// When there is no such class.
@@ -172,7 +172,7 @@ impl Evaluation {
     /// Returns the confusion matrix, counts `[C][C]`: row = true class, column = predicted class.
     ///
     /// # Errors
-    /// As libtorch's.
+    /// When libtorch refuses an operation.
     pub fn confusion(&self) -> Result<Vec<Vec<usize>>> {
         let classes = self.logits.size()[1];
         let pairs = self.labels.f_mul_scalar(classes)?.f_add(&self.predictions()?)?;

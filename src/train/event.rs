@@ -54,7 +54,7 @@ pub enum Event {
         /// New place of the earlier run.
         folder: PathBuf,
     },
-    /// Sent at most a few times a second.
+    /// Progress within an epoch or pass, at most a few times a second.
     Progress(Progress),
     /// The user changed temperature, alpha or learning rate; the next batch is the first to see it.
     Changed {

@@ -83,7 +83,7 @@ pub(super) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
     done
 }
 
-/// Tells the listener when a network or a loss panics, so that its display is closed.
+/// Tells the listener when a network or a loss panics, so that it closes its display.
 struct OnPanic<'a>(&'a FitOptions);
 
 impl Drop for OnPanic<'_> {
@@ -116,7 +116,7 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
             let mut overrides;
             Resumed { history, best, unmeasured: trained, overrides } = resumed;
             history.stopped = None;
-            // What the user has set since the stop counts.
+            // Values that the user has set since the stop override those of the checkpoint.
             overrides.update(control.overrides());
             control.set(overrides)?;
         }
@@ -148,7 +148,7 @@ struct Training<'a> {
     optimizer: Optimizer,
     history: History,
     best: Snapshot,
-    /// The fit's own values, in force where the user set none.
+    /// Values of options and criterion; they hold where the user set none.
     own: Hyperparameters,
     in_force: Hyperparameters,
 }
@@ -253,7 +253,7 @@ impl Training<'_> {
             let logits = model.forward_in(&batch.inputs, mode, options.precision)?; // [B, C]
             let loss = criterion.loss(&logits, &batch, kd)?;
             if self.optimizer.is_new() {
-                criterion.check_teacher(&loss, &logits, &batch, kd)?;
+                criterion.check_terms(&loss, &logits, &batch, kd)?;
             }
             self.optimizer.backward_step(&loss, now.learning_rate)?;
             sums.add(&loss, &logits, &batch, kd)?;

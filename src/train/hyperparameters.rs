@@ -64,7 +64,7 @@ impl Overrides {
     }
 }
 
-/// Rounds to six digits: a slider counts its steps in floats, and 9.799999999999999 is 9.8.
+/// Rounds to six digits: 9.799999999999999, as sums of steps give it, becomes 9.8.
 pub(crate) fn six_digits(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }

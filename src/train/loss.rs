@@ -78,7 +78,7 @@ impl KdLoss {
 }
 
 /// The teacher's log-softmax over the last dimension. It is bounded, so that `p * (log p - log q)` is 0 rather than NaN
-/// where a logit is -inf. The bound changes nothing else, for exp(-10,000) is 0 in every float kind.
+/// where a logit is -inf. The bound changes nothing else, because exp(-10,000) is 0 in every float kind.
 pub(super) fn log_probabilities(logits: &Tensor) -> Result<Tensor> {
     Ok(logits.f_log_softmax(-1, None::<Kind>)?.f_clamp_min(-1e4)?)
 }
