@@ -396,7 +396,7 @@ class Names(KernelCase):
                 "kdlab::data::", ["Dataset", "image_folder(path, size, options)"],
                 ["pool::", "stratified(rows, labels, n, purpose, seed)"],
             ),
-            ("lab.", ["profile", "runs()", "history(name)"], ["saved()", "sweep_folder(name)"]),
+            ("lab.", ["profile", "runs()", "history(name)"], ["saved()", "precision_at(size)"]),
             ("let table = lab.", ["runs()"], ["saved()"]),
             ("Figure::", ["save_png(&self, path)"], ["new(width, height, drawing)", "draw(&self, area, scale)"]),
             ("mine.", ["own"], []),
@@ -411,7 +411,7 @@ class Names(KernelCase):
         self.client.ok("let lab = Lab::open()?;")
         for code in ["lab.ru|ns()?", "lab.|runs()?", "lab.runs|()?", 'println!("{}", lab.r|uns()?);', "lab.runs(|)?"]:
             with self.subTest(code=code):
-                self.assertIn("pub fn runs(&self) -> Result<Table>", self.inspect(code))
+                self.assertIn("pub fn runs(&self) -> Table", self.inspect(code))
         self.assertIn("lab: Lab", self.inspect("l|ab.runs()?"))
         self.assertIn("pub fn gallery(", self.inspect("gal|lery(&data.train, &data.classes, &[0])?"))
         self.assertIn("lab: Lab", self.inspect("gallery(&l|ab, 1)"))
