@@ -90,13 +90,11 @@ fn row(layer: String, op: &Op, output: Vec<i64>) -> SummaryRow {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let header = ["layer", "kind", "output", "parameters", "MACs"].map(str::to_owned);
-        let rows: Vec<[String; 5]> = std::iter::once(header)
-            .chain(self.rows.iter().map(|r| {
-                [r.layer.clone(), r.kind.clone(), format!("{:?}", r.output), grouped(r.parameters), grouped(r.macs)]
-            }))
-            .collect();
-        let widths: Vec<usize> = (0..5).map(|i| rows.iter().map(|r| r[i].len()).max().unwrap_or(0)).collect();
+        let mut rows = vec![["layer", "kind", "output", "parameters", "MACs"].map(str::to_owned)];
+        rows.extend(self.rows.iter().map(|r| {
+            [r.layer.clone(), r.kind.clone(), format!("{:?}", r.output), grouped(r.parameters), grouped(r.macs)]
+        }));
+        let widths: [usize; 5] = std::array::from_fn(|i| rows.iter().map(|r| r[i].len()).max().unwrap_or(0));
         let rule = "-".repeat(widths.iter().sum::<usize>() + 8);
         let [c, h, w] = self.input;
         writeln!(f, "{} on [1, {c}, {h}, {w}]", self.model)?;

@@ -33,10 +33,7 @@ unsafe extern "C" {
     ) -> Failure;
     fn kdlab_fused_adam(
         count: usize,
-        parameters: *const Handle,
-        gradients: *const Handle,
-        means: *const Handle,
-        squares: *const Handle,
+        lists: *const [*const Handle; 4],
         step: Handle,
         learning_rate: f64,
         beta1: f64,
@@ -47,9 +44,7 @@ unsafe extern "C" {
     ) -> Failure;
     fn kdlab_fused_sgd(
         count: usize,
-        parameters: *const Handle,
-        gradients: *const Handle,
-        momenta: *const Handle,
+        lists: *const [*const Handle; 3],
         learning_rate: f64,
         momentum: f64,
         weight_decay: f64,
@@ -178,17 +173,14 @@ pub(crate) struct FusedStep<'a> {
 impl FusedStep<'_> {
     /// `at::_fused_adam_`, or `at::_fused_adamw_` where the weight decay is `decoupled`. `step` counts from 1.
     pub fn adam(&self, step: u64, [beta1, beta2]: [f64; 2], epsilon: f64, decoupled: bool) -> Result<()> {
-        let lists = self.handles(2)?;
+        let lists = self.handles()?;
         let Some(first) = self.parameters.first() else { return Ok(()) };
         let step = Tensor::f_full([0; 0], step as f64, (Kind::Float, first.device()))?;
         // SAFETY: all lists are of the same length, and the handles are tch's own.
         check(unsafe {
             kdlab_fused_adam(
                 self.parameters.len(),
-                lists[0].as_ptr(),
-                lists[1].as_ptr(),
-                lists[2].as_ptr(),
-                lists[3].as_ptr(),
+                &lists.each_ref().map(Vec::as_ptr),
                 handle(&step),
                 self.learning_rate,
                 beta1,
@@ -202,14 +194,12 @@ impl FusedStep<'_> {
 
     /// `at::_fused_sgd_` without dampening; momenta begin at 0.
     pub fn sgd(&self, momentum: f64) -> Result<()> {
-        let lists = self.handles(1)?;
+        let lists = self.handles()?;
         // SAFETY: as above.
         check(unsafe {
             kdlab_fused_sgd(
                 self.parameters.len(),
-                lists[0].as_ptr(),
-                lists[1].as_ptr(),
-                lists[2].as_ptr(),
+                &lists.each_ref().map(Vec::as_ptr),
                 self.learning_rate,
                 momentum,
                 self.weight_decay,
@@ -219,17 +209,18 @@ impl FusedStep<'_> {
 
     /// Handles of parameters, gradients and moments, in this order. The kernels walk through the memory of all of them
     /// side by side and check no layout, so it is checked here.
-    fn handles(&self, moments: usize) -> Result<Vec<Vec<Handle>>> {
-        let lists = || [&self.parameters, &self.gradients].into_iter().chain(&self.moments);
+    fn handles<const LISTS: usize>(&self) -> Result<[Vec<Handle>; LISTS]> {
+        let lists: Vec<_> = [&self.parameters, &self.gradients].into_iter().chain(&self.moments).collect();
         let alike = |list: &Vec<&Tensor>| {
             let mut pairs = self.parameters.iter().zip(list);
             list.len() == self.parameters.len()
                 && pairs.all(|(p, t)| p.size() == t.size() && p.stride() == t.stride() && p.kind() == t.kind())
         };
-        if self.moments.len() != moments || !lists().all(alike) {
-            return Err(Error::Torch("parameters, gradients and moments differ in shape, type or layout".into()));
+        let handles = |list: &Vec<&Tensor>| list.iter().copied().map(handle).collect();
+        match <[_; LISTS]>::try_from(lists) {
+            Ok(lists) if lists.iter().all(|list| alike(list)) => Ok(lists.map(handles)),
+            _ => Err(Error::Torch("parameters, gradients and moments differ in shape, type or layout".into())),
         }
-        Ok(lists().map(|list| list.iter().copied().map(handle).collect()).collect())
     }
 }
 

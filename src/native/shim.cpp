@@ -123,14 +123,14 @@ char* kdlab_onednn_convolve(at::Tensor* x, at::Tensor* weight, at::Tensor* bias,
   });
 }
 
-// One step of Adam or, with `decoupled`, AdamW on `count` tensors of one type and device. `step` counts from 1.
-char* kdlab_fused_adam(size_t count, Handles parameters, Handles gradients, Handles means, Handles squares,
-                       at::Tensor* step, double learning_rate, double beta1, double beta2, double weight_decay,
-                       double epsilon, bool decoupled) {
+// One step of Adam or, with `decoupled`, AdamW on `count` tensors of one type and device. The lists are parameters,
+// gradients, means and squares. `step` counts from 1.
+char* kdlab_fused_adam(size_t count, const Handles lists[4], at::Tensor* step, double learning_rate, double beta1,
+                       double beta2, double weight_decay, double epsilon, bool decoupled) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto update = [&](auto operation) {
-      operation(tensors(parameters, count), tensors(gradients, count), tensors(means, count), tensors(squares, count),
+      operation(tensors(lists[0], count), tensors(lists[1], count), tensors(lists[2], count), tensors(lists[3], count),
                 at::TensorList(), std::vector<at::Tensor>(count, *step), learning_rate, beta1, beta2, weight_decay,
                 epsilon, false, false, std::nullopt, std::nullopt);
     };
@@ -138,12 +138,13 @@ char* kdlab_fused_adam(size_t count, Handles parameters, Handles gradients, Hand
   });
 }
 
-// One step of SGD with momentum, without dampening, on `count` tensors of one type and device.
-char* kdlab_fused_sgd(size_t count, Handles parameters, Handles gradients, Handles momenta, double learning_rate,
-                      double momentum, double weight_decay) {
+// One step of SGD with momentum, without dampening, on `count` tensors of one type and device. The lists are
+// parameters, gradients and momenta.
+char* kdlab_fused_sgd(size_t count, const Handles lists[3], double learning_rate, double momentum,
+                      double weight_decay) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    at::_fused_sgd_(tensors(parameters, count), tensors(gradients, count), tensors(momenta, count), weight_decay,
+    at::_fused_sgd_(tensors(lists[0], count), tensors(lists[1], count), tensors(lists[2], count), weight_decay,
                     momentum, learning_rate, 0.0, false, false, false);
   });
 }
