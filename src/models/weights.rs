@@ -8,7 +8,8 @@ use std::fmt;
 use std::path::Path;
 use tch::Tensor;
 
-/// What became of the variables in a weight file. A network is loaded whole or not at all, so none of its own is missing.
+/// What became of the variables in a weight file. A network is loaded whole or not at all, so none of its own is
+/// missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// Variables that were loaded.
