@@ -47,8 +47,8 @@ struct Side<'a> {
 }
 
 impl<'a> Inference<'a> {
-    /// Prepares `layers`. `fused` allows operations that compute several layers at once. They require a CPU or CUDA, and
-    /// finite weights.
+    /// Prepares `layers`. `fused` allows operations that compute several layers at once. They require a CPU or CUDA,
+    /// and finite weights.
     pub(super) fn new(layers: &'a Layers, precision: Precision, mut fused: bool) -> Result<Self> {
         let steps = plan(layers, None, precision, &mut fused)?;
         Ok(Self { steps, fused })
