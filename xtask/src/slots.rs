@@ -126,7 +126,7 @@ pub fn note_libraries(dir: &Path) -> Result<()> {
             let compiled =
                 path.extension().is_some_and(|end| ["rlib", "rmeta", "so", "dylib"].iter().any(|e| end == *e));
             if compiled
-                && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell))
+                && !["libctx", "libcode_", "libcrates_"].iter().any(|cell| name.starts_with(cell))
                 && let Some((length, time)) = length_and_time(&path)
                 && let Ok(within) = path.strip_prefix(dir)
             {

@@ -11,3 +11,4 @@ pub mod metadata;
 pub mod notice;
 pub mod rustc;
 pub mod stops;
+pub mod together;

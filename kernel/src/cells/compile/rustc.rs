@@ -15,6 +15,7 @@ use crate::cells::compile::environment::environment;
 use crate::cells::compile::kept::{Kept, copy, write_private};
 use crate::cells::compile::loops::loops;
 use crate::cells::compile::stops;
+use crate::cells::compile::together::{Together, together};
 use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
@@ -61,7 +62,7 @@ pub fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
         let compiled = LIBRARIES.iter().any(|end| listed.extension().is_some_and(|found| found == *end));
         // rustc also reads crates that no argument names, through the crates that use them. Without one of them,
         // every cell would fail until somebody runs cargo.
-        if compiled && !["libctx", "libcode_"].iter().any(|cell| name.starts_with(cell)) {
+        if compiled && !["libctx", "libcode_", "libcrates_"].iter().any(|cell| name.starts_with(cell)) {
             files.insert(listed);
             continue;
         }
@@ -82,7 +83,7 @@ pub fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
     Some(files)
 }
 
-fn out_dir(args: &[Value]) -> Option<PathBuf> {
+pub fn out_dir(args: &[Value]) -> Option<PathBuf> {
     args.windows(2).find(|pair| pair[0] == "--out-dir").and_then(|pair| pair[1].as_str()).map(PathBuf::from)
 }
 
@@ -98,6 +99,8 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
     let Some(made) = made(args) else { return Ok(None) };
     let code = code(&kept.folder);
+    // The kept library of a prelude may need it, too.
+    let crates = together(rustc.as_str().unwrap_or_default(), args);
     if kept.library(&code).is_some_and(|library| copy(&library, &made).is_ok()) {
         tell_made(&made);
         return Ok(Some(0));
@@ -113,6 +116,11 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     }
     // The library is used once, so the linker need not make it small.
     command.arg("-Clink-arg=-Wl,-O0").args(level.map(|level| format!("-Copt-level={}", level.trim_matches('"'))));
+    if let Some(Together { name, file }) = &crates {
+        command.arg("--extern").arg(format!("{name}={}", file.display()));
+        // What the library lacks is to be noticed here, not when the cell is loaded.
+        command.args(cfg!(target_os = "linux").then_some("-Clink-arg=-Wl,-z,defs"));
+    }
     command.stdin(Stdio::null());
     for name in OF_ITS_RUN {
         command.env_remove(name);
@@ -122,7 +130,7 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
             command.env(name, value);
         }
     }
-    let Output { status, stderr, .. } = compile(&mut command, &kept.folder.join("src/lib.rs"), &code)?;
+    let Output { status, stderr, .. } = compile(&mut command, &kept.folder.join("src/lib.rs"), &code, crates)?;
     let mut errors = 0;
     let said = String::from_utf8_lossy(&stderr);
     if !status.success()
@@ -148,23 +156,30 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
 }
 
-/// Compiles `code` with what the kernel adds to it: checks for Interrupt, and lines that put replaced variables back.
+/// Compiles `code` with what the kernel adds to it: checks for Interrupt, lines that put replaced variables back, and
+/// the library of all crates.
 /// What does not compile with an addition, is compiled without it. So an addition costs no cell, and the errors are
 /// about the code that evcxr wrote. `source`, from which rustc reads, holds this code again afterwards.
-fn compile(rustc: &mut Command, source: &Path, code: &str) -> Result<Output> {
+fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<Together>) -> Result<Output> {
     let mut run = || rustc.output().context("cannot start rustc");
     let Some(private) = std::env::var_os(private::FOLDER).map(PathBuf::from) else { return run() };
     let (mut stops, mut puts_back) = (stops::add(code), true);
     let output = loop {
-        let stoppable = stops.as_ref().map_or(code, |stops| &stops.text);
-        let text = replaced::put_back(&private, stoppable).filter(|_| puts_back);
+        let stoppable = stops.as_ref().map_or_else(|| code.to_owned(), |stops| stops.text.clone());
+        let text = replaced::put_back(&private, &stoppable).filter(|_| puts_back);
         puts_back = text.is_some();
-        fs::write(source, text.as_deref().unwrap_or(stoppable)).context("cannot write the cell's source")?;
+        let mut text = text.unwrap_or(stoppable);
+        if let Some(Together { name, .. }) = &crates {
+            text += &format!("\nextern crate {name} as _;\n");
+        }
+        fs::write(source, text).context("cannot write the cell's source")?;
         let output = run()?;
         let said = String::from_utf8_lossy(&output.stderr);
         let mut messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         if output.status.success() {
             break output;
+        } else if crates.take_if(|crates| said.contains(&crates.name)).is_some() {
+            // It lacks something that this cell needs.
         } else if puts_back && said.contains(replaced::PUT_BACK) {
             puts_back = false;
         } else if stops.as_ref().is_some_and(|stops| messages.any(|message| stops.shifts(&message))) {

@@ -1,0 +1,187 @@
+//! One dynamic library of all crates that cells depend on.
+//!
+//! A cell that is linked with it is compiled in half of the time and is a tenth as large. Statics of these crates are
+//! then the same in all cells, so that a logger or a runtime lives on.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use crate::cells::compile::rustc::out_dir;
+
+/// Beginning of the library's name as a crate.
+pub const NAME: &str = "crates_";
+
+/// Number of libraries to keep, each for another set of crates.
+const KEPT: usize = 3;
+
+/// A library, and the name by which cells refer to it.
+pub struct Together {
+    pub name: String,
+    pub file: PathBuf,
+}
+
+/// Returns the library for cells that are compiled by the call with these arguments, and makes it where it is missing.
+/// Returns `None` where cells depend on no crate, or their crates can't be in one library.
+pub fn together(rustc: &str, args: &[Value]) -> Option<Together> {
+    let place = out_dir(args)?;
+    let args: Vec<&str> = args.iter().filter_map(Value::as_str).collect();
+    let crates: Vec<(&str, &str)> = args
+        .windows(2)
+        .filter(|pair| pair[0] == "--extern")
+        .filter_map(|pair| pair[1].split_once('='))
+        // Others are macros.
+        .filter(|(_, file)| file.ends_with(".rlib"))
+        .collect();
+    let mut hasher = DefaultHasher::new();
+    for (name, file) in &crates {
+        let found = fs::metadata(file).ok()?;
+        (name, Path::new(file).file_name(), found.len(), found.modified().ok()).hash(&mut hasher);
+    }
+    let name = format!("{NAME}{:016x}", hasher.finish());
+    let file = place.join(format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
+    // Beside the library stands its length, so that a truncated one is noticed; 0 for one that could not be made.
+    let noted = file.with_extension("length");
+    let length = || fs::metadata(&file).map_or(0, |found| found.len());
+    let known = fs::read_to_string(&noted).ok().and_then(|text| text.parse::<u64>().ok());
+    if crates.is_empty() || known == Some(0) {
+        return None;
+    }
+    if known != Some(length()) {
+        let _ = fs::remove_file(&noted);
+        let made = make(rustc, &args, &crates, &name, &file);
+        fs::write(&noted, made.map_or(0, |()| length()).to_string()).ok()?;
+        made?;
+    }
+    Some(Together { name, file })
+}
+
+/// Makes the library at its place, because rustc names other libraries by the way from there.
+fn make(rustc: &str, args: &[&str], crates: &[(&str, &str)], name: &str, file: &Path) -> Option<()> {
+    remove_old(file.parent()?);
+    let (source, exports) = (file.with_extension("rs"), file.with_extension("exports"));
+    fs::write(&source, crates.iter().map(|(name, _)| format!("pub use ::{name};\n")).collect::<String>()).ok()?;
+    // Generic code of the crates, which is compiled in cells, calls C functions that no crate exports. Linkers that take
+    // no second list of exports fail here, and cells stay as they were.
+    fs::write(&exports, "{ global: *; };").ok()?;
+    let mut command = Command::new(rustc);
+    command.args(["--crate-name", name, "--crate-type", "dylib", "--emit", "link", "--out-dir"]).arg(file.parent()?);
+    command.arg(format!("-Clink-arg=-Wl,--version-script={}", exports.display()));
+    command.arg(&source).args(of_any_crate(args)).stdin(Stdio::null());
+    let made = command.output().is_ok_and(|output| output.status.success());
+    [source, exports].iter().for_each(|file| drop(fs::remove_file(file)));
+    made.then_some(())
+}
+
+/// Returns those of a cell's arguments that hold for another crate, too.
+fn of_any_crate<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let mut left = args.iter().copied().peekable();
+    let mut kept = vec![];
+    while let Some(arg) = left.next() {
+        match arg {
+            "--crate-name" | "--crate-type" | "--out-dir" => drop(left.next()),
+            "-C" => {
+                let value = left.next().unwrap_or_default();
+                if !["metadata=", "incremental=", "opt-level="].iter().any(|start| value.starts_with(start)) {
+                    kept.extend([arg, value]);
+                }
+            }
+            "src/lib.rs" => {}
+            _ if ["--emit", "--error-format", "--json"].iter().any(|start| arg.starts_with(start)) => {}
+            _ => kept.push(arg),
+        }
+    }
+    kept
+}
+
+fn remove_old(place: &Path) {
+    let changed =
+        |entry: &fs::DirEntry| entry.metadata().and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let start = format!("{}{NAME}", std::env::consts::DLL_PREFIX);
+    let own = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&start);
+    let mut found: Vec<_> = fs::read_dir(place).into_iter().flatten().flatten().filter(own).collect();
+    found.sort_by_key(|entry| std::cmp::Reverse(changed(entry)));
+    found.iter().skip(KEPT - 1).for_each(|entry| drop(fs::remove_file(entry.path())));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_arguments_that_fit_any_crate_are_taken_over() {
+        let args = [
+            "--crate-name",
+            "ctx",
+            "--edition=2024",
+            "src/lib.rs",
+            "--error-format=json",
+            "--json=artifacts",
+            "--crate-type",
+            "cdylib",
+            "--emit=dep-info,link",
+            "-C",
+            "opt-level=2",
+            "-C",
+            "rpath",
+            "--out-dir",
+            "/deps",
+            "-L",
+            "dependency=/deps",
+            "--extern",
+            "a=/deps/liba-1.rlib",
+            "-Cprefer-dynamic",
+        ];
+        let kept = [
+            "--edition=2024",
+            "-C",
+            "rpath",
+            "-L",
+            "dependency=/deps",
+            "--extern",
+            "a=/deps/liba-1.rlib",
+            "-Cprefer-dynamic",
+        ];
+        assert_eq!(of_any_crate(&args), kept);
+    }
+
+    #[test]
+    fn a_set_of_crates_is_made_once_and_a_failure_is_remembered() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let deps = folder.path().join("target/deps");
+        fs::create_dir_all(&deps).expect("a folder");
+        let library = deps.join("liba-1.rlib");
+        fs::write(&library, "this is no library").expect("a file");
+        let args = |externs: &[&str]| -> Vec<Value> {
+            let common = ["--out-dir", deps.to_str().expect("UTF-8")].map(Value::from);
+            common.into_iter().chain(externs.iter().flat_map(|given| ["--extern".into(), (*given).into()])).collect()
+        };
+        // Without crates, or with macros alone, there is nothing to make.
+        for externs in [&[][..], &["serde_derive=/deps/libserde_derive-1.so"]] {
+            assert!(together("rustc", &args(externs)).is_none());
+            assert_eq!(fs::read_dir(&deps).expect("it is there").count(), 1);
+        }
+        let given = format!("a={}", library.display());
+        assert!(together("rustc", &args(&[&given])).is_none());
+        let noted = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with(".length");
+        let found = || fs::read_dir(&deps).expect("it is there").flatten().filter(noted);
+        let mark = found().next().expect("a note").path();
+        assert_eq!(fs::read_to_string(&mark).expect("it is there"), "0");
+        // Once it is made, it is used, and made again when it is not whole.
+        let made = mark.with_extension(&std::env::consts::DLL_SUFFIX[1..]);
+        fs::write(&made, "library").expect("a file");
+        fs::write(&mark, "7").expect("a file");
+        let again = || together("no such program", &args(&[&given])).map(|crates| crates.file);
+        assert_eq!(again(), Some(made.clone()));
+        fs::write(&made, "lib").expect("a file");
+        assert_eq!(again(), None);
+        // A changed crate makes another set.
+        fs::write(&library, "another one").expect("a file");
+        assert!(together("rustc", &args(&[&given])).is_none());
+        assert_eq!(found().count(), 2);
+    }
+}
