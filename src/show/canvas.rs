@@ -93,6 +93,14 @@ impl Figure {
     }
 }
 
+/// What a display of `kdlab_client` shows: in a loop, `display.show(&plot(&steps, &losses)?)?` draws the figure anew in
+/// its place.
+impl From<&Figure> for Bundle {
+    fn from(figure: &Figure) -> Self {
+        figure.bundle().unwrap_or_else(|e| Self::text(format!("this figure cannot be drawn: {e}")))
+    }
+}
+
 /// A nominal length in pixels of the PNG.
 pub(super) fn px(nominal: u32) -> i32 {
     (nominal * SCALE) as i32

@@ -187,7 +187,7 @@ impl Drawer {
         }
         self.show_figure();
         let html = lines_html(&text);
-        let _ = self.bar.show(&Bundle::text(text).with("text/html", html.clone()));
+        let _ = self.bar.show(Bundle::text(text).with("text/html", html.clone()));
         let now = self.knobs.now();
         let changes: Vec<_> = self.history.changes.iter().map(|c| format!("{c} at epoch {:.2}", c.epoch)).collect();
         let text = match changes.len() {
@@ -259,7 +259,7 @@ impl Drawer {
                 self.show_figure();
             }
         }
-        self.bar.show(&Bundle::text(format!("{name}  {text}")).with("text/html", html)).ok()
+        self.bar.show(Bundle::text(format!("{name}  {text}")).with("text/html", html)).ok()
     }
 }
 

@@ -74,14 +74,14 @@ impl SweepView {
         };
         let done = if over { now.number as f64 } else { now.number as f64 - 1.0 + share };
         let html = progress_html(done, now.total.max(1), &line, "");
-        let _ = self.progress.show(&Bundle::text(line).with("text/html", html));
+        let _ = self.progress.show(Bundle::text(line).with("text/html", html));
         if new || over || !self.shown {
             let verdicts = report.table(Measure::Test).unwrap_or_default();
             if let Some(map) = live_map(report).and_then(|map| map.bundle().ok()) {
                 let _ = self.map.show(&map);
             }
-            let _ = self.verdicts.show(&verdicts.bundle());
-            let _ = self.runs_so_far.show(&report.runs_table().bundle());
+            let _ = self.verdicts.show(verdicts.bundle());
+            let _ = self.runs_so_far.show(report.runs_table().bundle());
         }
         (self.shown, self.runs) = (true, report.runs.len());
     }

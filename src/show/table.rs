@@ -68,6 +68,13 @@ impl Table {
     }
 }
 
+/// What a display of `kdlab_client` shows, as for a figure.
+impl From<&Table> for Bundle {
+    fn from(table: &Table) -> Self {
+        table.bundle()
+    }
+}
+
 /// The text of `Display`, for a cell that shows a value by `{:?}`.
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -34,15 +34,33 @@ impl Bundle {
     }
 }
 
+impl From<&Bundle> for Bundle {
+    fn from(bundle: &Bundle) -> Self {
+        bundle.clone()
+    }
+}
+
+impl From<&str> for Bundle {
+    fn from(text: &str) -> Self {
+        Self::text(text)
+    }
+}
+
+impl From<String> for Bundle {
+    fn from(text: String) -> Self {
+        Self::text(text)
+    }
+}
+
 /// A place in the output of the cell that shows it first; each further [`Display::show`] replaces what it shows.
 ///
 /// Without the live kernel it prints the plain text whenever that changes.
 ///
 /// ```
-/// use kdlab_client::{Bundle, Display};
+/// use kdlab_client::Display;
 /// let display = Display::new();
 /// for step in 0..3 {
-///     display.show(&Bundle::text(format!("step {step}")))?;
+///     display.show(format!("step {step}"))?;
 /// }
 /// # Ok::<(), kdlab_client::Error>(())
 /// ```
@@ -71,11 +89,16 @@ impl Display {
         Self { link: link.cloned(), id: new_id(), shown: Mutex::default() }
     }
 
-    /// Shows `bundle` in the place of what it showed before.
+    /// Shows `content` in the place of what it showed before: a [`Bundle`], a text, or what a crate turns into a bundle,
+    /// such as a figure of kdlab.
     ///
     /// # Errors
     /// When the kernel refuses the bundle, is gone or does not answer. Without the live kernel there is no error.
-    pub fn show(&self, bundle: &Bundle) -> Result<()> {
+    pub fn show(&self, content: impl Into<Bundle>) -> Result<()> {
+        self.show_bundle(&content.into())
+    }
+
+    fn show_bundle(&self, bundle: &Bundle) -> Result<()> {
         let text = bundle.data.get("text/plain").and_then(Value::as_str).unwrap_or_default();
         // Held until the kernel answers: the first of two threads opens the display, the other one replaces it.
         let mut shown = lock(&self.shown);

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 ///
 /// ```
 /// let display = kdlab_client::Display::new();
-/// if let Err(error) = display.show(&kdlab_client::Bundle::text("hello")) {
+/// if let Err(error) = display.show("hello") {
 ///     eprintln!("{error}"); // Such as "the live kernel closed the connection".
 /// }
 /// ```

@@ -239,7 +239,7 @@ impl Panel {
     /// As [`Display::show`].
     pub fn show(&self, text: &str) -> Result<()> {
         let view = json!({"version_major": 2, "version_minor": 0, "model_id": self.0.root});
-        self.0.display.show(&Bundle::text(text).with(VIEW, view))
+        self.0.display.show(Bundle::text(text).with(VIEW, view))
     }
 
     /// Returns the value of a control: a number, a truth value or a text; `Null` for one that has none.
