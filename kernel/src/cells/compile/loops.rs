@@ -1,11 +1,47 @@
 //! Decides whether a cell may run long by itself and so needs the optimiser.
 
-use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, ast, ast::HasArgList};
+use std::collections::BTreeSet;
 
-/// Returns whether code may run long by itself: by a loop, a chain of iterators or recursion. Other cells spend their
-/// time in crates, which are always optimised.
+use ra_ap_syntax::ast::{self, HasArgList, HasName};
+use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode};
+
+/// Returns whether the cell in `code`, the source that evcxr made of it, may run long by itself: by a loop, a chain of
+/// iterators or recursion. Other cells spend their time in crates, which are always optimised.
 pub fn loops(code: &str) -> bool {
-    repeats(SourceFile::parse(code, Edition::CURRENT).tree().syntax(), 4)
+    reached(SourceFile::parse(code, Edition::CURRENT).tree().syntax()).iter().any(|item| repeats(item, 4))
+}
+
+/// Returns the function that runs the cell, and the items whose names it contains, directly or through other items. The
+/// source holds the items of all earlier cells, too.
+fn reached(file: &SyntaxNode) -> Vec<SyntaxNode> {
+    let (mut reached, mut left): (Vec<_>, Vec<_>) = file.children().partition(|item| {
+        let function = ast::Fn::cast(item.clone()).and_then(|function| function.name());
+        function.is_some_and(|name| name.text().starts_with("run_user_code_"))
+    });
+    let mut words = BTreeSet::new();
+    let mut next = 0;
+    while next < reached.len() {
+        words.extend(words_of(&reached[next]));
+        next += 1;
+        if next == reached.len() {
+            let (found, others) = left.into_iter().partition(|item| names_of(item).any(|name| words.contains(&name)));
+            left = others;
+            reached.extend::<Vec<_>>(found);
+        }
+    }
+    reached
+}
+
+fn words_of(node: &SyntaxNode) -> impl Iterator<Item = String> {
+    let tokens = node.descendants_with_tokens().filter_map(|element| element.into_token());
+    tokens.filter(|token| token.kind() == SyntaxKind::IDENT).map(|token| token.text().to_owned())
+}
+
+/// Returns the names by which other code can use an item: its own, those of its methods, and the type of an `impl`.
+fn names_of(item: &SyntaxNode) -> impl Iterator<Item = String> {
+    let of_impl = ast::Impl::cast(item.clone()).and_then(|block| block.self_ty()).map(|ty| ty.syntax().clone());
+    let names: Vec<_> = item.descendants().filter_map(ast::Name::cast).map(|name| name.text().to_string()).collect();
+    names.into_iter().chain(of_impl.into_iter().flat_map(|ty| words_of(&ty).collect::<Vec<_>>()))
 }
 
 /// Methods of iterators and collections only, which call their argument once for each element.
@@ -112,7 +148,7 @@ mod tests {
             "fn forward(&self, x: &Tensor) -> Tensor { self.fc.forward(&forward_of(x)) }",
         ];
         for body in once {
-            assert!(!loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
+            assert!(!loops(&format!("{generated}fn run_user_code_3() {{ {body} }}")), "{body}");
         }
         let again = [
             "for i in 0..3 {}",
@@ -132,7 +168,24 @@ mod tests {
             "impl T { fn depth(&self) -> u64 { Self::depth(&self.0) } }",
         ];
         for body in again {
-            assert!(loops(&format!("{generated}fn run() {{ {body} }}")), "{body}");
+            assert!(loops(&format!("{generated}fn run_user_code_3() {{ {body} }}")), "{body}");
+        }
+    }
+
+    #[test]
+    fn items_of_earlier_cells_count_where_the_cell_reaches_them() {
+        let items = "fn slow() { for i in 0..3 {} }\nfn calls() { slow() }\nstruct S;\n\
+            impl S { fn mean(&self) { while a {} } }\nimpl Drop for S { fn drop(&mut self) { loop {} } }\nfn other() {}\n";
+        for (body, expected) in [
+            ("other();", false),
+            ("let a = 1;", false),
+            ("slow();", true),
+            ("calls();", true),
+            ("given(&calls);", true),
+            ("v.mean();", true),
+            ("let x = store.take_variable::<S>();", true),
+        ] {
+            assert_eq!(loops(&format!("{items}fn run_user_code_3() {{ {body} }}")), expected, "{body}");
         }
     }
 }
