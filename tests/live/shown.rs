@@ -332,7 +332,7 @@ fn a_link_gives_answers_in_order_and_says_when_the_kernel_is_gone() {
     assert_eq!(got(), Push::Comm { comm_id: "a".into(), data: json!({"x": 1}) });
     link.post(&json!({"watch": "y"})).unwrap();
     let display = Display::on(Some(&link));
-    display.show(&Bundle::text("1")).unwrap();
+    display.show(Bundle::text("1")).unwrap();
     drop((link, display));
     until("the end", || kernel.is_closed(0));
 }
