@@ -1,8 +1,7 @@
-//! Other processes: which of them compile for the kernel, and whether one waits for input.
+//! Other processes: which of them belong to the kernel, and whether one waits for input.
 
-/// Returns the processes that compile for the inner process `pid`: all below it except `child` and those below
-/// `child`.
-pub fn compilers(pid: i32, child: Option<i32>) -> Vec<i32> {
+/// Returns all processes below `pid`, except `child` and those below `child`.
+pub fn below(pid: i32, child: Option<i32>) -> Vec<i32> {
     let all = processes();
     let mut found = vec![];
     let mut parents = vec![pid];
@@ -42,6 +41,14 @@ fn processes() -> Vec<(i32, i32)> {
 /// to tell.
 pub fn reads_stdin(pid: i32) -> Option<bool> {
     std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/syscall")).ok().map(|call| is_read_of_stdin(&call))
+}
+
+/// Returns whether any thread of `pid` waits in a read of its stdin, as [`reads_stdin`] knows.
+pub fn any_thread_reads_stdin(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .into_iter()
+        .any(|thread| std::fs::read_to_string(thread.path().join("syscall")).is_ok_and(|call| is_read_of_stdin(&call)))
 }
 
 /// Reads `/proc/PID/syscall`: the number of the call, then its arguments.

@@ -225,8 +225,8 @@ class Client:
         self.wait(look, f"a message {type}", timeout)
         return found[0]
 
-    def send(self, type, content, channel="shell", **more):
-        message = self.kc.session.msg(type, content, **more)
+    def send(self, type, content, channel="shell", buffers=(), **more):
+        message = {**self.kc.session.msg(type, content, **more), "buffers": list(buffers)}
         getattr(self.kc, f"{channel}_channel").send(message)
         return message["header"]["msg_id"]
 

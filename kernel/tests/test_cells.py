@@ -14,8 +14,11 @@ CASES = {case["id"]: case for case in json.loads((pathlib.Path(__file__).parent 
 
 
 class Cells(unittest.TestCase):
-    def play(self, id, timeout=60):
+    allow_stdin = True
+
+    def play(self, id, timeout=60, allow_stdin=True):
         """Runs the cells of a case. Comments in the cells say when to interrupt them."""
+        self.allow_stdin = allow_stdin
         self.kernel = Kernel()
         self.addCleanup(lambda: self.assertEqual(self.kernel.stop(), []))
         return [self.play_cell(code, timeout) for code in CASES[id]["cells"]]
@@ -23,7 +26,7 @@ class Cells(unittest.TestCase):
     def play_cell(self, code, timeout):
         client = self.kernel.client
         begun = time.monotonic()
-        cell = client.begin(code, allow_stdin=True)
+        cell = client.begin(code, allow_stdin=self.allow_stdin)
         if interrupt := re.search(r"// Interrupt after (\d+) s", code):
             # Count from the start of the cell, not of its compilation.
             if "println" in code:
@@ -63,7 +66,8 @@ class Cells(unittest.TestCase):
         self.assertEqual(self.value(one), "2")
 
     def test_A02(self):
-        _, read, kept = self.play("A02")
+        # A front end that allows it asks the user: `Input` in test_output.py.
+        _, read, kept = self.play("A02", allow_stdin=False)
         self.prints(read, '0 ""\n')
         self.assertIn("evcxr_input", read.stderr)
         self.prints(kept, "7\n")

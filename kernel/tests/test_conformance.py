@@ -1,7 +1,6 @@
 """Jupyter's tests for every kernel: PyPI's jupyter_kernel_test, with samples in Rust.
 
-Left out are only `code_page_something` (a pager is a feature of IPython's `?`; evcxr has none) and `code_clear_output`
-(a cell of evcxr has no way to ask for it: a display that is updated takes its place).
+Left out is only `code_page_something`: a pager is a feature of IPython's `?`, and evcxr has none.
 """
 import functools
 import unittest
@@ -67,6 +66,7 @@ class Conformance(jupyter_kernel_test.KernelTests):
         {"code": TABLE + "\nt.evcxr_display();\nprintln!();", "mime": "text/html"},
         {"code": BLOCK + '\nprintln!("after it");', "mime": "text/html"},
     ]
+    code_clear_output = "kdlab_client::clear_output(false)?;"
     code_history_pattern = "6*7"
     supported_history_operations = ("tail", "range", "search")
     code_inspect_sample = "fourty_two"

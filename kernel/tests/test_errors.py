@@ -101,6 +101,21 @@ class Errors(KernelCase):
         self.assertIn("mismatched types", cell.errors[0]["content"]["evalue"])
         self.kept()
 
+    def test_warnings_are_left_out_beside_an_error(self):
+        code = 'fn f() { let unread = 1; return; let b = 2; }\nlet a: u8 = "x";'
+        cell = self.fails(code, "mismatched types", silent_about=[*MACHINERY, "unused", "unreachable", "the first of"])
+        self.assertEqual(cell.errors[0]["content"]["evalue"], "mismatched types")
+
+    def test_what_a_cell_moved_away_is_not_lost(self):
+        self.client.ok("let moved = vec![1]; let stays = vec![2];")
+        self.client.ok("fn only_an_item() {}")
+        self.client.ok("drop(moved);")
+        cell = self.client.run("std::process::abort();")
+        self.assertRegex(cell.error_text, r"lost: .*\bstays\b")
+        self.assertRegex(cell.error_text, r"lost: .*\bkept\b")
+        self.assertNotIn("moved", cell.error_text)
+        self.client.ok("let kept = 41;")
+
     def test_syntax_errors(self):
         for code in ["let = 3;", "let x = ;", "fn f( { }", "1 +", "let s = 'ab';", "}"]:
             with self.subTest(code=code):
@@ -243,6 +258,10 @@ class First(unittest.TestCase):
         self.assertEqual(result["execution_count"], cell.reply["content"]["execution_count"])
         code = '::std::println!("from the root");\n  ::std::mem::drop(1);'
         self.assertEqual(kernel.client.ok(code).stdout, "from the root\n")
+        # What `:clear` removed is not lost.
+        kernel.client.ok("let cleared = 1;")
+        kernel.client.ok(":clear\nlet kept = 41;")
+        self.assertRegex(kernel.client.run("std::process::abort();").error_text, r"lost: kept\n")
 
 
 if __name__ == "__main__":

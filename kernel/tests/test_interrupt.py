@@ -273,6 +273,20 @@ class Interrupt(KernelCase):
         # The next cell compiles as usual.
         self.assertEqual(self.client.ok('println!("{}", kept + 1);').stdout, "42\n")
 
+    def test_a_command_that_runs_long_is_ended(self):
+        self.client.ok("let kept = 41;")
+        file = self.kernel.file("command-begun")
+        for command, times in [("sleep 60", 1), ("trap '' TERM; sleep 60; sleep 60", 2)]:
+            cell = self.client.begin(f"!touch {file}; {command}\nlet after = 1;")
+            wait_until(file.exists, "the command", 60)
+            file.unlink()
+            for _ in range(times - 1):
+                self.client.interrupt()
+                time.sleep(0.5)
+            self.stop(cell, within=5)
+            self.assertIn("its command was ended; all variables are kept", cell.error_text)
+            self.assertEqual(self.number("kept"), 41)
+
     def test_while_nothing_runs_nothing_is_lost(self):
         self.client.ok("let kept = 41;")
         for _ in range(2):

@@ -26,7 +26,8 @@ class Displays(KernelCase):
         message = self.shown(cell)[0]
         self.assertEqual(message["msg_type"], "display_data")
         self.assertEqual(message["content"]["data"], picture["display"]["data"])
-        self.assertEqual(message["content"]["metadata"], picture["display"]["metadata"])
+        # The plain text is the image's alternative text where it has none.
+        self.assertEqual(message["content"]["metadata"], {"image/png": {"width": 880, "height": 366, "alt": "p"}})
         self.assertEqual(message["content"]["transient"], {"display_id": "picture"})
         opened = time.time()
         first.touch()
@@ -159,6 +160,50 @@ class ClientCrate(KernelCase):
         self.assertEqual(cell.finish().status, "ok")
         self.assertIn("interrupted", cell.stdout)
         self.assertEqual(self.client.ok('println!("{kept:?}");').stdout, "[42]\n")
+
+
+    def test_a_file_that_the_user_chooses(self):
+        cell = self.client.begin('''
+            use kdlab_client::{Panel, Widget};
+            let upload = Panel::open(Widget::upload("Your image", "image/*"), |panel, name, value| {
+                println!("heard {} {:?}", value[0]["size"], panel.files(name).len());
+            });
+            upload.show("this front end uploads no files")?;
+            while upload.files("Your image").is_empty() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }''')
+        cell.wait(lambda: cell.all("display_data"), "the button")
+        id = cell.all("display_data")[0]["content"]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
+        opened = self.client.first("comm_open", 5, cell.id, lambda content: content["comm_id"] == id)["content"]
+        state = {"_model_name": "FileUploadModel", "_view_name": "FileUploadView", "accept": "image/*", "value": []}
+        self.assertEqual({key: opened["data"]["state"][key] for key in state}, state)
+        # As the button of ipywidgets 8 sends it.
+        content = bytes(range(256)) * 20_000
+        file = {"name": "cat.png", "type": "image/png", "size": len(content), "last_modified": 1_700_000_000_000}
+        chosen = {"method": "update", "state": {"value": [file]}, "buffer_paths": [["value", 0, "content"]]}
+        self.client.send("comm_msg", {"comm_id": id, "data": chosen}, buffers=[content])
+        self.assertEqual(cell.finish(60).status, "ok")
+        self.assertEqual(cell.stdout, f"heard {len(content)} 1\n")
+        cell = self.client.ok('''
+            let file = upload.files("Your image").remove(0);
+            let same = file.bytes.iter().enumerate().all(|(at, byte)| *byte == (at % 256) as u8);
+            println!("{} {} {} {same}", file.name, file.mime, file.bytes.len());''')
+        self.assertEqual(cell.stdout, f"cat.png image/png {len(content)} true\n")
+        # A page that is opened later gets the content, too.
+        request = self.client.send("comm_msg", {"comm_id": id, "data": {"method": "request_state"}})
+        answer = self.client.first("comm_msg", 5, request)
+        self.assertEqual(answer["content"]["data"]["buffer_paths"], [["value", 0, "content"]])
+        self.assertEqual([bytes(buffer) for buffer in answer["buffers"]], [content])
+
+    def test_the_output_is_cleared_and_the_next_cell_written(self):
+        cell = self.client.ok('''
+            println!("before");
+            kdlab_client::clear_output(true)?;
+            kdlab_client::set_next_input("1 + 1", false)?;
+            kdlab_client::set_next_input("2 + 2", true)?;''')
+        self.assertEqual([m["msg_type"] for m in cell.all("stream", "clear_output")], ["stream", "clear_output"])
+        payload = [{"source": "set_next_input", "text": "2 + 2", "replace": True}]
+        self.assertEqual(cell.reply["content"]["payload"], payload)
 
 
 class Widgets(KernelCase):
@@ -406,6 +451,31 @@ class Names(KernelCase):
                 self.assertEqual([name for name in offered if name not in matches], [], matches)
                 self.assertEqual([name for name in hidden if name in matches], [], matches)
                 self.assertEqual(len(matches), len(set(matches)), "something is offered twice")
+
+    def test_private_fields_of_libraries_are_not_offered(self):
+        self.client.ok("pub struct Mine { own: i32 }\nlet (mine, pair) = (Mine { own: 1 }, (1, 2));")
+        self.client.ok('let (list, range, path) = (vec![1], 0..3, std::path::PathBuf::from("a"));')
+        for code, offered, hidden in [
+            ("list.", ["len()", "push(value)"], ["buf", "len"]), ("range.", ["start", "end"], []),
+            ("path.", ["join(path)"], ["inner"]), ("mine.", ["own"], []), ("pair.", ["0", "1"], []),
+        ]:
+            with self.subTest(code=code):
+                matches = self.completions(code)
+                self.assertEqual([name for name in offered if name not in matches], [], matches)
+                self.assertEqual([name for name in hidden if name in matches], [], matches)
+
+    def test_places_are_counted_in_code_points(self):
+        self.client.ok('let text = String::from("x");')
+        # A scientist of three code points, an accent of its own, and a flag of two.
+        before = 'let a = "\U0001f469\u200d\U0001f52c e\u0301 \U0001f1e9\U0001f1ea"; '
+        code = f"{before}text.le // \U0001f980"
+        end = len(before) + len("text.le")
+        reply = self.client.ask("complete_request", {"code": code, "cursor_pos": end})
+        self.assertIn("len()", reply["matches"])
+        self.assertEqual((reply["cursor_start"], reply["cursor_end"]), (end - 2, end))
+        entry = reply["metadata"]["_jupyter_types_experimental"][0]
+        self.assertEqual((entry["start"], entry["end"]), (end - 2, end))
+        self.assertIn("pub const fn len", self.inspect(f"{before}text.le|n()"))
 
     def test_the_word_under_the_cursor_is_inspected(self):
         self.client.ok("let lab = Lab::open()?;")

@@ -1,5 +1,6 @@
 """What cells print, show and read, and their numbers."""
 import base64
+import os
 import pathlib
 import re
 import signal
@@ -215,6 +216,56 @@ class Input(KernelCase):
         self.assertNotIn("Ada", cell.stdout)
         self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")
 
+    def type(self, *lines):
+        """Answers the requests for input, one by one."""
+        for line in lines:
+            request = self.client.kc.stdin_channel.get_msg(timeout=120)
+            self.assertEqual(request["content"], {"prompt": "", "password": False})
+            self.client.send("input_reply", {"value": line, "status": "ok"}, "stdin", parent=request)
+
+    def test_what_reads_stdin_gets_what_the_user_types(self):
+        cell = self.client.begin('''
+            let mut all = vec![];
+            for _ in 0..3 {
+                let mut line = String::new();
+                print!("? ");
+                std::io::stdin().read_line(&mut line)?;
+                all.push(line);
+            }
+            println!("{all:?}");''', allow_stdin=True)
+        self.type("one", "", "drei é")
+        self.assertEqual(cell.finish().stdout, '? ? ? ["one\\n", "\\n", "drei é\\n"]\n')
+        self.assertEqual((cell.status, cell.stderr), ("ok", ""))
+        # Ctrl-D in a terminal.
+        cell = self.client.begin(
+            'for line in std::io::stdin().lines() { println!("<{}>", line?); }\nprintln!("end");', allow_stdin=True
+        )
+        self.type("one", "two", "\x04")
+        self.assertEqual(cell.finish().stdout, "<one>\n<two>\nend\n")
+        thread = "let mut line = String::new(); std::io::stdin().read_line(&mut line).unwrap(); line.len()"
+        cell = self.client.begin(f"std::thread::spawn(|| {{ {thread} }}).join().unwrap()", allow_stdin=True)
+        self.type("four")
+        self.assertEqual(cell.finish().all("execute_result")[0]["content"]["data"]["text/plain"], "5")
+
+    def test_interrupt_ends_a_read_of_stdin(self):
+        self.client.ok("let kept = 41;")
+        cell = self.client.begin('''
+            let mut line = String::new();
+            let bytes = std::io::stdin().read_line(&mut line)? + std::io::stdin().read_line(&mut line)?;''', allow_stdin=True)
+        request = self.client.kc.stdin_channel.get_msg(timeout=120)
+        self.client.interrupt()
+        cell.finish(10)
+        self.assertEqual([error["content"]["ename"] for error in cell.errors], ["Interrupted"], cell.describe())
+        # A late answer reaches nobody.
+        self.client.send("input_reply", {"value": "late", "status": "ok"}, "stdin", parent=request)
+        self.assertEqual(self.client.ok('println!("{kept} {bytes} {line:?}");').stdout, '41 0 ""\n')
+
+    def test_where_nobody_can_type_stdin_ends(self):
+        read = "let mut line = String::new();\nstd::io::stdin().read_line(&mut line)?"
+        cell = self.client.ok(read, timeout=30)
+        self.assertEqual(cell.all("execute_result")[0]["content"]["data"]["text/plain"], "0")
+        self.assertIn("note: nobody can type here, so stdin ends at once", cell.stderr)
+
     def test_interrupt_ends_a_wait_for_input(self):
         cell = self.client.begin(self.READ, allow_stdin=True)
         self.client.kc.stdin_channel.get_msg(timeout=120)
@@ -222,6 +273,82 @@ class Input(KernelCase):
         cell.finish(20)
         self.assertEqual(cell.status, "error")
         self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")
+
+
+class Requests(KernelCase):
+    """Parts of the protocol around a cell."""
+
+    ASK = 'let mut live = Live::open();\nprintln!("{}", live.ask(r#"REQUEST"#));'
+
+    def asks(self, request):
+        return self.client.ok(self.ASK.replace("REQUEST", request))
+
+    def test_a_cell_clears_its_output(self):
+        for wait in ["true", "false"]:
+            code = self.ASK.replace("REQUEST", f'{{"clear_output": {{"wait": {wait}}}}}')
+            cell = self.client.ok(f'println!("before");\n{code}')
+            shown = cell.all("stream", "clear_output")
+            self.assertEqual([message["msg_type"] for message in shown], ["stream", "clear_output", "stream"])
+            self.assertEqual(shown[0]["content"]["text"], "before\n")
+            self.assertEqual(shown[1]["content"], {"wait": wait == "true"})
+
+    def test_a_cell_writes_the_next_one(self):
+        cell = self.asks('{"set_next_input": {"text": "1 + 1"}}')
+        expected = [{"source": "set_next_input", "text": "1 + 1", "replace": False}]
+        self.assertEqual(cell.reply["content"]["payload"], expected)
+        self.assertIn('"error"', self.asks('{"set_next_input": {"replace": true}}').stdout)
+        self.assertEqual(self.client.ok("1").reply["content"]["payload"], [])
+
+    def test_expressions_are_evaluated_after_the_cell(self):
+        asked = {
+            "length": "words.len()", "words": "words", "statement": "let a = 1", "fails": '"x".parse::<i32>()?',
+            "unknown": "no_such_name", "panics": "words[7]", "command": ":vars",
+        }
+        cell = self.client.ok('let words = vec!["a".to_owned(), "b".to_owned()];', user_expressions=asked)
+        values = cell.reply["content"]["user_expressions"]
+        self.assertEqual(set(values), set(asked))
+        self.assertEqual(values["length"], {"status": "ok", "data": {"text/plain": "2"}, "metadata": {}})
+        self.assertEqual(values["words"]["data"]["text/plain"], '["a", "b"]')
+        for name, words in {
+            "statement": "this is no expression of Rust", "fails": "invalid digit", "unknown": "cannot find value",
+            "panics": "index out of bounds", "command": "this is no expression of Rust",
+        }.items():
+            self.assertEqual(values[name]["status"], "error")
+            self.assertIn(words, values[name]["evalue"])
+            self.assertTrue(values[name]["ename"] and values[name]["traceback"])
+        # They show and change nothing.
+        self.assertEqual([m["msg_type"] for m in cell.all()], ["status", "execute_input", "status"])
+        self.assertEqual(self.client.ok("words.len()").all("execute_result")[0]["content"]["data"]["text/plain"], "2")
+        # After an error, none is evaluated.
+        cell = self.client.run('panic!("out");', user_expressions={"length": "words.len()"})
+        self.assertNotIn("user_expressions", cell.reply["content"])
+
+    def test_control_requests_are_busy_and_idle(self):
+        for kind in ["interrupt_request", "kernel_info_request", "usage_request"]:
+            id = self.client.send(kind, {}, "control")
+            self.client.reply(id, 10, "control")
+            self.client.first("status", 5, id, lambda content: content["execution_state"] == "idle")
+            own = [m for m in self.client.seen if m["parent_header"].get("msg_id") == id]
+            self.assertEqual([m["content"]["execution_state"] for m in own], ["busy", "idle"], kind)
+
+    def test_what_the_kernel_uses_of_the_machine(self):
+        ask = lambda: self.client.ask("usage_request", {}, channel="control")
+        first = ask()
+        self.assertEqual((first["pid"], first["cpu_count"]), (self.kernel.pid, os.cpu_count()))
+        # The front, evcxr with rust-analyzer, and the process of the cells.
+        self.assertGreater(first["kernel_memory"], 50 << 20)
+        self.client.ok("let begun = std::time::Instant::now();\nwhile begun.elapsed().as_secs_f64() < 0.5 {}")
+        second = ask()
+        self.assertGreater(second["kernel_cpu"], 1.0)
+        self.assertGreater(second["host_cpu_percent"], 0.0)
+        memory = second["host_virtual_memory"]
+        self.assertLess(memory["available"], memory["total"])
+
+    def test_the_language_has_the_version_of_rustc(self):
+        version = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+        for channel in ["shell", "control"]:
+            info = self.client.ask("kernel_info_request", {}, channel=channel)
+            self.assertEqual(info["language_info"]["version"], version)
 
 
 class Counting(KernelCase):

@@ -27,6 +27,24 @@ impl Bundle {
         Self::default().with("text/plain", text.into())
     }
 
+    /// Describes an image for readers who do not see it: as `alt` in the metadata of its form `mime`, which nbconvert
+    /// reads, and as plain text where there is none yet.
+    ///
+    /// ```
+    /// use kdlab_client::Bundle;
+    /// let chart = Bundle::default().with("image/svg+xml", "<svg></svg>").with_alt("image/svg+xml", "the loss falls");
+    /// assert_eq!(chart.metadata["image/svg+xml"]["alt"], "the loss falls");
+    /// assert_eq!(chart.data["text/plain"], "the loss falls");
+    /// ```
+    pub fn with_alt(mut self, mime: &str, alt: &str) -> Self {
+        match self.metadata.entry(mime).or_insert_with(|| json!({})) {
+            Value::Object(metadata) => drop(metadata.insert("alt".into(), json!(alt))),
+            other => *other = json!({ "alt": alt }),
+        }
+        self.data.entry("text/plain").or_insert_with(|| json!(alt));
+        self
+    }
+
     /// Adds a form: text, or binary content such as `image/png` in base64.
     pub fn with(mut self, mime: &str, content: impl Into<Value>) -> Self {
         self.data.insert(mime.to_owned(), content.into());

@@ -3,13 +3,15 @@
 
 mod display;
 mod link;
+mod notebook;
 mod watch;
 mod widgets;
 
 pub use display::{Bundle, Display};
 pub use link::{Link, Push};
+pub use notebook::{clear_output, set_next_input};
 pub use watch::{Watch, watch};
-pub use widgets::{Panel, Widget};
+pub use widgets::{File, Panel, Widget};
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -3,7 +3,7 @@
 use crate::{Error, Result, lock};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// use kdlab_client::Push;
 /// let describe = |push: Push| match push {
 ///     Push::Stop(reason) => format!("stop: {reason}"),
-///     Push::Comm { comm_id, data } => format!("widget {comm_id}: {data}"),
+///     Push::Comm { comm_id, data, .. } => format!("widget {comm_id}: {data}"),
 ///     Push::Opened => "another page".to_owned(),
 /// };
 /// assert_eq!(describe(Push::Stop("interrupted".into())), "stop: interrupted");
@@ -35,6 +35,8 @@ pub enum Push {
         comm_id: String,
         /// The message's data, such as `{"method": "update", "state": {"value": 7}}`.
         data: Value,
+        /// The binary parts of the data, in the order of its `buffer_paths`.
+        buffers: Vec<Vec<u8>>,
     },
     /// A page of the notebook was opened after the widgets. It shows the widgets, but not the displays.
     Opened,
@@ -181,6 +183,7 @@ fn listen(stream: UnixStream, End(_, due): &End, on_push: &dyn Fn(Push)) {
     while reader.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
         let message = serde_json::from_slice::<Value>(&line).unwrap_or_default();
         line.clear();
+        let Some(buffers) = read_buffers(&mut reader, &message["buffers"]) else { return };
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         if message.get("ok").is_some() || message.get("error").is_some() {
             let answer = message.get("error").map_or(Ok(()), |why| Err(text(why)));
@@ -192,7 +195,18 @@ fn listen(stream: UnixStream, End(_, due): &End, on_push: &dyn Fn(Push)) {
         } else if message["opened"] == true {
             on_push(Push::Opened);
         } else if let Some(comm) = message.get("comm_msg") {
-            on_push(Push::Comm { comm_id: text(&comm["comm_id"]), data: comm["data"].clone() });
+            on_push(Push::Comm { comm_id: text(&comm["comm_id"]), data: comm["data"].clone(), buffers });
         }
     }
+}
+
+/// Reads the buffers of these lengths that follow a line; `None` where the connection ends before.
+fn read_buffers(reader: &mut impl Read, lengths: &Value) -> Option<Vec<Vec<u8>>> {
+    let lengths = lengths.as_array().into_iter().flatten().filter_map(Value::as_u64);
+    let read = |length: u64| {
+        let mut buffer = Vec::new();
+        let read = reader.by_ref().take(length).read_to_end(&mut buffer).ok()?;
+        (read as u64 == length).then_some(buffer)
+    };
+    lengths.map(read).collect()
 }

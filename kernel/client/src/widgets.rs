@@ -76,6 +76,26 @@ impl Widget {
         text.with("value", value).with("continuous_update", false)
     }
 
+    /// Makes a button by which the user chooses files of the given types, such as `image/*` or `.csv`; an empty text
+    /// allows all. [`Panel::files`] returns them.
+    ///
+    /// A Jupyter server takes messages of up to 10 MB, unless it is configured otherwise.
+    ///
+    /// ```
+    /// use kdlab_client::{Panel, Widget};
+    /// let panel = Panel::open(Widget::upload("Your image", "image/*"), |panel, name, _| {
+    ///     for file in panel.files(name) {
+    ///         println!("{}: {} bytes", file.name, file.bytes.len());
+    ///     }
+    /// });
+    /// assert!(panel.files("Your image").is_empty());
+    /// ```
+    pub fn upload(name: &str, accept: &str) -> Self {
+        let upload = Self::new("FileUpload", name, Some("ButtonStyle")).with("description", name);
+        let upload = upload.with("accept", accept).with("multiple", false).with("icon", "upload").with("error", "");
+        upload.with("value", json!([]))
+    }
+
     /// Makes a place for HTML, without a label.
     pub fn html(name: &str, html: &str) -> Self {
         Self::new("HTML", name, Some("HTMLStyle")).with("value", html)
@@ -100,7 +120,8 @@ impl Widget {
     /// Notes every named control below, with its id and state.
     fn collect(&self, controls: &mut HashMap<String, Control>) {
         if !self.name.is_empty() {
-            controls.insert(self.name.clone(), Control { id: self.id.clone(), state: self.state.clone() });
+            let control = Control { id: self.id.clone(), state: self.state.clone(), files: Vec::new() };
+            controls.insert(self.name.clone(), control);
         }
         self.children.iter().for_each(|child| child.collect(controls));
     }
@@ -163,6 +184,24 @@ fn open(
 struct Control {
     id: String,
     state: Map<String, Value>,
+    /// Of an upload.
+    files: Vec<File>,
+}
+
+/// A file that the user chose by [`Widget::upload`].
+///
+/// ```
+/// let file = kdlab_client::File { name: "cat.png".into(), mime: "image/png".into(), bytes: vec![0x89, b'P'] };
+/// assert!(file.bytes.starts_with(b"\x89P"));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct File {
+    /// Its name, without a folder.
+    pub name: String,
+    /// Its MIME type as the browser guesses it, such as `image/png`; empty where it does not know.
+    pub mime: String,
+    /// Its content.
+    pub bytes: Vec<u8>,
 }
 
 /// Open widgets, on a connection of their own. Clones share them; they close when the last clone goes.
@@ -198,14 +237,14 @@ struct Opened {
 
 impl Panel {
     /// Opens `widget` with all its parts, not shown yet. `on_input` is called on a thread of its own for what the user
-    /// does, with the panel, the control's name and its value: a number rounded to six digits, a `bool`, a text, or
-    /// `Null` for a click. Values that arrive during a call are merged: the next call gets the last one.
+    /// does, with the panel, the control's name and its value: a number rounded to six digits, a `bool`, a text, a list
+    /// of the chosen files without their content, or `Null` for a click. Values that arrive during a call are merged: the next call gets the last one.
     pub fn open(widget: Widget, mut on_input: impl FnMut(&Panel, &str, &Value) + Send + 'static) -> Self {
         let on_later_page = Arc::new(AtomicBool::new(false));
         let (opened, (sender, pushes)) = (Arc::clone(&on_later_page), mpsc::channel());
         let link = Link::connect(move |push| match push {
             Push::Opened => opened.store(true, Ordering::Relaxed),
-            Push::Comm { comm_id, data } => drop(sender.send((comm_id, data))),
+            Push::Comm { comm_id, data, buffers } => drop(sender.send((comm_id, (data, buffers)))),
             Push::Stop(_) => {}
         });
         let (root, mut controls, mut ids) = (widget.id.clone(), HashMap::new(), Vec::new());
@@ -218,8 +257,8 @@ impl Panel {
         std::thread::spawn(move || {
             while let Some(pushes) = next(&pushes) {
                 let Some(panel) = weak.upgrade().map(Panel) else { return };
-                for (id, data) in pushes {
-                    if let Some((name, value)) = panel.hear(&id, &data) {
+                for (id, (data, buffers)) in pushes {
+                    if let Some((name, value)) = panel.hear(&id, &data, buffers) {
                         on_input(&panel, &name, &value);
                     }
                 }
@@ -246,6 +285,11 @@ impl Panel {
     pub fn value(&self, name: &str) -> Value {
         let controls = lock(&self.0.controls);
         controls.get(name).and_then(|control| control.state.get("value")).cloned().unwrap_or_default()
+    }
+
+    /// Returns the files that the user chose last in the upload `name`.
+    pub fn files(&self, name: &str) -> Vec<File> {
+        lock(&self.0.controls).get(name).map(|control| control.files.clone()).unwrap_or_default()
     }
 
     /// Changes a control's state, such as `{"value": 2.0}` or `{"disabled": true}`. Only what differs is sent to the
@@ -285,7 +329,7 @@ impl Panel {
     }
 
     /// Takes in what the front end sent to the comm `id`.
-    fn hear(&self, id: &str, data: &Value) -> Option<(String, Value)> {
+    fn hear(&self, id: &str, data: &Value, buffers: Vec<Vec<u8>>) -> Option<(String, Value)> {
         let mut controls = lock(&self.0.controls);
         let (name, control) = controls.iter_mut().find(|(_, control)| control.id == id)?;
         let value = match &data["state"]["value"] {
@@ -295,6 +339,9 @@ impl Panel {
             Value::Number(number) => json!(format!("{:.5e}", number.as_f64()?).parse::<f64>().ok()?),
             other => other.clone(),
         };
+        if control.state.contains_key("accept") {
+            control.files = files(data, buffers);
+        }
         control.state.insert("value".into(), value.clone());
         Some((name.clone(), value))
     }
@@ -315,11 +362,31 @@ impl Drop for Opened {
     }
 }
 
+/// Returns the files in a message of an upload: `data` describes them, and `buffers` holds their contents.
+fn files(data: &Value, buffers: Vec<Vec<u8>>) -> Vec<File> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let described = data["state"]["value"].as_array().into_iter().flatten();
+    let describe = |file: &Value| File { name: text(&file["name"]), mime: text(&file["type"]), bytes: Vec::new() };
+    let mut files: Vec<File> = described.map(describe).collect();
+    for (path, bytes) in data["buffer_paths"].as_array().into_iter().flatten().zip(buffers) {
+        if path[0] == "value"
+            && path[2] == "content"
+            && let Some(file) = path[1].as_u64().and_then(|at| files.get_mut(at as usize))
+        {
+            file.bytes = bytes;
+        }
+    }
+    files
+}
+
+/// The data of a message, and its binary parts.
+type Data = (Value, Vec<Vec<u8>>);
+
 /// Waits for messages and takes all that came; of those that follow each other for one control, the last value.
-fn next(pushes: &Receiver<(String, Value)>) -> Option<Vec<(String, Value)>> {
+fn next(pushes: &Receiver<(String, Data)>) -> Option<Vec<(String, Data)>> {
     let mut taken = vec![pushes.recv().ok()?];
     for push in pushes.try_iter() {
-        let is_value = |data: &Value| !data["state"]["value"].is_null();
+        let is_value = |(data, _): &Data| !data["state"]["value"].is_null();
         match taken.last_mut() {
             Some(last) if last.0 == push.0 && is_value(&last.1) && is_value(&push.1) => *last = push,
             _ => taken.push(push),
@@ -338,11 +405,24 @@ mod tests {
         let value = |v: f64| json!({"state": {"value": v}});
         let click = json!({"content": {"event": "click"}});
         for (id, data) in [("a", value(1.0)), ("a", value(2.0)), ("b", click.clone()), ("b", click.clone())] {
-            sender.send((id.to_owned(), data)).unwrap();
+            sender.send((id.to_owned(), (data, vec![]))).unwrap();
         }
-        let taken: Vec<Value> = next(&pushes).unwrap().into_iter().map(|(_, data)| data).collect();
+        let taken: Vec<Value> = next(&pushes).unwrap().into_iter().map(|(_, (data, _))| data).collect();
         assert_eq!(taken, [value(2.0), click.clone(), click]);
         drop(sender);
         assert_eq!(next(&pushes), None);
+    }
+
+    #[test]
+    fn files_have_their_bytes() {
+        let data = json!({
+            "state": {"value": [{"name": "a.png", "type": "image/png", "size": 2}, {"name": "empty", "type": ""}]},
+            "buffer_paths": [["value", 1, "content"], ["value", 0, "content"], ["value", 7, "content"]],
+        });
+        let file =
+            |name: &str, mime: &str, bytes: &[u8]| File { name: name.into(), mime: mime.into(), bytes: bytes.to_vec() };
+        let expected = [file("a.png", "image/png", &[1, 255]), file("empty", "", &[])];
+        assert_eq!(files(&data, vec![vec![], vec![1, 255], vec![9]]), expected);
+        assert_eq!(files(&json!({}), vec![]), []);
     }
 }

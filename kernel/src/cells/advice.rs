@@ -113,12 +113,8 @@ pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
 /// warnings as errors.
 pub fn on_never(errors: &[Value]) -> Option<Failure> {
     let text = |error: &Value| error["evalue"].as_str().unwrap_or_default().to_owned();
-    let is_warning = |error: &Value| {
-        let lines = error["traceback"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        lines.map(report::plain).any(|line| line.contains("── warning: "))
-    };
     let never = errors.iter().any(|error| text(error).contains("the `!` type is experimental"));
-    (never || !errors.is_empty() && errors.iter().all(is_warning)).then(|| {
+    (never || report::are_warnings(errors)).then(|| {
         let help = "help: a closure can say what it returns, as in `|| -> () { .. }`; and `let _ = ..` keeps nothing.";
         let value = "a variable of this cell can't be kept: its type is `!`, that of what never returns, or holds it";
         Failure::new("error", value, &[help.to_owned()])

@@ -14,7 +14,7 @@ use tokio::net::unix::pipe;
 use crate::cells::handover::{Streams, ask_for_stdin};
 use crate::cells::output::{Piece, Stdout};
 use crate::cells::stderr::Stderr;
-use crate::processes::reads_stdin;
+use crate::processes::{any_thread_reads_stdin, reads_stdin};
 
 /// The process that runs cells.
 pub struct Child {
@@ -142,16 +142,19 @@ impl Child {
         !self.running || reads_stdin(self.pid) != Some(false)
     }
 
-    /// Returns whether the cell's code waits for input from stdin, which nobody can give.
-    pub fn waits_in_vain(&self) -> bool {
+    /// Returns whether the cell's code waits for input from stdin that nobody has typed yet.
+    pub fn waits_for_stdin(&self) -> bool {
         // While a command is on its way, the child waits for that command. So first ask whether all was read: a read
         // that still waits after that belongs to the cell.
         let nothing_comes = || self.stdin.as_ref().is_some_and(Stdin::is_read);
-        self.running
-            && !self.asked_input
-            && !self.renews_stdin
-            && nothing_comes()
-            && reads_stdin(self.pid) == Some(true)
+        self.running && !self.asked_input && !self.renews_stdin && nothing_comes() && any_thread_reads_stdin(self.pid)
+    }
+
+    /// Passes a line on to the read that waits for it.
+    pub fn type_line(&self, line: &str) {
+        if let Some(stdin) = &self.stdin {
+            stdin.send(format!("{line}\n").as_bytes());
+        }
     }
 
     /// Asks for a new stdin, so that the waiting read finds the end of the file.

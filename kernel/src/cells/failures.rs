@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::config::Config;
 
 pub const PANICKED: &str = " panicked at ";
@@ -22,6 +24,11 @@ impl Failure {
         let mut traceback = vec![format!("\u{1b}[1m{name}\u{1b}[0m: {value}")];
         traceback.extend(notes.iter().cloned());
         Self { name: name.into(), value: value.into(), traceback }
+    }
+
+    /// Returns the content of the `error` message.
+    pub fn content(&self) -> Value {
+        json!({"ename": self.name, "evalue": self.value, "traceback": self.traceback})
     }
 
     /// Makes a failure of the text that a failed `?` printed.

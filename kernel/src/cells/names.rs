@@ -183,8 +183,18 @@ impl Names {
     pub fn is_private(&self, said: &str) -> bool {
         let (place, said) = said.split_once("\n\n").unwrap_or((said, ""));
         let krate = place.trim().split("::").next().unwrap_or_default();
-        self.crates.iter().any(|name| name == krate) && !said.trim_start().starts_with("pub ")
+        // The head of a generic `impl` stands before its method.
+        let declared = said.lines().map(str::trim_start).find(|line| !line.is_empty() && !line.starts_with("impl"));
+        self.crates.iter().any(|name| name == krate) && !declared.unwrap_or_default().starts_with("pub ")
     }
+}
+
+/// Returns whether a field is private in cells, according to rust-analyzer's text about it. Cells are in the crate
+/// `ctx`.
+pub fn is_private_field(said: &str) -> bool {
+    let Some((place, said)) = said.split_once("\n\n") else { return false };
+    let own = place.trim() == "ctx" || place.trim_start().starts_with("ctx::");
+    !own && !said.trim_start().starts_with("pub ")
 }
 
 /// Returns whether the item is `pub` without a restriction.
@@ -242,7 +252,13 @@ mod tests {
         assert!(names.is_private("my_crate::b::Shown\n\nfn hidden(&self)"));
         assert!(names.is_private("my_crate::b::Shown\n\npub(crate) fn hidden(&self)\n\n\nDoc."));
         assert!(!names.is_private("my_crate::b::Shown\n\npub fn seen(&self)"));
+        assert!(!names.is_private("my_crate::b::Box\n\nimpl<T> Box<T>\npub fn seen(&self)"));
+        assert!(names.is_private("my_crate::b::Box\n\nimpl<T> Box<T>\nfn hidden(&self)"));
         assert!(!names.is_private("ctx::Mine\n\nhidden: i32"));
+        assert!(is_private_field("alloc::vec::Vec\n\nlen: usize"));
+        assert!(is_private_field("alloc::vec::Vec\n\npub(crate) len: usize"));
+        assert!(!is_private_field("core::ops::range::Range\n\npub start: Idx"));
+        assert!(!is_private_field("ctx::Mine\n\nhidden: i32") && !is_private_field("let a: i32"));
     }
 
     #[test]

@@ -118,6 +118,17 @@ pub fn set_put_back(folder: &Path, put_back: bool) {
     announce(folder, &replaced);
 }
 
+/// Returns the variables that the cell moves away, by the source that evcxr made of it: it takes them out of the store
+/// and puts nothing back.
+pub fn moved(source: &str) -> Vec<String> {
+    let named = |call: &str| -> Vec<String> {
+        let names = source.split(call).skip(1);
+        names.filter_map(|rest| Some(rest.split_once(">(stringify!(")?.1.split_once(')')?.0.to_owned())).collect()
+    };
+    let put = named("put_variable::<");
+    named("take_variable::<").into_iter().filter(|name| !put.contains(name)).collect()
+}
+
 /// Returns `line`, or an empty line, so that later lines keep their numbers.
 fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
     let loaded = line.strip_prefix("let ").and_then(|line| line.split_once(" = evcxr_variable_store.take_variable::<"));
@@ -210,6 +221,8 @@ mod tests {
         assert!(changed.ends_with(&end) && changed.lines().count() == whole.lines().count(), "{changed}");
         set_put_back(folder.path(), true);
         assert_eq!(restore(folder.path(), false), (typed("mut history") + &typed("x"), vec![]));
+        assert_eq!(moved(&text), ["NAME"; 3]);
+        assert_eq!(moved(&format!("{text}store.put_variable::<Vec<u8>>(stringify!(NAME), NAME);")), [""; 0]);
         // A cell that replaces nothing is left as it is.
         announce(folder.path(), &Replaced::new());
         leave_in_store(folder.path(), &source).expect("there is nothing to do");

@@ -41,11 +41,45 @@ const BESIDE: [&str; 4] = ["expected due to", "note:", "help:", "arguments to th
 const FOLLOW: [(&str, &str); 2] =
     [("duplicate definitions", "multiple applicable items in scope"), ("", "type annotations needed")];
 
-/// Removes errors that only follow from an earlier one.
+/// How rustc ranks what evcxr calls an error. evcxr passes on the name of a lint, and the rank only where the compiler
+/// gave no label.
+#[derive(Clone, Copy, PartialEq)]
+enum Rank {
+    Error,
+    /// A lint, whose rank evcxr does not say.
+    Lint,
+    Warning,
+}
+
+static LINT: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^\[[a-z_:]+\] Error: ").ok());
+
+fn rank(error: &Value) -> Rank {
+    let said = error["evalue"].as_str().unwrap_or_default();
+    let lines = error["traceback"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let lines: Vec<String> = lines.map(plain).collect();
+    let labelled = |label: &str| {
+        let label = format!("{label}: {}", said.lines().next().unwrap_or_default());
+        lines.iter().any(|line| line.contains(&label))
+    };
+    if labelled("warning") {
+        return Rank::Warning;
+    }
+    let named = lines.first().is_some_and(|line| LINT.as_ref().is_some_and(|lint| lint.is_match(line)));
+    if named && !labelled("error") { Rank::Lint } else { Rank::Error }
+}
+
+/// Returns whether evcxr reports nothing but warnings.
+pub fn are_warnings(errors: &[Value]) -> bool {
+    !errors.is_empty() && errors.iter().all(|error| rank(error) == Rank::Warning)
+}
+
+/// Removes warnings beside errors, and errors that only follow from an earlier one.
 pub fn without_consequences(errors: &[Value]) -> Vec<&Value> {
     let text = |error: &Value| error["evalue"].as_str().unwrap_or_default().to_owned();
+    let ranks: Vec<Rank> = errors.iter().map(rank).collect();
+    let worst = [Rank::Error, Rank::Lint, Rank::Warning].into_iter().find(|rank| ranks.contains(rank));
     let mut kept: Vec<&Value> = vec![];
-    for error in errors {
+    for (error, _) in errors.iter().zip(ranks).filter(|(_, rank)| Some(*rank) == worst) {
         let said = text(error);
         let follows = |first: &&Value| {
             let first = text(first);
@@ -103,6 +137,20 @@ mod tests {
         assert_eq!(without_consequences(&errors), [&errors[0], &errors[2]]);
         // Two places of the same kind of mistake are two mistakes.
         assert_eq!(without_consequences(&[errors[2].clone(), errors[2].clone()]).len(), 2);
+    }
+
+    #[test]
+    fn warnings_are_left_out_beside_an_error() {
+        let report = |header: &str, said: &str, label: &str| json!({"evalue": said, "traceback": [format!("\u{1b}[31m{header}\u{1b}[0m {said}"), format!("  ── {label}")]});
+        let error = report("[E0308] Error:", "mismatched types", "expected `u8`, found `&str`");
+        let unused = report("[unused_variables] Error:", "unused variable: `x`", "warning: unused variable: `x`");
+        let unreachable = report("[unreachable_code] Error:", "unreachable statement", "unreachable statement");
+        let denied = report("[overflowing_literals] Error:", "literal out of range", "error: literal out of range");
+        let all = [unused.clone(), error.clone(), unreachable.clone()];
+        assert_eq!(without_consequences(&all), [&error]);
+        assert_eq!(without_consequences(&[unused.clone(), denied.clone()]), [&denied]);
+        assert_eq!(without_consequences(&[unused.clone(), unreachable.clone()]), [&unreachable]);
+        assert!(are_warnings(&[unused.clone()]) && !are_warnings(&[unused, unreachable]) && !are_warnings(&[]));
     }
 
     #[test]

@@ -73,6 +73,12 @@ pub fn body(code: &str) -> Option<ast::StmtList> {
     in_function(&without_commands(code)).tree().syntax().descendants().find_map(ast::StmtList::cast)
 }
 
+/// Returns whether `code` is one expression and nothing else.
+pub fn is_expression(code: &str) -> bool {
+    let body = body(code).filter(|_| completeness(code) == "complete" && parted(code).0.trim().is_empty());
+    body.is_some_and(|body| body.tail_expr().is_some() && body.statements().next().is_none())
+}
+
 /// Returns whether the cell's value contains a `?`.
 pub fn ends_by_question_mark(code: &str) -> bool {
     let tail = body(code).and_then(|body| body.tail_expr());
@@ -287,6 +293,16 @@ mod tests {
         assert!(ends_by_question_mark("lab.runs()?.len()"));
         for code in ["gallery(&a)?;", "let a = b()?;\na", "", "let a ="] {
             assert!(!ends_by_question_mark(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn an_expression_has_a_value_and_no_statements() {
+        for code in ["a", "f(1)?", "{ let b = 1; b }", "::std::mem::size_of::<u8>()", "if a { 1 } else { 2 }"] {
+            assert!(is_expression(code), "{code}");
+        }
+        for code in ["", "a;", "let a = 1", "a; b", ":vars", "!ls", "fn f() {}", "a b", "(", "!ls\na"] {
+            assert!(!is_expression(code), "{code}");
         }
     }
 

@@ -7,6 +7,15 @@ use serde_json::Value;
 
 use crate::cells::failures::Failure;
 
+/// Who asked the user to type a line.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Asker {
+    /// evcxr, for code that uses the crate evcxr_input.
+    Evcxr,
+    /// The front, for code that reads its stdin.
+    Stdin,
+}
+
 /// What the front knows of the cell that evcxr has.
 pub struct Cell {
     pub request: JupyterMessage,
@@ -29,8 +38,9 @@ pub struct Cell {
     /// The user interrupted the cell before it ran.
     pub skip: bool,
     pub killed: bool,
-    pub awaits_input: bool,
-    /// Interrupt has answered a request for input with an empty text.
+    /// Who waits for the user to type a line.
+    pub awaits_input: Option<Asker>,
+    /// Interrupt has ended a wait for input.
     pub input_ended: bool,
     /// The cell read the end of its stdin, and the note about that was shown.
     pub met_end: bool,
@@ -38,6 +48,14 @@ pub struct Cell {
     pub joined: bool,
     /// Code that shows the cell's results afterwards.
     pub afterwards: Vec<String>,
+    /// Text for the next cell of the notebook, as a payload of the reply.
+    pub next_input: Option<Value>,
+    /// The name of the user's expression that this cell of the front's own evaluates.
+    pub expression: Option<String>,
+    /// The value of that expression: its forms, and their metadata.
+    pub value: Option<(Value, Value)>,
+    /// evcxr has compiled code of this cell, and the child has run it.
+    pub ran: bool,
     /// Variables that evcxr dropped because the cell defined their types again.
     pub dropped: Vec<String>,
 }
@@ -58,11 +76,15 @@ impl Cell {
             warned: false,
             skip: false,
             killed: false,
-            awaits_input: false,
+            awaits_input: None,
             input_ended: false,
             met_end: false,
             joined: false,
             afterwards: vec![],
+            next_input: None,
+            expression: None,
+            value: None,
+            ran: false,
             dropped: vec![],
         }
     }

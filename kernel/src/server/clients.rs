@@ -1,6 +1,7 @@
 //! Handles what comes through the sockets in the private folder: the requests of cells, and the process that runs
 //! them.
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::cells::child::Child;
@@ -37,7 +38,7 @@ impl Front {
                 let parent = self.parent();
                 self.clients.insert(id, Client { sender, parent, watches: false });
             }
-            LinkEvent::Request(id, request) => self.handle_request(id, &request),
+            LinkEvent::Request(id, request, buffers) => self.handle_request(id, &request, &buffers),
             LinkEvent::Closed(id) => {
                 self.stop_watching(id);
                 let client = self.clients.remove(&id);
@@ -49,7 +50,7 @@ impl Front {
         }
     }
 
-    pub fn handle_request(&mut self, id: u64, request: &Value) {
+    fn handle_request(&mut self, id: u64, request: &Value, buffers: &[Bytes]) {
         let Some(parent) = self.clients.get(&id).map(|client| client.parent.clone()) else { return };
         let parent = parent.as_ref();
         let asked = request.as_object().and_then(|request| request.iter().next());
@@ -70,16 +71,17 @@ impl Front {
             }
             Some(("comm_open", content)) => {
                 self.drain();
-                self.comms.open(content, id);
+                self.comms.open(content, buffers, id);
                 let mut open = content.clone();
                 let metadata = open.as_object_mut().and_then(|open| open.remove("metadata")).unwrap_or(json!({}));
                 let mut message = message("comm_open", open, parent).with_metadata(metadata);
                 message.zmq_identities.clear();
+                message.buffers = buffers.to_vec();
                 let _ = self.iopub.send(message);
             }
             Some(("comm_msg", content)) => {
-                if self.comms.message(content) {
-                    self.publish("comm_msg", content.clone(), parent);
+                if self.comms.message(content, buffers) {
+                    self.publish_with("comm_msg", content.clone(), buffers.to_vec(), parent);
                 }
             }
             Some(("comm_close", content)) => {
@@ -87,6 +89,20 @@ impl Front {
                 self.publish("comm_close", json!({"comm_id": content["comm_id"], "data": {}}), parent);
             }
             Some(("comms_keep", _)) => self.comms.keep_all_of(id),
+            Some(("clear_output", content)) => {
+                // What the cell printed before is cleared, too.
+                self.drain();
+                let current = self.parent();
+                self.publish("clear_output", json!({"wait": content["wait"] == true}), current.as_ref().or(parent));
+            }
+            Some(("set_next_input", content)) => match (&mut self.cell, content["text"].as_str()) {
+                (Some(cell), Some(text)) => {
+                    let replace = content["replace"] == true;
+                    cell.next_input = Some(json!({"source": "set_next_input", "text": text, "replace": replace}));
+                }
+                (None, _) => answer = json!({"error": "no cell is running, so none can be followed by another"}),
+                (_, None) => answer = json!({"error": "the next input needs a `text`"}),
+            },
             Some(("afterwards", code)) => {
                 if let (Some(cell), Some(code)) = (&mut self.cell, code.as_str())
                     && !cell.afterwards.iter().any(|known| known == code)
@@ -99,7 +115,7 @@ impl Front {
                     client.watches = true;
                     // A fit that begins after Interrupt, in the same cell.
                     if self.cell.as_ref().is_some_and(|cell| cell.told.is_some()) {
-                        let _ = client.sender.send(json!({"stop": "interrupted"}));
+                        client.send(json!({"stop": "interrupted"}));
                     }
                 }
             }
@@ -107,7 +123,7 @@ impl Front {
             other => answer = json!({"error": format!("unknown request {:?}", other.map(|(kind, _)| kind))}),
         }
         if let Some(client) = self.clients.get(&id) {
-            let _ = client.sender.send(answer);
+            client.send(answer);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 /// The comm target by which a reloaded page asks for the states of all widgets.
@@ -12,7 +13,8 @@ struct Comm {
     target: Value,
     /// The state as `comm_open` and later updates set it.
     state: Map<String, Value>,
-    buffer_paths: Value,
+    /// Binary parts of the state, each with its path in the state, such as `["value", 0, "content"]`.
+    buffers: Vec<(Value, Bytes)>,
     /// The connection of the cell that made it.
     owner: u64,
 }
@@ -26,9 +28,9 @@ pub struct Comms {
 /// The effect of a front end's message: messages to all front ends, and one to the owner.
 #[derive(Default, Debug, PartialEq)]
 pub struct Effect {
-    /// Types and contents of messages for iopub.
-    pub publish: Vec<(&'static str, Value)>,
-    pub push: Option<(u64, Value)>,
+    /// Types, contents and buffers of messages for iopub.
+    pub publish: Vec<(&'static str, Value, Vec<Bytes>)>,
+    pub push: Option<(u64, Value, Vec<Bytes>)>,
     /// A page asked for the states of all widgets.
     pub opened: bool,
 }
@@ -38,22 +40,18 @@ const NOBODY: u64 = u64::MAX;
 
 impl Comms {
     /// Handles `comm_open` from a cell.
-    pub fn open(&mut self, content: &Value, owner: u64) {
-        let data = &content["data"];
-        let comm = Comm {
-            target: content["target_name"].clone(),
-            state: data["state"].as_object().cloned().unwrap_or_default(),
-            buffer_paths: data["buffer_paths"].clone(),
-            owner,
-        };
+    pub fn open(&mut self, content: &Value, buffers: &[Bytes], owner: u64) {
+        let target = content["target_name"].clone();
+        let mut comm = Comm { target, state: Map::new(), buffers: vec![], owner };
+        comm.set(&content["data"], buffers);
         self.open.insert(id(content), comm);
     }
 
     /// Handles `comm_msg` from a cell. Returns `false` where a front end has closed the comm, so that nobody needs
     /// the message.
-    pub fn message(&mut self, content: &Value) -> bool {
+    pub fn message(&mut self, content: &Value, buffers: &[Bytes]) -> bool {
         match self.open.get_mut(&id(content)) {
-            Some(comm) => comm.merge(&content["data"]),
+            Some(comm) => comm.merge(&content["data"], buffers),
             None => return false,
         }
         true
@@ -84,9 +82,9 @@ impl Comms {
     }
 
     /// Handles `comm_open`, `comm_msg` or `comm_close` from a front end.
-    pub fn receive(&mut self, kind: &str, content: &Value) -> Effect {
+    pub fn receive(&mut self, kind: &str, content: &Value, buffers: &[Bytes]) -> Effect {
         let comm_id = id(content);
-        let closed = ("comm_close", json!({"comm_id": comm_id, "data": {}}));
+        let closed = ("comm_close", json!({"comm_id": comm_id, "data": {}}), vec![]);
         match kind {
             "comm_open" if content["target_name"] == CONTROL_TARGET => {
                 self.controls.insert(comm_id);
@@ -99,15 +97,26 @@ impl Comms {
                 Effect::default()
             }
             _ if self.controls.contains(&comm_id) => {
-                let data = json!({"method": "update_states", "states": self.states(), "buffer_paths": []});
-                let publish = vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))];
+                let (paths, buffers) = self.all_buffers();
+                let data = json!({"method": "update_states", "states": self.states(), "buffer_paths": paths});
+                let publish = vec![("comm_msg", json!({"comm_id": comm_id, "data": data}), buffers)];
                 Effect { publish, opened: true, ..Effect::default() }
             }
             _ => match self.open.get_mut(&comm_id) {
-                Some(comm) => comm.receive(&comm_id, &content["data"]),
+                Some(comm) => comm.receive(&comm_id, &content["data"], buffers),
                 None => Effect { publish: vec![closed], ..Effect::default() },
             },
         }
+    }
+
+    /// Returns the buffers of all states, each with its path in the answer to `request_states`.
+    fn all_buffers(&self) -> (Vec<Value>, Vec<Bytes>) {
+        let path = |id: &str, path: &Value| {
+            let within = path.as_array().into_iter().flatten().cloned();
+            [json!(id), json!("state")].into_iter().chain(within).collect()
+        };
+        let all = self.open.iter().flat_map(|(id, comm)| comm.buffers.iter().map(move |buffer| (id, buffer)));
+        all.map(|(id, (within, bytes))| (path(id, within), bytes.clone())).unzip()
     }
 
     fn states(&self) -> Map<String, Value> {
@@ -122,32 +131,40 @@ impl Comms {
 }
 
 impl Comm {
-    fn merge(&mut self, data: &Value) {
+    fn merge(&mut self, data: &Value, buffers: &[Bytes]) {
         if data["method"] == "update" {
-            let state = data["state"].as_object().into_iter().flatten();
-            self.state.extend(state.map(|(name, value)| (name.clone(), value.clone())));
+            self.set(data, buffers);
         }
     }
 
-    fn receive(&mut self, comm_id: &str, data: &Value) -> Effect {
-        let message = |data: Value| vec![("comm_msg", json!({"comm_id": comm_id, "data": data}))];
+    /// Sets the values that `data` holds, with their binary parts.
+    fn set(&mut self, data: &Value, buffers: &[Bytes]) {
+        let state = data["state"].as_object();
+        let is_set = |path: &Value| state.is_some_and(|state| path[0].as_str().is_some_and(|n| state.contains_key(n)));
+        self.buffers.retain(|(path, _)| !is_set(path));
+        let paths = data["buffer_paths"].as_array().into_iter().flatten().cloned();
+        self.buffers.extend(paths.zip(buffers.iter().cloned()));
+        self.state.extend(state.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+    }
+
+    fn receive(&mut self, comm_id: &str, data: &Value, buffers: &[Bytes]) -> Effect {
+        let message = |data: Value, buffers| vec![("comm_msg", json!({"comm_id": comm_id, "data": data}), buffers)];
         let publish = match data["method"].as_str() {
             Some("request_state") => {
-                return Effect {
-                    publish: message(json!({
-                        "method": "update", "state": self.state, "buffer_paths": self.buffer_paths,
-                    })),
-                    ..Effect::default()
-                };
+                let (paths, buffers): (Vec<_>, Vec<_>) = self.buffers.iter().cloned().unzip();
+                let state = json!({"method": "update", "state": self.state, "buffer_paths": paths});
+                return Effect { publish: message(state, buffers), ..Effect::default() };
             }
             // The echo updates other front ends of the notebook, and confirms the update to the sender.
             Some("update") => {
-                self.merge(data);
-                message(json!({"method": "echo_update", "state": data["state"], "buffer_paths": data["buffer_paths"]}))
+                self.merge(data, buffers);
+                let echo =
+                    json!({"method": "echo_update", "state": data["state"], "buffer_paths": data["buffer_paths"]});
+                message(echo, buffers.to_vec())
             }
             _ => vec![],
         };
-        let push = Some((self.owner, json!({"comm_msg": {"comm_id": comm_id, "data": data}})));
+        let push = Some((self.owner, json!({"comm_msg": {"comm_id": comm_id, "data": data}}), buffers.to_vec()));
         Effect { publish, push, ..Effect::default() }
     }
 }
@@ -164,6 +181,7 @@ mod tests {
         let state = json!({"_model_name": "FloatSliderModel", "value": 4.0, "min": 0.5});
         comms.open(
             &json!({"comm_id": "a", "target_name": "jupyter.widget", "data": {"state": state, "buffer_paths": []}}),
+            &[],
             7,
         );
     }
@@ -173,22 +191,45 @@ mod tests {
         let mut comms = Comms::default();
         slider(&mut comms);
         let update = json!({"method": "update", "state": {"value": 2.0}, "buffer_paths": []});
-        let effect = comms.receive("comm_msg", &json!({"comm_id": "a", "data": update}));
-        assert_eq!(effect.push, Some((7, json!({"comm_msg": {"comm_id": "a", "data": update}}))));
+        let effect = comms.receive("comm_msg", &json!({"comm_id": "a", "data": update}), &[]);
+        assert_eq!(effect.push, Some((7, json!({"comm_msg": {"comm_id": "a", "data": update}}), vec![])));
         assert_eq!(effect.publish[0].1["data"]["method"], "echo_update");
-        assert!(comms.message(&json!({"comm_id": "a", "data": {"method": "update", "state": {"min": 1.0}}})));
-        comms.receive("comm_open", &json!({"comm_id": "c", "target_name": CONTROL_TARGET}));
+        assert!(comms.message(&json!({"comm_id": "a", "data": {"method": "update", "state": {"min": 1.0}}}), &[]));
+        comms.receive("comm_open", &json!({"comm_id": "c", "target_name": CONTROL_TARGET}), &[]);
         let asked = json!({"comm_id": "c", "data": {"method": "request_states"}});
-        let answer = &comms.receive("comm_msg", &asked).publish[0].1["data"];
+        let answer = &comms.receive("comm_msg", &asked, &[]).publish[0].1["data"];
         assert_eq!(answer["method"], "update_states");
-        assert!(comms.receive("comm_msg", &asked).opened);
+        assert!(comms.receive("comm_msg", &asked, &[]).opened);
         assert_eq!(answer["states"]["a"]["model_name"], "FloatSliderModel");
         assert_eq!(answer["states"]["a"]["state"]["value"], 2.0);
         assert_eq!(answer["states"]["a"]["state"]["min"], 1.0);
         let asked = json!({"comm_id": "a", "data": {"method": "request_state"}});
-        assert_eq!(comms.receive("comm_msg", &asked).publish[0].1["data"]["state"]["value"], 2.0);
+        assert_eq!(comms.receive("comm_msg", &asked, &[]).publish[0].1["data"]["state"]["value"], 2.0);
         assert_eq!(comms.info(&json!("jupyter.widget")), json!({"a": {"target_name": "jupyter.widget"}}));
         assert_eq!(comms.info(&json!("other")), json!({}));
+    }
+
+    #[test]
+    fn binary_parts_of_a_state_stay_with_it() {
+        let mut comms = Comms::default();
+        slider(&mut comms);
+        let (path, bytes) = (json!(["value", 0, "content"]), Bytes::from_static(&[0, 255]));
+        let data = json!({"method": "update", "state": {"value": [{"name": "a"}]}, "buffer_paths": [path]});
+        let effect = comms.receive("comm_msg", &json!({"comm_id": "a", "data": data}), &[bytes.clone()]);
+        assert_eq!(effect.push.map(|(_, _, buffers)| buffers), Some(vec![bytes.clone()]));
+        assert_eq!(effect.publish[0].2, [bytes.clone()]);
+        let asked = json!({"comm_id": "a", "data": {"method": "request_state"}});
+        let (_, state, buffers) = comms.receive("comm_msg", &asked, &[]).publish.remove(0);
+        assert_eq!((&state["data"]["buffer_paths"], buffers), (&json!([path]), vec![bytes.clone()]));
+        comms.receive("comm_open", &json!({"comm_id": "c", "target_name": CONTROL_TARGET}), &[]);
+        let all = json!({"comm_id": "c", "data": {"method": "request_states"}});
+        let (_, states, buffers) = comms.receive("comm_msg", &all, &[]).publish.remove(0);
+        assert_eq!(states["data"]["buffer_paths"], json!([["a", "state", "value", 0, "content"]]));
+        assert_eq!(buffers, [bytes]);
+        // A later value without binary parts.
+        let data = json!({"method": "update", "state": {"value": []}, "buffer_paths": []});
+        assert!(comms.message(&json!({"comm_id": "a", "data": data}), &[]));
+        assert_eq!(comms.receive("comm_msg", &asked, &[]).publish[0].2, [Bytes::new(); 0]);
     }
 
     #[test]
@@ -199,7 +240,7 @@ mod tests {
         comms.keep_all_of(7);
         assert!(comms.close_all_of(7).is_empty());
         let asked = json!({"comm_id": "a", "data": {"method": "request_state"}});
-        assert_eq!(comms.receive("comm_msg", &asked).publish[0].1["data"]["state"]["value"], 4.0);
+        assert_eq!(comms.receive("comm_msg", &asked, &[]).publish[0].1["data"]["state"]["value"], 4.0);
     }
 
     #[test]
@@ -208,8 +249,8 @@ mod tests {
         slider(&mut comms);
         assert!(comms.close_all_of(8).is_empty());
         assert_eq!(comms.close_all_of(7), [json!({"comm_id": "a", "data": {}})]);
-        assert!(!comms.message(&json!({"comm_id": "a", "data": {}})));
-        let late = comms.receive("comm_msg", &json!({"comm_id": "a", "data": {"method": "update"}}));
+        assert!(!comms.message(&json!({"comm_id": "a", "data": {}}), &[]));
+        let late = comms.receive("comm_msg", &json!({"comm_id": "a", "data": {"method": "update"}}), &[]);
         assert_eq!(late.publish[0].0, "comm_close");
         assert_eq!(late.push, None);
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use jupyter_protocol::JupyterMessage;
 use serde_json::{Value, json};
+use unicode_segmentation::UnicodeSegmentation;
 
 use crate::cells::names::{self, Names, Verdict};
 use crate::cells::syntax;
@@ -23,6 +24,7 @@ enum Asked {
     Name {
         completion: u64,
         index: usize,
+        field: bool,
     },
 }
 
@@ -64,11 +66,13 @@ impl Questions {
     /// Turns a request of the front end into a question to evcxr.
     pub fn of(&mut self, request: JupyterMessage) -> JupyterMessage {
         let asked = content(&request);
+        let code = asked["code"].as_str().unwrap_or_default();
+        let cursor = asked["cursor_pos"].as_u64().unwrap_or_default() as usize;
         if request.header.msg_type == "complete_request" {
+            let asked = json!({"code": code, "cursor_pos": in_graphemes(code, cursor)});
             return self.question(message("complete_request", asked, None), Asked::Completion(request));
         }
-        let cursor = asked["cursor_pos"].as_u64().unwrap_or_default() as usize;
-        let code = syntax::inspected(asked["code"].as_str().unwrap_or_default(), cursor);
+        let code = syntax::inspected(code, cursor);
         self.question(inspection(&code), Asked::Inspection(request))
     }
 
@@ -91,8 +95,12 @@ impl Questions {
         Some(match self.asked.remove(id)? {
             Asked::Inspection(request) => Next::Reply(Box::new(request), reply()),
             Asked::Completion(request) => self.sift(request, reply()),
-            Asked::Name { completion, index } => {
-                let private = reply()["data"]["text/plain"].as_str().is_some_and(|said| self.names().is_private(said));
+            Asked::Name { completion, index, field } => {
+                let is_private = |said: &str| match field {
+                    true => names::is_private_field(said),
+                    false => self.names().is_private(said),
+                };
+                let private = reply()["data"]["text/plain"].as_str().is_some_and(is_private);
                 let waiting = self.completions.get_mut(&completion)?;
                 waiting.waits_for -= 1;
                 if private {
@@ -108,18 +116,22 @@ impl Questions {
     }
 
     /// Removes private and repeated names from a completion, or asks evcxr which are private.
-    fn sift(&mut self, request: JupyterMessage, reply: Value) -> Next {
+    fn sift(&mut self, request: JupyterMessage, mut reply: Value) -> Next {
         let asked = content(&request);
         let code = asked["code"].as_str().unwrap_or_default();
+        to_code_points(code, &mut reply);
         let start = reply["cursor_start"].as_u64().unwrap_or_default() as usize;
         let before: String = code.chars().take(start).collect();
         let matches: Vec<String> = serde_json::from_value(reply["matches"].clone()).unwrap_or_default();
         let all = self.names();
+        // rust-analyzer offers the private fields of all crates. Fields are few, and methods have a bracket.
+        let is_field = |completion: &str| before.trim_end().ends_with('.') && names::name(completion) == completion;
         let (mut hidden, mut doubtful) = (vec![], vec![]);
         for (index, completion) in matches.iter().enumerate() {
             match all.judge(&before, names::name(completion)) {
                 _ if matches[..index].contains(completion) => hidden.push(index),
                 Verdict::Hide => hidden.push(index),
+                Verdict::Offer if is_field(completion) => doubtful.push(index),
                 Verdict::Ask => doubtful.push(index),
                 Verdict::Offer => {}
             }
@@ -135,7 +147,8 @@ impl Questions {
             let call = if matches[index].contains('(') { "(" } else { "" };
             let code = format!("{before}{}{call}", names::name(&matches[index]));
             let code = syntax::inspected(&code, code.chars().count());
-            self.question(inspection(&code), Asked::Name { completion, index })
+            let field = is_field(&matches[index]);
+            self.question(inspection(&code), Asked::Name { completion, index, field })
         };
         Next::Ask(doubtful.into_iter().map(question).collect())
     }
@@ -154,6 +167,32 @@ impl Questions {
     }
 }
 
+/// Jupyter counts code points, and evcxr counts graphemes: what a reader sees as one character.
+fn in_graphemes(code: &str, code_points: usize) -> usize {
+    let at = code.char_indices().nth(code_points).map_or(code.len(), |(at, _)| at);
+    code.grapheme_indices(true).take_while(|(start, _)| *start < at).count()
+}
+
+fn in_code_points(code: &str, graphemes: usize) -> usize {
+    code.graphemes(true).take(graphemes).map(|grapheme| grapheme.chars().count()).sum()
+}
+
+/// Counts the places in evcxr's reply to a completion in code points.
+fn to_code_points(code: &str, reply: &mut Value) {
+    let convert = |place: Option<&mut Value>| {
+        if let Some(place) = place
+            && let Some(graphemes) = place.as_u64()
+        {
+            *place = json!(in_code_points(code, graphemes as usize));
+        }
+    };
+    ["cursor_start", "cursor_end"].into_iter().for_each(|name| convert(reply.get_mut(name)));
+    let types = reply.pointer_mut("/metadata/_jupyter_types_experimental").and_then(Value::as_array_mut);
+    for entry in types.into_iter().flatten() {
+        ["start", "end"].into_iter().for_each(|name| convert(entry.get_mut(name)));
+    }
+}
+
 fn inspection(code: &str) -> JupyterMessage {
     let asked = json!({"code": code, "cursor_pos": code.chars().count(), "detail_level": 0});
     message("inspect_request", asked, None)
@@ -169,4 +208,28 @@ fn without(mut reply: Value, hidden: &[usize]) -> Value {
         }
     }
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_in_code_points() {
+        // A scientist of three code points, an accent of its own, and a flag of two.
+        let code = "let s = \"\u{1f469}\u{200d}\u{1f52c} e\u{301} \u{1f1e9}\u{1f1ea}\"; s.le";
+        let all = code.chars().count();
+        assert_eq!(in_graphemes(code, all), all - 4);
+        let mut reply = json!({
+            "cursor_start": all - 6, "cursor_end": all - 4,
+            "metadata": {"_jupyter_types_experimental": [{"start": all - 6, "end": all - 4, "text": "len()"}]},
+        });
+        to_code_points(code, &mut reply);
+        assert_eq!((&reply["cursor_start"], &reply["cursor_end"]), (&json!(all - 2), &json!(all)));
+        let entry = &reply["metadata"]["_jupyter_types_experimental"][0];
+        assert_eq!((&entry["start"], &entry["end"]), (&json!(all - 2), &json!(all)));
+        assert_eq!((in_graphemes("abc", 2), in_code_points("abc", 2)), (2, 2));
+        // Within a character that a reader sees as one, the place is behind it.
+        assert_eq!(in_graphemes("e\u{301}x", 1), 1);
+    }
 }

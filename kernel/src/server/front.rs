@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use bytes::Bytes;
 use jupyter_protocol::JupyterMessage;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
@@ -13,14 +14,16 @@ use crate::cells::child::Child;
 use crate::cells::flood::Flood;
 use crate::cells::interrupt::Interrupt;
 use crate::config::Config;
-use crate::processes::compilers;
+use crate::processes::below;
 use crate::server::cell::Cell;
 use crate::server::channels::Outbox;
 use crate::server::comms::Comms;
 use crate::server::completion::Questions;
 use crate::server::evcxr::Connections;
+use crate::server::expressions::Expressions;
 use crate::server::history::History;
 use crate::server::pages::Unseen;
+use crate::server::usage::Usage;
 use crate::server::wire::message;
 
 /// Length of the end of stderr, in bytes, that is searched for the reason why a process ended.
@@ -47,9 +50,20 @@ pub enum Event {
 
 /// A connection from a cell's code.
 pub struct Client {
-    pub sender: UnboundedSender<Value>,
+    pub sender: UnboundedSender<(Value, Vec<Bytes>)>,
     pub parent: Option<JupyterMessage>,
     pub watches: bool,
+}
+
+impl Client {
+    pub fn send(&self, value: Value) {
+        self.send_with(value, vec![]);
+    }
+
+    /// Sends a value with binary buffers. A client that is gone needs none.
+    pub fn send_with(&self, value: Value, buffers: Vec<Bytes>) {
+        let _ = self.sender.send((value, buffers));
+    }
 }
 
 /// The outboxes of the four channels to the front end.
@@ -63,6 +77,9 @@ pub struct Channels {
 /// The state of the front, which belongs to one task.
 pub struct Front {
     pub config: Config,
+    /// The version of rustc.
+    pub rust: String,
+    pub usage: Usage,
     pub iopub: Outbox,
     pub shell: Outbox,
     pub control: Outbox,
@@ -77,6 +94,8 @@ pub struct Front {
     pub generated: PathBuf,
     pub queue: VecDeque<JupyterMessage>,
     pub cell: Option<Cell>,
+    /// The user's expressions that are evaluated after a cell, before its reply.
+    pub expressions: Option<Expressions>,
     /// The last cell's request: the parent of output between cells.
     pub last: Option<JupyterMessage>,
     /// Limits of stdout and stderr until the next cell.
@@ -116,6 +135,8 @@ impl Front {
         let Channels { iopub, shell, control, stdin } = channels;
         Self {
             config,
+            rust: String::new(),
+            usage: Usage::default(),
             iopub,
             shell,
             control,
@@ -128,6 +149,7 @@ impl Front {
             generated: cells.join("src/lib.rs"),
             queue: VecDeque::new(),
             cell: None,
+            expressions: None,
             last: None,
             floods: Default::default(),
             last_words: String::new(),
@@ -148,7 +170,13 @@ impl Front {
     }
 
     pub fn publish(&self, kind: &str, content: Value, parent: Option<&JupyterMessage>) {
+        self.publish_with(kind, content, vec![], parent);
+    }
+
+    /// Publishes a message with binary buffers.
+    pub fn publish_with(&self, kind: &str, content: Value, buffers: Vec<Bytes>, parent: Option<&JupyterMessage>) {
         let mut message = message(kind, content, parent);
+        message.buffers = buffers;
         // On iopub, identities would be topics.
         message.zmq_identities.clear();
         let _ = self.iopub.send(message);
@@ -157,7 +185,9 @@ impl Front {
     pub fn status(&self, state: &str, parent: &JupyterMessage) {
         self.publish("status", json!({"execution_state": state}), Some(parent));
         // Front ends show the last state they received, whatever it refers to.
-        if let Some(cell) = self.cell.as_ref().filter(|cell| state == "idle" && !cell.own) {
+        let of_expressions = self.expressions.as_ref().map(|expressions| &expressions.cell);
+        let running = self.cell.as_ref().filter(|cell| !cell.own).or(of_expressions);
+        if let Some(cell) = running.filter(|_| state == "idle") {
             self.publish("status", json!({"execution_state": "busy"}), Some(&cell.request));
         }
     }
@@ -218,9 +248,10 @@ impl Front {
         }
     }
 
-    pub fn stop_compilers(&self) {
-        for pid in compilers(self.inner_pid, self.child.as_ref().map(|child| child.pid)) {
-            let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, Signal::TERM));
+    /// Ends what compiles for evcxr, and the commands that it has started.
+    pub fn stop_compilers(&self, signal: Signal) {
+        for pid in below(self.inner_pid, self.child.as_ref().map(|child| child.pid)) {
+            let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, signal));
         }
     }
 }

@@ -11,7 +11,14 @@
 //!   unless it has sent `{"comms_keep": {}}`.
 //! - `{"watch": label}`: until `{"unwatch": {}}` or the end of the connection, Interrupt sends it `stop`, and stops no
 //!   loops before. Nobody reads the label.
+//! - `{"clear_output": {"wait"}}` removes what the running cell has shown so far, with `wait: true` once it shows
+//!   something new. `{"set_next_input": {"text", "replace"}}` puts a text into a new cell below the running one, with
+//!   `replace: true` into the running one.
 //! - `{"afterwards": code}` names code that shows the results of the running cell, for a page that did not see them.
+//!
+//! Widgets may have binary parts. Then a `comm_open` or `comm_msg`, in both directions, has a second key, as in
+//! `{"comm_msg": {..}, "buffers": [3, 70]}`: the lengths in bytes of the buffers that follow the line. Their places are
+//! the `buffer_paths` in `data`.
 //!
 //! The front sends without being asked:
 //! - `{"stop": "interrupted"}` to clients that watch, when the user presses Interrupt;
@@ -26,8 +33,9 @@ use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -41,8 +49,8 @@ pub enum LinkEvent {
     /// The write end of the child's new stdin, from which it now reads its commands.
     Stdin(i32, OwnedFd),
     ChildEnded(i32),
-    Opened(u64, UnboundedSender<Value>),
-    Request(u64, Value),
+    Opened(u64, UnboundedSender<(Value, Vec<Bytes>)>),
+    Request(u64, Value, Vec<Bytes>),
     Closed(u64),
 }
 
@@ -89,25 +97,58 @@ fn follow_child(stream: StdStream, token: &str, events: &UnboundedSender<LinkEve
     }
 }
 
+/// Reads the next line. Returns `None` at the end of the connection.
+async fn next_line(read: &mut (impl AsyncBufRead + Unpin)) -> Option<Vec<u8>> {
+    let mut line = vec![];
+    (read.read_until(b'\n', &mut line).await.ok()? > 0).then_some(line)
+}
+
+/// Maximal length of all buffers of a message, in bytes.
+const MOST: u64 = 1 << 30;
+
+/// Reads the buffers of these lengths that follow a line. Returns `None` where they are too long, or the connection
+/// ends before.
+async fn read_buffers(read: &mut (impl AsyncBufRead + Unpin), lengths: &Value) -> Option<Vec<Bytes>> {
+    let lengths: Vec<u64> = lengths.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    if lengths.iter().fold(0, |sum: u64, length| sum.saturating_add(*length)) > MOST {
+        return None;
+    }
+    let mut buffers = vec![];
+    for length in lengths {
+        let mut buffer = vec![0; length as usize];
+        read.read_exact(&mut buffer).await.ok()?;
+        buffers.push(buffer.into());
+    }
+    Some(buffers)
+}
+
 async fn follow_cell(id: u64, stream: UnixStream, token: String, events: UnboundedSender<LinkEvent>) {
     let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    let first = lines.next_line().await.ok().flatten().and_then(|line| serde_json::from_str::<Value>(&line).ok());
+    let mut read = BufReader::new(read);
+    let first = next_line(&mut read).await.and_then(|line| serde_json::from_slice::<Value>(&line).ok());
     if first.is_none_or(|hello| hello["token"] != json!(token)) {
         return;
     }
-    let (sender, mut receiver): (_, UnboundedReceiver<Value>) = unbounded_channel();
+    let (sender, mut receiver): (_, UnboundedReceiver<(Value, Vec<Bytes>)>) = unbounded_channel();
     let _ = events.send(LinkEvent::Opened(id, sender));
     tokio::spawn(async move {
-        while let Some(value) = receiver.recv().await {
-            if write.write_all(format!("{value}\n").as_bytes()).await.is_err() {
-                return;
+        while let Some((mut value, buffers)) = receiver.recv().await {
+            if !buffers.is_empty() {
+                value["buffers"] = buffers.iter().map(Bytes::len).collect();
+            }
+            let line = Bytes::from(format!("{value}\n"));
+            for piece in [line].into_iter().chain(buffers) {
+                if write.write_all(&piece).await.is_err() {
+                    return;
+                }
             }
         }
     });
-    while let Ok(Some(line)) = lines.next_line().await {
-        let request = serde_json::from_str(&line).unwrap_or_else(|error| json!({"malformed": error.to_string()}));
-        let _ = events.send(LinkEvent::Request(id, request));
+    while let Some(line) = next_line(&mut read).await {
+        let mut request = serde_json::from_slice(&line).unwrap_or_else(|error| json!({"malformed": error.to_string()}));
+        let lengths = request.as_object_mut().and_then(|request| request.remove("buffers")).unwrap_or_default();
+        let Some(buffers) = read_buffers(&mut read, &lengths).await else { break };
+        let _ = events.send(LinkEvent::Request(id, request, buffers));
     }
     let _ = events.send(LinkEvent::Closed(id));
 }

@@ -23,6 +23,7 @@ pub mod clients;
 pub mod comms;
 pub mod completion;
 pub mod evcxr;
+pub mod expressions;
 pub mod front;
 pub mod history;
 pub mod link;
@@ -32,6 +33,7 @@ pub mod queue;
 pub mod readers;
 pub mod replies;
 pub mod requests;
+pub mod usage;
 pub mod wire;
 
 use channels::{follow, follow_signals, outbox, publisher, token};
@@ -56,6 +58,7 @@ pub fn run(connection_file: &Path) -> Result<()> {
 async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let (events, mut inbox) = unbounded_channel();
     let (link_events, mut link_inbox) = unbounded_channel();
+    let rust = tokio::task::spawn_blocking(rust_version);
     let token = token()?;
     // Every message contains the session, so the session must not contain a part of the token.
     let session = self::token()?;
@@ -101,6 +104,7 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let wrong = config.as_ref().err().map(|error| format!("{error:#}"));
     let mut front = Front::new(config.unwrap_or_default(), channels, events, inner_pid, folder, &cells, stop);
     front.start_error = wrong;
+    front.rust = rust.await.ok().flatten().unwrap_or_default();
     front.publish("status", json!({"execution_state": "starting"}), None);
     let parent = rustix::process::getppid();
     let watches_parent = std::env::var("JPY_PARENT_PID").ok().and_then(|pid| pid.parse().ok())
@@ -127,6 +131,12 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     // The sockets need a moment to send the last messages.
     tokio::time::sleep(Duration::from_millis(100)).await;
     Ok(())
+}
+
+/// Returns the version of the rustc that compiles cells, such as `1.95.0`.
+fn rust_version() -> Option<String> {
+    let output = std::process::Command::new("rustc").arg("--version").output().ok()?;
+    String::from_utf8(output.stdout).ok()?.split_whitespace().nth(1).map(str::to_owned)
 }
 
 impl Front {

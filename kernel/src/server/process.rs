@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jupyter_protocol::JupyterMessage;
+use rustix::process::Signal;
 use serde_json::{Map, Value, json};
 
 use crate::cells::advice;
@@ -12,8 +13,9 @@ use crate::cells::failures::Failure;
 use crate::cells::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
 use crate::cells::stderr::HOLD;
 use crate::cells::syntax;
+use crate::server::cell::Asker;
 use crate::server::front::{Front, RAN_NOTHING, STDERR, STDOUT};
-use crate::server::wire::content;
+use crate::server::wire::{content, message};
 
 /// Number of reads before other events get their turn. Together they hold twice the maximum of a pipe.
 const READS: usize = 32;
@@ -21,9 +23,9 @@ const READS: usize = 32;
 /// A cell that seems to have ended must come to rest within this time.
 const UNSURE: Duration = Duration::from_millis(200);
 
-/// Note on stdin, shown once a cell.
-const NO_STDIN: &str = "note: nobody types into the stdin of a notebook, so it ends at once. The crate evcxr_input \
-    asks in an input box: `:dep evcxr_input = \"1\"`, then `evcxr_input::get_string(\"name?\")`.\n";
+/// Note on stdin where the front end asks nobody, shown once a cell.
+const NO_STDIN: &str = "note: nobody can type here, so stdin ends at once. In JupyterLab an input box appears, for \
+    reads of stdin and for the crate evcxr_input.\n";
 
 /// MIME type of a form that holds the metadata of the other forms, such as the width of a picture.
 const METADATA: &str = "application/vnd.live-kernel.metadata+json";
@@ -32,14 +34,30 @@ fn take_metadata(data: &mut Map<String, Value>) -> Value {
     data.remove(METADATA).filter(Value::is_object).unwrap_or_else(|| json!({}))
 }
 
+/// Gives each image an alternative text: nbconvert reads it from the metadata, VS Code from `text/plain`.
+fn describe(data: &mut Map<String, Value>, metadata: &mut Value) {
+    const PLAIN: &str = "text/plain";
+    let images: Vec<String> = data.keys().filter(|mime| mime.starts_with("image/")).cloned().collect();
+    for mime in images {
+        let alt = &metadata[&mime]["alt"];
+        match data.get(PLAIN).and_then(Value::as_str) {
+            None if alt.is_string() => drop(data.insert(PLAIN.into(), alt.clone())),
+            Some(text) if !alt.is_string() && (metadata[&mime].is_null() || metadata[&mime].is_object()) => {
+                metadata[&mime]["alt"] = json!(text);
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Front {
     pub fn publish_display(&self, content: &Value, parent: Option<&JupyterMessage>) {
         let kind = if content["update"] == true { "update_display_data" } else { "display_data" };
-        let or_empty = |value: &Value| if value.is_object() { value.clone() } else { json!({}) };
+        let or_empty = |value: &Value| value.as_object().cloned().unwrap_or_default();
+        let (mut data, mut metadata) = (or_empty(&content["data"]), json!(or_empty(&content["metadata"])));
+        describe(&mut data, &mut metadata);
         let transient = if content["id"].is_string() { json!({"display_id": content["id"]}) } else { json!({}) };
-        let content = json!({
-            "data": or_empty(&content["data"]), "metadata": or_empty(&content["metadata"]), "transient": transient,
-        });
+        let content = json!({"data": data, "metadata": metadata, "transient": transient});
         self.publish(kind, content, parent);
     }
 
@@ -132,6 +150,9 @@ impl Front {
     pub fn command(&mut self, child: &mut Child, line: &[u8]) {
         if line.starts_with(b"LOAD_AND_RUN ") {
             child.running = true;
+            if let Some(cell) = &mut self.cell {
+                cell.ran = true;
+            }
             self.stop.clear();
             self.last_words.clear();
             child.doubtful = None;
@@ -156,9 +177,17 @@ impl Front {
             Piece::Text(text) => self.print(STDOUT, text),
             Piece::Display(data) => self.show_display(data),
             Piece::Result(mut data) => match &self.cell {
+                Some(cell) if cell.expression.is_some() => {
+                    let mut metadata = take_metadata(&mut data);
+                    describe(&mut data, &mut metadata);
+                    if let Some(cell) = &mut self.cell {
+                        cell.value = Some((data.into(), metadata));
+                    }
+                }
                 Some(cell) if content(&cell.request)["silent"] == true => {}
                 Some(cell) => {
-                    let metadata = take_metadata(&mut data);
+                    let mut metadata = take_metadata(&mut data);
+                    describe(&mut data, &mut metadata);
                     let content = json!({"data": data, "metadata": metadata, "execution_count": cell.count});
                     self.publish("execute_result", content, Some(&cell.request));
                 }
@@ -201,6 +230,21 @@ impl Front {
         }
     }
 
+    /// Asks the user for the line that the cell's code waits for. Where nobody can type, the read ends.
+    fn ask_for_line(&mut self) {
+        let (Some(child), Some(cell)) = (&mut self.child, &mut self.cell) else { return };
+        if content(&cell.request)["allow_stdin"] == true && !cell.input_ended {
+            cell.awaits_input = Some(Asker::Stdin);
+            let asked = json!({"prompt": "", "password": false});
+            let _ = self.stdin.send(message("input_request", asked, Some(&cell.request)));
+            return;
+        }
+        child.end_stdin();
+        if !std::mem::replace(&mut cell.met_end, true) && !cell.own && !cell.input_ended {
+            self.stream(STDERR, NO_STDIN);
+        }
+    }
+
     /// Says which variables are kept after a loop of the cell was interrupted.
     fn interrupted(&self, code: &str) -> Failure {
         let taken_up = self.stop.place().map(|place| stops::taken_up(&self.folder, place)).unwrap_or_default();
@@ -232,21 +276,41 @@ impl Front {
             }
             self.child = Some(child);
         }
-        if self.child.as_ref().is_some_and(Child::waits_in_vain) {
+        let asked = self.cell.as_ref().is_some_and(|cell| cell.awaits_input.is_some());
+        if !asked && self.child.as_ref().is_some_and(Child::waits_for_stdin) {
             // The child waited already before this read. If it waits for evcxr's next command, the end of the cell
             // has been read by now.
             self.drain();
-            if let (Some(child), Some(cell)) =
-                (self.child.as_mut().filter(|child| child.waits_in_vain()), &mut self.cell)
-            {
-                child.end_stdin();
-                if !std::mem::replace(&mut cell.met_end, true) {
-                    self.stream(STDERR, NO_STDIN);
-                }
+            if self.child.as_ref().is_some_and(Child::waits_for_stdin) {
+                self.ask_for_line();
             }
         }
         if self.cell.as_ref().is_some_and(|cell| cell.skip) && self.child.as_ref().is_none_or(|child| !child.running) {
-            self.stop_compilers();
+            self.stop_compilers(Signal::TERM);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_have_an_alternative_text() {
+        let described = |data: Value, mut metadata: Value| {
+            let mut data = data.as_object().cloned().unwrap_or_default();
+            describe(&mut data, &mut metadata);
+            (Value::from(data), metadata)
+        };
+        let (png, size) = ("image/png", json!({"width": 4}));
+        let (_, metadata) = described(json!({png: "AA", "text/plain": "a line"}), json!({png: size}));
+        assert_eq!(metadata, json!({png: {"width": 4, "alt": "a line"}}));
+        let (data, metadata) = described(json!({png: "AA"}), json!({png: {"alt": "a curve"}}));
+        assert_eq!((&data["text/plain"], metadata), (&json!("a curve"), json!({png: {"alt": "a curve"}})));
+        let kept = described(json!({png: "AA", "text/plain": "a"}), json!({png: {"alt": "b"}}));
+        assert_eq!(kept, (json!({png: "AA", "text/plain": "a"}), json!({png: {"alt": "b"}})));
+        let text = json!({"text/plain": "a"});
+        assert_eq!(described(text.clone(), json!({})), (text, json!({})));
+        assert_eq!(described(json!({png: "AA"}), json!({})), (json!({png: "AA"}), json!({})));
     }
 }

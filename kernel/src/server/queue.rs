@@ -10,7 +10,8 @@ use crate::cells::compile::stops;
 use crate::cells::failures::{Failure, end_of_process};
 use crate::cells::interrupt::Stop;
 use crate::cells::{advice, replaced, report, syntax};
-use crate::server::cell::Cell;
+use crate::server::cell::{Asker, Cell};
+use crate::server::expressions::Expressions;
 use crate::server::front::{Front, RAN_NOTHING};
 use crate::server::pages::Unseen;
 use crate::server::wire::{content, message};
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Front {
     pub fn start_next(&mut self) {
-        if self.cell.is_some() {
+        if self.cell.is_some() || self.expressions.is_some() {
             return;
         }
         if let Some(error) = self.start_error.clone() {
@@ -39,8 +40,7 @@ impl Front {
             let code = content(&request)["code"].as_str().unwrap_or_default().to_owned();
             if !self.asks && syntax::ends_by_question_mark(&code) {
                 self.queue.push_front(request);
-                self.asks = true;
-                return self.run_own("Ok::<(), std::fmt::Error>(())?;");
+                return self.ask_first();
             }
             replaced::announce(&self.folder, &replaced::of(&code, &self.variables));
             self.begin(request.clone());
@@ -58,8 +58,14 @@ impl Front {
         }
     }
 
-    /// Runs code that the user does not see, to change evcxr's state.
-    fn run_own(&mut self, code: &str) {
+    /// Runs a cell that ends by `?`, so that evcxr can show the value of one.
+    pub fn ask_first(&mut self) {
+        self.asks = true;
+        self.run_own("Ok::<(), std::fmt::Error>(())?;");
+    }
+
+    /// Runs code that is no cell of the user's, such as code that changes evcxr's state.
+    pub fn run_own(&mut self, code: &str) {
         let Some((shell, _)) = &self.inner else { return };
         replaced::announce(&self.folder, &Default::default());
         let request = message("execute_request", json!({"code": code, "silent": true, "allow_stdin": false}), None);
@@ -104,6 +110,11 @@ impl Front {
             if failure.is_some() {
                 let lost = syntax::variables(&cell.code);
                 self.variables.retain(|name| !lost.contains(name));
+            } else if cell.ran {
+                self.forget_moved();
+            }
+            if let (Some(name), Some(expressions)) = (cell.expression.take(), &mut self.expressions) {
+                expressions.note(name, cell.value.take(), failure);
             }
         } else {
             let input_ended = cell.input_ended && failure.is_none();
@@ -116,10 +127,12 @@ impl Front {
                 self.end(failure);
             }
         }
-        if restore.is_empty() {
-            self.start_next();
-        } else {
+        if !restore.is_empty() {
             self.run_own(&restore);
+        } else if own && self.expressions.is_some() {
+            self.next_expression();
+        } else {
+            self.start_next();
         }
     }
 
@@ -153,18 +166,17 @@ impl Front {
         }
         let Some(cell) = self.cell.take() else { return };
         self.remember_unseen(&cell);
-        let mut content = json!({"status": "ok", "execution_count": cell.count, "user_expressions": {}, "payload": []});
-        if let Some(failure) = &failure {
-            let error = json!({"ename": failure.name, "evalue": failure.value, "traceback": failure.traceback});
-            self.publish("error", error.clone(), Some(&cell.request));
-            content = error;
-            content["status"] = json!("error");
-            content["execution_count"] = json!(cell.count);
-        }
-        self.reply(&self.shell, content, &cell.request);
-        self.status("idle", &cell.request);
-        let asked = self::content(&cell.request);
-        if failure.is_some() && asked["stop_on_error"] != false {
+        let asked = content(&cell.request);
+        let Some(failure) = failure else {
+            self.expressions = Some(Expressions::of(cell, &asked["user_expressions"]));
+            return self.next_expression();
+        };
+        let mut error = failure.content();
+        self.publish("error", error.clone(), Some(&cell.request));
+        error["status"] = json!("error");
+        error["execution_count"] = json!(cell.count);
+        self.answer(&cell.request, error);
+        if asked["stop_on_error"] != false {
             self.abort_queue();
         }
     }
@@ -181,6 +193,15 @@ impl Front {
         self.variables.retain(|name| !new.contains(name));
         self.gone.retain(|name| !new.contains(name));
         self.variables.extend(new);
+        if cell.ran {
+            self.forget_moved();
+        }
+    }
+
+    /// Forgets the variables that the last cell moved away, which evcxr no longer keeps.
+    fn forget_moved(&mut self) {
+        let moved = replaced::moved(&std::fs::read_to_string(&self.generated).unwrap_or_default());
+        self.variables.retain(|name| !moved.contains(name));
     }
 
     /// Shows notes on side effects of the cell.
@@ -227,11 +248,14 @@ impl Front {
             return Some(Failure::new(name, &format!("{why}; {lost}"), &notes));
         }
         if cell.skip {
-            return Some(Failure::new("interrupted", RAN_NOTHING, &[]));
+            let command = syntax::parted(&cell.code).0.lines().any(|line| line.starts_with('!'));
+            let what = if command { "its command was ended; all variables are kept" } else { RAN_NOTHING };
+            return Some(Failure::new("interrupted", what, &[]));
         }
         let lines = |error: &Value| -> Vec<String> {
             let lines = error["traceback"].as_array().into_iter().flatten().filter_map(|line| line.as_str());
-            let (theirs, ours) = (format!("command_{}", cell.inner_count), format!("cell {}", cell.count));
+            let theirs = format!("command_{}", cell.inner_count);
+            let ours = if cell.own { "expression".to_owned() } else { format!("cell {}", cell.count) };
             report::readable(&lines.map(|line| line.replace(&theirs, &ours)).collect::<Vec<_>>())
         };
         if let Some(failure) = advice::on_never(&cell.errors) {
@@ -241,10 +265,10 @@ impl Front {
         let mut traceback: Vec<String> = errors.iter().flat_map(|error| lines(error)).collect();
         let said = format!("{first}\n{}", traceback.join("\n"));
         traceback.extend(advice::on_errors(&cell.code, &said, &self.gone));
-        let value = match errors.len() {
-            0 => "evcxr gave no reason".to_owned(),
-            1 => first,
-            n => format!("{first} (the first of {n} errors)"),
+        let value = match errors.as_slice() {
+            [] => "evcxr gave no reason".to_owned(),
+            [error] => text(error),
+            [error, ..] => format!("{} (the first of {} errors)", text(error), errors.len()),
         };
         Some(Failure { name: "error".into(), value, traceback })
     }
@@ -255,19 +279,25 @@ impl Front {
             // Threads that earlier cells started may go on in loops.
             return self.stop.set(Stop::All);
         };
-        if cell.own {
+        if cell.own && cell.expression.is_none() {
             return;
         }
         if !self.child.as_ref().is_some_and(|child| child.running) {
-            cell.skip = true;
-            return self.stop_compilers();
+            // A command that ignores the first request to end.
+            let signal = if std::mem::replace(&mut cell.skip, true) { Signal::KILL } else { Signal::TERM };
+            return self.stop_compilers(signal);
         }
-        // evcxr waits for the input, and would notice nothing else before it comes.
-        if std::mem::take(&mut cell.awaits_input)
-            && let Some((_, stdin)) = &self.inner
-        {
-            cell.input_ended = true;
-            let _ = stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
+        match (cell.awaits_input.take(), &self.inner, &mut self.child) {
+            // evcxr waits for the input, and would notice nothing else before it comes.
+            (Some(Asker::Evcxr), Some((_, stdin)), _) => {
+                cell.input_ended = true;
+                let _ = stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
+            }
+            (Some(Asker::Stdin), _, Some(child)) => {
+                cell.input_ended = true;
+                child.end_stdin();
+            }
+            _ => {}
         }
         if cell.told.replace(Instant::now()).is_none_or(|told| told.elapsed() >= AGAIN) {
             cell.warned = false;
@@ -276,7 +306,7 @@ impl Front {
                 self.stop.set(Stop::All);
             }
             for client in watching {
-                let _ = client.sender.send(json!({"stop": "interrupted"}));
+                client.send(json!({"stop": "interrupted"}));
             }
             return;
         }

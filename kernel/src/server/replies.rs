@@ -4,11 +4,15 @@ use jupyter_protocol::JupyterMessage;
 use serde_json::json;
 
 use crate::cells::failures::Failure;
+use crate::server::cell::Asker;
 use crate::server::channels::{follow, outbox};
 use crate::server::completion::Next;
 use crate::server::evcxr::Connections;
 use crate::server::front::{Event, Front};
 use crate::server::wire::{content, message, parent_id};
+
+/// What a front end in a terminal sends for Ctrl-D.
+const END_OF_INPUT: &str = "\u{4}";
 
 impl Front {
     pub fn connect(&mut self, connections: Connections) {
@@ -78,17 +82,22 @@ impl Front {
 
     pub fn ask_for_input(&mut self, request: &JupyterMessage) {
         if let Some(cell) = &mut self.cell {
-            cell.awaits_input = true;
+            cell.awaits_input = Some(Asker::Evcxr);
             let _ = self.stdin.send(message("input_request", content(request), Some(&cell.request)));
         }
     }
 
     pub fn send_input(&mut self, mut reply: JupyterMessage) {
-        if let (Some(cell), Some((_, stdin))) = (&mut self.cell, &self.inner)
-            && std::mem::take(&mut cell.awaits_input)
-        {
-            reply.zmq_identities.clear();
-            let _ = stdin.send(reply);
+        match (self.cell.as_mut().and_then(|cell| cell.awaits_input.take()), &self.inner, &mut self.child) {
+            (Some(Asker::Evcxr), Some((_, stdin)), _) => {
+                reply.zmq_identities.clear();
+                let _ = stdin.send(reply);
+            }
+            (Some(Asker::Stdin), _, Some(child)) => match content(&reply)["value"].as_str() {
+                Some(END_OF_INPUT) | None => child.end_stdin(),
+                Some(line) => child.type_line(line),
+            },
+            _ => {}
         }
     }
 

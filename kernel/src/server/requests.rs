@@ -26,7 +26,7 @@ impl Front {
         match kind.as_str() {
             "kernel_info_request" => {
                 self.somebody_came(&request);
-                self.reply(&self.shell, kernel_info(), &request);
+                self.reply(&self.shell, kernel_info(&self.rust), &request);
             }
             "is_complete_request" => {
                 self.reply(&self.shell, json!({"status": syntax::completeness(code), "indent": ""}), &request);
@@ -39,17 +39,17 @@ impl Front {
                 self.reply(&self.shell, json!({"status": "ok", "comms": comms}), &request);
             }
             "comm_open" | "comm_msg" | "comm_close" => {
-                let effect = self.comms.receive(&kind, &asked);
-                for (kind, content) in effect.publish {
-                    self.publish(kind, content, Some(&request));
+                let effect = self.comms.receive(&kind, &asked, &request.buffers);
+                for (kind, content, buffers) in effect.publish {
+                    self.publish_with(kind, content, buffers, Some(&request));
                 }
                 if effect.opened {
                     self.page_opened(&request);
                 }
-                if let Some((owner, push)) = effect.push
+                if let Some((owner, push, buffers)) = effect.push
                     && let Some(client) = self.clients.get(&owner)
                 {
-                    let _ = client.sender.send(push);
+                    client.send_with(push, buffers);
                 }
             }
             "shutdown_request" => self.shut_down(&self.shell.clone(), &request, &asked),
@@ -60,6 +60,7 @@ impl Front {
 
     pub fn handle_control(&mut self, request: &JupyterMessage) {
         let control = self.control.clone();
+        self.status("busy", request);
         match request.header.msg_type.as_str() {
             "interrupt_request" => {
                 self.interrupt();
@@ -67,11 +68,16 @@ impl Front {
             }
             "kernel_info_request" => {
                 self.somebody_came(request);
-                self.reply(&control, kernel_info(), request);
+                self.reply(&control, kernel_info(&self.rust), request);
+            }
+            "usage_request" => {
+                let usage = self.usage.measure(std::process::id());
+                self.reply(&control, usage, request);
             }
             "shutdown_request" => self.shut_down(&control, request, &content(request)),
-            _ => {}
+            kind => eprintln!("kernel: unknown message `{kind}`"),
         }
+        self.status("idle", request);
     }
 
     fn shut_down(&mut self, outbox: &Outbox, request: &JupyterMessage, asked: &Value) {
@@ -94,7 +100,7 @@ impl Front {
         let elsewhere =
             |parent: &Option<JupyterMessage>| parent.as_ref().is_some_and(|parent| !same_page(parent, request));
         for client in self.clients.values().filter(|client| elsewhere(&client.parent)) {
-            let _ = client.sender.send(json!({"opened": true}));
+            client.send(json!({"opened": true}));
         }
     }
 

@@ -42,14 +42,15 @@ pub fn parent_id(message: &JupyterMessage) -> &str {
 
 /// Returns the reply to `kernel_info_request`. It describes the language as evcxr_jupyter does, so that notebooks are
 /// the same on both.
-pub fn kernel_info() -> Value {
+/// `rust` is the version of rustc.
+pub fn kernel_info(rust: &str) -> Value {
     json!({
         "status": "ok",
         "protocol_version": "5.3",
         "implementation": "kdlab-kernel",
         "implementation_version": env!("CARGO_PKG_VERSION"),
         "language_info": {
-            "name": "Rust", "version": "", "mimetype": "text/rust", "file_extension": ".rs",
+            "name": "Rust", "version": rust, "mimetype": "text/rust", "file_extension": ".rs",
             "pygments_lexer": "rust", "codemirror_mode": "rust",
         },
         "banner": "Rust by evcxr, live",
