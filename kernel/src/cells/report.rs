@@ -150,7 +150,9 @@ mod tests {
         assert_eq!(without_consequences(&all), [&error]);
         assert_eq!(without_consequences(&[unused.clone(), denied.clone()]), [&denied]);
         assert_eq!(without_consequences(&[unused.clone(), unreachable.clone()]), [&unreachable]);
-        assert!(are_warnings(&[unused.clone()]) && !are_warnings(&[unused, unreachable]) && !are_warnings(&[]));
+        assert!(
+            are_warnings(std::slice::from_ref(&unused)) && !are_warnings(&[unused, unreachable]) && !are_warnings(&[])
+        );
     }
 
     #[test]
