@@ -329,7 +329,7 @@ fn a_link_gives_answers_in_order_and_says_when_the_kernel_is_gone() {
     kernel.push(0, &json!({"comm_msg": {"comm_id": "a", "data": {"x": 1}}}));
     let got = || pushes.recv_timeout(LIMIT).unwrap();
     assert_eq!(got(), Push::Stop("interrupted".into()));
-    assert_eq!(got(), Push::Comm { comm_id: "a".into(), data: json!({"x": 1}) });
+    assert_eq!(got(), Push::Comm { comm_id: "a".into(), data: json!({"x": 1}), buffers: vec![] });
     link.post(&json!({"watch": "y"})).unwrap();
     let display = Display::on(Some(&link));
     display.show(Bundle::text("1")).unwrap();
