@@ -48,6 +48,27 @@ println!("alive: {} parameters, {} images", pupil.parameters(), train.len());
 """
 
 
+# Cells that ask the user: for a line, for a file, and to run another cell.
+ASKS = [
+    '''let mut name = String::new();
+print!("name? ");
+std::io::stdin().read_line(&mut name)?;
+println!("hello {}", name.trim());''',
+    '''use kdlab_client::{Panel, Widget};
+let upload = Panel::open(Widget::upload("Your image", "image/*"), |_, _, _| ());
+upload.show("this front end uploads no files")?;
+while upload.files("Your image").is_empty() {
+    std::thread::sleep(std::time::Duration::from_millis(20));
+}
+let sum: u64 = upload.files("Your image")[0].bytes.iter().map(|byte| u64::from(*byte)).sum();
+println!("{} {sum}", upload.files("Your image")[0].name);''',
+    '''println!("before");
+kdlab_client::clear_output(false)?;
+kdlab_client::set_next_input("let written = 1;", false)?;
+println!("after");''',
+]
+
+
 def chromium():
     named = os.environ.get("KDLAB_CHROMIUM")
     found = named or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -69,6 +90,11 @@ def notebook(root):
     assert smaller in begin, "this fit would be over before it is steered"
     begin = begin.replace(smaller, "")
     sources = [TEACHER.strip(), begin, *between, "lab.profile.student_epochs = 100;\n" + fit, AFTER.strip()]
+    return of(sources)
+
+
+def of(sources):
+    """Returns a notebook with these cells."""
     cells = [
         {"cell_type": "code", "id": f"c{i}", "execution_count": None, "metadata": {}, "outputs": [], "source": source}
         for i, source in enumerate(sources)
@@ -90,6 +116,7 @@ class Browser(unittest.TestCase):
         cls.file = course / "live.ipynb"
         cls.file.write_text(json.dumps(notebook(pathlib.Path(os.environ["KDLAB_ROOT"]))))
         cls.cells = json.loads(cls.file.read_text())["cells"]
+        (course / "asks.ipynb").write_text(json.dumps(of(ASKS)))
         cls.set("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
         cls.theme("Light")
         with socket.socket() as free:
@@ -178,11 +205,11 @@ class Browser(unittest.TestCase):
     def take_picture(self, page, name):
         page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
 
-    def open(self, browser):
+    def open(self, browser, name="live.ipynb", cells=None):
         page = browser.new_page(viewport={"width": 1300, "height": 1900})
         page.set_default_timeout(60_000)
-        page.goto(f"{self.address}/lab/tree/live.ipynb")
-        page.locator(".jp-Notebook .jp-CodeCell").nth(len(self.cells) - 1).wait_for()
+        page.goto(f"{self.address}/lab/tree/{name}")
+        page.locator(".jp-Notebook .jp-CodeCell").nth((cells or len(self.cells)) - 1).wait_for()
         expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first).to_be_attached(timeout=120_000)
         return page
 
@@ -338,6 +365,43 @@ class Browser(unittest.TestCase):
         self.assertRegex(text, r"note: this page was opened while cell \[\d+\] ran")
         self.assertIn('lab.history("T4-alpha0.9-seed0")?', text)
         self.take_picture(page, "reloaded-stopped")
+
+    def test_a_cell_asks_for_a_line_and_for_a_file(self):
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=self.program, args=FLAGS)
+            page = self.open(browser, "asks.ipynb", len(ASKS))
+            try:
+                self.answer(page)
+            except BaseException:
+                self.take_picture(page, "failed-asks")
+                raise
+            finally:
+                browser.close()
+
+    def answer(self, page):
+        self.run_cell(page, 0)
+        box = self.cell(page, 0).locator(".jp-Stdin-input")
+        box.wait_for(timeout=CELL * 1000)
+        box.fill("Ada")
+        self.take_picture(page, "asks")
+        box.press("Enter")
+        self.assertIn("hello Ada", self.finish(page, 0))
+
+        self.run_cell(page, 1)
+        button = self.cell(page, 1).get_by_role("button", name="Your image")
+        button.wait_for(timeout=CELL * 1000)
+        content = bytes(range(256)) * 4000
+        with page.expect_file_chooser() as chooser:
+            button.click()
+        chooser.value.set_files({"name": "cat.png", "mimeType": "image/png", "buffer": content})
+        self.assertIn(f"cat.png {sum(content)}", self.finish(page, 1))
+        self.take_picture(page, "uploaded")
+
+        self.run_cell(page, 2)
+        text = self.finish(page, 2)
+        self.assertIn("after", text)
+        self.assertNotIn("before", text)
+        expect(self.cell(page, 3).locator(".cm-content")).to_have_text("let written = 1;")
 
     def look_again(self, page):
         fit = self.cell(page, len(self.cells) - 2)
