@@ -12,8 +12,8 @@ use crate::cells::names::{self, Names, Verdict};
 use crate::cells::syntax;
 use crate::server::wire::{content, message};
 
-/// Asking evcxr about a name takes time. Where more names than this may be private, they most likely belong to a type
-/// of another crate, and all are offered.
+/// Asking evcxr about a name takes time. Where more methods than this may be private, they most likely belong to a type
+/// of another crate, and all are offered. So are fields, where there are more.
 const MOST: usize = 16;
 
 /// The purpose of a question to evcxr.
@@ -126,17 +126,23 @@ impl Questions {
         let all = self.names();
         // rust-analyzer offers the private fields of all crates. Fields are few, and methods have a bracket.
         let is_field = |completion: &str| before.trim_end().ends_with('.') && names::name(completion) == completion;
-        let (mut hidden, mut doubtful) = (vec![], vec![]);
+        let (mut hidden, mut doubtful, mut fields) = (vec![], vec![], vec![]);
         for (index, completion) in matches.iter().enumerate() {
             match all.judge(&before, names::name(completion)) {
                 _ if matches[..index].contains(completion) => hidden.push(index),
                 Verdict::Hide => hidden.push(index),
-                Verdict::Offer if is_field(completion) => doubtful.push(index),
+                _ if is_field(completion) => fields.push(index),
                 Verdict::Ask => doubtful.push(index),
                 Verdict::Offer => {}
             }
         }
-        if doubtful.is_empty() || doubtful.len() > MOST {
+        for list in [&mut doubtful, &mut fields] {
+            if list.len() > MOST {
+                list.clear();
+            }
+        }
+        doubtful.append(&mut fields);
+        if doubtful.is_empty() {
             return Next::Reply(Box::new(request), without(reply, &hidden));
         }
         self.completed += 1;
