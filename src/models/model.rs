@@ -95,6 +95,11 @@ impl Model {
         Ok(sums.is_empty() || is_finite(&Tensor::f_stack(&sums, 0)?)?)
     }
 
+    /// Returns the variable store, for tch's own optimizers: `nn::Adam::default().build(model.var_store(), lr)`.
+    pub fn var_store(&self) -> &VarStore {
+        &self.vs
+    }
+
     /// Returns the device of the variables.
     pub fn device(&self) -> Device {
         self.vs.device()

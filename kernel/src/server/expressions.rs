@@ -5,16 +5,14 @@ use std::collections::VecDeque;
 use serde_json::{Map, Value, json};
 
 use crate::cells::failures::Failure;
-use crate::cells::syntax;
 use crate::server::cell::Cell;
-use crate::server::front::Front;
 
 /// A cell that has ended, whose reply waits for the values of expressions.
 pub struct Expressions {
     pub cell: Cell,
     /// Names and code.
-    left: VecDeque<(String, String)>,
-    values: Map<String, Value>,
+    pub left: VecDeque<(String, String)>,
+    pub values: Map<String, Value>,
 }
 
 impl Expressions {
@@ -39,34 +37,5 @@ impl Expressions {
             }
         };
         self.values.insert(name, entry);
-    }
-}
-
-impl Front {
-    /// Evaluates the next expression. After the last one, replies to the cell and goes on to the next.
-    pub fn next_expression(&mut self) {
-        let Some(expressions) = &mut self.expressions else { return };
-        while let Some((name, code)) = expressions.left.pop_front() {
-            if !syntax::is_expression(&code) {
-                let failure = Failure::new("error", &format!("this is no expression of Rust: {code}"), &[]);
-                expressions.note(name, None, Some(failure));
-            } else if !self.asks && syntax::ends_by_question_mark(&code) {
-                expressions.left.push_front((name, code));
-                return self.ask_first();
-            } else {
-                self.run_own(&code);
-                if let Some(cell) = &mut self.cell {
-                    cell.expression = Some(name);
-                }
-                return;
-            }
-        }
-        let Some(Expressions { cell, values, .. }) = self.expressions.take() else { return };
-        let payload: Vec<&Value> = cell.next_input.iter().collect();
-        let reply = json!({
-            "status": "ok", "execution_count": cell.count, "user_expressions": values, "payload": payload,
-        });
-        self.answer(&cell.request, reply);
-        self.start_next();
     }
 }

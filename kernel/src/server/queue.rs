@@ -335,6 +335,33 @@ impl Front {
         }
     }
 
+    /// Evaluates the next expression. After the last one, replies to the cell and goes on to the next.
+    pub fn next_expression(&mut self) {
+        let Some(expressions) = &mut self.expressions else { return };
+        while let Some((name, code)) = expressions.left.pop_front() {
+            if !syntax::is_expression(&code) {
+                let failure = Failure::new("error", &format!("this is no expression of Rust: {code}"), &[]);
+                expressions.note(name, None, Some(failure));
+            } else if !self.asks && syntax::ends_by_question_mark(&code) {
+                expressions.left.push_front((name, code));
+                return self.ask_first();
+            } else {
+                self.run_own(&code);
+                if let Some(cell) = &mut self.cell {
+                    cell.expression = Some(name);
+                }
+                return;
+            }
+        }
+        let Some(Expressions { cell, values, .. }) = self.expressions.take() else { return };
+        let payload: Vec<&Value> = cell.next_input.iter().collect();
+        let reply = json!({
+            "status": "ok", "execution_count": cell.count, "user_expressions": values, "payload": payload,
+        });
+        self.answer(&cell.request, reply);
+        self.start_next();
+    }
+
     pub fn remember_unseen(&mut self, cell: &Cell) {
         if cell.joined {
             let session = cell.request.header.session.clone();

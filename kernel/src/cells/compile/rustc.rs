@@ -15,7 +15,7 @@ use crate::cells::compile::environment::environment;
 use crate::cells::compile::kept::{Kept, copy, write_private};
 use crate::cells::compile::loops::loops;
 use crate::cells::compile::stops;
-use crate::cells::compile::together::{Together, together};
+use crate::cells::compile::together::{Together, out_dir, together};
 use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
@@ -81,10 +81,6 @@ pub fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
         }
     }
     Some(files)
-}
-
-pub fn out_dir(args: &[Value]) -> Option<PathBuf> {
-    args.windows(2).find(|pair| pair[0] == "--out-dir").and_then(|pair| pair[1].as_str()).map(PathBuf::from)
 }
 
 /// Returns the library that rustc makes of a cell.

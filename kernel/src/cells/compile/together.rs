@@ -11,8 +11,6 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use crate::cells::compile::rustc::out_dir;
-
 /// Beginning of the library's name as a crate.
 pub const NAME: &str = "crates_";
 
@@ -75,6 +73,11 @@ fn make(rustc: &str, args: &[&str], crates: &[(&str, &str)], name: &str, file: &
     let made = command.output().is_ok_and(|output| output.status.success());
     [source, exports].iter().for_each(|file| drop(fs::remove_file(file)));
     made.then_some(())
+}
+
+/// Returns the folder for what rustc makes.
+pub fn out_dir(args: &[Value]) -> Option<PathBuf> {
+    args.windows(2).find(|pair| pair[0] == "--out-dir").and_then(|pair| pair[1].as_str()).map(PathBuf::from)
 }
 
 /// Returns those of a cell's arguments that hold for another crate, too.
