@@ -22,6 +22,9 @@ const SLIDERS: [(&str, &str); 2] = [
 pub fn configure(paths: &Paths) -> Result<()> {
     kernelspec(paths)?;
     files::write(&paths.jupyter().join("config/jupyter_server_config.py"), SERVER_CONFIG)?;
+    // Rust cells have no debugger, and its button would stay grey.
+    let page = json!({"disabledExtensions": {"@jupyterlab/debugger-extension": true}});
+    files::write(&paths.jupyter().join("config/labconfig/page_config.json"), &format!("{page:#}\n"))?;
     for (file, text) in SLIDERS {
         files::write(&paths.jupyter().join("labextensions/kdlab-sliders").join(file), text)?;
     }
