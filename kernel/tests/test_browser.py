@@ -208,7 +208,8 @@ class Browser(unittest.TestCase):
     def open(self, browser, name="live.ipynb", cells=None):
         page = browser.new_page(viewport={"width": 1300, "height": 1900})
         page.set_default_timeout(60_000)
-        page.goto(f"{self.address}/lab/tree/{name}")
+        # Without the notebooks that an earlier test has left open.
+        page.goto(f"{self.address}/lab/tree/{name}?reset")
         page.locator(".jp-Notebook .jp-CodeCell").nth((cells or len(self.cells)) - 1).wait_for()
         expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first).to_be_attached(timeout=120_000)
         return page
