@@ -40,7 +40,6 @@ pub fn notes(code: &str) -> Vec<String> {
             _ => {}
         }
     }
-    notes.extend(tasks(&body).map(|name| format!("note: `{name}` can't be awaited in another cell: {TASK}.")));
     if macro_calls(code).any(|call| macro_name(&call) == "thread_local") {
         notes.push(
             "note: what `thread_local!` declares starts over in every cell, and only the statements of this cell see \
@@ -121,12 +120,6 @@ pub fn on_never(errors: &[Value]) -> Option<Failure> {
     })
 }
 
-/// Returns advice for a cell that Interrupt could stop only by ending its process.
-pub fn on_kill(code: &str) -> Option<String> {
-    let awaits = body(code)?.syntax().descendants().any(|node| node.kind() == SyntaxKind::AWAIT_EXPR);
-    awaits.then(|| format!("help: if this cell awaited what another cell started: {TASK}."))
-}
-
 /// Returns a line to paste in place of a closure that no variable can hold.
 fn closure(code: &str, said: &str) -> Option<String> {
     let name = said.split_once("The variable `")?.1.split_once("` is a closure")?.0;
@@ -187,21 +180,6 @@ fn macro_calls(code: &str) -> impl Iterator<Item = ast::MacroCall> {
     children.filter(|node| node.kind() != SyntaxKind::FN).filter_map(within)
 }
 
-/// Advice on a task that goes on after its cell.
-const TASK: &str = "a task is not woken by other cells, for each cell has a copy of tokio of its own. Await it in the \
-    cell that starts it; what `std::thread::spawn` starts can be joined in any cell";
-
-/// Returns the names of variables that hold a task instead of its result.
-fn tasks(body: &ast::StmtList) -> impl Iterator<Item = String> {
-    let bound = body.syntax().children().filter_map(ast::LetStmt::cast);
-    bound.filter_map(|bound| {
-        let Some(ast::Expr::CallExpr(call)) = bound.initializer() else { return None };
-        let called = call.expr()?.syntax().text().to_string();
-        let starts = ["tokio::spawn", "task::spawn", "tokio::task::spawn"].contains(&called.as_str());
-        starts.then(|| bound.pat().map(|name| name.syntax().text().to_string()))?
-    })
-}
-
 fn macro_name(call: &ast::MacroCall) -> String {
     call.path().map(|path| path.syntax().text().to_string()).unwrap_or_default()
 }
@@ -248,12 +226,6 @@ mod tests {
         assert!(advice.contains("`p` was dropped"), "{advice}");
         let used = "println!(\"{}\", later);\nvec![&mut later];";
         assert_eq!(on_errors(used, "cannot find value `later` in this scope", &[]), [""; 0]);
-        assert!(
-            notes("let later = tokio::spawn(async { 7 });").join("").contains("`later` can't be awaited in another")
-        );
-        assert_eq!(notes("let sum = tokio::spawn(async { 7 }).await?;\nlet t = std::thread::spawn(f);"), [""; 0]);
-        assert!(on_kill("later.await?").is_some_and(|help| help.contains("a copy of tokio of its own")));
-        assert_eq!(on_kill("std::thread::sleep(LONG);"), None);
         assert_eq!(on_errors("q", "cannot find value `q` in this scope", &["p".to_owned()]), [""; 0]);
     }
 

@@ -243,8 +243,7 @@ impl Front {
                 Some(status) => ("died", end_of_process(&status, &self.last_words)),
                 None => ("died", "the cell ended its process".to_owned()),
             };
-            let mut notes = vec![self.config.after_loss.clone()];
-            notes.extend(advice::on_kill(&cell.code).filter(|_| cell.killed));
+            let notes = [self.config.after_loss.clone()];
             return Some(Failure::new(name, &format!("{why}; {lost}"), &notes));
         }
         if cell.skip {

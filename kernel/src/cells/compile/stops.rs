@@ -290,9 +290,7 @@ fn inner_list(list: &ast::StmtList) -> Option<ast::StmtList> {
     let call = list.syntax().children().filter(|node| node.text().to_string().contains("block_on(async {")).last()?;
     let call = call.descendants().filter_map(ast::MethodCallExpr::cast).find(|call| {
         call.name_ref().is_some_and(|name| name.text() == "block_on")
-            && call
-                .receiver()
-                .is_some_and(|receiver| receiver.syntax().text().to_string().contains("match mutex.lock()"))
+            && call.receiver().is_some_and(|receiver| receiver.syntax().text().to_string().contains("poisoned"))
     })?;
     body_of(call.arg_list()?.args().next()?)
 }
