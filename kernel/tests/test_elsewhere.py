@@ -83,6 +83,28 @@ class Elsewhere(unittest.TestCase):
         manager.shutdown_kernel()
         wait_until(lambda: not still_there(members), f"the end of {list(members.values())}", 15)
 
+    def test_a_task_is_awaited_in_another_cell(self):
+        _, client = self.start()
+        client.ok(':dep tokio = { version = "1", features = ["rt-multi-thread", "time"] }', CRATES)
+        # The first `.await` makes the runtime.
+        client.ok("let sum = tokio::spawn(async { 40 + 2 }).await?;")
+        client.ok("""
+            use std::time::Duration;
+            let kept = 5;
+            let later = tokio::spawn(async { tokio::time::sleep(Duration::from_millis(50)).await; 7 });""")
+        self.assertEqual(client.ok('println!("{}", later.await?);').stdout, "7\n")
+        loop = "loop { tokio::time::sleep(Duration::from_millis(10)).await; }"
+        cell = client.begin('let n = 3; println!("begun"); ' + loop)
+        cell.wait_text("begun")
+        client.interrupt()
+        cell.finish(10)
+        self.assertIn("of this cell n", cell.error_text)
+        cell = client.begin("let task = tokio::spawn(async { " + loop + ' }); println!("begun"); task.await?')
+        cell.wait_text("begun")
+        client.interrupt()
+        self.assertEqual(cell.finish(10).errors[0]["content"]["ename"], "Interrupted")
+        self.assertEqual(client.ok('println!("{kept} {n}");').stdout, "5 3\n")
+
     def test_a_configuration_that_is_wrong_is_named(self):
         config = self.folder / "config"
         config.mkdir()
