@@ -33,6 +33,8 @@ pub struct Cell {
     pub idle: bool,
     /// When the user last pressed Interrupt, or was told what a second time costs.
     pub told: Option<Instant>,
+    /// Interrupt found work that watches for it.
+    pub watched: bool,
     /// The cell went on after Interrupt, and the note on that was shown.
     pub warned: bool,
     /// The user interrupted the cell before it ran.
@@ -73,6 +75,7 @@ impl Cell {
             reply: None,
             idle: false,
             told: None,
+            watched: false,
             warned: false,
             skip: false,
             killed: false,

@@ -114,7 +114,8 @@ impl Front {
                 if let Some(client) = self.clients.get_mut(&id) {
                     client.watches = true;
                     // A fit that begins after Interrupt, in the same cell.
-                    if self.cell.as_ref().is_some_and(|cell| cell.told.is_some()) {
+                    if let Some(cell) = self.cell.as_mut().filter(|cell| cell.told.is_some()) {
+                        cell.watched = true;
                         client.send(json!({"stop": "interrupted"}));
                     }
                 }

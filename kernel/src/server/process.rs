@@ -268,6 +268,7 @@ impl Front {
 
     pub fn tick(&mut self) {
         self.look_again();
+        self.stop_closures();
         self.warn_of_interrupt();
         if let Some(mut child) = self.child.take() {
             if child.err.is_overdue(child.running) {

@@ -19,6 +19,9 @@ use crate::server::wire::{content, message};
 /// A second Interrupt within this time ends the cells' process.
 const AGAIN: Duration = Duration::from_secs(3);
 
+/// A loop that calls no fit mostly stops within this time.
+const SOON: Duration = Duration::from_millis(200);
+
 /// A loop, or a fit between two batches, mostly stops within this time.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -301,8 +304,9 @@ impl Front {
         if cell.told.replace(Instant::now()).is_none_or(|told| told.elapsed() >= AGAIN) {
             cell.warned = false;
             let mut watching = self.clients.values().filter(|client| client.watches).peekable();
-            if watching.peek().is_none() {
-                self.stop.set(Stop::All);
+            cell.watched = watching.peek().is_some();
+            if !cell.watched {
+                self.stop.set(Stop::Loops);
             }
             for client in watching {
                 client.send(json!({"stop": "interrupted"}));
@@ -312,6 +316,16 @@ impl Front {
         cell.killed = true;
         if let Some(pid) = self.child.as_ref().and_then(|child| Pid::from_raw(child.pid)) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Stops closures, too, where no loop has stopped soon after Interrupt. Loops come first, because one of the cell's
+    /// own keeps the cell's variables, and because a fit that begins now stops by itself.
+    pub fn stop_closures(&mut self) {
+        let watched = self.clients.values().any(|client| client.watches);
+        let told = |told: Instant| told.elapsed() > SOON && !watched;
+        if self.cell.as_ref().is_some_and(|cell| !cell.watched && !cell.warned && cell.told.is_some_and(told)) {
+            self.stop.set(Stop::All);
         }
     }
 
