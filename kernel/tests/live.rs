@@ -63,6 +63,11 @@ fn live_link() {
 }
 
 #[test]
+fn programs() {
+    passes("test_programs");
+}
+
+#[test]
 fn interrupt() {
     passes("test_interrupt");
 }
