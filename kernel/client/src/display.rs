@@ -107,8 +107,8 @@ impl Display {
         Self { link: link.cloned(), id: new_id(), shown: Mutex::default() }
     }
 
-    /// Shows `content` in the place of what it showed before: a [`Bundle`], a text, or what a crate turns into a bundle,
-    /// such as a figure of kdlab.
+    /// Shows `content` in the place of what it showed before: a [`Bundle`], a text, or what a crate turns into a
+    /// bundle, such as a figure of kdlab.
     ///
     /// # Errors
     /// When the kernel refuses the bundle, is gone or does not answer. Without the live kernel there is no error.

@@ -238,7 +238,8 @@ struct Opened {
 impl Panel {
     /// Opens `widget` with all its parts, not shown yet. `on_input` is called on a thread of its own for what the user
     /// does, with the panel, the control's name and its value: a number rounded to six digits, a `bool`, a text, a list
-    /// of the chosen files without their content, or `Null` for a click. Values that arrive during a call are merged: the next call gets the last one.
+    /// of the chosen files without their content, or `Null` for a click. Values that arrive during a call are merged:
+    /// the next call gets the last one.
     pub fn open(widget: Widget, mut on_input: impl FnMut(&Panel, &str, &Value) + Send + 'static) -> Self {
         let on_later_page = Arc::new(AtomicBool::new(false));
         let (opened, (sender, pushes)) = (Arc::clone(&on_later_page), mpsc::channel());

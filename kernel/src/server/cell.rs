@@ -31,7 +31,7 @@ pub struct Cell {
     pub reply: Option<Value>,
     /// evcxr has sent its last message about this cell.
     pub idle: bool,
-    /// When the user last pressed Interrupt, or was told what a second time costs.
+    /// When the user last pressed Interrupt, or read the note on what a second Interrupt costs.
     pub told: Option<Instant>,
     /// Interrupt found work that watches for it.
     pub watched: bool,

@@ -128,7 +128,7 @@ impl Front {
         }
     }
 
-    /// Work that watched for Interrupt has ended. If it was told to stop, so are loops around it.
+    /// Work that watched for Interrupt has ended. After an Interrupt, loops around it stop, too.
     fn stop_watching(&mut self, id: u64) {
         let watched = self.clients.get_mut(&id).is_some_and(|client| std::mem::take(&mut client.watches));
         let told = self.cell.as_ref().is_some_and(|cell| cell.told.is_some());

@@ -210,8 +210,8 @@ impl Front {
                 }
                 let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
                 let (before, mut failure) = child.err.failure(panic, &code, Some(&self.generated), &self.config);
-                // A check for Interrupt unwinds without a message. Where it stopped a thread or a task, `join` and `await`
-                // have these.
+                // A check for Interrupt unwinds without a message. Where it stopped a thread or a task, `join` and
+                // `await` have these.
                 let stopped = ["Any { .. }", "panicked with message \"interrupted\""];
                 let stopped = stopped.iter().any(|end| failure.value.ends_with(end));
                 if self.stop.is_set() && (panic && failure.value.is_empty() || stopped) {

@@ -71,8 +71,8 @@ pub fn check(folder: &Path, args: &[OsString], config: &Config) -> Result<Option
     Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
 }
 
-/// Runs `cargo build`. Returns its status and its stdout. cargo does not notice damaged libraries, so those that rustc cannot read are removed, and
-/// cargo makes them again.
+/// Runs `cargo build`. Returns its status and its stdout. cargo does not notice damaged libraries, so those that
+/// rustc cannot read are removed, and cargo makes them again.
 fn through_cargo(folder: &Path, cargo: &mut Command, config: &Config) -> Result<(ExitStatus, String)> {
     for _ in 0..4 {
         let (status, said) = notice::run(cargo)?;

@@ -326,8 +326,8 @@ fn is_direct(node: &SyntaxNode, root: &SyntaxNode) -> bool {
     })
 }
 
-/// Returns whether a `for` or a closure inside another loop calls nothing. It then takes no long, and a check could
-/// cost more than its body.
+/// Returns whether a `for` or a closure inside another loop calls nothing. It is then over soon, and a
+/// check could cost more than its body.
 fn is_short(node: &SyntaxNode) -> bool {
     let body = match node.kind() {
         SyntaxKind::FOR_EXPR => loop_body(node).map(|body| body.syntax().clone()),

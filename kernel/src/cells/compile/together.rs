@@ -63,8 +63,8 @@ fn make(rustc: &str, args: &[&str], crates: &[(&str, &str)], name: &str, file: &
     remove_old(file.parent()?);
     let (source, exports) = (file.with_extension("rs"), file.with_extension("exports"));
     fs::write(&source, crates.iter().map(|(name, _)| format!("pub use ::{name};\n")).collect::<String>()).ok()?;
-    // Generic code of the crates, which is compiled in cells, calls C functions that no crate exports. Linkers that take
-    // no second list of exports fail here, and cells stay as they were.
+    // Generic code of the crates, which is compiled in cells, calls C functions that no crate exports. Linkers that
+    // take no second list of exports fail here, and cells stay as they were.
     fs::write(&exports, "{ global: *; };").ok()?;
     let mut command = Command::new(rustc);
     command.args(["--crate-name", name, "--crate-type", "dylib", "--emit", "link", "--out-dir"]).arg(file.parent()?);
