@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Names the private folder with the sockets; set in the inner process and its children.
+/// Names the private folder with the sockets; set in the interpreter and its children.
 pub const FOLDER: &str = "LIVE_KERNEL_FOLDER";
 
 /// Names the file descriptor of the lock of the build directory; set in the process that builds there.
@@ -14,8 +14,8 @@ pub const LOCK: &str = "LIVE_KERNEL_LOCK";
 /// Holds the user's own `CARGO_HOME`, because the kernel's points to a folder with links to this program.
 pub const CARGO_HOME: &str = "LIVE_KERNEL_CARGO_HOME";
 
-/// The path of the socket for cells, and the token that a client sends first.
-pub const ADDRESS: &str = "LIVE_KERNEL_SOCKET";
+/// The path of the socket for links, and the token that a link sends first.
+pub const SOCKET: &str = "LIVE_KERNEL_SOCKET";
 pub const TOKEN: &str = "LIVE_KERNEL_TOKEN";
 
 /// Maximal length of the folder's path. The path of a socket has at most 103 bytes on macOS, 107 on Linux.
@@ -32,7 +32,12 @@ pub fn make() -> Result<tempfile::TempDir> {
     })
 }
 
-/// Returns the socket at which the processes that run cells report.
+/// Returns the socket for links.
+pub fn link_socket(folder: &Path) -> PathBuf {
+    folder.join("cells")
+}
+
+/// Returns the socket at which each new child hands over its streams.
 pub fn child_socket(folder: &Path) -> PathBuf {
     folder.join("child")
 }

@@ -1,4 +1,4 @@
-//! The kernel as a front end sees it: the files of Python tests in this folder, against the kernelspec that
+//! The kernel as a frontend sees it: the files of Python tests in this folder, against the kernelspec that
 //! `cargo lab setup` installed. By hand, with the same environment: `python -m unittest -v test_live` in this folder.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-"""A kernel as a front end sees it: starts one, runs cells, and keeps every message with its time of arrival."""
+"""A kernel as a frontend sees it: starts one, runs cells, and keeps every message with its time of arrival."""
 import contextlib
 import json
 import os
@@ -174,7 +174,7 @@ class OtherPage:
 
 
 class Client:
-    """One front end. A thread keeps the messages on iopub; the other channels are read when asked."""
+    """One frontend. A thread keeps the messages on iopub; the other channels are read when asked."""
 
     def __init__(self, manager, timeout=600):
         self.kc = manager.client()
@@ -330,7 +330,7 @@ class Kernel:
         return self.folder / name
 
     def restart(self):
-        """Restarts it as a front end does: the client stays connected."""
+        """Restarts it as a frontend does: the client stays connected."""
         old = dict(self.remember())
         self.manager.restart_kernel()
         self.pid = self.manager.provisioner.pid

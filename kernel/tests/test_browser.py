@@ -56,7 +56,7 @@ std::io::stdin().read_line(&mut name)?;
 println!("hello {}", name.trim());''',
     '''use kdlab_client::{Panel, Widget};
 let upload = Panel::open(Widget::upload("Your image", "image/*"), |_, _, _| ());
-upload.show("this front end uploads no files")?;
+upload.show("this frontend uploads no files")?;
 while upload.files("Your image").is_empty() {
     std::thread::sleep(std::time::Duration::from_millis(20));
 }

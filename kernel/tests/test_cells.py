@@ -66,7 +66,7 @@ class Cells(unittest.TestCase):
         self.assertEqual(self.value(one), "2")
 
     def test_A02(self):
-        # A front end that allows it asks the user: `Input` in test_output.py.
+        # A frontend that allows it asks the user: `Input` in test_output.py.
         _, read, kept = self.play("A02", allow_stdin=False)
         self.prints(read, '0 ""\n')
         self.assertIn("evcxr_input", read.stderr)

@@ -234,7 +234,7 @@ class Errors(KernelCase):
                 self.assertEqual(first.status, "error")
                 self.assertEqual([cell.status for cell in rest], ["aborted"] * 3)
                 self.assertEqual([cell.all("stream", "execute_input", "error") for cell in rest], [[]] * 3)
-                # A front end would show a count, but these cells never ran.
+                # A frontend would show a count, but these cells never ran.
                 self.assertNotIn("execution_count", rest[0].reply["content"])
         # Only queued cells are aborted; the next request runs.
         self.assertEqual(self.client.ok('println!("on");').stdout, "on\n")

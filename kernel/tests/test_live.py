@@ -1,4 +1,4 @@
-"""The live link: displays that change while a cell runs, widgets, and answers to a front end while it runs."""
+"""The live link: displays that change while a cell runs, widgets, and answers to a frontend while it runs."""
 import time
 import unittest
 
@@ -138,7 +138,7 @@ class ClientCrate(KernelCase):
         cell = self.client.begin('''
             let kept = vec![42];
             let panel = kdlab_client::Panel::open(kdlab_client::Widget::slider("step", [0.0, 1.0], 0.25), |_, _, _| ());
-            panel.show("this front end shows no sliders")?;
+            panel.show("this frontend shows no sliders")?;
             let chart = kdlab_client::Display::new();
             let interrupt = kdlab_client::watch("my loop", |_| ());
             while interrupt.reason().is_none() {
@@ -168,7 +168,7 @@ class ClientCrate(KernelCase):
             let upload = Panel::open(Widget::upload("Your image", "image/*"), |panel, name, value| {
                 println!("heard {} {:?}", value[0]["size"], panel.files(name).len());
             });
-            upload.show("this front end uploads no files")?;
+            upload.show("this frontend uploads no files")?;
             while upload.files("Your image").is_empty() {
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }''')
@@ -258,9 +258,9 @@ class Widgets(KernelCase):
 
 
 class Comms(Widgets):
-    """Widgets, with the messages that the front end of ipywidgets sends."""
+    """Widgets, with the messages that the frontend of ipywidgets sends."""
 
-    def test_a_widget_reaches_the_front_end(self):
+    def test_a_widget_reaches_the_frontend(self):
         cell, _, content = self.open("a1")
         opened = self.client.first("comm_open", 5, cell.id)
         self.assertEqual(opened["content"], content)
@@ -346,14 +346,14 @@ class Comms(Widgets):
         self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "g1")
         self.assertNotIn("g1", self.comm_info())
         self.assertIn("h1", self.comm_info())
-        # A late message from a front end that does not know it yet.
+        # A late message from a frontend that does not know it yet.
         self.states(self.update("g1", value=3.0))
         # The process ends, so nobody can answer.
         self.client.run("std::process::abort();")
         self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "h1")
         self.assertEqual(self.comm_info(), {})
 
-    def test_comm_close_by_the_cell_and_by_the_front_end(self):
+    def test_comm_close_by_the_cell_and_by_the_frontend(self):
         self.open("i1")
         self.client.ok(f'i1.send({rust({"comm_close": {"comm_id": "i1"}})});')
         self.client.first("comm_close", 5, None, lambda c: c["comm_id"] == "i1")
@@ -488,7 +488,7 @@ class Names(KernelCase):
 
 
 class Answers(KernelCase):
-    """A front end asks while a long cell runs."""
+    """A frontend asks while a long cell runs."""
 
     def test_answers_within_a_second(self):
         self.client.ok("let answers_variable = 1; fn answers_function() {}")

@@ -335,7 +335,7 @@ class Requests(KernelCase):
         ask = lambda: self.client.ask("usage_request", {}, channel="control")
         first = ask()
         self.assertEqual((first["pid"], first["cpu_count"]), (self.kernel.pid, os.cpu_count()))
-        # The front, evcxr with rust-analyzer, and the process of the cells.
+        # The server, evcxr with rust-analyzer, and the child.
         self.assertGreater(first["kernel_memory"], 50 << 20)
         self.client.ok("let begun = std::time::Instant::now();\nwhile begun.elapsed().as_secs_f64() < 0.5 {}")
         second = ask()

@@ -76,9 +76,9 @@ fn open(scores: &Arc<Scores>) -> Option<Open> {
         }
     });
     panel.link()?;
-    panel.show("(this front end shows no sliders)").ok()?;
+    panel.show("(this frontend shows no sliders)").ok()?;
     // In a display of its own, because a notebook that is opened again has lost its widgets, but not its figures.
-    let text = "soft targets at T = 1, 2, 4 and 10 (this front end shows no images)";
+    let text = "soft targets at T = 1, 2, 4 and 10 (this frontend shows no images)";
     let still = scores.figure(&TEMPERATURES).ok()?.bundle().ok()?.with("text/plain", text);
     Display::on(panel.link()).show(&still).ok()?;
     Some(Open(panel))

@@ -49,7 +49,7 @@ impl Values {
         Widget::column(rows.into_iter().flatten().chain(below))
     }
 
-    /// Shows the control's values in the front end.
+    /// Shows the control's values in the frontend.
     fn sync(&self, panel: &Panel) {
         // Held to the end: two threads may change the control, and the last message must carry the last value.
         let begun = lock(&self.begun);
@@ -62,7 +62,7 @@ impl Values {
         panel.set(STOP, json!({"disabled": self.control.stopping().is_some()}));
     }
 
-    /// Does to the control what the user did in the front end.
+    /// Does to the control what the user did in the frontend.
     fn apply(&self, name: &str, value: &Value) {
         let number = value.as_f64().unwrap_or_default();
         // These do not fail: the sliders end where the range does.
@@ -126,7 +126,7 @@ impl Knobs {
     }
 
     pub fn show(&self) -> Option<()> {
-        self.panel.show(&format!("{} (this front end shows no sliders)", self.now())).ok()
+        self.panel.show(&format!("{} (this frontend shows no sliders)", self.now())).ok()
     }
 
     /// Closes the knobs and leaves a line of text in their place.

@@ -87,14 +87,14 @@ impl Kernel {
         (&heard.connections[number]).write_all(format!("{message}\n").as_bytes()).unwrap();
     }
 
-    /// The front end moved a widget, or clicked it.
-    pub fn front_end(&self, comm_id: &str, data: &Value) {
+    /// The frontend moved a widget, or clicked it.
+    pub fn frontend_sends(&self, comm_id: &str, data: &Value) {
         let number = (self.messages().iter()).find(|(_, m)| m["comm_open"]["comm_id"] == comm_id).unwrap().0;
         self.push(number, &json!({"comm_msg": {"comm_id": comm_id, "data": data}}));
     }
 
     pub fn slide(&self, comm_id: &str, value: Value) {
-        self.front_end(comm_id, &json!({"method": "update", "state": {"value": value}, "buffer_paths": []}));
+        self.frontend_sends(comm_id, &json!({"method": "update", "state": {"value": value}, "buffer_paths": []}));
     }
 
     pub fn interrupt(&self) {

@@ -75,7 +75,7 @@ fn a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider() {
     with_kernel("a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider", |kernel| {
         let b = bench();
         let options = live_options("sliders", 3);
-        let (control, front) = (options.control.clone(), kernel.clone());
+        let (control, frontend) = (options.control.clone(), kernel.clone());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let note = Arc::clone(&seen);
         let criterion = watched(move |step, temperature| {
@@ -83,9 +83,9 @@ fn a_slider_acts_on_the_next_batch_and_the_program_moves_the_slider() {
             if step == 10 {
                 // The third batch of the second epoch: 16 of 64 images are done before it, 24 after it.
                 // Steps of 0.1 add up to this; the control gets 7.
-                front.slide(&front.widget("description", "T"), json!(6.999999999999999));
+                frontend.slide(&frontend.widget("description", "T"), json!(6.999999999999999));
                 until("T", || shows(&control, "temperature: Some(7.0)"));
-                front.slide(&front.widget("description", "learning rate"), json!(0.01));
+                frontend.slide(&frontend.widget("description", "learning rate"), json!(0.01));
                 until("the learning rate", || shows(&control, "learning_rate: Some(0.01)"));
             }
             if step == 20 {
@@ -123,24 +123,24 @@ fn buttons_pause_and_stop_a_fit() {
     with_kernel("buttons_pause_and_stop_a_fit", |kernel| {
         let b = bench();
         let options = live_options("buttons", 5);
-        let (control, front) = (options.control.clone(), kernel.clone());
+        let (control, frontend) = (options.control.clone(), kernel.clone());
         let criterion = watched(move |step, _| {
             if step == 9 {
-                let (control, front) = (control.clone(), front.clone());
-                let pause = front.widget("description", "Pause");
-                front.slide(&pause, json!(true));
+                let (control, frontend) = (control.clone(), frontend.clone());
+                let pause = frontend.widget("description", "Pause");
+                frontend.slide(&pause, json!(true));
                 until("the pause", || shows(&control, "paused: true"));
                 until("the button's new word", || {
-                    front.updates(&pause).iter().any(|state| state["description"] == "Resume")
+                    frontend.updates(&pause).iter().any(|state| state["description"] == "Resume")
                 });
                 std::thread::spawn(move || {
                     std::thread::sleep(Duration::from_millis(1500));
-                    front.slide(&pause, json!(false));
+                    frontend.slide(&pause, json!(false));
                 });
             }
             if step == 20 {
-                front.front_end(
-                    &front.widget("description", "Stop"),
+                frontend.frontend_sends(
+                    &frontend.widget("description", "Stop"),
                     &json!({"method": "custom", "content": {"event": "click"}}),
                 );
                 until("the stop", || shows(&control, "stop: Some"));
@@ -169,10 +169,10 @@ fn interrupt_stops_a_fit_and_refuses_half_a_pass() {
         let b = bench();
         let run = |stop_at: usize, name: &str| {
             let options = FitOptions { folder: Some(b.folder.path().join(name)), ..live_options(name, 4) };
-            let (control, front) = (options.control.clone(), kernel.clone());
+            let (control, frontend) = (options.control.clone(), kernel.clone());
             let criterion = watched(move |step, _| {
                 if step == stop_at {
-                    front.interrupt();
+                    frontend.interrupt();
                     until("the stop", || shows(&control, "stop: Some"));
                 }
             });
@@ -259,7 +259,7 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
         };
         assert!(bar("second")[0].contains("waiting for the runs before it"));
         // The Stop button of one that waits takes it out of the queue, and leaves nothing of its view open.
-        kernel.front_end(
+        kernel.frontend_sends(
             &kernel.widget("description", "Stop"),
             &json!({"method": "custom", "content": {"event": "click"}}),
         );
@@ -268,17 +268,17 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
         let (_, history) = third.wait().unwrap();
         assert_eq!((history.records.len(), history.stopped.as_deref()), (0, Some("by the Stop button")));
         // One that waits shows the values it will begin with.
-        let text = "T 4, alpha 0.5, learning rate 1e-3 (this front end shows no sliders)";
+        let text = "T 4, alpha 0.5, learning rate 1e-3 (this frontend shows no sliders)";
         assert_eq!(kernel.displays().iter().filter(|panel| panel[0]["data"]["text/plain"] == text).count(), 3);
         drop(gate);
         // Interrupt while a cell waits stops the run that it waits for.
-        let (control, front) = (second.control(), kernel.clone());
+        let (control, frontend) = (second.control(), kernel.clone());
         let waits = std::thread::spawn(move || first.wait().unwrap().1);
         assert_eq!(waits.join().unwrap().records.len(), 3);
         control.pause();
         let waits = std::thread::spawn(move || second.wait().unwrap().1);
         kernel.wait("the watch", |messages| messages.iter().any(|(_, m)| m["watch"] == "second").then_some(()));
-        front.interrupt();
+        frontend.interrupt();
         assert_eq!(waits.join().unwrap().stopped.as_deref(), Some("interrupted"));
         assert!(bar("first").last().unwrap().contains("kept the weights"), "{:?}", bar("first"));
         kernel.check_widgets();

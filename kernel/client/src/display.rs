@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Mutex;
 
-/// One piece of output in several representations: a MIME bundle with metadata. A front end shows the richest one that
+/// One piece of output in several representations: a MIME bundle with metadata. A frontend shows the richest one that
 /// it knows.
 ///
 /// ```
@@ -111,14 +111,14 @@ impl Display {
     /// bundle, such as a figure of kdlab.
     ///
     /// # Errors
-    /// When the kernel refuses the bundle, is gone or does not answer. Without the live kernel there is no error.
+    /// When the kernel refuses the bundle, has ended or does not reply. Without the live kernel there is no error.
     pub fn show(&self, content: impl Into<Bundle>) -> Result<()> {
         self.show_bundle(&content.into())
     }
 
     fn show_bundle(&self, bundle: &Bundle) -> Result<()> {
         let text = bundle.data.get("text/plain").and_then(Value::as_str).unwrap_or_default();
-        // Held until the kernel answers: the first of two threads opens the display, the other one replaces it.
+        // Held until the kernel replies: the first of two threads opens the display, the other one replaces it.
         let mut shown = lock(&self.shown);
         match &self.link {
             Some(link) => link.request(&json!({"display": {

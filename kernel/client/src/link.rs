@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Time limit for connecting, for a write that the kernel does not take, and for an answer.
+/// Time limit for connecting, for a write that the kernel does not take, and for a reply.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the kernel sends without being asked.
@@ -21,7 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// let describe = |push: Push| match push {
 ///     Push::Stop(reason) => format!("stop: {reason}"),
 ///     Push::Comm { comm_id, data, .. } => format!("widget {comm_id}: {data}"),
-///     Push::Opened => "another page".to_owned(),
+///     Push::PageOpened => "another page".to_owned(),
 /// };
 /// assert_eq!(describe(Push::Stop("interrupted".into())), "stop: interrupted");
 /// ```
@@ -29,7 +29,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Push {
     /// The user pressed Interrupt while this connection watched for it; the reason in words.
     Stop(String),
-    /// The front end sent a message to a comm that was opened on this connection.
+    /// The frontend sent a message to a comm that was opened on this connection.
     Comm {
         /// The comm's id.
         comm_id: String,
@@ -39,7 +39,7 @@ pub enum Push {
         buffers: Vec<Vec<u8>>,
     },
     /// A page of the notebook was opened after the widgets. It shows the widgets, but not the displays.
-    Opened,
+    PageOpened,
 }
 
 /// A connection to the live kernel. It owns the displays and widgets that are opened through it.
@@ -56,18 +56,18 @@ pub enum Push {
 #[derive(Clone)]
 pub struct Link(Arc<Connection>);
 
-type Answer = std::result::Result<(), String>;
+type Reply = std::result::Result<(), String>;
 
 struct Connection {
     stream: UnixStream,
     write: Mutex<UnixStream>,
-    due: Arc<Mutex<Due>>,
+    pending: Arc<Mutex<Pending>>,
 }
 
-/// The requests without an answer yet, in their order; `None` for one whose answer nobody waits for.
+/// The requests without a reply yet, in their order; `None` for one whose reply nobody waits for.
 #[derive(Default)]
-struct Due {
-    waiting: VecDeque<Option<Sender<Answer>>>,
+struct Pending {
+    requests: VecDeque<Option<Sender<Reply>>>,
     closed: bool,
 }
 
@@ -88,68 +88,69 @@ impl Link {
         let mut stream = open(path)?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
         stream.write_all(format!("{}\n", json!({ "token": token })).as_bytes()).ok()?;
-        let (read, due) = (stream.try_clone().ok()?, Arc::new(Mutex::default()));
-        let (write, answered) = (Mutex::new(stream.try_clone().ok()?), End(stream.try_clone().ok()?, Arc::clone(&due)));
+        let (read, pending) = (stream.try_clone().ok()?, Arc::new(Mutex::default()));
+        let write = Mutex::new(stream.try_clone().ok()?);
+        let end = End(stream.try_clone().ok()?, Arc::clone(&pending));
         let reader = std::thread::Builder::new().name("kdlab-link".into());
-        reader.spawn(move || listen(read, &answered, &on_push)).ok()?;
-        Some(Self(Arc::new(Connection { stream, write, due })))
+        reader.spawn(move || listen(read, &end, &on_push)).ok()?;
+        Some(Self(Arc::new(Connection { stream, write, pending })))
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its reply.
     ///
     /// # Errors
-    /// When the kernel refuses, is gone, or does not answer within ten seconds.
+    /// When the kernel refuses, has ended, or does not reply within ten seconds.
     pub fn request(&self, message: &Value) -> Result<()> {
-        let (sender, answer) = mpsc::channel();
+        let (sender, reply) = mpsc::channel();
         self.send(message, Some(sender))?;
-        let answer = answer.recv_timeout(PATIENCE).map_err(|e| match e {
+        let reply = reply.recv_timeout(PATIENCE).map_err(|e| match e {
             RecvTimeoutError::Timeout => Error(format!("the live kernel gave no answer within {PATIENCE:?}")),
-            RecvTimeoutError::Disconnected => gone(),
+            RecvTimeoutError::Disconnected => closed(),
         })?;
-        answer.map_err(|why| Error(format!("the live kernel refused: {why}")))
+        reply.map_err(|why| Error(format!("the live kernel refused: {why}")))
     }
 
-    /// Sends a request without waiting for its answer.
+    /// Sends a request without waiting for its reply.
     ///
     /// # Errors
-    /// When the kernel is gone.
+    /// When the kernel has ended.
     pub fn post(&self, message: &Value) -> Result<()> {
         self.send(message, None)
     }
 
     /// Ends the connection, for all clones.
     pub(crate) fn close(&self) {
-        end(&self.0.stream, &self.0.due);
+        end(&self.0.stream, &self.0.pending);
     }
 
-    fn send(&self, message: &Value, answer: Option<Sender<Answer>>) -> Result<()> {
+    fn send(&self, message: &Value, sender: Option<Sender<Reply>>) -> Result<()> {
         let line = format!("{message}\n");
-        // Held until the line is out, so that answers are due in the order of the lines.
+        // Held until the line is out, so that replies come in the order of the lines.
         let mut write = lock(&self.0.write);
         {
-            let mut due = lock(&self.0.due);
-            if due.closed {
-                return Err(gone());
+            let mut pending = lock(&self.0.pending);
+            if pending.closed {
+                return Err(closed());
             }
-            due.waiting.push_back(answer);
+            pending.requests.push_back(sender);
         }
         write.write_all(line.as_bytes()).map_err(|_| {
             // Half a line may be out: the kernel would understand nothing after it.
-            end(&self.0.stream, &self.0.due);
-            gone()
+            end(&self.0.stream, &self.0.pending);
+            closed()
         })
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        end(&self.stream, &self.due);
+        end(&self.stream, &self.pending);
     }
 }
 
-/// Closes the connection when the reading thread ends, even by a panic, so that no request waits for an answer that
+/// Closes the connection when the reading thread ends, even by a panic, so that no request waits for a reply that
 /// cannot come.
-struct End(UnixStream, Arc<Mutex<Due>>);
+struct End(UnixStream, Arc<Mutex<Pending>>);
 
 impl Drop for End {
     fn drop(&mut self) {
@@ -157,27 +158,27 @@ impl Drop for End {
     }
 }
 
-fn end(stream: &UnixStream, due: &Mutex<Due>) {
-    let mut due = lock(due);
-    due.closed = true;
-    due.waiting.clear();
+fn end(stream: &UnixStream, pending: &Mutex<Pending>) {
+    let mut pending = lock(pending);
+    pending.closed = true;
+    pending.requests.clear();
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-fn gone() -> Error {
+fn closed() -> Error {
     Error("the live kernel closed the connection".into())
 }
 
 /// Opens the socket. `connect` has no time limit of its own and waits as long as a kernel that hangs has no room.
 fn open(path: &Path) -> Option<UnixStream> {
-    let (sender, opened) = mpsc::channel();
+    let (sender, stream) = mpsc::channel();
     let path = path.to_owned();
     std::thread::spawn(move || drop(sender.send(UnixStream::connect(path))));
-    opened.recv_timeout(PATIENCE).ok()?.ok()
+    stream.recv_timeout(PATIENCE).ok()?.ok()
 }
 
 /// Reads what the kernel sends until the connection ends.
-fn listen(stream: UnixStream, End(_, due): &End, on_push: &dyn Fn(Push)) {
+fn listen(stream: UnixStream, End(_, pending): &End, on_push: &dyn Fn(Push)) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
@@ -186,14 +187,14 @@ fn listen(stream: UnixStream, End(_, due): &End, on_push: &dyn Fn(Push)) {
         let Some(buffers) = read_buffers(&mut reader, &message["buffers"]) else { return };
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         if message.get("ok").is_some() || message.get("error").is_some() {
-            let answer = message.get("error").map_or(Ok(()), |why| Err(text(why)));
-            if let Some(Some(sender)) = lock(due).waiting.pop_front() {
-                let _ = sender.send(answer);
+            let reply = message.get("error").map_or(Ok(()), |why| Err(text(why)));
+            if let Some(Some(sender)) = lock(pending).requests.pop_front() {
+                let _ = sender.send(reply);
             }
         } else if let Some(reason) = message.get("stop") {
             on_push(Push::Stop(text(reason)));
         } else if message["opened"] == true {
-            on_push(Push::Opened);
+            on_push(Push::PageOpened);
         } else if let Some(comm) = message.get("comm_msg") {
             on_push(Push::Comm { comm_id: text(&comm["comm_id"]), data: comm["data"].clone(), buffers });
         }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 /// ```
 ///
 /// # Errors
-/// When the kernel is gone or does not answer.
+/// When the kernel has ended or does not reply.
 pub fn clear_output(wait: bool) -> Result<()> {
     ask(&json!({"clear_output": {"wait": wait}}))
 }
@@ -32,7 +32,7 @@ pub fn clear_output(wait: bool) -> Result<()> {
 /// ```
 ///
 /// # Errors
-/// When no cell runs, or the kernel is gone or does not answer.
+/// When no cell runs, or the kernel has ended or does not reply.
 pub fn set_next_input(text: &str, replace: bool) -> Result<()> {
     ask(&json!({"set_next_input": {"text": text, "replace": replace}}))
 }

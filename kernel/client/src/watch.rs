@@ -26,10 +26,10 @@ pub struct Watch {
 /// ```
 pub fn watch(name: &str, on_stop: impl Fn(&str) + Send + 'static) -> Watch {
     let reason = Arc::new(Mutex::new(None));
-    let asked = Arc::clone(&reason);
+    let given = Arc::clone(&reason);
     let link = Link::connect(move |push| {
         if let Push::Stop(why) = push {
-            *lock(&asked) = Some(why.clone());
+            *lock(&given) = Some(why.clone());
             on_stop(&why);
         }
     });
@@ -60,7 +60,7 @@ impl Watch {
 }
 
 impl Drop for Watch {
-    /// Ends the watch. After an Interrupt the kernel then stops a loop around the work, so this waits for its answer.
+    /// Ends the watch. After an Interrupt the kernel then stops a loop around the work, so this waits for its reply.
     fn drop(&mut self) {
         if let Some(link) = &self.link {
             let _ = link.request(&json!({ "unwatch": {} }));

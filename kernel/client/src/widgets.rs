@@ -117,7 +117,7 @@ impl Widget {
         self
     }
 
-    /// Notes every named control below, with its id and state.
+    /// Adds every named control below, with its id and state, to `controls`.
     fn collect(&self, controls: &mut HashMap<String, Control>) {
         if !self.name.is_empty() {
             let control = Control { id: self.id.clone(), state: self.state.clone(), files: Vec::new() };
@@ -126,7 +126,7 @@ impl Widget {
         self.children.iter().for_each(|child| child.collect(controls));
     }
 
-    /// Opens a comm for it and each of its parts, the parts first, and notes their ids.
+    /// Opens a comm for the widget and each of its parts, the parts first, and adds their ids to `ids`.
     fn open(mut self, link: &Link, ids: &mut Vec<String>) -> Result<()> {
         let children: Vec<_> = self.children.iter().map(|child| reference(&child.id)).collect();
         for child in self.children {
@@ -180,11 +180,11 @@ fn open(
     Ok(())
 }
 
-/// What the front end shows of a control.
+/// What frontends show of a control.
 struct Control {
     id: String,
     state: Map<String, Value>,
-    /// Of an upload.
+    /// The chosen files of an upload.
     files: Vec<File>,
 }
 
@@ -216,15 +216,15 @@ pub struct File {
 ///     let twice = 2.0 * value.as_f64().unwrap_or_default();
 ///     panel.set("twice", serde_json::json!({"value": twice.to_string()}));
 /// });
-/// panel.show("speed 1 (this front end shows no sliders)")?;
+/// panel.show("speed 1 (this frontend shows no sliders)")?;
 /// // A loop can read the value whenever it wants.
 /// assert_eq!(panel.value("speed").as_f64(), Some(1.0));
 /// # Ok::<(), kdlab_client::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Panel(Arc<Opened>);
+pub struct Panel(Arc<OpenPanel>);
 
-struct Opened {
+struct OpenPanel {
     link: Option<Link>,
     display: Display,
     root: String,
@@ -242,9 +242,9 @@ impl Panel {
     /// the next call gets the last one.
     pub fn open(widget: Widget, mut on_input: impl FnMut(&Panel, &str, &Value) + Send + 'static) -> Self {
         let on_later_page = Arc::new(AtomicBool::new(false));
-        let (opened, (sender, pushes)) = (Arc::clone(&on_later_page), mpsc::channel());
+        let (page_opened, (sender, pushes)) = (Arc::clone(&on_later_page), mpsc::channel());
         let link = Link::connect(move |push| match push {
-            Push::Opened => opened.store(true, Ordering::Relaxed),
+            Push::PageOpened => page_opened.store(true, Ordering::Relaxed),
             Push::Comm { comm_id, data, buffers } => drop(sender.send((comm_id, (data, buffers)))),
             Push::Stop(_) => {}
         });
@@ -252,14 +252,14 @@ impl Panel {
         widget.collect(&mut controls);
         let link = link.filter(|link| widget.open(link, &mut ids).is_ok());
         let (display, controls) = (Display::on(link.as_ref()), Mutex::new(controls));
-        let panel = Self(Arc::new(Opened { link, display, root, ids: Mutex::new(ids), controls, on_later_page }));
+        let panel = Self(Arc::new(OpenPanel { link, display, root, ids: Mutex::new(ids), controls, on_later_page }));
         let weak = Arc::downgrade(&panel.0);
         // Ends with the connection, which owns the sender.
         std::thread::spawn(move || {
             while let Some(pushes) = next(&pushes) {
                 let Some(panel) = weak.upgrade().map(Panel) else { return };
                 for (id, (data, buffers)) in pushes {
-                    if let Some((name, value)) = panel.hear(&id, &data, buffers) {
+                    if let Some((name, value)) = panel.receive(&id, &data, buffers) {
                         on_input(&panel, &name, &value);
                     }
                 }
@@ -273,7 +273,7 @@ impl Panel {
         self.0.link.as_ref()
     }
 
-    /// Shows the widgets in the cell, and `text` where a front end shows no widgets.
+    /// Shows the widgets in the cell, and `text` where a frontend shows no widgets.
     ///
     /// # Errors
     /// As [`Display::show`].
@@ -294,7 +294,7 @@ impl Panel {
     }
 
     /// Changes a control's state, such as `{"value": 2.0}` or `{"disabled": true}`. Only what differs is sent to the
-    /// front end. An unknown name is ignored.
+    /// frontend. An unknown name is ignored.
     pub fn set(&self, name: &str, state: Value) {
         // Held until the message is out: the last message must be the last value.
         let mut controls = lock(&self.0.controls);
@@ -329,8 +329,8 @@ impl Panel {
         }
     }
 
-    /// Takes in what the front end sent to the comm `id`.
-    fn hear(&self, id: &str, data: &Value, buffers: Vec<Vec<u8>>) -> Option<(String, Value)> {
+    /// Takes in what the frontend sent to the comm `id`.
+    fn receive(&self, id: &str, data: &Value, buffers: Vec<Vec<u8>>) -> Option<(String, Value)> {
         let mut controls = lock(&self.0.controls);
         let (name, control) = controls.iter_mut().find(|(_, control)| control.id == id)?;
         let value = match &data["state"]["value"] {
@@ -348,8 +348,8 @@ impl Panel {
     }
 }
 
-impl Opened {
-    /// Sends changed values without waiting for an answer; a kernel that is gone needs none.
+impl OpenPanel {
+    /// Sends changed values without waiting for a reply; a kernel that has ended needs none.
     fn update(&self, id: &str, state: Value) {
         let data = json!({"method": "update", "state": state, "buffer_paths": []});
         let message = json!({"comm_msg": {"comm_id": id, "data": data}});
@@ -357,7 +357,7 @@ impl Opened {
     }
 }
 
-impl Drop for Opened {
+impl Drop for OpenPanel {
     fn drop(&mut self) {
         self.link.iter().for_each(Link::close);
     }

@@ -51,7 +51,7 @@ pub fn notes(code: &str) -> Vec<String> {
 }
 
 /// Returns the note on variables that evcxr dropped.
-pub fn dropped(names: &[String]) -> String {
+pub fn dropped_note(names: &[String]) -> String {
     let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     let (was, whose, it) = match names {
         [_] => ("was", "its type was", "it"),
@@ -64,7 +64,7 @@ pub fn dropped(names: &[String]) -> String {
 }
 
 /// Returns the note on variables that a failed cell moved away and would have replaced.
-pub fn lost(names: &[String]) -> String {
+pub fn lost_note(names: &[String]) -> String {
     let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     let (is, it) = if names.len() == 1 { ("is", "it") } else { ("are", "them") };
     format!(
@@ -80,8 +80,8 @@ pub fn without_redefined(text: &str) -> String {
     text.split_inclusive('\n').filter(|line| !own(line)).collect()
 }
 
-/// Returns advice on what the compiler `said` of `code`; `gone` holds the names of dropped variables.
-pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
+/// Returns advice on what the compiler `said` of `code`; `dropped` holds the names of dropped variables.
+pub fn on_errors(code: &str, said: &str, dropped: &[String]) -> Vec<String> {
     let mut advice = vec![];
     if said.contains("conflicting implementations of trait") || said.contains("duplicate definitions with name") {
         advice.push(
@@ -92,7 +92,7 @@ pub fn on_errors(code: &str, said: &str, gone: &[String]) -> Vec<String> {
     }
     advice.extend(closure(code, said));
     for name in missing_names(said) {
-        if gone.contains(&name) {
+        if dropped.contains(&name) {
             advice.push(format!(
                 "help: `{name}` was dropped when its type was defined again. Run the cell that makes it again."
             ));
@@ -233,6 +233,6 @@ mod tests {
     fn the_line_about_dropped_variables_is_said_once() {
         let text = "a\nThe type of the variable p was redefined, so was lost.\nb\n";
         assert_eq!(without_redefined(text), "a\nb\n");
-        assert!(dropped(&["p".into(), "q".into()]).starts_with("note: `p`, `q` were dropped"));
+        assert!(dropped_note(&["p".into(), "q".into()]).starts_with("note: `p`, `q` were dropped"));
     }
 }

@@ -1,4 +1,4 @@
-//! The process that runs cells, as the front sees it: its streams and its state.
+//! The process that runs cells, the child, as the server sees it: its streams and its state.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
@@ -19,8 +19,10 @@ use crate::processes::{any_thread_reads_stdin, reads_stdin};
 /// The process that runs cells.
 pub struct Child {
     pub pid: i32,
+    /// The commands that evcxr sends to the child.
     pub commands: Option<pipe::Receiver>,
-    pub answers: std::fs::File,
+    /// What evcxr reads of the child's stdout.
+    pub to_evcxr: std::fs::File,
     /// `None` once evcxr has closed its end. The child then ends, and evcxr waits for that.
     pub stdin: Option<Stdin>,
     pub stdout: Option<pipe::Receiver>,
@@ -35,7 +37,7 @@ pub struct Child {
     /// Such a line that was shown as text of the cell. It counts all the same if the child comes to rest later.
     pub doubtful: Option<String>,
     /// The socket on which the child can be asked for a new stdin, and whether it was asked.
-    pub line: UnixStream,
+    pub socket: UnixStream,
     pub renews_stdin: bool,
     /// The cell asked evcxr for input and still waits for it.
     pub asked_input: bool,
@@ -116,11 +118,11 @@ impl Stdin {
 }
 
 impl Child {
-    pub fn new(streams: Streams, pid: i32, line: UnixStream) -> std::io::Result<Self> {
+    pub fn new(streams: Streams, pid: i32, socket: UnixStream) -> std::io::Result<Self> {
         Ok(Self {
             pid,
             commands: Some(pipe::Receiver::from_owned_fd(streams.commands)?),
-            answers: streams.answers.into(),
+            to_evcxr: streams.to_evcxr.into(),
             stdin: Some(Stdin::new(streams.stdin)?),
             stdout: Some(pipe::Receiver::from_owned_fd(streams.stdout)?),
             stderr: Some(pipe::Receiver::from_owned_fd(streams.stderr)?),
@@ -130,7 +132,7 @@ impl Child {
             waiting: VecDeque::new(),
             waits_since: None,
             doubtful: None,
-            line,
+            socket,
             renews_stdin: false,
             asked_input: false,
         })
@@ -160,7 +162,7 @@ impl Child {
     /// Asks for a new stdin, so that the waiting read finds the end of the file.
     pub fn end_stdin(&mut self) {
         self.renews_stdin = true;
-        ask_for_stdin(&self.line);
+        ask_for_stdin(&self.socket);
     }
 
     pub fn renew_stdin(&mut self, stdin: OwnedFd) {
@@ -170,9 +172,9 @@ impl Child {
     }
 
     /// Sends a line to evcxr, which reads only while it waits for a cell's code.
-    pub fn answer(&mut self, line: &str) {
+    pub fn tell_evcxr(&mut self, line: &str) {
         if self.running {
-            let _ = writeln!(self.answers, "{line}");
+            let _ = writeln!(self.to_evcxr, "{line}");
         }
     }
 }

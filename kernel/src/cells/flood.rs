@@ -1,4 +1,4 @@
-//! A limit on what a cell prints: front ends choke on more, and the notebook file would keep all of it.
+//! A limit on what a cell prints: frontends choke on more, and the notebook file would keep all of it.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -1,6 +1,6 @@
-//! The process that runs cells hands its standard streams over to the front before evcxr's code takes over.
+//! The child hands its standard streams over to the server before evcxr's code takes over.
 //!
-//! The front holds the other ends of the pipes, so it can read what a cell printed even after this process has
+//! The server holds the other ends of the pipes, so it can read what a cell printed even after the child has
 //! crashed.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write, pipe, stderr, stdin, stdout};
@@ -22,15 +22,15 @@ use crate::private::{self, TOKEN};
 pub struct Streams {
     /// Reads the commands that evcxr sends to the child.
     pub commands: OwnedFd,
-    /// Writes what evcxr reads as the child's answers.
-    pub answers: OwnedFd,
+    /// Writes what evcxr reads of the child's stdout.
+    pub to_evcxr: OwnedFd,
     /// The other ends of the child's new stdin, stdout and stderr.
     pub stdin: OwnedFd,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
 }
 
-/// In the child: hands the streams over. Without a front, as in stock evcxr_jupyter, nothing happens.
+/// In the child: hands the streams over. Without a server, as in stock evcxr_jupyter, nothing happens.
 pub fn hand_over() -> Result<()> {
     let Some(folder) = std::env::var_os(private::FOLDER) else {
         return Ok(());
@@ -38,42 +38,42 @@ pub fn hand_over() -> Result<()> {
     let token = std::env::var(TOKEN).context("the kernel gave no token")?;
     interrupt::share(Path::new(&folder))?;
     let socket = private::child_socket(Path::new(&folder));
-    let mut front = UnixStream::connect(&socket).with_context(|| format!("cannot reach {}", socket.display()))?;
+    let mut server = UnixStream::connect(&socket).with_context(|| format!("cannot reach {}", socket.display()))?;
     let (new_stdin, to_stdin) = pipe()?;
     let (from_stdout, new_stdout) = pipe()?;
     let (from_stderr, new_stderr) = pipe()?;
-    let (commands, answers) = (stdin(), stdout());
-    let given = [commands.as_fd(), answers.as_fd(), to_stdin.as_fd(), from_stdout.as_fd(), from_stderr.as_fd()];
-    send(&front, format!("{token} {}\n", std::process::id()).as_bytes(), &given)?;
+    let (commands, to_evcxr) = (stdin(), stdout());
+    let given = [commands.as_fd(), to_evcxr.as_fd(), to_stdin.as_fd(), from_stdout.as_fd(), from_stderr.as_fd()];
+    send(&server, format!("{token} {}\n", std::process::id()).as_bytes(), &given)?;
     // evcxr takes the closing of this stderr for the end of the process, so it must stay open until then.
     std::mem::forget(stderr().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdin(&new_stdin)?;
     rustix::stdio::dup2_stdout(&new_stdout)?;
     rustix::stdio::dup2_stderr(&new_stderr)?;
     std::thread::spawn(move || {
-        // Each byte from the front asks for a new stdin. When the socket closes, the front is gone, and this process
-        // ends.
-        while front.read(&mut [0]).is_ok_and(|length| length == 1) && renew_stdin(&front).is_ok() {}
+        // Each byte from the server asks for a new stdin. When the socket closes, the server has ended, and this
+        // process ends, too.
+        while server.read(&mut [0]).is_ok_and(|length| length == 1) && renew_stdin(&server).is_ok() {}
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     });
     Ok(())
 }
 
-/// Puts a new pipe in place of stdin and sends the front its other end. So a cell's read can end without the end of
-/// stdin: when the front closes the old pipe, a waiting read finds the end of the file, and later reads, evcxr's among
+/// Puts a new pipe in place of stdin and sends the server its other end. So a cell's read can end without the end of
+/// stdin: when the server closes the old pipe, a waiting read finds the end of the file, and later reads, evcxr's among
 /// them, use the new pipe.
-fn renew_stdin(front: &UnixStream) -> Result<()> {
+fn renew_stdin(server: &UnixStream) -> Result<()> {
     let (new_stdin, to_stdin) = pipe()?;
     rustix::stdio::dup2_stdin(&new_stdin)?;
-    send(front, b"stdin\n", &[to_stdin.as_fd()])
+    send(server, b"stdin\n", &[to_stdin.as_fd()])
 }
 
-/// In the front: asks the child for a new stdin, which [`next_stdin`] receives.
+/// In the server: asks the child for a new stdin, which [`next_stdin`] receives.
 pub fn ask_for_stdin(child: &UnixStream) {
     let _ = (&mut &*child).write_all(&[1]);
 }
 
-/// In the front: waits for a new stdin of the child. Returns `None` when the child is gone.
+/// In the server: waits for a new stdin of the child. Returns `None` when the child has ended.
 pub fn next_stdin(child: &UnixStream) -> Option<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -84,16 +84,16 @@ pub fn next_stdin(child: &UnixStream) -> Option<OwnedFd> {
     })
 }
 
-fn send(front: &UnixStream, text: &[u8], fds: &[BorrowedFd]) -> Result<()> {
+fn send(server: &UnixStream, text: &[u8], fds: &[BorrowedFd]) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(fds));
-    sendmsg(front, &[IoSlice::new(text)], &mut ancillary, SendFlags::empty())?;
-    (&mut &*front).flush()?;
+    sendmsg(server, &[IoSlice::new(text)], &mut ancillary, SendFlags::empty())?;
+    (&mut &*server).flush()?;
     Ok(())
 }
 
-/// In the front: receives the streams and the process id of a new child.
+/// In the server: receives the streams and the process id of a new child.
 pub fn receive(child: &UnixStream, token: &str) -> Result<(Streams, i32)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -107,8 +107,8 @@ pub fn receive(child: &UnixStream, token: &str) -> Result<(Streams, i32)> {
     let mut fds = fds.next().into_iter().flatten();
     let pid = text.strip_prefix(token).and_then(|rest| rest.trim().parse().ok());
     match (pid, fds.next(), fds.next(), fds.next(), fds.next(), fds.next()) {
-        (Some(pid), Some(commands), Some(answers), Some(stdin), Some(stdout), Some(stderr)) => {
-            Ok((Streams { commands, answers, stdin, stdout, stderr }, pid))
+        (Some(pid), Some(commands), Some(to_evcxr), Some(stdin), Some(stdout), Some(stderr)) => {
+            Ok((Streams { commands, to_evcxr, stdin, stdout, stderr }, pid))
         }
         _ => bail!("a process without the token asked to run cells"),
     }

@@ -1,4 +1,4 @@
-//! Two words of memory that the front shares with the process that runs cells. By the first one, Interrupt stops loops
+//! Two words of memory that the server shares with the child. By the first one, Interrupt stops loops
 //! ([`crate::cells::compile::stops`]); in the second one, a loop tells where it stopped.
 
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
-/// Names the address of the words in the process that runs cells.
+/// Names the address of the words in the child.
 pub const ADDRESS: &str = "LIVE_KERNEL_INTERRUPT";
 
 /// Name of the file in the private folder that both processes map.
@@ -25,7 +25,7 @@ pub enum Stop {
 
 const LENGTH: usize = size_of::<[AtomicU32; 2]>();
 
-/// The words, as the front sees them.
+/// The words, as the server sees them.
 pub struct Interrupt(&'static [AtomicU32; 2]);
 
 impl Interrupt {
@@ -57,7 +57,7 @@ impl Interrupt {
     }
 }
 
-/// In the process that runs cells: maps the words and puts their address into the environment.
+/// In the child: maps the words and puts their address into the environment.
 pub fn share(folder: &Path) -> Result<()> {
     let file = File::options().read(true).write(true).open(folder.join(FILE)).context("the kernel made no file")?;
     let words = map(&file)?;

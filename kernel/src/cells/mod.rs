@@ -1,4 +1,4 @@
-//! Cells: their source, its compilation, the process that runs them, and its output.
+//! Cells: their source, its compilation, the child that runs them, and its output.
 
 pub mod advice;
 pub mod child;

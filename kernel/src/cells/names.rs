@@ -131,7 +131,7 @@ impl Names {
         }
     }
 
-    /// Notes the name that one branch of a `use` imports.
+    /// Adds the name that one branch of a `use` imports.
     fn import(&mut self, tree: &ast::UseTree, public: bool, path: &str) {
         let module = self.modules.entry(path.to_owned()).or_default();
         if tree.star_token().is_some() {

@@ -1,10 +1,10 @@
 //! Keeps the variables that a failed cell would have replaced, such as `history` in `let history = fit(..)?`.
 //!
-//! evcxr loses them: it takes all variables out of its store before a cell runs, and a cell that fails drops those that
-//! it rebinds. To keep them,
+//! evcxr loses them: it takes all variables out of its store before a cell runs, and a cell that fails does not
+//! put back those that it binds again. To keep them,
 //! 1. our `cargo` changes the source that evcxr makes of the cell: a variable that the cell does not use stays in the
 //!    store, and one that it uses is put back at the end, unless the cell moved it away;
-//! 2. the front runs a cell of its own, by which evcxr takes up these variables again, because it has forgotten them.
+//! 2. the server runs an internal cell, by which evcxr takes up these variables again, because it has forgotten them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cells::syntax::body;
 
-/// File in the private folder by which the front and the kernel's cargo exchange the variables of a cell.
+/// File in the private folder by which the server and the kernel's cargo exchange the variables of a cell.
 const FILE: &str = "replaced.json";
 
 /// The variables that a cell replaces, by name.
@@ -67,7 +67,7 @@ fn mentions(node: &SyntaxNode, name: &str, except: Option<&SyntaxNode>) -> bool 
     })
 }
 
-/// In the front: writes down which variables the next cell replaces.
+/// In the server: writes down which variables the next cell replaces.
 pub fn announce(folder: &Path, replaced: &Replaced) {
     let _ = match replaced.is_empty() {
         true => fs::remove_file(folder.join(FILE)),
@@ -111,7 +111,7 @@ pub fn put_back(folder: &Path, text: &str) -> Option<String> {
     Some(format!("{}{end}{}", &text[..last], &text[last..]).replacen(NEW, &method, 1))
 }
 
-/// In the kernel's cargo: notes whether the compiled cell puts back what it used.
+/// In the kernel's cargo: records whether the compiled cell puts back what it used.
 pub fn set_put_back(folder: &Path, put_back: bool) {
     let Some(mut replaced) = read(folder) else { return };
     replaced.values_mut().for_each(|variable| variable.put_back = put_back);

@@ -141,7 +141,10 @@ mod tests {
 
     #[test]
     fn warnings_are_left_out_beside_an_error() {
-        let report = |header: &str, said: &str, label: &str| json!({"evalue": said, "traceback": [format!("\u{1b}[31m{header}\u{1b}[0m {said}"), format!("  ── {label}")]});
+        let report = |header: &str, said: &str, label: &str| {
+            let first = format!("\u{1b}[31m{header}\u{1b}[0m {said}");
+            json!({"evalue": said, "traceback": [first, format!("  ── {label}")]})
+        };
         let error = report("[E0308] Error:", "mismatched types", "expected `u8`, found `&str`");
         let unused = report("[unused_variables] Error:", "unused variable: `x`", "warning: unused variable: `x`");
         let unreachable = report("[unreachable_code] Error:", "unreachable statement", "unreachable statement");

@@ -31,34 +31,34 @@ const LIBRARY: [&str; 3] = ["alloc", "core", "std"];
 /// Variables for evcxr.
 pub type Variables = Vec<(&'static str, OsString)>;
 
-/// Makes what a kernel with this private folder needs. Returns the variables, and the build directory of cells.
+/// Makes what a kernel with this private folder needs. Returns the variables, and the build directory.
 pub fn prepare(private: &Path) -> Result<(Variables, PathBuf)> {
     let cache = cache()?;
     let (mut variables, tools) = shared(&cache)?;
-    let cells = match std::env::var_os("EVCXR_TMPDIR").map(PathBuf::from) {
+    let build = match std::env::var_os("EVCXR_TMPDIR").map(PathBuf::from) {
         Some(given) => given,
         None => {
-            let (cells, lock) = build_directory(&cache.join("cells"))?;
+            let (build, lock) = build_directory(&cache.join("cells"))?;
             // The lock lives on in the process that builds there, and ends with it, however it ends.
             variables.push((LOCK, lock.as_raw_fd().to_string().into()));
             fcntl_setfd(&lock, FdFlags::empty()).context("cannot hand the lock of the build directory on")?;
             std::mem::forget(lock);
-            cells
+            build
         }
     };
-    remove_old_cells(&cells);
+    remove_old_cells(&build);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path))).context("PATH")?;
     variables.push(("PATH", path));
     variables.push(("EVCXR_CONFIG_DIR", configuration(private)?.into()));
-    variables.push(("EVCXR_TMPDIR", cells.clone().into()));
-    Ok((variables, cells))
+    variables.push(("EVCXR_TMPDIR", build.clone().into()));
+    Ok((variables, build))
 }
 
 /// Makes what evcxr_jupyter needs where it stands alone.
 pub fn prepare_alone() -> Result<Variables> {
-    if let Some(cells) = std::env::var_os("EVCXR_TMPDIR") {
-        remove_old_cells(Path::new(&cells));
+    if let Some(build) = std::env::var_os("EVCXR_TMPDIR") {
+        remove_old_cells(Path::new(&build));
     }
     Ok(shared(&cache()?)?.0)
 }
@@ -103,11 +103,11 @@ fn own_cargo_home() -> PathBuf {
 fn build_directory(folder: &Path) -> Result<(PathBuf, File)> {
     let mut number = 1;
     loop {
-        let cells = folder.join(number.to_string());
-        fs::create_dir_all(&cells).with_context(|| format!("cannot make {}", cells.display()))?;
-        let lock = File::create(cells.with_extension("lock")).context("cannot make the lock of a build directory")?;
+        let build = folder.join(number.to_string());
+        fs::create_dir_all(&build).with_context(|| format!("cannot make {}", build.display()))?;
+        let lock = File::create(build.with_extension("lock")).context("cannot make the lock of a build directory")?;
         match lock.try_lock() {
-            Ok(()) => return Ok((cells, lock)),
+            Ok(()) => return Ok((build, lock)),
             Err(fs::TryLockError::WouldBlock) => number += 1,
             Err(fs::TryLockError::Error(error)) => return Err(error).context("cannot lock a build directory"),
         }
@@ -115,8 +115,8 @@ fn build_directory(folder: &Path) -> Result<(PathBuf, File)> {
 }
 
 /// Every cell leaves a library behind; those of the kernel that had the build directory before are of no use.
-fn remove_old_cells(cells: &Path) {
-    let targets = fs::read_dir(cells.join("target")).into_iter().flatten().flatten();
+fn remove_old_cells(build: &Path) {
+    let targets = fs::read_dir(build.join("target")).into_iter().flatten().flatten();
     // cargo puts the library into the first, rustc into the second.
     for folder in targets.flat_map(|target| ["debug", "debug/deps"].map(|name| target.path().join(name))) {
         for file in fs::read_dir(folder).into_iter().flatten().flatten() {

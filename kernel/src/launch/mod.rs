@@ -1,6 +1,6 @@
-//! What happens before the first cell: the processes of a kernel, and what they find.
+//! What happens before the first cell: the kernel's processes and their environment.
 
 pub mod environment;
-pub mod inner;
+pub mod interpreter;
 pub mod kernelspec;
 pub mod outline;

@@ -1,4 +1,4 @@
-//! One cell, from the moment the front hands it to evcxr until the front replies.
+//! One cell, from the moment the server sends it to evcxr until the server replies.
 
 use std::time::Instant;
 
@@ -12,19 +12,19 @@ use crate::cells::failures::Failure;
 pub enum Asker {
     /// evcxr, for code that uses the crate evcxr_input.
     Evcxr,
-    /// The front, for code that reads its stdin.
+    /// The server, for code that reads its stdin.
     Stdin,
 }
 
-/// What the front knows of the cell that evcxr has.
+/// What the server knows of the running cell.
 pub struct Cell {
     pub request: JupyterMessage,
-    /// The front runs this cell for itself and shows nothing of it.
-    pub own: bool,
+    /// The server runs this cell for itself and shows nothing of it.
+    pub internal: bool,
     pub code: String,
     pub count: u64,
     /// The number that evcxr gives the cell; evcxr's messages name it.
-    pub inner_count: u64,
+    pub evcxr_count: u64,
     pub failure: Option<Failure>,
     /// The contents of evcxr's `error` messages.
     pub errors: Vec<Value>,
@@ -32,7 +32,7 @@ pub struct Cell {
     /// evcxr has sent its last message about this cell.
     pub idle: bool,
     /// When the user last pressed Interrupt, or read the note on what a second Interrupt costs.
-    pub told: Option<Instant>,
+    pub interrupted: Option<Instant>,
     /// Interrupt found work that watches for it.
     pub watched: bool,
     /// The cell went on after Interrupt, and the note on that was shown.
@@ -47,12 +47,12 @@ pub struct Cell {
     /// The cell read the end of its stdin, and the note about that was shown.
     pub met_end: bool,
     /// Another page was opened while the cell ran.
-    pub joined: bool,
+    pub page_opened: bool,
     /// Code that shows the cell's results afterwards.
     pub afterwards: Vec<String>,
     /// Text for the next cell of the notebook, as a payload of the reply.
     pub next_input: Option<Value>,
-    /// The name of the user's expression that this cell of the front's own evaluates.
+    /// The name of the user's expression that this internal cell evaluates.
     pub expression: Option<String>,
     /// The value of that expression: its forms, and their metadata.
     pub value: Option<(Value, Value)>,
@@ -66,15 +66,15 @@ impl Cell {
     pub fn new(request: JupyterMessage, code: String, count: u64) -> Self {
         Self {
             request,
-            own: false,
+            internal: false,
             code,
             count,
-            inner_count: 0,
+            evcxr_count: 0,
             failure: None,
             errors: vec![],
             reply: None,
             idle: false,
-            told: None,
+            interrupted: None,
             watched: false,
             warned: false,
             skip: false,
@@ -82,7 +82,7 @@ impl Cell {
             awaits_input: None,
             input_ended: false,
             met_end: false,
-            joined: false,
+            page_opened: false,
             afterwards: vec![],
             next_input: None,
             expression: None,

@@ -1,5 +1,5 @@
-//! Connects sockets with the front's one task: every incoming message becomes an event, and an outbox sends messages
-//! in order.
+//! Connects ZeroMQ sockets with the server's one task: every incoming message becomes an event, and an outbox sends
+//! messages in order.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ pub fn outbox<S: SocketSend + Send + 'static>(mut socket: Connection<S>) -> Outb
     let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
     tokio::spawn(async move {
         while let Some(message) = receiver.recv().await {
-            // A failure means that the front end is gone, and then nobody waits for the message.
+            // A failure means that the receiver has ended, and then nobody waits for the message.
             let _ = socket.send(message).await;
         }
     });
@@ -40,7 +40,7 @@ const GATHER: Duration = Duration::from_millis(10);
 const FULL: usize = 1 << 20;
 
 /// Starts the iopub channel. It welcomes every subscriber (JEP 65), so that none misses what follows. It joins
-/// printed lines into few messages, because front ends choke on a hundred thousand.
+/// printed lines into few messages, because frontends choke on a hundred thousand.
 pub fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
     let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
     tokio::spawn(async move {
@@ -107,7 +107,7 @@ where
                 // The message is malformed or its signature forged, so it is ignored.
                 Err(error) => {
                     eprintln!("kernel: ignored a message: {error}");
-                    // A socket whose other side is gone may fail again and again, which must not keep a core busy.
+                    // A socket whose other side has ended may fail again and again, which must not keep a core busy.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }

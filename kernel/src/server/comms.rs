@@ -1,4 +1,4 @@
-//! The open widgets with their states and owners. The front answers for them, so that they stay alive while a cell
+//! The open widgets with their states and owners. The server replies for them, so that they stay alive while a cell
 //! runs (`jupyter.widget` comm protocol, version 2, of ipywidgets 8).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ struct Comm {
     state: Map<String, Value>,
     /// Binary parts of the state, each with its path in the state, such as `["value", 0, "content"]`.
     buffers: Vec<(Value, Bytes)>,
-    /// The connection of the cell that made it.
+    /// The number of the link that opened it.
     owner: u64,
 }
 
@@ -25,17 +25,17 @@ pub struct Comms {
     controls: BTreeSet<String>,
 }
 
-/// The effect of a front end's message: messages to all front ends, and one to the owner.
+/// The effect of a frontend's message: messages to all frontends, and one to the owner.
 #[derive(Default, Debug, PartialEq)]
 pub struct Effect {
     /// Types, contents and buffers of messages for iopub.
     pub publish: Vec<(&'static str, Value, Vec<Bytes>)>,
     pub push: Option<(u64, Value, Vec<Bytes>)>,
-    /// A page asked for the states of all widgets.
-    pub opened: bool,
+    /// A page asked for the states of all widgets, as each does when it is opened.
+    pub page_opened: bool,
 }
 
-/// Stands for the owner of widgets that outlive their connection.
+/// Stands for the owner of widgets that outlive their link.
 const NOBODY: u64 = u64::MAX;
 
 impl Comms {
@@ -47,7 +47,7 @@ impl Comms {
         self.open.insert(id(content), comm);
     }
 
-    /// Handles `comm_msg` from a cell. Returns `false` where a front end has closed the comm, so that nobody needs
+    /// Handles `comm_msg` from a cell. Returns `false` where a frontend has closed the comm, so that nobody needs
     /// the message.
     pub fn message(&mut self, content: &Value, buffers: &[Bytes]) -> bool {
         match self.open.get_mut(&id(content)) {
@@ -61,17 +61,17 @@ impl Comms {
         self.open.remove(&id(content));
     }
 
-    /// Keeps the widgets of a connection in their present state when it ends.
+    /// Keeps the widgets of a link in their present state when it ends.
     pub fn keep_all_of(&mut self, owner: u64) {
         self.open.values_mut().filter(|comm| comm.owner == owner).for_each(|comm| comm.owner = NOBODY);
     }
 
-    /// Closes the widgets of a connection that ended. Returns the contents of the messages to publish.
+    /// Closes the widgets of a link that ended. Returns the contents of the messages to publish.
     pub fn close_all_of(&mut self, owner: u64) -> Vec<Value> {
-        let (gone, kept) = std::mem::take(&mut self.open).into_iter().partition(|(_, comm)| comm.owner == owner);
+        let (closed, kept) = std::mem::take(&mut self.open).into_iter().partition(|(_, comm)| comm.owner == owner);
         self.open = kept;
-        let gone: BTreeMap<String, Comm> = gone;
-        gone.into_keys().map(|comm_id| json!({"comm_id": comm_id, "data": {}})).collect()
+        let closed: BTreeMap<String, Comm> = closed;
+        closed.into_keys().map(|comm_id| json!({"comm_id": comm_id, "data": {}})).collect()
     }
 
     /// Returns `comms` of a `comm_info_reply`.
@@ -81,7 +81,7 @@ impl Comms {
         all.map(|(id, comm)| (id.clone(), json!({"target_name": comm.target}))).collect::<Map<_, _>>().into()
     }
 
-    /// Handles `comm_open`, `comm_msg` or `comm_close` from a front end.
+    /// Handles `comm_open`, `comm_msg` or `comm_close` from a frontend.
     pub fn receive(&mut self, kind: &str, content: &Value, buffers: &[Bytes]) -> Effect {
         let comm_id = id(content);
         let closed = ("comm_close", json!({"comm_id": comm_id, "data": {}}), vec![]);
@@ -100,7 +100,7 @@ impl Comms {
                 let (paths, buffers) = self.all_buffers();
                 let data = json!({"method": "update_states", "states": self.states(), "buffer_paths": paths});
                 let publish = vec![("comm_msg", json!({"comm_id": comm_id, "data": data}), buffers)];
-                Effect { publish, opened: true, ..Effect::default() }
+                Effect { publish, page_opened: true, ..Effect::default() }
             }
             _ => match self.open.get_mut(&comm_id) {
                 Some(comm) => comm.receive(&comm_id, &content["data"], buffers),
@@ -109,7 +109,7 @@ impl Comms {
         }
     }
 
-    /// Returns the buffers of all states, each with its path in the answer to `request_states`.
+    /// Returns the buffers of all states, each with its path in the reply to `request_states`.
     fn all_buffers(&self) -> (Vec<Value>, Vec<Bytes>) {
         let path = |id: &str, path: &Value| {
             let within = path.as_array().into_iter().flatten().cloned();
@@ -155,7 +155,7 @@ impl Comm {
                 let state = json!({"method": "update", "state": self.state, "buffer_paths": paths});
                 return Effect { publish: message(state, buffers), ..Effect::default() };
             }
-            // The echo updates other front ends of the notebook, and confirms the update to the sender.
+            // The echo updates other frontends of the notebook, and confirms the update to the sender.
             Some("update") => {
                 self.merge(data, buffers);
                 let echo =
@@ -197,12 +197,12 @@ mod tests {
         assert!(comms.message(&json!({"comm_id": "a", "data": {"method": "update", "state": {"min": 1.0}}}), &[]));
         comms.receive("comm_open", &json!({"comm_id": "c", "target_name": CONTROL_TARGET}), &[]);
         let asked = json!({"comm_id": "c", "data": {"method": "request_states"}});
-        let answer = &comms.receive("comm_msg", &asked, &[]).publish[0].1["data"];
-        assert_eq!(answer["method"], "update_states");
-        assert!(comms.receive("comm_msg", &asked, &[]).opened);
-        assert_eq!(answer["states"]["a"]["model_name"], "FloatSliderModel");
-        assert_eq!(answer["states"]["a"]["state"]["value"], 2.0);
-        assert_eq!(answer["states"]["a"]["state"]["min"], 1.0);
+        let reply = &comms.receive("comm_msg", &asked, &[]).publish[0].1["data"];
+        assert_eq!(reply["method"], "update_states");
+        assert!(comms.receive("comm_msg", &asked, &[]).page_opened);
+        assert_eq!(reply["states"]["a"]["model_name"], "FloatSliderModel");
+        assert_eq!(reply["states"]["a"]["state"]["value"], 2.0);
+        assert_eq!(reply["states"]["a"]["state"]["min"], 1.0);
         let asked = json!({"comm_id": "a", "data": {"method": "request_state"}});
         assert_eq!(comms.receive("comm_msg", &asked, &[]).publish[0].1["data"]["state"]["value"], 2.0);
         assert_eq!(comms.info(&json!("jupyter.widget")), json!({"a": {"target_name": "jupyter.widget"}}));

@@ -1,4 +1,5 @@
-//! Completion and inspection by evcxr: asks in a form that evcxr understands, and leaves private names out.
+//! Completion and inspection, forwarded to evcxr in a form that it understands. Private names are left out of its
+//! replies.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,8 +17,8 @@ use crate::server::wire::{content, message};
 /// of another crate, and all are offered. So are fields, where there are more.
 const MOST: usize = 16;
 
-/// The purpose of a question to evcxr.
-enum Asked {
+/// The purpose of a request to evcxr.
+enum Purpose {
     Completion(JupyterMessage),
     Inspection(JupyterMessage),
     /// Whether one name of the completion with this number is private.
@@ -28,7 +29,7 @@ enum Asked {
     },
 }
 
-/// A completion that waits for evcxr's answers about some of its names.
+/// A completion that waits for evcxr's replies about some of its names.
 struct Completion {
     request: JupyterMessage,
     reply: Value,
@@ -36,21 +37,21 @@ struct Completion {
     hidden: Vec<usize>,
 }
 
-/// The next step after an answer of evcxr.
+/// The next step after a reply of evcxr.
 pub enum Next {
     /// Send this reply to this request.
     Reply(Box<JupyterMessage>, Value),
-    /// Ask evcxr these questions.
-    Ask(Vec<JupyterMessage>),
+    /// Send these requests to evcxr.
+    Send(Vec<JupyterMessage>),
     Wait,
 }
 
-/// The questions that evcxr has not answered yet, and the names of crates that are being edited.
-pub struct Questions {
-    /// By the id of the message to evcxr.
-    asked: HashMap<String, Asked>,
+/// The requests to which evcxr has not replied yet, and the names of crates that are being edited.
+pub struct Forwarded {
+    /// By the id of the request to evcxr.
+    requests: HashMap<String, Purpose>,
     completions: HashMap<u64, Completion>,
-    /// Number of completions that needed further questions.
+    /// Number of completions that needed further requests.
     completed: u64,
     /// evcxr's `Cargo.toml`.
     manifest: PathBuf,
@@ -58,26 +59,26 @@ pub struct Questions {
     known: Option<(String, Arc<Names>)>,
 }
 
-impl Questions {
+impl Forwarded {
     pub fn new(manifest: PathBuf) -> Self {
-        Self { asked: HashMap::new(), completions: HashMap::new(), completed: 0, manifest, known: None }
+        Self { requests: HashMap::new(), completions: HashMap::new(), completed: 0, manifest, known: None }
     }
 
-    /// Turns a request of the front end into a question to evcxr.
-    pub fn of(&mut self, request: JupyterMessage) -> JupyterMessage {
+    /// Turns a request of a frontend into one to evcxr.
+    pub fn forward(&mut self, request: JupyterMessage) -> JupyterMessage {
         let asked = content(&request);
         let code = asked["code"].as_str().unwrap_or_default();
         let cursor = asked["cursor_pos"].as_u64().unwrap_or_default() as usize;
         if request.header.msg_type == "complete_request" {
             let asked = json!({"code": code, "cursor_pos": in_graphemes(code, cursor)});
-            return self.question(message("complete_request", asked, None), Asked::Completion(request));
+            return self.request(message("complete_request", asked, None), Purpose::Completion(request));
         }
         let code = syntax::inspected(code, cursor);
-        self.question(inspection(&code), Asked::Inspection(request))
+        self.request(inspection(&code), Purpose::Inspection(request))
     }
 
     /// Returns the reply to give while evcxr is busy.
-    pub fn unanswered(request: &JupyterMessage) -> Value {
+    pub fn empty_reply(request: &JupyterMessage) -> Value {
         if request.header.msg_type == "complete_request" {
             let at = &content(request)["cursor_pos"];
             return json!({"status": "ok", "matches": [], "cursor_start": at, "cursor_end": at, "metadata": {}});
@@ -85,17 +86,17 @@ impl Questions {
         json!({"status": "ok", "found": false, "data": {}, "metadata": {}})
     }
 
-    fn question(&mut self, message: JupyterMessage, asked: Asked) -> JupyterMessage {
-        self.asked.insert(message.header.msg_id.clone(), asked);
-        message
+    fn request(&mut self, request: JupyterMessage, purpose: Purpose) -> JupyterMessage {
+        self.requests.insert(request.header.msg_id.clone(), purpose);
+        request
     }
 
-    /// Takes evcxr's reply to the message `id` in. Returns `None` where the message was not a question from here.
-    pub fn answered(&mut self, id: &str, reply: impl FnOnce() -> Value) -> Option<Next> {
-        Some(match self.asked.remove(id)? {
-            Asked::Inspection(request) => Next::Reply(Box::new(request), reply()),
-            Asked::Completion(request) => self.sift(request, reply()),
-            Asked::Name { completion, index, field } => {
+    /// Takes in evcxr's reply to the request `id`. Returns `None` where the request was not sent from here.
+    pub fn take_reply(&mut self, id: &str, reply: impl FnOnce() -> Value) -> Option<Next> {
+        Some(match self.requests.remove(id)? {
+            Purpose::Inspection(request) => Next::Reply(Box::new(request), reply()),
+            Purpose::Completion(request) => self.sift(request, reply()),
+            Purpose::Name { completion, index, field } => {
                 let is_private = |said: &str| match field {
                     true => names::is_private_field(said),
                     false => self.names().is_private(said),
@@ -149,14 +150,14 @@ impl Questions {
         let completion = self.completed;
         let waiting = Completion { request, reply, waits_for: doubtful.len(), hidden };
         self.completions.insert(completion, waiting);
-        let question = |index: usize| {
+        let request = |index: usize| {
             let call = if matches[index].contains('(') { "(" } else { "" };
             let code = format!("{before}{}{call}", names::name(&matches[index]));
             let code = syntax::inspected(&code, code.chars().count());
             let field = is_field(&matches[index]);
-            self.question(inspection(&code), Asked::Name { completion, index, field })
+            self.request(inspection(&code), Purpose::Name { completion, index, field })
         };
-        Next::Ask(doubtful.into_iter().map(question).collect())
+        Next::Send(doubtful.into_iter().map(request).collect())
     }
 
     /// Returns the names, found again where a cell has changed the dependencies.

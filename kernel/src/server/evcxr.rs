@@ -1,4 +1,4 @@
-//! The front's connections to evcxr_jupyter, and its end.
+//! The server's connections to evcxr_jupyter, and its end.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -10,8 +10,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
 use zeromq::{DealerSocket, Socket, SocketOptions, SubSocket};
 
-/// The session of the messages between the front and evcxr_jupyter.
-const SESSION: &str = "kdlab-kernel-front";
+/// The session of the messages between the server and evcxr_jupyter.
+const SESSION: &str = "kdlab-kernel-server";
 
 pub struct Connections {
     pub shell: ClientShellConnection,
@@ -21,8 +21,8 @@ pub struct Connections {
 
 /// Connects to evcxr_jupyter once it listens.
 pub async fn connect(folder: &Path, token: &str) -> Result<Connections> {
-    let endpoint = |port: u16| format!("ipc://{}:{port}", folder.join("inner").display());
-    while !(1..=5).all(|port| folder.join(format!("inner:{port}")).exists()) {
+    let endpoint = |port: u16| format!("ipc://{}:{port}", folder.join("interpreter").display());
+    while !(1..=5).all(|port| folder.join(format!("interpreter:{port}")).exists()) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let dealer = async |port| {
@@ -39,7 +39,7 @@ pub async fn connect(folder: &Path, token: &str) -> Result<Connections> {
     Ok(Connections { shell: dealer(1).await?, stdin: dealer(3).await?, iopub: Connection::new(iopub, token, SESSION) })
 }
 
-/// Waits until evcxr_jupyter ends. Returns its last lines of output and its exit status.
+/// Waits until evcxr_jupyter ends. Returns the last lines of its output and its exit status.
 pub async fn ended(mut process: Child) -> String {
     let out = tokio::spawn(last_lines(process.stdout.take()));
     let err = tokio::spawn(last_lines(process.stderr.take()));

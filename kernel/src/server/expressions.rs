@@ -1,4 +1,4 @@
-//! The `user_expressions` of a request: Rust expressions that a front end wants evaluated after the cell.
+//! The `user_expressions` of a request: Rust expressions that a frontend wants evaluated after the cell.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use crate::server::cell::Cell;
 /// A cell that has ended, whose reply waits for the values of expressions.
 pub struct Expressions {
     pub cell: Cell,
-    /// Names and code.
+    /// Names and code of the expressions that are not evaluated yet.
     pub left: VecDeque<(String, String)>,
     pub values: Map<String, Value>,
 }
@@ -23,8 +23,8 @@ impl Expressions {
         Self { cell, left, values: Map::new() }
     }
 
-    /// Notes the value of an expression, or why there is none.
-    pub fn note(&mut self, name: String, value: Option<(Value, Value)>, failure: Option<Failure>) {
+    /// Adds the value of an expression, or why there is none.
+    pub fn add(&mut self, name: String, value: Option<(Value, Value)>, failure: Option<Failure>) {
         let entry = match failure {
             Some(failure) => {
                 let mut entry = failure.content();

@@ -1,4 +1,4 @@
-//! The inputs since the kernel started, which the front end can recall. Earlier ones are not stored.
+//! The inputs since the kernel started, which frontends can recall. Earlier ones are not stored.
 
 use regex::Regex;
 use serde_json::{Value, json};

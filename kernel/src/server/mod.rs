@@ -1,5 +1,5 @@
 //! The kernel's side of Jupyter's protocol. One task owns its state, handles one event at a time, and never
-//! waits for a cell. So the kernel answers comms, completion and Interrupt while a cell runs.
+//! waits for a cell. So the kernel replies to comms, completion and Interrupt while a cell runs.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,17 +14,16 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::cells::child::readable;
 use crate::cells::interrupt::Interrupt;
 use crate::config::Config;
-use crate::launch::{environment, inner};
+use crate::launch::{environment, interpreter};
 use crate::private;
 
 pub mod cell;
+pub mod cell_requests;
 pub mod channels;
-pub mod clients;
 pub mod comms;
 pub mod completion;
 pub mod evcxr;
 pub mod expressions;
-pub mod front;
 pub mod history;
 pub mod link;
 pub mod pages;
@@ -33,17 +32,19 @@ pub mod queue;
 pub mod readers;
 pub mod replies;
 pub mod requests;
+pub mod state;
 pub mod usage;
 pub mod wire;
 
 use channels::{follow, follow_signals, outbox, publisher, token};
-use front::{Channels, Event, Front};
+use state::{Channels, Event, Server};
 
+/// Interval for what has no event of its own, such as a wait for input.
 const TICK: Duration = Duration::from_millis(100);
 /// Interval for checking whether a cell has ended.
-const SOON: Duration = Duration::from_millis(1);
+const CHECK: Duration = Duration::from_millis(1);
 
-/// Serves the front end until it asks for shutdown, or its process ends.
+/// Serves frontends until one asks for shutdown, or the Jupyter server ends.
 pub fn run(connection_file: &Path) -> Result<()> {
     let text = std::fs::read(connection_file).with_context(|| format!("cannot read {}", connection_file.display()))?;
     let info: ConnectionInfo = serde_json::from_slice(&text)
@@ -79,18 +80,18 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     });
     let stop = Interrupt::new(folder)?;
     link::listen(folder, &token, link_events)?;
-    let (variables, cells) = environment::prepare(folder)?;
-    let mut process = inner::start(folder, &token, variables)?;
-    let inner_pid = process.id().map_or(0, |id| id as i32);
-    // The inner process notices by the end of this pipe that the front is gone.
+    let (variables, build_directory) = environment::prepare(folder)?;
+    let mut process = interpreter::start(folder, &token, variables)?;
+    let interpreter_pid = process.id().map_or(0, |id| id as i32);
+    // The interpreter notices by the end of this pipe that this process has ended.
     let _alive = process.stdin.take();
     let ends = events.clone();
-    tokio::spawn(async move { ends.send(Event::InnerEnded(evcxr::ended(process).await)) });
+    tokio::spawn(async move { ends.send(Event::InterpreterEnded(evcxr::ended(process).await)) });
     let (private, secret, connected) = (folder.to_owned(), token.clone(), events.clone());
     tokio::spawn(async move {
         let event = match evcxr::connect(&private, &secret).await {
-            Ok(connections) => Event::Connected(Box::new(connections)),
-            Err(error) => Event::InnerEnded(format!("{error:#}")),
+            Ok(connections) => Event::InterpreterConnected(Box::new(connections)),
+            Err(error) => Event::InterpreterEnded(format!("{error:#}")),
         };
         connected.send(event)
     });
@@ -102,30 +103,31 @@ async fn serve(info: &ConnectionInfo, folder: &Path) -> Result<()> {
     let channels = Channels { iopub: publisher(iopub), shell: shell_out, control: control_out, stdin: stdin_out };
     let config = Config::load();
     let wrong = config.as_ref().err().map(|error| format!("{error:#}"));
-    let mut front = Front::new(config.unwrap_or_default(), channels, events, inner_pid, folder, &cells, stop);
-    front.start_error = wrong;
-    front.rust = rust.await.ok().flatten().unwrap_or_default();
-    front.publish("status", json!({"execution_state": "starting"}), None);
-    let parent = rustix::process::getppid();
-    let watches_parent = std::env::var("JPY_PARENT_PID").ok().and_then(|pid| pid.parse().ok())
-        == parent.map(|pid| pid.as_raw_nonzero().get());
+    let mut server =
+        Server::new(config.unwrap_or_default(), channels, events, interpreter_pid, folder, &build_directory, stop);
+    server.start_error = wrong;
+    server.rust = rust.await.ok().flatten().unwrap_or_default();
+    server.publish("status", json!({"execution_state": "starting"}), None);
+    let parent_process = rustix::process::getppid();
+    let of_jupyter = std::env::var("JPY_PARENT_PID").ok().and_then(|pid| pid.parse().ok())
+        == parent_process.map(|pid| pid.as_raw_nonzero().get());
     let mut tick = tokio::time::interval(TICK);
-    while !front.ended {
+    while !server.ended {
         tokio::select! {
-            Some(event) = inbox.recv() => front.handle(event),
-            Some(event) = link_inbox.recv() => front.handle_link(event),
-            () = readable(&front.child) => front.drain(),
-            () = tokio::time::sleep(SOON), if front.child.as_ref().is_some_and(|child| !child.waiting.is_empty()) => {
-                front.look_again();
+            Some(event) = inbox.recv() => server.handle(event),
+            Some(event) = link_inbox.recv() => server.handle_link(event),
+            () = readable(&server.child) => server.drain(),
+            () = tokio::time::sleep(CHECK), if server.child.as_ref().is_some_and(|child| !child.waiting.is_empty()) => {
+                server.look_again();
             }
             _ = tick.tick() => {
-                front.tick();
+                server.tick();
                 // The Jupyter server ended without a shutdown request.
-                front.ended |= watches_parent && rustix::process::getppid() != parent;
+                server.ended |= of_jupyter && rustix::process::getppid() != parent_process;
             }
         }
     }
-    if let Some(pid) = Pid::from_raw(inner_pid) {
+    if let Some(pid) = Pid::from_raw(interpreter_pid) {
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
     // The sockets need a moment to send the last messages.
@@ -139,17 +141,17 @@ fn rust_version() -> Option<String> {
     String::from_utf8(output.stdout).ok()?.split_whitespace().nth(1).map(str::to_owned)
 }
 
-impl Front {
+impl Server {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Shell(request) => self.handle_shell(request),
             Event::Control(request) => self.handle_control(&request),
             Event::Stdin(reply) => self.send_input(reply),
-            Event::Connected(connections) => self.connect(*connections),
-            Event::InnerShell(reply) => self.handle_reply(&reply),
-            Event::InnerStdin(request) => self.ask_for_input(&request),
-            Event::InnerIopub(output) => self.handle_output(&output),
-            Event::InnerEnded(why) => self.inner_ended(&why),
+            Event::InterpreterConnected(connections) => self.connect_interpreter(*connections),
+            Event::InterpreterShell(reply) => self.handle_interpreter_reply(&reply),
+            Event::InterpreterStdin(request) => self.ask_for_input(&request),
+            Event::InterpreterIopub(output) => self.handle_interpreter_output(&output),
+            Event::InterpreterEnded(why) => self.interpreter_ended(&why),
             Event::Terminate => self.ended = true,
         }
     }

@@ -3,7 +3,7 @@
 
 use jupyter_protocol::JupyterMessage;
 
-/// A cell that went on after its page was gone.
+/// A cell that went on after its page was closed.
 pub struct Unseen {
     pub count: u64,
     pub session: String,

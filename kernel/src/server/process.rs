@@ -1,4 +1,4 @@
-//! Handles the output of the process that runs cells, and evcxr's commands to it.
+//! Handles the output of the child, and evcxr's commands to it.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::cells::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
 use crate::cells::stderr::HOLD;
 use crate::cells::syntax;
 use crate::server::cell::Asker;
-use crate::server::front::{Front, RAN_NOTHING, STDERR, STDOUT};
+use crate::server::state::{RAN_NOTHING, STDERR, STDOUT, Server};
 use crate::server::wire::{content, message};
 
 /// Number of reads before other events get their turn. Together they hold twice the maximum of a pipe.
@@ -23,7 +23,7 @@ const READS: usize = 32;
 /// A cell that seems to have ended must come to rest within this time.
 const UNSURE: Duration = Duration::from_millis(200);
 
-/// Note on stdin where the front end asks nobody, shown once a cell.
+/// Note on stdin where the frontend asks nobody, shown once a cell.
 const NO_STDIN: &str = "note: nobody can type here, so stdin ends at once. In JupyterLab an input box appears, for \
     reads of stdin and for the crate evcxr_input.\n";
 
@@ -50,7 +50,7 @@ fn describe(data: &mut Map<String, Value>, metadata: &mut Value) {
     }
 }
 
-impl Front {
+impl Server {
     pub fn publish_display(&self, content: &Value, parent: Option<&JupyterMessage>) {
         let kind = if content["update"] == true { "update_display_data" } else { "display_data" };
         let or_empty = |value: &Value| value.as_object().cloned().unwrap_or_default();
@@ -147,8 +147,8 @@ impl Front {
     }
 
     /// Handles a line from evcxr to the child: a command to run compiled code, or input for a cell.
-    pub fn command(&mut self, child: &mut Child, line: &[u8]) {
-        if line.starts_with(b"LOAD_AND_RUN ") {
+    pub fn command(&mut self, child: &mut Child, command: &[u8]) {
+        if command.starts_with(b"LOAD_AND_RUN ") {
             child.running = true;
             if let Some(cell) = &mut self.cell {
                 cell.ran = true;
@@ -157,18 +157,18 @@ impl Front {
             self.last_words.clear();
             child.doubtful = None;
             if let Some(cell) = self.cell.as_mut().filter(|cell| cell.skip) {
-                // Answer as if the cell had failed at once, so that evcxr forgets the variables that it would have
+                // Report as if the cell had failed at once, so that evcxr forgets the variables that it would have
                 // made.
                 cell.failure = Some(Failure::new("interrupted", RAN_NOTHING, &[]));
-                child.answer("EVCXR_ERROR_OCCURRED");
-                child.answer("EVCXR_EXECUTION_COMPLETE");
+                child.tell_evcxr("EVCXR_ERROR_OCCURRED");
+                child.tell_evcxr("EVCXR_EXECUTION_COMPLETE");
                 child.running = false;
                 return;
             }
         }
         child.asked_input = false;
         if let Some(stdin) = &child.stdin {
-            stdin.send(line);
+            stdin.send(command);
         }
     }
 
@@ -200,7 +200,7 @@ impl Front {
                     cell.dropped.push(name.to_owned());
                 }
                 child.asked_input |= line.starts_with(ASKS_INPUT);
-                child.answer(&line);
+                child.tell_evcxr(&line);
             }
             Piece::Failed { panic, line } => {
                 self.drain_stderr(child);
@@ -221,13 +221,13 @@ impl Front {
                 if let Some(cell) = &mut self.cell {
                     cell.failure.get_or_insert(failure);
                 }
-                child.answer(&line);
+                child.tell_evcxr(&line);
             }
             Piece::Complete { line } => {
                 self.drain_stderr(child);
                 let text = child.err.release();
                 self.print(STDERR, text);
-                child.answer(&line);
+                child.tell_evcxr(&line);
                 child.running = false;
             }
         }
@@ -243,7 +243,7 @@ impl Front {
             return;
         }
         child.end_stdin();
-        if !std::mem::replace(&mut cell.met_end, true) && !cell.own && !cell.input_ended {
+        if !std::mem::replace(&mut cell.met_end, true) && !cell.internal && !cell.input_ended {
             self.stream(STDERR, NO_STDIN);
         }
     }
@@ -252,13 +252,13 @@ impl Front {
     fn interrupted(&self, code: &str) -> Failure {
         let taken_up = self.stop.place().map(|place| stops::taken_up(&self.folder, place)).unwrap_or_default();
         let kept = syntax::variables(&taken_up.join("\n"));
-        let (kept, lost): (Vec<_>, Vec<_>) = syntax::variables(code).into_iter().partition(|name| kept.contains(name));
+        let (kept, unset): (Vec<_>, Vec<_>) = syntax::variables(code).into_iter().partition(|name| kept.contains(name));
         let listed = |before: &str, names: &[String]| match names {
             [] => String::new(),
             names => format!("{before}{}", names.join(", ")),
         };
-        let (kept, lost) = (listed(", and of this cell ", &kept), listed("; without a value: ", &lost));
-        Failure::new("Interrupted", &format!("all variables of earlier cells are kept{kept}{lost}"), &[])
+        let (kept, unset) = (listed(", and of this cell ", &kept), listed("; without a value: ", &unset));
+        Failure::new("Interrupted", &format!("all variables of earlier cells are kept{kept}{unset}"), &[])
     }
 
     pub fn show_display(&self, mut data: Map<String, Value>) {

@@ -12,20 +12,20 @@ use crate::cells::interrupt::Stop;
 use crate::cells::{advice, replaced, report, syntax};
 use crate::server::cell::{Asker, Cell};
 use crate::server::expressions::Expressions;
-use crate::server::front::{Front, RAN_NOTHING};
 use crate::server::pages::Unseen;
+use crate::server::state::{RAN_NOTHING, Server};
 use crate::server::wire::{content, message};
 
-/// A second Interrupt within this time ends the cells' process.
+/// A second Interrupt within this time ends the child.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// A loop that calls no fit mostly stops within this time.
-const SOON: Duration = Duration::from_millis(200);
+/// Closures are stopped, too, where no loop has stopped within this time.
+const BEFORE_CLOSURES: Duration = Duration::from_millis(200);
 
-/// A loop, or a fit between two batches, mostly stops within this time.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The user learns what a second Interrupt costs where the cell goes on for this time.
+const BEFORE_WARNING: Duration = Duration::from_secs(1);
 
-impl Front {
+impl Server {
     pub fn start_next(&mut self) {
         if self.cell.is_some() || self.expressions.is_some() {
             return;
@@ -37,13 +37,13 @@ impl Front {
             }
             return;
         }
-        if let (true, Some((shell, _))) = (self.ready, self.inner.clone())
+        if let (true, Some(interpreter)) = (self.ready, self.interpreter.clone())
             && let Some(request) = self.queue.pop_front()
         {
             let code = content(&request)["code"].as_str().unwrap_or_default().to_owned();
-            if !self.asks && syntax::ends_by_question_mark(&code) {
+            if !self.knows_question_mark && syntax::ends_by_question_mark(&code) {
                 self.queue.push_front(request);
-                return self.ask_first();
+                return self.run_question_mark();
             }
             replaced::announce(&self.folder, &replaced::of(&code, &self.variables));
             self.begin(request.clone());
@@ -57,23 +57,23 @@ impl Front {
             if let JupyterMessageContent::UnknownMessage(asked) = &mut request.content {
                 asked.content["code"] = json!(syntax::for_evcxr(&code));
             }
-            let _ = shell.send(request);
+            let _ = interpreter.shell.send(request);
         }
     }
 
     /// Runs a cell that ends by `?`, so that evcxr can show the value of one.
-    pub fn ask_first(&mut self) {
-        self.asks = true;
-        self.run_own("Ok::<(), std::fmt::Error>(())?;");
+    pub fn run_question_mark(&mut self) {
+        self.knows_question_mark = true;
+        self.run_internal("Ok::<(), std::fmt::Error>(())?;");
     }
 
     /// Runs code that is no cell of the user's, such as code that changes evcxr's state.
-    pub fn run_own(&mut self, code: &str) {
-        let Some((shell, _)) = &self.inner else { return };
+    pub fn run_internal(&mut self, code: &str) {
+        let Some(interpreter) = &self.interpreter else { return };
         replaced::announce(&self.folder, &Default::default());
         let request = message("execute_request", json!({"code": code, "silent": true, "allow_stdin": false}), None);
-        let _ = shell.send(request.clone());
-        self.cell = Some(Cell { own: true, ..Cell::new(request, code.to_owned(), 0) });
+        let _ = interpreter.shell.send(request.clone());
+        self.cell = Some(Cell { internal: true, ..Cell::new(request, code.to_owned(), 0) });
     }
 
     pub fn begin(&mut self, request: JupyterMessage) {
@@ -88,10 +88,10 @@ impl Front {
             }
             self.publish("execute_input", json!({"code": code, "execution_count": self.count}), Some(&request));
         }
-        self.last = Some(request.clone());
+        self.last_request = Some(request.clone());
         self.cell = Some(Cell::new(request, code, self.count));
-        if let Some(request) = self.last.clone().filter(|_| asked["silent"] != true) {
-            self.tell_unseen(&request);
+        if let Some(request) = self.last_request.clone().filter(|_| asked["silent"] != true) {
+            self.show_unseen_note(&request);
         }
     }
 
@@ -103,13 +103,13 @@ impl Front {
         // A process that ended may have left output in its pipes.
         self.drain();
         let Some(mut cell) = self.cell.take() else { return };
-        let (ran, skipped, own) = (cell.failure.is_some(), cell.skip, cell.own);
+        let (failed_running, skipped, internal) = (cell.failure.is_some(), cell.skip, cell.internal);
         let failure = cell.failure.take().or_else(|| self.explain(&cell));
         let restore = match &failure {
-            Some(_) if ran && !own && !cell.killed => self.restore(skipped),
+            Some(_) if failed_running && !internal && !cell.killed => self.restore(skipped),
             _ => String::new(),
         };
-        if own {
+        if internal {
             if failure.is_some() {
                 let lost = syntax::variables(&cell.code);
                 self.variables.retain(|name| !lost.contains(name));
@@ -117,7 +117,7 @@ impl Front {
                 self.forget_moved();
             }
             if let (Some(name), Some(expressions)) = (cell.expression.take(), &mut self.expressions) {
-                expressions.note(name, cell.value.take(), failure);
+                expressions.add(name, cell.value.take(), failure);
             }
         } else {
             let input_ended = cell.input_ended && failure.is_none();
@@ -131,8 +131,8 @@ impl Front {
             }
         }
         if !restore.is_empty() {
-            self.run_own(&restore);
-        } else if own && self.expressions.is_some() {
+            self.run_internal(&restore);
+        } else if internal && self.expressions.is_some() {
             self.next_expression();
         } else {
             self.start_next();
@@ -144,26 +144,26 @@ impl Front {
     fn restore(&mut self, skipped: bool) -> String {
         // Statements for the variables that an interrupted loop has put into the store.
         let mut taken_up = self.stop.place().map(|place| stops::taken_up(&self.folder, place)).unwrap_or_default();
-        let own = syntax::variables(&taken_up.join("\n"));
+        let stored = syntax::variables(&taken_up.join("\n"));
         let (code, mut lost) = replaced::restore(&self.folder, skipped);
-        lost.retain(|name| !own.contains(name));
+        lost.retain(|name| !stored.contains(name));
         taken_up.extend(
             code.lines()
-                .filter(|line| !syntax::variables(line).iter().any(|name| own.contains(name)))
+                .filter(|line| !syntax::variables(line).iter().any(|name| stored.contains(name)))
                 .map(str::to_owned),
         );
-        self.variables.retain(|name| !own.contains(name));
-        self.variables.extend(own);
+        self.variables.retain(|name| !stored.contains(name));
+        self.variables.extend(stored);
         if !lost.is_empty() {
             self.variables.retain(|name| !lost.contains(name));
-            self.stream("stderr", &(advice::lost(&lost) + "\n"));
+            self.stream("stderr", &(advice::lost_note(&lost) + "\n"));
         }
         taken_up.join("\n")
     }
 
     pub fn end(&mut self, failure: Option<Failure>) {
         self.end_floods();
-        self.note(failure.is_none());
+        self.show_notes(failure.is_none());
         if failure.is_none() {
             self.bind();
         }
@@ -178,23 +178,23 @@ impl Front {
         self.publish("error", error.clone(), Some(&cell.request));
         error["status"] = json!("error");
         error["execution_count"] = json!(cell.count);
-        self.answer(&cell.request, error);
+        self.complete(&cell.request, error);
         if asked["stop_on_error"] != false {
             self.abort_queue();
         }
     }
 
-    /// Notes the variables that the cell has bound.
+    /// Remembers the variables that the cell has bound.
     fn bind(&mut self) {
         let Some(cell) = &self.cell else { return };
         // evcxr ends the process and forgets all variables before it runs the rest of the cell.
         if cell.code.lines().any(|line| line.trim() == ":clear") {
             self.variables.clear();
-            self.asks = false;
+            self.knows_question_mark = false;
         }
         let new = syntax::variables(&cell.code);
         self.variables.retain(|name| !new.contains(name));
-        self.gone.retain(|name| !new.contains(name));
+        self.dropped.retain(|name| !new.contains(name));
         self.variables.extend(new);
         if cell.ran {
             self.forget_moved();
@@ -208,13 +208,13 @@ impl Front {
     }
 
     /// Shows notes on side effects of the cell.
-    fn note(&mut self, ran: bool) {
+    fn show_notes(&mut self, succeeded: bool) {
         let Some(cell) = &self.cell else { return };
-        let mut notes = if ran { advice::notes(&cell.code) } else { vec![] };
+        let mut notes = if succeeded { advice::notes(&cell.code) } else { vec![] };
         if !cell.dropped.is_empty() {
-            notes.push(advice::dropped(&cell.dropped));
+            notes.push(advice::dropped_note(&cell.dropped));
             self.variables.retain(|name| !cell.dropped.contains(name));
-            self.gone.extend(cell.dropped.iter().cloned());
+            self.dropped.extend(cell.dropped.iter().cloned());
         }
         if content(&cell.request)["silent"] != true && !notes.is_empty() {
             self.stream("stderr", &(notes.join("\n") + "\n"));
@@ -224,7 +224,7 @@ impl Front {
     pub fn abort_queue(&mut self) {
         for request in std::mem::take(&mut self.queue) {
             self.status("busy", &request);
-            // The reply holds no count, because a front end would show it although the cell never ran.
+            // The reply holds no count, because a frontend would show it although the cell never ran.
             self.reply(&self.shell, json!({"status": "aborted"}), &request);
             self.status("idle", &request);
         }
@@ -240,7 +240,7 @@ impl Front {
         let first = cell.errors.first().map(text).unwrap_or_default();
         let died = first.split_once("Subprocess terminated with status: ").map(|(_, status)| status.to_owned());
         if cell.killed || died.is_some() {
-            let lost = self.lost();
+            let lost = self.lose_variables();
             let (name, why) = match died {
                 _ if cell.killed => ("interrupted", "the cell could only be stopped by ending its process".to_owned()),
                 Some(status) => ("died", end_of_process(&status, &self.last_words)),
@@ -256,8 +256,8 @@ impl Front {
         }
         let lines = |error: &Value| -> Vec<String> {
             let lines = error["traceback"].as_array().into_iter().flatten().filter_map(|line| line.as_str());
-            let theirs = format!("command_{}", cell.inner_count);
-            let ours = if cell.own { "expression".to_owned() } else { format!("cell {}", cell.count) };
+            let theirs = format!("command_{}", cell.evcxr_count);
+            let ours = if cell.internal { "expression".to_owned() } else { format!("cell {}", cell.count) };
             report::readable(&lines.map(|line| line.replace(&theirs, &ours)).collect::<Vec<_>>())
         };
         if let Some(failure) = advice::on_never(&cell.errors) {
@@ -266,7 +266,7 @@ impl Front {
         let errors = report::without_consequences(&cell.errors);
         let mut traceback: Vec<String> = errors.iter().flat_map(|error| lines(error)).collect();
         let said = format!("{first}\n{}", traceback.join("\n"));
-        traceback.extend(advice::on_errors(&cell.code, &said, &self.gone));
+        traceback.extend(advice::on_errors(&cell.code, &said, &self.dropped));
         let value = match errors.as_slice() {
             [] => "evcxr gave no reason".to_owned(),
             [error] => text(error),
@@ -281,7 +281,7 @@ impl Front {
             // Threads that earlier cells started may go on in loops.
             return self.stop.set(Stop::All);
         };
-        if cell.own && cell.expression.is_none() {
+        if cell.internal && cell.expression.is_none() {
             return;
         }
         if !self.child.as_ref().is_some_and(|child| child.running) {
@@ -289,11 +289,11 @@ impl Front {
             let signal = if std::mem::replace(&mut cell.skip, true) { Signal::KILL } else { Signal::TERM };
             return self.stop_compilers(signal);
         }
-        match (cell.awaits_input.take(), &self.inner, &mut self.child) {
+        match (cell.awaits_input.take(), &self.interpreter, &mut self.child) {
             // evcxr waits for the input, and would notice nothing else before it comes.
-            (Some(Asker::Evcxr), Some((_, stdin)), _) => {
+            (Some(Asker::Evcxr), Some(interpreter), _) => {
                 cell.input_ended = true;
-                let _ = stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
+                let _ = interpreter.stdin.send(message("input_reply", json!({"value": "", "status": "ok"}), None));
             }
             (Some(Asker::Stdin), _, Some(child)) => {
                 cell.input_ended = true;
@@ -301,15 +301,15 @@ impl Front {
             }
             _ => {}
         }
-        if cell.told.replace(Instant::now()).is_none_or(|told| told.elapsed() >= AGAIN) {
+        if cell.interrupted.replace(Instant::now()).is_none_or(|last| last.elapsed() >= AGAIN) {
             cell.warned = false;
-            let mut watching = self.clients.values().filter(|client| client.watches).peekable();
+            let mut watching = self.links.values().filter(|link| link.watches).peekable();
             cell.watched = watching.peek().is_some();
             if !cell.watched {
                 self.stop.set(Stop::Loops);
             }
-            for client in watching {
-                client.send(json!({"stop": "interrupted"}));
+            for link in watching {
+                link.send(json!({"stop": "interrupted"}));
             }
             return;
         }
@@ -320,11 +320,11 @@ impl Front {
     }
 
     /// Stops closures, too, where no loop has stopped soon after Interrupt. Loops come first, because one of the cell's
-    /// own keeps the cell's variables, and because a fit that begins now stops by itself.
+    /// own keeps the cell's variables, and because work that begins to watch now stops by itself.
     pub fn stop_closures(&mut self) {
-        let watched = self.clients.values().any(|client| client.watches);
-        let told = |told: Instant| told.elapsed() > SOON && !watched;
-        if self.cell.as_ref().is_some_and(|cell| !cell.watched && !cell.warned && cell.told.is_some_and(told)) {
+        let watched = self.links.values().any(|link| link.watches);
+        let due = |interrupted: Instant| interrupted.elapsed() > BEFORE_CLOSURES && !watched;
+        if self.cell.as_ref().is_some_and(|cell| !cell.watched && !cell.warned && cell.interrupted.is_some_and(due)) {
             self.stop.set(Stop::All);
         }
     }
@@ -332,9 +332,9 @@ impl Front {
     /// Tells what a second Interrupt costs, once the cell has gone on for a while after the first one.
     pub fn warn_of_interrupt(&mut self) {
         let running = self.child.as_ref().is_some_and(|child| child.running);
-        let Some(cell) = self.cell.as_mut().filter(|cell| running && !cell.own && !cell.warned) else { return };
-        if cell.told.is_some_and(|told| told.elapsed() > PATIENCE) {
-            (cell.warned, cell.told) = (true, Some(Instant::now()));
+        let Some(cell) = self.cell.as_mut().filter(|cell| running && !cell.internal && !cell.warned) else { return };
+        if cell.interrupted.is_some_and(|interrupted| interrupted.elapsed() > BEFORE_WARNING) {
+            (cell.warned, cell.interrupted) = (true, Some(Instant::now()));
             let lost = match self.variables.as_slice() {
                 [] => "end its process".to_owned(),
                 names => format!("end its process and lose: {}", names.join(", ")),
@@ -354,12 +354,12 @@ impl Front {
         while let Some((name, code)) = expressions.left.pop_front() {
             if !syntax::is_expression(&code) {
                 let failure = Failure::new("error", &format!("this is no expression of Rust: {code}"), &[]);
-                expressions.note(name, None, Some(failure));
-            } else if !self.asks && syntax::ends_by_question_mark(&code) {
+                expressions.add(name, None, Some(failure));
+            } else if !self.knows_question_mark && syntax::ends_by_question_mark(&code) {
                 expressions.left.push_front((name, code));
-                return self.ask_first();
+                return self.run_question_mark();
             } else {
-                self.run_own(&code);
+                self.run_internal(&code);
                 if let Some(cell) = &mut self.cell {
                     cell.expression = Some(name);
                 }
@@ -371,19 +371,19 @@ impl Front {
         let reply = json!({
             "status": "ok", "execution_count": cell.count, "user_expressions": values, "payload": payload,
         });
-        self.answer(&cell.request, reply);
+        self.complete(&cell.request, reply);
         self.start_next();
     }
 
     pub fn remember_unseen(&mut self, cell: &Cell) {
-        if cell.joined {
+        if cell.page_opened {
             let session = cell.request.header.session.clone();
             self.unseen = Some(Unseen { count: cell.count, session, afterwards: cell.afterwards.clone() });
         }
     }
 
     /// Shows below the first cell of another page where the results of the earlier cell are.
-    fn tell_unseen(&mut self, request: &JupyterMessage) {
+    fn show_unseen_note(&mut self, request: &JupyterMessage) {
         if let Some(unseen) = self.unseen.take().filter(|unseen| unseen.session != request.header.session) {
             self.stream("stderr", &unseen.note());
         }

@@ -8,51 +8,52 @@ use crate::server::cell::Asker;
 use crate::server::channels::{follow, outbox};
 use crate::server::completion::Next;
 use crate::server::evcxr::Connections;
-use crate::server::front::{Event, Front};
+use crate::server::state::{Event, Interpreter, Server};
 use crate::server::wire::{content, message, parent_id};
 
-/// What a front end in a terminal sends for Ctrl-D.
+/// What a frontend in a terminal sends for Ctrl-D, the end of the input.
 const END_OF_INPUT: &str = "\u{4}";
 
-impl Front {
-    pub fn connect(&mut self, connections: Connections) {
-        let (shell, stdin) = (connections.shell.split(), connections.stdin.split());
-        follow(shell.1, Event::InnerShell, self.events.clone());
-        follow(stdin.1, Event::InnerStdin, self.events.clone());
-        follow(connections.iopub, Event::InnerIopub, self.events.clone());
-        let shell = outbox(shell.0);
+impl Server {
+    pub fn connect_interpreter(&mut self, connections: Connections) {
+        let (to_shell, from_shell) = connections.shell.split();
+        let (to_stdin, from_stdin) = connections.stdin.split();
+        follow(from_shell, Event::InterpreterShell, self.events.clone());
+        follow(from_stdin, Event::InterpreterStdin, self.events.clone());
+        follow(connections.iopub, Event::InterpreterIopub, self.events.clone());
+        let interpreter = Interpreter { shell: outbox(to_shell), stdin: outbox(to_stdin) };
         // evcxr replies once it has read its start-up configuration.
-        let _ = shell.send(message("kernel_info_request", json!({}), None));
-        self.inner = Some((shell, outbox(stdin.0)));
+        let _ = interpreter.shell.send(message("kernel_info_request", json!({}), None));
+        self.interpreter = Some(interpreter);
     }
 
-    pub fn handle_reply(&mut self, reply: &JupyterMessage) {
+    pub fn handle_interpreter_reply(&mut self, reply: &JupyterMessage) {
         let id = parent_id(reply).to_owned();
         if reply.header.msg_type == "kernel_info_reply" {
             self.ready = true;
             self.start_next();
-        } else if let Some(next) = self.questions.answered(&id, || content(reply)) {
-            self.evcxr_answered(next);
+        } else if let Some(next) = self.forwarded.take_reply(&id, || content(reply)) {
+            self.complete_forwarded(next);
         } else if let Some(cell) = self.cell.as_mut().filter(|cell| cell.request.header.msg_id == id) {
             cell.reply = Some(content(reply));
             self.finish();
         }
     }
 
-    pub fn handle_output(&mut self, output: &JupyterMessage) {
+    pub fn handle_interpreter_output(&mut self, output: &JupyterMessage) {
         let Some(cell) = self.cell.as_mut().filter(|cell| cell.request.header.msg_id == parent_id(output)) else {
             return;
         };
         let mut content = content(output);
-        let own = cell.own;
+        let internal = cell.internal;
         match output.header.msg_type.as_str() {
             "status" if content["execution_state"] == "idle" => {
                 cell.idle = true;
                 self.finish();
             }
-            "execute_input" => cell.inner_count = content["execution_count"].as_u64().unwrap_or_default(),
+            "execute_input" => cell.evcxr_count = content["execution_count"].as_u64().unwrap_or_default(),
             "error" => cell.errors.push(content),
-            kind @ ("execute_result" | "stream" | "display_data") if !own => {
+            kind @ ("execute_result" | "stream" | "display_data") if !internal => {
                 if kind == "execute_result" {
                     content["execution_count"] = json!(cell.count);
                 }
@@ -62,7 +63,7 @@ impl Front {
         }
     }
 
-    pub fn inner_ended(&mut self, why: &str) {
+    pub fn interpreter_ended(&mut self, why: &str) {
         // The reason precedes the backtrace of evcxr.
         let why = why.split("Stack backtrace:").next().unwrap_or(why).trim();
         if self.ready {
@@ -70,7 +71,7 @@ impl Front {
             let noise = ["Compiling ", "Finished ", "Blocking ", "Updating ", "Locking ", "Adding "];
             let of_work = |line: &&str| !noise.iter().any(|word| line.trim_start().starts_with(word));
             let why: Vec<&str> = why.lines().filter(of_work).collect();
-            let why = format!("the process that compiles cells ended: {}; {}", why.join("; "), self.lost());
+            let why = format!("the process that compiles cells ended: {}; {}", why.join("; "), self.lose_variables());
             self.end(Some(Failure::new("died", &why, std::slice::from_ref(&self.config.after_loss))));
             // Jupyter restarts a kernel that ended.
             self.ended = true;
@@ -88,10 +89,10 @@ impl Front {
     }
 
     pub fn send_input(&mut self, mut reply: JupyterMessage) {
-        match (self.cell.as_mut().and_then(|cell| cell.awaits_input.take()), &self.inner, &mut self.child) {
-            (Some(Asker::Evcxr), Some((_, stdin)), _) => {
+        match (self.cell.as_mut().and_then(|cell| cell.awaits_input.take()), &self.interpreter, &mut self.child) {
+            (Some(Asker::Evcxr), Some(interpreter), _) => {
                 reply.zmq_identities.clear();
-                let _ = stdin.send(reply);
+                let _ = interpreter.stdin.send(reply);
             }
             (Some(Asker::Stdin), _, Some(child)) => match content(&reply)["value"].as_str() {
                 Some(END_OF_INPUT) | None => child.end_stdin(),
@@ -101,12 +102,12 @@ impl Front {
         }
     }
 
-    fn evcxr_answered(&mut self, next: Next) {
+    fn complete_forwarded(&mut self, next: Next) {
         match next {
-            Next::Reply(request, reply) => self.answer(&request, reply),
-            Next::Ask(questions) => {
-                if let Some((shell, _)) = &self.inner {
-                    questions.into_iter().for_each(|question| drop(shell.send(question)));
+            Next::Reply(request, reply) => self.complete(&request, reply),
+            Next::Send(requests) => {
+                if let Some(interpreter) = &self.interpreter {
+                    requests.into_iter().for_each(|request| drop(interpreter.shell.send(request)));
                 }
             }
             Next::Wait => {}

@@ -6,8 +6,8 @@ use jupyter_zmq_client::{Connection, RawMessage};
 use serde_json::{Value, json};
 use zeromq::SocketRecv;
 
-/// Receives the next message and checks its signature. Its content is not checked against a schema, because front
-/// ends leave out fields that have a default.
+/// Receives the next message and checks its signature. Its content is not checked against a schema, because frontends
+/// leave out fields that have a default.
 pub async fn read<S: SocketRecv>(connection: &mut Connection<S>) -> Result<JupyterMessage> {
     let raw = RawMessage::from_multipart(connection.socket.recv().await?, &connection.mac)?;
     let header: Header = serde_json::from_slice(&raw.jparts[0])?;
@@ -24,7 +24,7 @@ pub async fn read<S: SocketRecv>(connection: &mut Connection<S>) -> Result<Jupyt
     })
 }
 
-/// Makes a message of this type and content that answers `parent`.
+/// Makes a message of this type and content that belongs to the request `parent`.
 pub fn message(kind: &str, content: Value, parent: Option<&JupyterMessage>) -> JupyterMessage {
     let content = JupyterMessageContent::UnknownMessage(UnknownMessage { msg_type: kind.to_owned(), content });
     JupyterMessage::new(content, parent)
@@ -35,7 +35,7 @@ pub fn content(message: &JupyterMessage) -> Value {
     serde_json::to_value(&message.content).unwrap_or_default()
 }
 
-/// Returns the id of the message that this one answers.
+/// Returns the id of the parent of `message`.
 pub fn parent_id(message: &JupyterMessage) -> &str {
     message.parent_header.as_ref().map_or("", |header| header.msg_id.as_str())
 }

@@ -16,7 +16,7 @@ use crate::cells::compile::damaged::remove_damaged;
 use crate::cells::compile::kept::Kept;
 use crate::cells::compile::level::level_of_cells;
 use crate::cells::compile::notice;
-use crate::cells::compile::rustc::{NOTE, again, code, inputs, made, read};
+use crate::cells::compile::rustc::{CALL_FILE, cell_library, cell_source, inputs, read_call, repeat};
 use crate::cells::compile::stops;
 use crate::cells::replaced;
 use crate::config::Config;
@@ -34,25 +34,25 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
     let _ = flush_at_end(&folder.join("src/lib.rs"));
     let level = level_of_cells(folder);
     let kept = Kept::of(folder, args, config);
-    if let Some(status) = kept.find().map(|call| again(&kept, &call, level.as_deref())).transpose()?.flatten() {
+    if let Some(status) = kept.find().map(|call| repeat(&kept, &call, level.as_deref())).transpose()?.flatten() {
         return Ok(status);
     }
-    let note = folder.join("target/kernel-note");
-    let _ = fs::remove_file(&note);
+    let call_file = folder.join("target/kernel-call");
+    let _ = fs::remove_file(&call_file);
     let (status, said) =
-        through_cargo(folder, cargo.env(NOTE, &note).env("RUSTC_WRAPPER", std::env::current_exe()?), config)?;
+        through_cargo(folder, cargo.env(CALL_FILE, &call_file).env("RUSTC_WRAPPER", std::env::current_exe()?), config)?;
     if status.success()
-        && let Some(call) = read(&note)
+        && let Some(call) = read_call(&call_file)
         && let Some(inputs) = inputs(folder, &call)
-        && let Some(made) = call["args"].as_array().and_then(|args| made(args))
+        && let Some(made) = call["args"].as_array().and_then(|args| cell_library(args))
     {
         // On a full disk, the cell runs all the same, and the next one goes through cargo.
         if kept.keep(call, inputs).is_ok() {
-            kept.keep_library(&code(folder), &made);
+            kept.keep_library(&cell_source(folder), &made);
             // cargo has compiled the cell without the checks for Interrupt.
-            if stops::add(&code(folder)).is_some()
+            if stops::add(&cell_source(folder)).is_some()
                 && let Some(status) =
-                    kept.find().map(|call| again(&kept, &call, level.as_deref())).transpose()?.flatten()
+                    kept.find().map(|call| repeat(&kept, &call, level.as_deref())).transpose()?.flatten()
             {
                 return Ok(status);
             }
@@ -68,7 +68,7 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
 pub fn check(folder: &Path, args: &[OsString], config: &Config) -> Result<Option<i32>> {
     let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
     let kept = Kept::of(folder, &args, config);
-    Ok(kept.find().map(|call| again(&kept, &call, None)).transpose()?.flatten())
+    Ok(kept.find().map(|call| repeat(&kept, &call, None)).transpose()?.flatten())
 }
 
 /// Runs `cargo build`. Returns its status and its stdout. cargo does not notice damaged libraries, so those that

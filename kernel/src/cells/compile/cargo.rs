@@ -58,8 +58,8 @@ pub fn run() -> Result<()> {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut command = Command::new(real());
     command.args(&args);
-    if let Some(folder) = cells() {
-        // The front reports an error in the configuration before the first cell.
+    if let Some(folder) = build_directory() {
+        // The server reports an error in the configuration before the first cell.
         let config = Config::load().unwrap_or_default();
         let here = std::env::current_dir().is_ok_and(|here| here == folder);
         match args.first().and_then(|name| name.to_str()) {
@@ -84,7 +84,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Returns the folder in which evcxr builds cells.
-fn cells() -> Option<PathBuf> {
+fn build_directory() -> Option<PathBuf> {
     std::env::var_os("EVCXR_TMPDIR").and_then(|folder| Path::new(&folder).canonicalize().ok())
 }
 
@@ -97,7 +97,7 @@ fn real() -> PathBuf {
 
 /// Returns whether this is `cargo metadata`, with dependencies, of the package that evcxr makes of a cell.
 fn is_about_cells(args: &[OsString]) -> bool {
-    let cells = std::env::var_os("EVCXR_TMPDIR").map(|dir| Path::new(&dir).join("Cargo.toml").into_os_string());
+    let manifest = std::env::var_os("EVCXR_TMPDIR").map(|dir| Path::new(&dir).join("Cargo.toml").into_os_string());
     let has = |name: &str| args.iter().any(|arg| arg == name);
-    has("metadata") && !has("--no-deps") && cells.is_some_and(|cells| args.contains(&cells))
+    has("metadata") && !has("--no-deps") && manifest.is_some_and(|manifest| args.contains(&manifest))
 }

@@ -33,8 +33,8 @@ pub fn remove_damaged(folder: &Path, said: &str, config: &Config) -> usize {
             |path: &&Path| path.extension().is_some_and(|end| LIBRARIES.iter().any(|library| end == *library));
         files.extend(words.filter(library).filter(|path| path.starts_with(folder)).map(Path::to_path_buf));
     }
-    let noted = fs::read_to_string(folder.join("libraries")).unwrap_or_default();
-    for line in noted.lines() {
+    let recorded = fs::read_to_string(folder.join("libraries")).unwrap_or_default();
+    for line in recorded.lines() {
         let mut words = line.splitn(3, ' ');
         let (length, name) = (words.next().and_then(|length| length.parse::<u64>().ok()), words.nth(1));
         let file = folder.join(name.unwrap_or_default());
@@ -92,8 +92,9 @@ mod tests {
         for name in ["libmine-1.rlib", "libpxfm-1.rlib", "libtch-1.rlib"] {
             fs::write(deps.join(name), "12345678").expect("it can be written");
         }
-        let noted = "9 0 target/deps/libpxfm-1.rlib\n8 0 target/deps/libtch-1.rlib\n9 0 target/deps/libgone-1.rlib\n";
-        fs::write(folder.path().join("libraries"), noted).expect("it can be written");
+        let recorded =
+            "9 0 target/deps/libpxfm-1.rlib\n8 0 target/deps/libtch-1.rlib\n9 0 target/deps/libgone-1.rlib\n";
+        fs::write(folder.path().join("libraries"), recorded).expect("it can be written");
         let said = |code: &str| {
             let note = format!("failed to mmap file '{}'", deps.join("libmine-1.rlib").display());
             let message =

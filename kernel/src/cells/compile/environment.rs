@@ -9,7 +9,7 @@ use crate::config::Config;
 /// Variables that differ with each command or rust-analyzer, and that compilers do not read.
 const OF_A_COMMAND: &str = "CARGO_RESOLVER_LOCKFILE_PATH RUST_RECURSION_COUNT RUST_SRC_PATH";
 
-/// Search paths of programs and libraries, which differ between front ends. cargo does not compare them either,
+/// Search paths of programs and libraries, which differ between frontends. cargo does not compare them either,
 /// because `RUSTC` names the compiler.
 pub const OF_THE_WAY: &str = "LD_LIBRARY_PATH PATH RUSTUP_";
 
@@ -39,11 +39,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_compilers_go_by_is_noted() {
+    fn only_what_compilers_go_by_is_recorded() {
         let config = Config { build_variables: vec!["LIBTORCH".into()], ..Config::default() };
-        let noted = |name: &str| concerns_compilers(name, &config) && !begins(name, OF_A_COMMAND);
-        assert!(["CARGO_HOME", "RUSTFLAGS", "LIBTORCH", "OUT_DIR", "CC"].into_iter().all(noted));
-        assert!(!["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "DATABASE_URL", "RUST_SRC_PATH"].into_iter().any(noted));
+        let recorded = |name: &str| concerns_compilers(name, &config) && !begins(name, OF_A_COMMAND);
+        assert!(["CARGO_HOME", "RUSTFLAGS", "LIBTORCH", "OUT_DIR", "CC"].into_iter().all(recorded));
+        assert!(!["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "DATABASE_URL", "RUST_SRC_PATH"].into_iter().any(recorded));
         assert!(!concerns_compilers("LIBTORCH", &Config::default()));
     }
 }

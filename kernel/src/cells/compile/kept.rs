@@ -21,10 +21,10 @@ use crate::config::Config;
 /// A file system may round the time of a change by as much, in nanoseconds.
 const CLOCK: u128 = 20_000_000;
 
-/// Stands for the folder of the cells in kept files, so that they are valid in copies of the folder.
-const CELLS: &str = "{cells}";
+/// Stands for the build directory in kept files, so that they are valid in copies of it.
+const BUILD_DIRECTORY: &str = "{cells}";
 
-/// A result of cargo, kept in a file below the folder of the cells, with everything that it depends on.
+/// A result of cargo, kept in a file below the build directory, with everything that it depends on.
 pub struct Kept {
     pub folder: PathBuf,
     pub file: PathBuf,
@@ -33,7 +33,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Describes the result of `cargo ARGS` in `folder`, where cells are built.
+    /// Describes the result of `cargo ARGS` in `folder`, the build directory.
     pub fn of(folder: &Path, args: &[OsString], config: &Config) -> Self {
         let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
         // evcxr writes dependencies in random order, so the lines are sorted.
@@ -44,16 +44,16 @@ impl Kept {
         environment.retain(|name, _| !begins(name, OF_THE_WAY));
         // Values may be secret, so only their hash is kept.
         let mut hasher = DefaultHasher::new();
-        Value::Object(environment).to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
+        Value::Object(environment).to_string().replace(&*folder.to_string_lossy(), BUILD_DIRECTORY).hash(&mut hasher);
         let settings = json!([manifest, cargo, args, format!("{:016x}", hasher.finish())]);
         let mut hasher = DefaultHasher::new();
-        settings.to_string().replace(&*folder.to_string_lossy(), CELLS).hash(&mut hasher);
+        settings.to_string().replace(&*folder.to_string_lossy(), BUILD_DIRECTORY).hash(&mut hasher);
         let file = folder.join(format!("target/kernel-kept/{:016x}.json", hasher.finish()));
         Self { folder: folder.to_owned(), file, settings, begun: SystemTime::now() }
     }
 
     pub fn find(&self) -> Option<Value> {
-        let text = fs::read_to_string(&self.file).ok()?.replace(CELLS, &self.folder.to_string_lossy());
+        let text = fs::read_to_string(&self.file).ok()?.replace(BUILD_DIRECTORY, &self.folder.to_string_lossy());
         let mut found: Value = serde_json::from_str(&text).ok()?;
         let same =
             |input: &Value| input[0].as_str().is_some_and(|path| input[1] == changed(Path::new(path)).to_string());
@@ -79,8 +79,8 @@ impl Kept {
         let _ = self.library(code).map(|library| copy(made, &library));
     }
 
-    /// Keeps `answer` until one of the `inputs` changes.
-    pub fn keep(&self, answer: Value, inputs: BTreeSet<PathBuf>) -> Result<()> {
+    /// Keeps `result` until one of the `inputs` changes.
+    pub fn keep(&self, result: Value, inputs: BTreeSet<PathBuf>) -> Result<()> {
         let times: Vec<(PathBuf, u128)> = inputs.into_iter().map(|path| (path.clone(), changed(&path))).collect();
         let begun = self.begun.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         // cargo may have read an input before it changed. Libraries in the folder are new, because cargo has just
@@ -91,8 +91,8 @@ impl Kept {
         }
         let times: Vec<_> = times.iter().map(|(path, time)| json!([path, time.to_string()])).collect();
         fs::create_dir_all(self.file.parent().unwrap_or(&self.file))?;
-        let whole = json!({"settings": self.settings, "inputs": times, "answer": answer}).to_string();
-        write_private(&self.file, &whole.replace(&*self.folder.to_string_lossy(), CELLS))
+        let whole = json!({"settings": self.settings, "inputs": times, "answer": result}).to_string();
+        write_private(&self.file, &whole.replace(&*self.folder.to_string_lossy(), BUILD_DIRECTORY))
             .with_context(|| format!("cannot write {}", self.file.display()))
     }
 }
@@ -150,11 +150,11 @@ mod tests {
     fn what_was_kept_serves_in_a_copy_of_the_folder() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let dirs = ["template", "1"].map(|name| folder.path().join(name));
-        let answer = |dir: &Path| json!({"args": ["--out-dir", dir.join("deps")]});
-        Kept::of(&dirs[0], &[], &Config::default()).keep(answer(&dirs[0]), BTreeSet::new()).expect("it can be kept");
+        let result = |dir: &Path| json!({"args": ["--out-dir", dir.join("deps")]});
+        Kept::of(&dirs[0], &[], &Config::default()).keep(result(&dirs[0]), BTreeSet::new()).expect("it can be kept");
         fs::create_dir_all(&dirs[1]).expect("it can be made");
         fs::rename(dirs[0].join("target"), dirs[1].join("target")).expect("it can be moved");
-        assert_eq!(Kept::of(&dirs[1], &[], &Config::default()).find(), Some(answer(&dirs[1])));
+        assert_eq!(Kept::of(&dirs[1], &[], &Config::default()).find(), Some(result(&dirs[1])));
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
         let found = |code: &str| kept.library(code).is_some_and(|library| library.is_file());
         kept.keep_library(&prelude("use a::b;\nuse c;"), &made);
         assert!(!found(&prelude("use a::b;\nuse c;")), "what it depends on is not known");
-        kept.keep("answer".into(), BTreeSet::new()).expect("it can be kept");
+        kept.keep("result".into(), BTreeSet::new()).expect("it can be kept");
         let cells = [
             piece("use a;", 2, "mut x: *mut u8"),
             piece("use a;", 1, "y: *mut u8"),
@@ -203,12 +203,12 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(50));
         let kept = of(&["build"]);
         assert!(kept.find().is_none());
-        kept.keep("answer".into(), [source.clone()].into()).expect("it can be kept");
-        assert_eq!(of(&["build"]).find(), Some("answer".into()));
+        kept.keep("result".into(), [source.clone()].into()).expect("it can be kept");
+        assert_eq!(of(&["build"]).find(), Some("result".into()));
         assert!(of(&["build", "--release"]).find().is_none());
         write(&source, "two");
         assert!(of(&["build"]).find().is_none(), "a source was edited");
-        // The source is newer than the question, so the answer may be about the old one.
+        // The source changed after cargo was started, so the result may be about the old one.
         kept.keep("late".into(), [source.clone()].into()).expect("nothing fails");
         assert!(of(&["build"]).find().is_none());
         std::thread::sleep(std::time::Duration::from_millis(50));

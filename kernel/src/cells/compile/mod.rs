@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod cargo;
+pub mod crate_library;
 pub mod damaged;
 pub mod environment;
 pub mod kept;
@@ -11,4 +12,3 @@ pub mod metadata;
 pub mod notice;
 pub mod rustc;
 pub mod stops;
-pub mod together;

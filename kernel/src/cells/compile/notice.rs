@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::private;
 
 /// A cell that needs no new crate is compiled within this time.
-const PATIENCE: Duration = Duration::from_secs(8);
+const WITHOUT_CRATES: Duration = Duration::from_secs(8);
 
 /// Runs `cargo build` and passes its stderr on as it arrives. Returns the exit status and its stdout.
 pub fn run(cargo: &mut Command) -> Result<(ExitStatus, String)> {
@@ -41,7 +41,7 @@ pub fn run(cargo: &mut Command) -> Result<(ExitStatus, String)> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if count > 0 && begun.elapsed() > PATIENCE && begun.elapsed() > told + Duration::from_secs(2) {
+            if count > 0 && begun.elapsed() > WITHOUT_CRATES && begun.elapsed() > told + Duration::from_secs(2) {
                 told = begun.elapsed();
                 let seconds = told.as_secs();
                 notice.tell(&format!(
@@ -77,13 +77,13 @@ impl Notice {
         let Some(connection) = &mut self.connection else { return };
         let id = format!("compiling-{}", std::process::id());
         let display = json!({"display": {"id": id, "update": self.shown, "data": {"text/plain": text}}});
-        let answered = || -> std::io::Result<Value> {
+        let reply = || -> std::io::Result<Value> {
             connection.write_all(format!("{display}\n").as_bytes())?;
             let mut line = String::new();
             BufReader::new(connection).read_line(&mut line)?;
             Ok(serde_json::from_str(&line).unwrap_or_default())
         }();
-        self.shown |= answered.is_ok_and(|answer| answer["ok"] == true);
+        self.shown |= reply.is_ok_and(|reply| reply["ok"] == true);
         if !self.shown {
             self.connection = None;
         }
@@ -91,7 +91,7 @@ impl Notice {
 }
 
 fn connect() -> Option<UnixStream> {
-    let mut connection = UnixStream::connect(std::env::var_os(private::ADDRESS)?).ok()?;
+    let mut connection = UnixStream::connect(std::env::var_os(private::SOCKET)?).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
     let token = std::env::var(private::TOKEN).ok()?;
     connection.write_all(format!("{}\n", json!({"token": token})).as_bytes()).ok()?;

@@ -1,4 +1,4 @@
-//! The call of rustc that compiles a cell: noted while cargo makes it, and repeated without cargo.
+//! The call of rustc that compiles a cell: recorded while cargo makes it, and repeated without cargo.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -10,24 +10,24 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::cells::compile::crate_library::{CrateLibrary, crate_library, out_dir};
 use crate::cells::compile::damaged::{LIBRARIES, names_unread_crate};
 use crate::cells::compile::environment::environment;
 use crate::cells::compile::kept::{Kept, copy, write_private};
 use crate::cells::compile::loops::loops;
 use crate::cells::compile::stops;
-use crate::cells::compile::together::{Together, out_dir, together};
 use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
 
 /// Set where this program is cargo's wrapper around rustc; names the file for the call.
-pub const NOTE: &str = "LIVE_KERNEL_RUSTC_NOTE";
+pub const CALL_FILE: &str = "LIVE_KERNEL_RUSTC_CALL";
 
 /// Variables that concern one run of cargo only: its server of job tokens, and this program as the wrapper.
 const OF_ITS_RUN: [&str; 4] = ["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER"];
 
-/// As cargo's wrapper around rustc: notes the call that compiles a cell, and becomes rustc.
-pub fn note(path: &OsStr) -> Result<()> {
+/// As cargo's wrapper around rustc: records the call that compiles a cell, and becomes rustc.
+pub fn record_call(path: &OsStr) -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let config = Config::load().unwrap_or_default();
     let (rustc, rest) = args.split_first().context("cargo named no rustc")?;
@@ -40,11 +40,11 @@ pub fn note(path: &OsStr) -> Result<()> {
 }
 
 /// Returns the source that evcxr made of the cell.
-pub fn code(folder: &Path) -> String {
+pub fn cell_source(folder: &Path) -> String {
     fs::read_to_string(folder.join("src/lib.rs")).unwrap_or_default()
 }
 
-pub fn read(path: &Path) -> Option<Value> {
+pub fn read_call(path: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
@@ -84,21 +84,21 @@ pub fn inputs(folder: &Path, call: &Value) -> Option<BTreeSet<PathBuf>> {
 }
 
 /// Returns the library that rustc makes of a cell.
-pub fn made(args: &[Value]) -> Option<PathBuf> {
+pub fn cell_library(args: &[Value]) -> Option<PathBuf> {
     let library = format!("{}ctx{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     out_dir(args).map(|folder| folder.join(library))
 }
 
 /// Repeats the kept call for the present cell, at the user's optimisation level. Returns the exit status. `None` means
 /// that cargo has to run instead: rustc failed without a reason, or could not read a crate.
-pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
+pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
-    let Some(made) = made(args) else { return Ok(None) };
-    let code = code(&kept.folder);
+    let Some(made) = cell_library(args) else { return Ok(None) };
+    let code = cell_source(&kept.folder);
     // The kept library of a prelude may need it, too.
-    let crates = together(rustc.as_str().unwrap_or_default(), args);
+    let crates = crate_library(rustc.as_str().unwrap_or_default(), args);
     if kept.library(&code).is_some_and(|library| copy(&library, &made).is_ok()) {
-        tell_made(&made);
+        report_library(&made);
         return Ok(Some(0));
     }
     let mut command = Command::new(rustc.as_str().unwrap_or_default());
@@ -112,7 +112,7 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     }
     // The library is used once, so the linker need not make it small.
     command.arg("-Clink-arg=-Wl,-O0").args(level.map(|level| format!("-Copt-level={}", level.trim_matches('"'))));
-    if let Some(Together { name, file }) = &crates {
+    if let Some(CrateLibrary { name, file }) = &crates {
         command.arg("--extern").arg(format!("{name}={}", file.display()));
         // What the library lacks is to be noticed here, not when the cell is loaded.
         command.args(cfg!(target_os = "linux").then_some("-Clink-arg=-Wl,-z,defs"));
@@ -147,7 +147,7 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
     }
     if status.success() {
         kept.keep_library(&code, &made);
-        tell_made(&made);
+        report_library(&made);
     }
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
 }
@@ -156,7 +156,7 @@ pub fn again(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i3
 /// the library of all crates.
 /// What does not compile with an addition, is compiled without it. So an addition costs no cell, and the errors are
 /// about the code that evcxr wrote. `source`, from which rustc reads, holds this code again afterwards.
-fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<Together>) -> Result<Output> {
+fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<CrateLibrary>) -> Result<Output> {
     let mut run = || rustc.output().context("cannot start rustc");
     let Some(private) = std::env::var_os(private::FOLDER).map(PathBuf::from) else { return run() };
     let (mut stops, mut puts_back) = (stops::add(code), true);
@@ -165,7 +165,7 @@ fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<To
         let text = replaced::put_back(&private, &stoppable).filter(|_| puts_back);
         puts_back = text.is_some();
         let mut text = text.unwrap_or(stoppable);
-        if let Some(Together { name, .. }) = &crates {
+        if let Some(CrateLibrary { name, .. }) = &crates {
             text += &format!("\nextern crate {name} as _;\n");
         }
         fs::write(source, text).context("cannot write the cell's source")?;
@@ -191,7 +191,7 @@ fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<To
 }
 
 /// Reports the library as cargo would.
-fn tell_made(library: &Path) {
+fn report_library(library: &Path) {
     println!("{}", json!({"reason": "compiler-artifact", "target": {"name": "ctx"}, "filenames": [library]}));
 }
 
@@ -212,8 +212,8 @@ mod tests {
         let found = inputs(folder.path(), &call).expect("arguments name a folder");
         assert!(found.contains(&deps.join("libpxfm-1.rlib")) && found.len() == 2, "{found:?}");
         let kept = Kept::of(folder.path(), &[], &Config::default());
-        kept.keep("answer".into(), [deps.join("libpxfm-1.rlib")].into()).expect("it can be kept");
-        assert_eq!(kept.find(), Some("answer".into()));
+        kept.keep("result".into(), [deps.join("libpxfm-1.rlib")].into()).expect("it can be kept");
+        assert_eq!(kept.find(), Some("result".into()));
         let mode = fs::metadata(&kept.file).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::remove_file(deps.join("libpxfm-1.rlib")).expect("it is there");

@@ -1,12 +1,12 @@
 //! Lets Interrupt stop the loops that cells define.
 //!
 //! The kernel's cargo puts a check at the head of each loop, of each closure, and of each function that calls itself,
-//! always on the same line. A check reads one word of memory that the front shares with the process of the cells
+//! always on the same line. A check reads one word of memory that the server shares with the process of the cells
 //! ([`crate::cells::interrupt`]). If the word is set, the check unwinds the stack. evcxr takes that for a panic, and a
 //! panic costs no variable of earlier cells.
 //!
 //! A loop among the cell's own statements also puts the variables that the cell has bound before it into evcxr's store,
-//! because evcxr drops the new variables of a cell that fails. The front then runs a cell of its own, by which evcxr
+//! because evcxr forgets the new variables of a cell that fails. The server then runs an internal cell, by which evcxr
 //! takes them up.
 
 use std::collections::BTreeSet;
@@ -178,14 +178,14 @@ impl Stops {
     }
 }
 
-/// In the kernel's cargo: writes down for the front which variables each place puts into the store.
+/// In the kernel's cargo: writes down for the server which variables each place puts into the store.
 pub fn announce(private: &Path, stops: Option<&Stops>) {
     let places = stops.map_or(&[][..], |stops| &stops.taken_up);
     // A failure costs an interrupted cell its own variables.
     let _ = serde_json::to_vec(places).map(|text| fs::write(private.join(FILE), text));
 }
 
-/// In the front: returns the statements by which evcxr takes up the variables that the cell has put into the store at
+/// In the server: returns the statements by which evcxr takes up the variables that the cell has put into the store at
 /// `place`.
 pub fn taken_up(private: &Path, place: usize) -> Vec<String> {
     let found = fs::read(private.join(FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());

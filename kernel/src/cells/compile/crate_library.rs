@@ -18,14 +18,14 @@ pub const NAME: &str = "crates_";
 const KEPT: usize = 3;
 
 /// A library, and the name by which cells refer to it.
-pub struct Together {
+pub struct CrateLibrary {
     pub name: String,
     pub file: PathBuf,
 }
 
 /// Returns the library for cells that are compiled by the call with these arguments, and makes it where it is missing.
 /// Returns `None` where cells depend on no crate, or their crates can't be in one library.
-pub fn together(rustc: &str, args: &[Value]) -> Option<Together> {
+pub fn crate_library(rustc: &str, args: &[Value]) -> Option<CrateLibrary> {
     let place = out_dir(args)?;
     let args: Vec<&str> = args.iter().filter_map(Value::as_str).collect();
     let crates: Vec<(&str, &str)> = args
@@ -43,19 +43,19 @@ pub fn together(rustc: &str, args: &[Value]) -> Option<Together> {
     let name = format!("{NAME}{:016x}", hasher.finish());
     let file = place.join(format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
     // Beside the library stands its length, so that a truncated one is noticed; 0 for one that could not be made.
-    let noted = file.with_extension("length");
+    let length_file = file.with_extension("length");
     let length = || fs::metadata(&file).map_or(0, |found| found.len());
-    let known = fs::read_to_string(&noted).ok().and_then(|text| text.parse::<u64>().ok());
+    let known = fs::read_to_string(&length_file).ok().and_then(|text| text.parse::<u64>().ok());
     if crates.is_empty() || known == Some(0) {
         return None;
     }
     if known != Some(length()) {
-        let _ = fs::remove_file(&noted);
+        let _ = fs::remove_file(&length_file);
         let made = make(rustc, &args, &crates, &name, &file);
-        fs::write(&noted, made.map_or(0, |()| length()).to_string()).ok()?;
+        fs::write(&length_file, made.map_or(0, |()| length()).to_string()).ok()?;
         made?;
     }
-    Some(Together { name, file })
+    Some(CrateLibrary { name, file })
 }
 
 /// Makes the library at its place, because rustc names other libraries by the way from there.
@@ -165,26 +165,26 @@ mod tests {
         };
         // Without crates, or with macros alone, there is nothing to make.
         for externs in [&[][..], &["serde_derive=/deps/libserde_derive-1.so"]] {
-            assert!(together("rustc", &args(externs)).is_none());
+            assert!(crate_library("rustc", &args(externs)).is_none());
             assert_eq!(fs::read_dir(&deps).expect("it is there").count(), 1);
         }
         let given = format!("a={}", library.display());
-        assert!(together("rustc", &args(&[&given])).is_none());
-        let noted = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with(".length");
-        let found = || fs::read_dir(&deps).expect("it is there").flatten().filter(noted);
-        let mark = found().next().expect("a note").path();
+        assert!(crate_library("rustc", &args(&[&given])).is_none());
+        let is_length = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with(".length");
+        let found = || fs::read_dir(&deps).expect("it is there").flatten().filter(is_length);
+        let mark = found().next().expect("its length").path();
         assert_eq!(fs::read_to_string(&mark).expect("it is there"), "0");
         // Once it is made, it is used, and made again when it is not whole.
         let made = mark.with_extension(&std::env::consts::DLL_SUFFIX[1..]);
         fs::write(&made, "library").expect("a file");
         fs::write(&mark, "7").expect("a file");
-        let again = || together("no such program", &args(&[&given])).map(|crates| crates.file);
+        let again = || crate_library("no such program", &args(&[&given])).map(|crates| crates.file);
         assert_eq!(again(), Some(made.clone()));
         fs::write(&made, "lib").expect("a file");
         assert_eq!(again(), None);
         // A changed crate makes another set.
         fs::write(&library, "another one").expect("a file");
-        assert!(together("rustc", &args(&[&given])).is_none());
+        assert!(crate_library("rustc", &args(&[&given])).is_none());
         assert_eq!(found().count(), 2);
     }
 }

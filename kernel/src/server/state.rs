@@ -1,4 +1,4 @@
-//! The state of the front, and its output: on the channels of the protocol, and below the running cell.
+//! The state of the server, and its output: on the channels of the protocol, and below the running cell.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -18,10 +18,11 @@ use crate::processes::below;
 use crate::server::cell::Cell;
 use crate::server::channels::Outbox;
 use crate::server::comms::Comms;
-use crate::server::completion::Questions;
+use crate::server::completion::Forwarded;
 use crate::server::evcxr::Connections;
 use crate::server::expressions::Expressions;
 use crate::server::history::History;
+use crate::server::link::Link;
 use crate::server::pages::Unseen;
 use crate::server::usage::Usage;
 use crate::server::wire::message;
@@ -34,39 +35,21 @@ pub const RAN_NOTHING: &str = "interrupted while it was compiled: nothing ran, a
 pub const STDOUT: &str = "stdout";
 pub const STDERR: &str = "stderr";
 
-/// An event that the front's task handles.
+/// An event that the server's task handles.
 pub enum Event {
     Shell(JupyterMessage),
     Control(JupyterMessage),
     Stdin(JupyterMessage),
-    Connected(Box<Connections>),
-    InnerShell(JupyterMessage),
-    InnerStdin(JupyterMessage),
-    InnerIopub(JupyterMessage),
-    /// The inner process ended; holds its last words.
-    InnerEnded(String),
+    InterpreterConnected(Box<Connections>),
+    InterpreterShell(JupyterMessage),
+    InterpreterStdin(JupyterMessage),
+    InterpreterIopub(JupyterMessage),
+    /// The interpreter ended; holds the end of its output.
+    InterpreterEnded(String),
     Terminate,
 }
 
-/// A connection from a cell's code.
-pub struct Client {
-    pub sender: UnboundedSender<(Value, Vec<Bytes>)>,
-    pub parent: Option<JupyterMessage>,
-    pub watches: bool,
-}
-
-impl Client {
-    pub fn send(&self, value: Value) {
-        self.send_with(value, vec![]);
-    }
-
-    /// Sends a value with binary buffers. A client that is gone needs none.
-    pub fn send_with(&self, value: Value, buffers: Vec<Bytes>) {
-        let _ = self.sender.send((value, buffers));
-    }
-}
-
-/// The outboxes of the four channels to the front end.
+/// The outboxes of the four channels to frontends.
 pub struct Channels {
     pub iopub: Outbox,
     pub shell: Outbox,
@@ -74,8 +57,15 @@ pub struct Channels {
     pub stdin: Outbox,
 }
 
-/// The state of the front, which belongs to one task.
-pub struct Front {
+/// The outboxes of the two channels to evcxr_jupyter.
+#[derive(Clone)]
+pub struct Interpreter {
+    pub shell: Outbox,
+    pub stdin: Outbox,
+}
+
+/// The state of the server, which belongs to one task.
+pub struct Server {
     pub config: Config,
     /// The version of rustc.
     pub rust: String,
@@ -85,22 +75,23 @@ pub struct Front {
     pub control: Outbox,
     pub stdin: Outbox,
     pub events: UnboundedSender<Event>,
-    pub inner: Option<(Outbox, Outbox)>,
-    pub inner_pid: i32,
+    pub interpreter: Option<Interpreter>,
+    pub interpreter_pid: i32,
     /// evcxr has read its start-up configuration.
     pub ready: bool,
     pub start_error: Option<String>,
     /// The source that evcxr writes for each cell.
     pub generated: PathBuf,
+    /// The execute requests that wait.
     pub queue: VecDeque<JupyterMessage>,
     pub cell: Option<Cell>,
     /// The user's expressions that are evaluated after a cell, before its reply.
     pub expressions: Option<Expressions>,
     /// The last cell's request: the parent of output between cells.
-    pub last: Option<JupyterMessage>,
+    pub last_request: Option<JupyterMessage>,
     /// Limits of stdout and stderr until the next cell.
     pub floods: [Flood; 2],
-    /// The last bytes that the cells' process wrote to stderr.
+    /// The last bytes that the child wrote to stderr.
     pub last_words: String,
     pub count: u64,
     pub history: History,
@@ -108,28 +99,29 @@ pub struct Front {
     pub unseen: Option<Unseen>,
     pub variables: Vec<String>,
     /// Variables that evcxr dropped and no cell has made again.
-    pub gone: Vec<String>,
-    pub questions: Questions,
+    pub dropped: Vec<String>,
+    pub forwarded: Forwarded,
     /// evcxr has run a cell that ends by `?`. Before that, it cannot show a last line that ends by `?`.
-    pub asks: bool,
-    /// The private folder, through which the front and the inner process exchange files.
+    pub knows_question_mark: bool,
+    /// The private folder, through which the server and the interpreter exchange files.
     pub folder: PathBuf,
     pub stop: Interrupt,
     pub child: Option<Child>,
-    pub clients: BTreeMap<u64, Client>,
+    /// The links by their numbers.
+    pub links: BTreeMap<u64, Link>,
     pub comms: Comms,
     pub ended: bool,
 }
 
-impl Front {
-    /// Makes the state before the first event. The inner process `inner_pid` builds cells in the folder `cells`.
+impl Server {
+    /// Makes the state before the first event.
     pub fn new(
         config: Config,
         channels: Channels,
         events: UnboundedSender<Event>,
-        inner_pid: i32,
+        interpreter_pid: i32,
         folder: &Path,
-        cells: &Path,
+        build_directory: &Path,
         stop: Interrupt,
     ) -> Self {
         let Channels { iopub, shell, control, stdin } = channels;
@@ -142,28 +134,28 @@ impl Front {
             control,
             stdin,
             events,
-            inner: None,
-            inner_pid,
+            interpreter: None,
+            interpreter_pid,
             ready: false,
             start_error: None,
-            generated: cells.join("src/lib.rs"),
+            generated: build_directory.join("src/lib.rs"),
             queue: VecDeque::new(),
             cell: None,
             expressions: None,
-            last: None,
+            last_request: None,
             floods: Default::default(),
             last_words: String::new(),
             count: 0,
             history: History::default(),
             unseen: None,
             variables: vec![],
-            gone: vec![],
-            questions: Questions::new(cells.join("Cargo.toml")),
-            asks: false,
+            dropped: vec![],
+            forwarded: Forwarded::new(build_directory.join("Cargo.toml")),
+            knows_question_mark: false,
             folder: folder.to_owned(),
             stop,
             child: None,
-            clients: BTreeMap::new(),
+            links: BTreeMap::new(),
             comms: Comms::default(),
             ended: false,
         }
@@ -184,9 +176,9 @@ impl Front {
 
     pub fn status(&self, state: &str, parent: &JupyterMessage) {
         self.publish("status", json!({"execution_state": state}), Some(parent));
-        // Front ends show the last state they received, whatever it refers to.
+        // Frontends show the last state they received, whatever it refers to.
         let of_expressions = self.expressions.as_ref().map(|expressions| &expressions.cell);
-        let running = self.cell.as_ref().filter(|cell| !cell.own).or(of_expressions);
+        let running = self.cell.as_ref().filter(|cell| !cell.internal).or(of_expressions);
         if let Some(cell) = running.filter(|_| state == "idle") {
             self.publish("status", json!({"execution_state": "busy"}), Some(&cell.request));
         }
@@ -197,19 +189,20 @@ impl Front {
         let _ = outbox.send(message(&kind, content, Some(request)));
     }
 
-    /// Sends a reply on the shell channel, then the status idle.
-    pub fn answer(&self, request: &JupyterMessage, reply: Value) {
+    /// Ends a request on the shell channel: sends its reply, then the status idle.
+    pub fn complete(&self, request: &JupyterMessage, reply: Value) {
         self.reply(&self.shell, reply, request);
         self.status("idle", request);
     }
 
+    /// Returns the parent of output that arrives now: the request of the running cell, or of the last one.
     pub fn parent(&self) -> Option<JupyterMessage> {
         let waiting = || self.queue.front().filter(|_| !self.ready).cloned();
         self.cell
             .as_ref()
-            .filter(|cell| !cell.own)
+            .filter(|cell| !cell.internal)
             .map(|cell| cell.request.clone())
-            .or_else(|| self.last.clone())
+            .or_else(|| self.last_request.clone())
             .or_else(waiting)
     }
 
@@ -240,8 +233,8 @@ impl Front {
         }
     }
 
-    /// Forgets all variables and says which are lost.
-    pub fn lost(&mut self) -> String {
+    /// Forgets all variables, which ended with the child, and says which are lost.
+    pub fn lose_variables(&mut self) -> String {
         match std::mem::take(&mut self.variables) {
             names if names.is_empty() => "there were no variables to lose".to_owned(),
             names => format!("lost: {}", names.join(", ")),
@@ -250,7 +243,7 @@ impl Front {
 
     /// Ends what compiles for evcxr, and the commands that it has started.
     pub fn stop_compilers(&self, signal: Signal) {
-        for pid in below(self.inner_pid, self.child.as_ref().map(|child| child.pid)) {
+        for pid in below(self.interpreter_pid, self.child.as_ref().map(|child| child.pid)) {
             let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, signal));
         }
     }

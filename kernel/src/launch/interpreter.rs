@@ -10,14 +10,14 @@ use serde_json::json;
 use tokio::process::{Child, Command};
 
 use crate::launch::environment::Variables;
-use crate::private::{ADDRESS, FOLDER, LOCK, TOKEN};
+use crate::private::{FOLDER, LOCK, SOCKET, TOKEN, link_socket};
 
 /// Environment variable that switches huge pages off in evcxr_jupyter's allocator and in all processes below.
 /// rust-analyzer takes 300 MB in small pieces, and with huge pages the system clears two megabytes at each first
 /// touch, which took a seventh of the time until the first cell.
 const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 
-/// In the inner process: keeps the lock of the build directory, and does not pass it on to compilers and to programs
+/// In the interpreter: keeps the lock of the build directory, and does not pass it on to compilers and to programs
 /// that cells start. Such a program may outlive the kernel, and the build directory would stay locked.
 pub fn keep_lock() {
     if let Some(fd) = std::env::var(LOCK).ok().and_then(|fd| fd.parse().ok()).filter(|fd| *fd > 2) {
@@ -30,10 +30,10 @@ pub fn keep_lock() {
     unsafe { std::env::remove_var(LOCK) };
 }
 
-/// In the inner process: ends when the front does, together with the cells' process and compilers.
-pub fn end_with_parent() {
+/// In the interpreter: ends when the server does, together with the child and compilers.
+pub fn end_with_server() {
     std::thread::spawn(|| {
-        // The front holds the other end and never writes.
+        // The server holds the other end and never writes.
         let _ = std::io::stdin().read(&mut [0]);
         if let Some(folder) = std::env::var_os(FOLDER) {
             let _ = std::fs::remove_dir_all(folder);
@@ -42,7 +42,7 @@ pub fn end_with_parent() {
     });
 }
 
-/// In the process that runs cells: allows huge pages for it and for the programs that it starts.
+/// In the child: allows huge pages for it and for the programs that it starts.
 pub fn allow_huge_pages() {
     // SAFETY: called before there are other threads.
     unsafe { std::env::remove_var(HUGE_PAGES) };
@@ -50,14 +50,14 @@ pub fn allow_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(false);
 }
 
-/// Starts the inner process with these variables, in a process group of its own.
+/// Starts the interpreter with these variables, in a process group of its own.
 pub fn start(folder: &Path, token: &str, variables: Variables) -> Result<Child> {
     // With its transport `ipc`, evcxr_jupyter binds files named ADDRESS:PORT.
     let connection = json!({
-        "transport": "ipc", "ip": folder.join("inner"), "key": token, "signature_scheme": "hmac-sha256",
+        "transport": "ipc", "ip": folder.join("interpreter"), "key": token, "signature_scheme": "hmac-sha256",
         "shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5,
     });
-    let file = folder.join("inner.json");
+    let file = folder.join("interpreter.json");
     std::fs::write(&file, connection.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
     Command::new(std::env::current_exe().context("cannot find this program's own file")?)
         .arg("--control_file")
@@ -65,7 +65,7 @@ pub fn start(folder: &Path, token: &str, variables: Variables) -> Result<Child> 
         .envs(variables)
         .env(FOLDER, folder)
         .env(HUGE_PAGES, "0")
-        .env(ADDRESS, folder.join("cells"))
+        .env(SOCKET, link_socket(folder))
         .env(TOKEN, token)
         .process_group(0)
         .stdin(Stdio::piped())
