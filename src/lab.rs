@@ -1,7 +1,7 @@
 //! The lab that every notebook opens first: device, profile, and the work of earlier notebooks.
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
-use crate::models::{Backbone, LoadReport, Model, Precision, device_name, head, student};
+use crate::models::{Backbone, LoadReport, Model, Precision, TorchScript, device_name, head, student};
 use crate::profile::{Profile, variable};
 use crate::show::show_as_text;
 use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
@@ -9,7 +9,7 @@ use crate::store::{self, atomic};
 use crate::study::mistakes::Mistake;
 use crate::study::{ResultRow, Sweep, SweepInputs, SweepReport};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
-use crate::train::{backbone_features, check_name, fit, teacher_logits};
+use crate::train::{backbone_features, check_name, fit, script_logits, teacher_logits};
 use crate::{Error, Result};
 use serde_json::json;
 use std::fmt;
@@ -127,6 +127,15 @@ impl Lab {
     /// When the features belong to another split.
     pub fn logits(&self, head: &Model, split: &Split, features: &CachedTensor) -> Result<CachedTensor> {
         teacher_logits(head, split, features, Some(&self.folder.join("cache")))
+    }
+
+    /// Computes the logits f32 `[N, C]` of a teacher from a TorchScript file for a split, or finds them on disk.
+    ///
+    /// # Errors
+    /// As [`script_logits`].
+    pub fn script_logits(&self, teacher: &TorchScript, split: &Split) -> Result<CachedTensor> {
+        let cache = self.folder.join("cache");
+        script_logits(teacher, split, self.profile.batch_size, Some(&cache), &print_progress())
     }
 
     /// Returns the profile's options for a student; `name` is also the name of the fit's folder.

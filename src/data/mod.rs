@@ -12,6 +12,7 @@
 
 mod dataset;
 mod pool;
+mod preprocessing;
 mod sampling;
 mod sources;
 mod split;
@@ -19,6 +20,7 @@ mod transform;
 mod views;
 
 pub use dataset::{DataOptions, Dataset};
+pub use preprocessing::{Channels, Preprocessing};
 pub use sampling::{batches, shuffled};
 pub use sources::{image_folder, open, read_image};
 pub use split::{Batch, Split};

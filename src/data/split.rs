@@ -66,6 +66,11 @@ impl Split {
         rows.iter().map(|&r| self.pool.labels[r as usize]).collect()
     }
 
+    /// Number of classes of the dataset.
+    pub(crate) fn classes(&self) -> usize {
+        self.classes
+    }
+
     /// The number of images of each class, indexed by label.
     pub(crate) fn class_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes];

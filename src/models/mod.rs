@@ -16,6 +16,7 @@ mod state_dict;
 mod student;
 mod summary;
 mod torch_file;
+mod torch_script;
 mod weights;
 
 pub use arch::Arch;
@@ -28,6 +29,7 @@ pub use model::{Model, head};
 pub use precision::Precision;
 pub use student::student;
 pub use summary::Summary;
+pub use torch_script::{Outputs, TorchScript};
 pub use weights::{LoadReport, read_weights};
 
 #[cfg(test)]

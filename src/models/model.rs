@@ -247,7 +247,7 @@ fn cache_sized(x: &Tensor, device: Device) -> Result<Vec<Tensor>> {
 }
 
 /// Checks that the device is there; tch would panic inside a layer's constructor.
-fn check_device(device: Device) -> Result<()> {
+pub(super) fn check_device(device: Device) -> Result<()> {
     match device {
         Device::Cuda(i) if !tch::Cuda::is_available() => Err(Error::Input(format!(
             "CUDA device {i} was asked for, but this libtorch sees no CUDA GPU; use Device::cuda_if_available(), \

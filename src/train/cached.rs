@@ -5,7 +5,7 @@ use super::progress::{Interrupt, Ticker};
 use super::row_file::RowFile;
 use super::{Event, Listener};
 use crate::data::{Split, Transform, Views};
-use crate::models::{Backbone, Model};
+use crate::models::{Backbone, Model, TorchScript};
 use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
@@ -150,6 +150,33 @@ pub(crate) fn teacher_logits(
         key,
         folder,
         &mut compute,
+    )
+}
+
+/// Returns the logits f32 `[N, C]` of a teacher from a TorchScript file for every image of `split`, without gradients.
+/// The teacher is tried on two images first.
+///
+/// With a `folder` they are kept there and found again as long as the content of the teacher's file, its preprocessing
+/// and the data stay the same.
+///
+/// # Errors
+/// When the teacher does not accept its images, or gives another number of outputs than there are classes; else as
+/// [`backbone_features`].
+pub fn script_logits(
+    teacher: &TorchScript,
+    split: &Split,
+    batch_size: usize,
+    folder: Option<&Path>,
+    listener: &Listener,
+) -> Result<CachedTensor> {
+    let title = format!("{} on {}", teacher.name, split.name);
+    teacher.check(&split.batch(&[0, split.len() as i64 - 1])?.images, split.classes())?;
+    let key = digest(&["script logits", &teacher.key(), &split.key].map(str::as_bytes));
+    let (what, width) = ("logits", split.classes() as i64);
+    Computation { what, title: &title, split, views: None, width, piece: batch_size, listener }.run(
+        key,
+        folder,
+        &mut |from, to| teacher.logits(&split.batch(&(from..to).collect::<Vec<_>>())?.images),
     )
 }
 

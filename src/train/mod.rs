@@ -47,7 +47,7 @@ mod row_file;
 pub(crate) use background::Queue;
 pub use background::Run;
 pub(crate) use cached::teacher_logits;
-pub use cached::{CachedTensor, backbone_features, view_logits};
+pub use cached::{CachedTensor, backbone_features, script_logits, view_logits};
 pub(crate) use checks::{Task, fingerprint};
 pub use control::Control;
 pub(crate) use control::Observer;

@@ -8,6 +8,7 @@ mod methods;
 mod oracle;
 mod parity;
 mod sweep;
+mod teachers;
 
 pub(crate) use common::{dataset, normalised};
 use kdlab::models::Layers;

@@ -155,6 +155,50 @@ def transforms(x, settings, folder):
     return out
 
 
+def scripts(x, settings, folder):
+    """TorchScript files, good and bad ones, and what a good one says of images prepared by torchvision."""
+    import torchvision
+    from torchvision.transforms.v2 import functional as T
+
+    class Wrapped(nn.Module):
+        def __init__(self, change):
+            super().__init__()
+            self.net, self.change = small, change
+
+        def forward(self, x):
+            return self.change(self.net(x))
+
+    class OnGpu(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) + torch.ones(3, device="cuda:0")
+
+    torch.manual_seed(3)
+    net = torchvision.models.resnet18(num_classes=10).eval()
+    small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 10))
+    zeros = torch.zeros(2, 3, 64, 64)
+    torch.jit.script(small).save(f"{folder}/scripted.pt")
+    torch.jit.script(OnGpu()).save(f"{folder}/gpu.pt")
+    torch.jit.script(nn.Identity()).save(f"{folder}/images.pt")
+    traced = {
+        "traced": net,
+        "probabilities": Wrapped(lambda y: y.softmax(1)),
+        "several": Wrapped(lambda y: (y, y)),
+        "fixed": Wrapped(lambda y: y[:1]),
+        "few": Wrapped(lambda y: y[:, :9]),
+        "nan": Wrapped(lambda y: y / 0 * 0),
+        "flat": flat,
+    }
+    for name, module in traced.items():
+        torch.jit.trace(module.eval(), zeros, check_trace=False).save(f"{folder}/{name}.pt")
+    torch.save(small.state_dict(), f"{folder}/weights.pt")
+    images = T.center_crop(T.resize(x["images"].float() / 255, [72, 72], antialias=True), [64, 64])
+    with torch.no_grad():
+        imagenet = T.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        caffe = (images.flip(1) * 255 - torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1)) / 64
+        return {"imagenet": net(imagenet), "caffe": net(caffe), "small": small(imagenet)}
+
+
 def train(x, settings, folder):
     """The article's loop with its mistakes mended, or with the one that settings name."""
     mistake = settings["mistake"]
