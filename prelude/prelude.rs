@@ -6,7 +6,7 @@ use kdlab::show::{Figure, ShowDebug, Table, class_balance, class_similarity, con
 use kdlab::show::{gallery, likely_confusions, mistakes, print_progress, reliability_diagram, soft_target_bars};
 use kdlab::show::{soft_target_gallery, soft_targets_over_temperature, temperature_explorer};
 use kdlab::study::{Augmentation, Candidate, Measure, ResultRow, Sweep, TeacherLabels, Verdict, report_card};
-use kdlab::train::{CachedTensor, Criterion, Evaluation, Examples, FitOptions, History, KdLoss, Method};
-use kdlab::train::{evaluate, fit, predict, soft_targets};
+use kdlab::train::{CachedTensor, Criterion, Evaluation, Examples, FitOptions, History, KdLoss, Method, Recipe};
+use kdlab::train::{Schedule, UpdateRule, evaluate, fit, predict, soft_targets};
 use tch::nn::{Module, OptimizerConfig};
 use tch::{Device, Kind, Tensor, nn};

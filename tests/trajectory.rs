@@ -95,7 +95,7 @@ fn both_with(
         epochs,
         batch_size: BATCH,
         learning_rate,
-        optimizer,
+        recipe: Recipe { optimizer, ..Recipe::default() },
         seed: SEED,
         precision: model.precision,
         folder: Some(folder.path().join("run")),
@@ -216,10 +216,12 @@ fn cross_entropy_takes_the_same_100_steps() {
     assert!(mean(&here.losses[90..]) < 0.95 * mean(&here.losses[..10]), "it learns something: {:?}", here.losses);
 }
 
-/// `torch.optim.AdamW` and `torch.optim.SGD` with momentum, both with weight decay.
+/// `torch.optim.AdamW` and `torch.optim.SGD` with momentum, both with weight decay; of convolutions, whose layout differs.
 #[test]
 fn other_optimizers_take_the_same_100_steps() {
-    for rule in [UpdateRule::AdamW { weight_decay: 0.1 }, UpdateRule::Sgd { momentum: 0.9, weight_decay: 0.1 }] {
+    for rule in
+        [UpdateRule::AdamW { weight_decay: 0.1 }, UpdateRule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.1 }]
+    {
         let examples = images(&photographs(), Kind::Double);
         let (here, torch) = both_with(false, rule, "student", pupil(), examples, None, None, 10, true);
         assert_eq!(here.losses.len(), 100);

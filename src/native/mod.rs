@@ -48,7 +48,9 @@ unsafe extern "C" {
         learning_rate: f64,
         momentum: f64,
         weight_decay: f64,
+        nesterov: bool,
     ) -> Failure;
+    fn kdlab_lerp(count: usize, lists: *const [*const Handle; 2], weight: f64) -> Failure;
 }
 
 /// Keeps `shim.cpp` in every program: where libtorch supports CUDA, the shim refers to `libtorch_cuda`, which the
@@ -193,7 +195,7 @@ impl FusedStep<'_> {
     }
 
     /// `at::_fused_sgd_` without dampening; momenta begin at 0.
-    pub fn sgd(&self, momentum: f64) -> Result<()> {
+    pub fn sgd(&self, momentum: f64, nesterov: bool) -> Result<()> {
         let lists = self.handles()?;
         // SAFETY: as above.
         check(unsafe {
@@ -203,6 +205,7 @@ impl FusedStep<'_> {
                 self.learning_rate,
                 momentum,
                 self.weight_decay,
+                nesterov,
             )
         })
     }
@@ -222,6 +225,16 @@ impl FusedStep<'_> {
             _ => Err(Error::Torch("parameters, gradients and moments differ in shape, type or layout".into())),
         }
     }
+}
+
+/// Moves each tensor towards its target by the share `weight` of the way: `at::_foreach_lerp_`, without gradients.
+pub(crate) fn lerp(tensors: &[&Tensor], targets: &[&Tensor], weight: f64) -> Result<()> {
+    if tensors.len() != targets.len() {
+        return Err(Error::Torch(format!("{} tensors and {} targets", tensors.len(), targets.len())));
+    }
+    let lists = [tensors, targets].map(|list| list.iter().copied().map(handle).collect::<Vec<_>>());
+    // SAFETY: both lists are of the same length, and the handles are tch's own.
+    check(unsafe { kdlab_lerp(tensors.len(), &lists.each_ref().map(Vec::as_ptr), weight) })
 }
 
 #[cfg(test)]

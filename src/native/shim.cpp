@@ -15,6 +15,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
@@ -138,14 +139,22 @@ char* kdlab_fused_adam(size_t count, const Handles lists[4], at::Tensor* step, d
   });
 }
 
-// One step of SGD with momentum, without dampening, on `count` tensors of one type and device. The lists are
-// parameters, gradients and momenta.
+// One step of SGD with momentum, perhaps Nesterov's, without dampening, on `count` tensors of one type and device. The
+// lists are parameters, gradients and momenta.
 char* kdlab_fused_sgd(size_t count, const Handles lists[3], double learning_rate, double momentum,
-                      double weight_decay) {
+                      double weight_decay, bool nesterov) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     at::_fused_sgd_(tensors(lists[0], count), tensors(lists[1], count), tensors(lists[2], count), weight_decay,
-                    momentum, learning_rate, 0.0, false, false, false);
+                    momentum, learning_rate, 0.0, nesterov, false, false);
+  });
+}
+
+// Moves `count` tensors, the first list, towards those of the second by the share `weight` of the way.
+char* kdlab_lerp(size_t count, const Handles lists[2], double weight) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    at::_foreach_lerp_(tensors(lists[0], count), tensors(lists[1], count), weight);
   });
 }
 

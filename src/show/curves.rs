@@ -1,8 +1,8 @@
-//! Loss and accuracy over epochs, any number of fits in one figure.
+//! Loss, accuracy and learning rate over epochs, any number of fits in one figure.
 
 use super::canvas::{Area, Drawn, Figure, INK, anchored, chart, color, dashed, px, range, stroke, styled};
 use super::canvas::{text, text_color};
-use super::words::percent;
+use super::words::{percent, short};
 use crate::train::{Change, EpochRecord, History, Metrics};
 use crate::{Error, Result};
 use plotters::prelude::*;
@@ -12,12 +12,15 @@ struct Curves {
     histories: Vec<History>,
     /// Epochs done so far, and the training metrics of the one that is running: only for a single fit.
     running: Option<(f64, Metrics)>,
+    /// Learning rate before the schedule, for a fit without an epoch or a change that says so.
+    learning_rate: f64,
     /// Where the epoch axis begins.
     from: f64,
 }
 
 /// Draws loss (left) and accuracy (right) over epochs. Validation is solid, training dashed; a ring marks the epoch
-/// whose weights were kept. A thin vertical line marks each change of temperature, alpha or learning rate.
+/// whose weights were kept. A thin vertical line marks each change of temperature, alpha or learning rate. Where a
+/// fit's recipe changes the learning rate, it is drawn below.
 ///
 /// # Errors
 /// When no fit has a finished epoch.
@@ -25,14 +28,16 @@ pub fn curves(histories: &[&History]) -> Result<Figure> {
     if histories.iter().all(|h| h.records.is_empty()) {
         return Err(Error::Input("no finished epoch to draw yet".into()));
     }
-    let early = histories.iter().flat_map(|h| &h.changes).any(|change| change.epoch < 0.8);
+    let early = |h: &&&History| h.recipe.varies_rate() || h.changes.iter().any(|change| change.epoch < 0.8);
+    let from = if histories.iter().any(|h| early(&h)) { 0.0 } else { 0.8 };
     let histories = histories.iter().map(|&h| h.clone()).collect();
-    Ok(figure(Curves { histories, running: None, from: if early { 0.0 } else { 0.8 } }))
+    Ok(figure(Curves { histories, running: None, learning_rate: f64::NAN, from }))
 }
 
-/// The curve of a fit while it runs, from its first batch on, and always in the same frame.
-pub(super) fn running_curve(history: &History, running: Option<(f64, Metrics)>) -> Figure {
-    figure(Curves { histories: vec![history.clone()], running, from: 0.0 })
+/// The curve of a fit while it runs, from its first batch on, and always in the same frame. `learning_rate` is in force
+/// before the schedule.
+pub(super) fn running_curve(history: &History, running: Option<(f64, Metrics)>, learning_rate: f64) -> Figure {
+    figure(Curves { histories: vec![history.clone()], running, learning_rate, from: 0.0 })
 }
 
 fn figure(curves: Curves) -> Figure {
@@ -44,8 +49,10 @@ fn figure(curves: Curves) -> Figure {
         None => format!("{}, no finished epoch of {}", h.name, h.epochs),
     };
     let runs: Vec<_> = curves.histories.iter().map(run).collect();
-    let alt = format!("cross-entropy and accuracy over epochs: {}", runs.join("; "));
-    Figure::new([880, 330 + 18 * curves.histories.len() as u32], alt, move |area| curves.draw(area))
+    let and_rate = if curves.has_rates() { ", with the learning rate" } else { "" };
+    let alt = format!("cross-entropy and accuracy over epochs{and_rate}: {}", runs.join("; "));
+    let height = curves.plots() + 8 + 18 * curves.histories.len() as u32;
+    Figure::new([880, height], alt, move |area| curves.draw(area))
 }
 
 /// What a panel shows.
@@ -60,11 +67,21 @@ struct Quantity {
 const PANEL: u32 = 440;
 const LEFT: u32 = 56;
 const MARGIN: u32 = 8;
+/// Height of loss and accuracy, and of the learning rate below them.
+const CURVES: u32 = 322;
+const RATES: u32 = 96;
+/// Points that draw a learning rate, at most.
+const POINTS: usize = 500;
 /// Height of a line of labels, and about that of the plot: their ratio is the share of the plot that a line takes.
 const LINE: u32 = 15;
 const PLOT: f64 = 235.0;
 /// More lines of labels would leave too little of the plot.
 const LINES: usize = 5;
+
+/// Labels of the epoch axis: whole epochs alone.
+fn whole(epoch: &f64) -> String {
+    if epoch.fract() == 0.0 { format!("{epoch:.0}") } else { String::new() }
+}
 
 /// A vertical line with its label: one change, or several of one run that are too close to tell apart.
 struct Mark {
@@ -78,13 +95,57 @@ struct Mark {
 
 impl Curves {
     fn draw(&self, area: &Area) -> Drawn {
-        let (plots, legend) = area.split_vertically(px(322));
-        let (left, right) = plots.split_horizontally(px(PANEL));
+        let (plots, legend) = area.split_vertically(px(self.plots()));
+        let (curves, rates) = plots.split_vertically(px(CURVES));
+        if self.has_rates() {
+            let (left, right) = rates.split_horizontally(px(PANEL));
+            self.rates(&left)?;
+            self.rates(&right)?;
+        }
+        let (left, right) = curves.split_horizontally(px(PANEL));
         let loss = Quantity { title: "Cross-entropy", value: |m| m.cross_entropy, empty: (0.0, 2.5) };
         let accuracy = Quantity { title: "Accuracy, %", value: |m| 100.0 * m.accuracy, empty: (0.0, 50.0) };
         self.panel(&left, &loss)?;
         self.panel(&right, &accuracy)?;
         self.legend(&legend)
+    }
+
+    /// Whether a recipe changes the learning rate.
+    fn has_rates(&self) -> bool {
+        self.histories.iter().any(|history| history.recipe.varies_rate())
+    }
+
+    /// Height of everything but the legend, in nominal pixels.
+    fn plots(&self) -> u32 {
+        CURVES + if self.has_rates() { RATES } else { 0 }
+    }
+
+    /// The learning rate of each step so far, on the epoch axis of the curves above.
+    fn rates(&self, area: &Area) -> Drawn {
+        // The rate of steps from the first on, evenly spread, up to so many epochs.
+        let line = |history: &History, epochs: f64| {
+            let per_epoch = history.steps_per_epoch.max(1) as f64;
+            let last = ((epochs * per_epoch).round() - 1.0).max(0.0);
+            let points = (last as usize + 1).clamp(2, POINTS);
+            let epoch = |i: usize| (last * i as f64 / (points - 1) as f64).round() / per_epoch;
+            let point = |i| (epoch(i), history.learning_rate(epoch(i), self.learning_rate));
+            (0..points).map(point).filter(|(_, rate)| rate.is_finite()).collect::<Vec<_>>()
+        };
+        // The axis has room for the rates of the whole run.
+        let planned = self.histories.iter().flat_map(|history| line(history, history.epochs as f64));
+        let (_, highest) = range(planned.map(|(_, rate)| rate));
+        let top = 1.15 * if highest > 0.0 { highest } else { 1.0 };
+        let mut chart = chart(area, ("Learning rate", 12), [MARGIN, MARGIN / 2], [16, 52])
+            .build_cartesian_2d(self.from..self.epochs() + 0.2, 0.0..top)?;
+        let mut mesh = chart.configure_mesh();
+        let epochs = self.epochs().min(12.0) as usize;
+        mesh.x_labels(epochs).x_label_formatter(&whole).y_labels(3).y_label_formatter(&|rate| short(*rate));
+        styled(&mut mesh).draw()?;
+        for (i, history) in self.histories.iter().enumerate() {
+            let done = self.running.map_or(history.records.len() as f64, |(epoch, _)| epoch);
+            chart.draw_series(LineSeries::new(line(history, done), stroke(color(i), 2)))?;
+        }
+        Ok(())
     }
 
     fn epochs(&self) -> f64 {
@@ -157,7 +218,6 @@ impl Curves {
         let top = high + margin + (high - low + 2.0 * margin) * share / (1.0 - share);
         let mut chart = chart(area, (shown.title, 16), [MARGIN, MARGIN], [38, 48])
             .build_cartesian_2d(self.from..self.epochs() + 0.2, low - margin..top)?;
-        let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
         let number = |y: &f64| match high - low {
             0.0..0.1 => format!("{y:.3}"),
             0.1..2.0 => format!("{y:.2}"),

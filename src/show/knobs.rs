@@ -44,7 +44,8 @@ impl Values {
         let (word, icon) = pause_face(self.control.is_paused());
         let pause = Widget::toggle(PAUSE, self.control.is_paused()).with("description", word).with("icon", icon);
         let stop = Widget::button(STOP).with("icon", "stop").with("button_style", "danger").with("disabled", false);
-        let rows = [temperature, alpha, Some(slider(rate, 0.05, ".1e", LEARNING_RATE))];
+        let rows =
+            [temperature, alpha, Some(slider(rate, 0.05, ".1e", "learning rate, which the schedule multiplies"))];
         let below = [Widget::row([pause, stop])].into_iter().chain(MIRRORS.map(|name| Widget::html(name, "")));
         Widget::column(rows.into_iter().flatten().chain(below))
     }

@@ -218,7 +218,7 @@ impl Drawer {
     fn show_figure(&self) -> Option<()> {
         let at = |p: &Progress| ((p.epoch - 1) as f64 + p.done as f64 / p.total.max(1) as f64, p.metrics);
         let running = self.running().map(at).and_then(|(epoch, metrics)| Some((epoch, metrics?)));
-        let bundle = running_curve(&self.history, running).bundle().ok()?;
+        let bundle = running_curve(&self.history, running, self.knobs.now().learning_rate).bundle().ok()?;
         if self.knobs.panel.is_on_later_page() {
             self.mirrored.set(true);
             self.knobs.mirror(1, &picture_html(&bundle));

@@ -77,7 +77,14 @@ pub(super) fn line(event: &Event) -> Option<String> {
         }
         Event::Finished(history) => {
             let best = history.best()?;
-            let stopped = history.stopped.as_ref().map_or(String::new(), |why| format!(", stopped: {why}"));
+            let stopped = match (&history.stopped, history.out_of_patience()) {
+                (Some(why), _) => format!(", stopped: {why}"),
+                (None, Some(patience)) => {
+                    let (done, all) = (history.records.len(), history.epochs);
+                    format!(", ended after epoch {done} of {all}: {patience} without a better one")
+                }
+                (None, None) => String::new(),
+            };
             format!(
                 "{}: kept the weights of epoch {}, validation accuracy {} %{stopped}; {} in all",
                 history.name,

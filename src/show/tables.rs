@@ -41,7 +41,7 @@ impl History {
                 r.validation.divergence.map_or(String::new(), |d| format!("{d:.4}")),
                 short_or_empty(r.hyperparameters.temperature),
                 short_or_empty(r.hyperparameters.alpha),
-                short(r.hyperparameters.learning_rate),
+                short(self.last_learning_rate(r)),
                 format!("{:.1}", r.seconds),
             ])
         })

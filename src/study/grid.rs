@@ -2,13 +2,13 @@
 
 use crate::data::{Dataset, Views};
 use crate::models::Precision;
-use crate::train::{Method, check_alpha, check_learning_rate, check_temperature, six_digits};
+use crate::train::{Method, Recipe, check_alpha, check_learning_rate, check_temperature, six_digits};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A grid of fits: every method with every temperature and alpha, for every share of labels and of noise, every
-/// augmentation and every teacher. With every seed, each is compared with the student alone under the same conditions.
+/// augmentation, every teacher and every recipe. With every seed, each is compared with the student alone under the same conditions.
 ///
 /// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong. The
 /// student alone and the distilled one share it, so only the teacher makes their results differ.
@@ -36,6 +36,10 @@ pub struct Sweep {
     pub shift: i64,
     /// Which labels the teacher was trained on.
     pub teachers: Vec<TeacherLabels>,
+    /// Optimizers, schedules and regularisation of the students. A distilled student is compared with the student alone
+    /// of the same recipe.
+    #[serde(default = "article")]
+    pub recipes: Vec<Recipe>,
     /// A class that neither student sees an image of; the teacher knows it. `None` omits none.
     pub omitted: Option<i64>,
     /// Number of training images, from the first; `None` takes all.
@@ -53,6 +57,11 @@ pub struct Sweep {
     pub precision: Precision,
 }
 
+/// The recipes of a sweep that names none.
+fn article() -> Vec<Recipe> {
+    vec![Recipe::default()]
+}
+
 impl Default for Sweep {
     /// Three seeds of plain distillation at T = 4, alpha = 0.9, with all labels.
     fn default() -> Self {
@@ -67,6 +76,7 @@ impl Default for Sweep {
             augmentations: vec![Augmentation::None],
             shift: 3,
             teachers: vec![TeacherLabels::All],
+            recipes: article(),
             omitted: None,
             images: None,
             epochs: 10,
@@ -112,6 +122,9 @@ pub struct Setting {
     pub noise: f64,
     /// How the images are augmented.
     pub augmentation: Augmentation,
+    /// Optimizer, schedule and regularisation.
+    #[serde(default, skip_serializing_if = "Recipe::is_default")]
+    pub recipe: Recipe,
 }
 
 /// How a student is distilled.
@@ -158,11 +171,12 @@ impl fmt::Display for Setting {
             write!(f, "-noise{}", six_digits(self.noise))?;
         }
         match (self.augmentation, &self.distillation) {
-            (Augmentation::None, _) => Ok(()),
-            (_, None) => f.write_str("-augmented"),
-            (Augmentation::Same, _) => f.write_str("-same-view"),
-            (Augmentation::Apart, _) => f.write_str("-other-view"),
+            (Augmentation::None, _) => {}
+            (_, None) => f.write_str("-augmented")?,
+            (Augmentation::Same, _) => f.write_str("-same-view")?,
+            (Augmentation::Apart, _) => f.write_str("-other-view")?,
         }
+        if self.recipe.is_default() { Ok(()) } else { write!(f, "-{}", self.recipe) }
     }
 }
 
@@ -170,19 +184,30 @@ impl Sweep {
     /// Returns all distilled settings of the grid.
     pub fn settings(&self) -> Vec<Setting> {
         let mut all = Vec::new();
-        for &labelled in &self.labelled {
-            for &noise in &self.noise {
-                for &augmentation in &self.augmentations {
-                    for &teacher in &self.teachers {
-                        for &method in &self.methods {
-                            for &temperature in &self.temperatures {
-                                for &alpha in &self.alphas {
-                                    let distillation = Some(Distillation { method, temperature, alpha, teacher });
-                                    all.push(Setting { distillation, labelled, noise, augmentation });
-                                }
+        for recipe in &self.recipes {
+            for &labelled in &self.labelled {
+                for &noise in &self.noise {
+                    for &augmentation in &self.augmentations {
+                        for &teacher in &self.teachers {
+                            for distillation in self.distillations(teacher) {
+                                let (distillation, recipe) = (Some(distillation), recipe.clone());
+                                all.push(Setting { distillation, labelled, noise, augmentation, recipe });
                             }
                         }
                     }
+                }
+            }
+        }
+        all
+    }
+
+    /// Every method with every temperature and alpha.
+    fn distillations(&self, teacher: TeacherLabels) -> Vec<Distillation> {
+        let mut all = Vec::new();
+        for &method in &self.methods {
+            for &temperature in &self.temperatures {
+                for &alpha in &self.alphas {
+                    all.push(Distillation { method, temperature, alpha, teacher });
                 }
             }
         }
@@ -214,6 +239,7 @@ impl Sweep {
             ("noise", faults(&self.noise)),
             ("augmentations", faults(&self.augmentations)),
             ("teachers", faults(&self.teachers)),
+            ("recipes", faults(&self.recipes)),
         ];
         if let Some((axis, fault)) = axes.into_iter().find_map(|(axis, fault)| Some((axis, fault?))) {
             return wrong(format!("{axis} {fault}"));
@@ -227,6 +253,9 @@ impl Sweep {
         self.temperatures.iter().try_for_each(|&t| check_temperature(t).map(drop))?;
         self.alphas.iter().try_for_each(|&a| check_alpha(a).map(drop))?;
         check_learning_rate(self.learning_rate)?;
+        if self.epochs > 0 {
+            self.recipes.iter().try_for_each(|r| r.check(self.epochs).and(r.check_classes(classes as i64)))?;
+        }
         Views::cross(self.shift)?;
         let of_student = self.teachers.contains(&TeacherLabels::Student);
         let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);

@@ -225,6 +225,7 @@ impl Teachers<'_> {
             epochs: sweep.epochs,
             batch_size: sweep.batch_size,
             learning_rate: sweep.learning_rate,
+            recipe: setting.recipe.clone(),
             seed,
             precision: sweep.precision,
             folder: Some(folder.to_owned()),

@@ -5,6 +5,7 @@ use super::hyperparameters::Overrides;
 use super::record::TrainedEpoch;
 use super::{History, Optimizer};
 use crate::models::Model;
+use crate::native::lerp;
 use crate::store::atomic::{make_room, write_json};
 use crate::store::tensors::{load_tensors, save_tensors};
 use crate::{Error, Result};
@@ -17,6 +18,8 @@ use tch::{Tensor, no_grad};
 pub(super) struct Resumed {
     pub history: History,
     pub best: Snapshot,
+    /// Moving average of the weights, where the recipe has one.
+    pub average: Option<Snapshot>,
     /// Epoch that was trained and not validated.
     pub unmeasured: Option<TrainedEpoch>,
     pub overrides: Overrides,
@@ -71,13 +74,15 @@ impl Checkpoint {
         History::load(self.history()).is_ok_and(|history| history.is_complete())
     }
 
-    /// Writes weights, best weights and optimizer state as one atomic file, the history also as `history.json`, and the
-    /// best weights alone as `best.safetensors`. `unmeasured` is the epoch after the last one of the history, if it was
+    /// Writes weights, their average, best weights and optimizer state as one atomic file, the history also as
+    /// `history.json`, and the best weights alone as `best.safetensors`. `unmeasured` is the epoch after the last one of the history, if it was
     /// trained and its validation was stopped.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn save(
         &self,
         model: &Model,
         best: &Snapshot,
+        average: Option<&Snapshot>,
         optimizer: &Optimizer,
         history: &History,
         unmeasured: Option<&TrainedEpoch>,
@@ -86,7 +91,10 @@ impl Checkpoint {
         let (moments, steps) = optimizer.state();
         let mut tensors = moments;
         tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
-        tensors.extend(best.0.iter().map(|(name, t)| (format!("best/{name}"), t.shallow_clone())));
+        for (part, snapshot) in [("best", Some(best)), ("average", average)] {
+            let all = snapshot.iter().flat_map(|snapshot| &snapshot.0);
+            tensors.extend(all.map(|(name, t)| (format!("{part}/{name}"), t.shallow_clone())));
+        }
         let metadata = HashMap::from([
             ("fingerprint".to_owned(), self.fingerprint.clone()),
             ("history".to_owned(), json!(history).to_string()),
@@ -96,7 +104,7 @@ impl Checkpoint {
             ("probe".to_owned(), json!(self.probe).to_string()),
         ]);
         // Before the first validation there are no best weights.
-        if history.records.is_empty() || history.records.len() < history.epochs && self.is_finished() {
+        if history.records.is_empty() || !history.is_over() && self.is_finished() {
             return save_tensors(&self.file(), &tensors, metadata);
         }
         // The history comes last, so the weights of every epoch in it are on disk.
@@ -126,7 +134,7 @@ impl Checkpoint {
         let Some((history, steps)) = parsed else {
             return Ok(None);
         };
-        if !self.is_ours(&metadata) || history.records.len() >= history.epochs {
+        if !self.is_ours(&metadata) || history.is_over() {
             return Ok(None);
         }
         let snapshot = |prefix: &str| {
@@ -140,11 +148,12 @@ impl Checkpoint {
             model.state().into_iter().map(of).collect::<Result<Vec<_>>>().map(Snapshot)
         };
         let (weights, best) = (snapshot("weights")?, snapshot("best")?);
+        let average = history.recipe.average.map(|_| snapshot("average")).transpose()?;
         optimizer.restore(&|name| tensors.get(name).map(Tensor::shallow_clone), steps)?;
         weights.restore(model)?;
         let overrides = serde_json::from_str(text("live")).unwrap_or_default();
         let unmeasured = serde_json::from_str(text("unmeasured")).unwrap_or_default();
-        Ok(Some(Resumed { history, best, unmeasured, overrides }))
+        Ok(Some(Resumed { history, best, average, unmeasured, overrides }))
     }
 }
 
@@ -153,12 +162,24 @@ pub(super) struct Snapshot(Vec<(String, Tensor)>);
 
 impl Snapshot {
     pub(super) fn of(model: &Model) -> Result<Self> {
-        let copy = |(name, t): (String, Tensor)| -> Result<(String, Tensor)> {
+        Self(model.state()).copy()
+    }
+
+    pub(super) fn copy(&self) -> Result<Self> {
+        let copy = |(name, t): &(String, Tensor)| -> Result<(String, Tensor)> {
             let mut to = t.f_detach()?.f_empty_like()?;
             to.f_copy_(&t.f_detach()?)?;
-            Ok((name, to))
+            Ok((name.clone(), to))
         };
-        Ok(Self(model.state().into_iter().map(copy).collect::<Result<_>>()?))
+        Ok(Self(self.0.iter().map(copy).collect::<Result<_>>()?))
+    }
+
+    /// Moves this copy towards the model's present weights by a `share` of the way, as a moving average does after a
+    /// step.
+    pub(super) fn approach(&self, model: &Model, share: f64) -> Result<()> {
+        let state = model.state();
+        let (ours, theirs): (Vec<_>, Vec<_>) = self.0.iter().map(|(_, t)| t).zip(state.iter().map(|(_, t)| t)).unzip();
+        lerp(&ours, &theirs, share)
     }
 
     pub(super) fn restore(&self, model: &Model) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Checks before the first step of a fit, and the digest by which a later run recognises it.
 
-use super::loss::check_classes;
-use super::{Criterion, Examples, FitOptions, UpdateRule};
+use super::loss::{HardLabels, check_classes};
+use super::{Criterion, Examples, FitOptions};
 use crate::models::Model;
 use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
@@ -50,7 +50,7 @@ pub(super) fn check_splits(task: &Task, validate_on_test: bool) -> Result<()> {
 
 /// Refuses what would fail in the first batch, with a message in the user's terms.
 pub(super) fn check_fit(task: &Task) -> Result<()> {
-    let Task { model, train, validation, criterion, .. } = *task;
+    let Task { model, train, validation, criterion, options } = *task;
     if model.trainable().is_empty() {
         return Err(Error::Input(format!(
             "{}: every variable is frozen, so there is nothing to train; call unfreeze(), or freeze_except(\"fc.\") to \
@@ -70,6 +70,14 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
     let logits = no_grad(|| model.forward(&train.batch(&[0], model.device())?.inputs, false))?;
     check_classes(&logits, &train.labels())?;
     check_classes(&logits, &validation.labels())?;
+    options.recipe.check_classes(logits.size()[1])?;
+    if options.recipe.changes_hard_loss() && criterion.is_own() {
+        return Err(Error::Input(format!(
+            "criterion {} computes its own cross-entropy, so label smoothing and class weights of the recipe would do \
+             nothing: leave them out, and give them to cross_entropy_loss in your function",
+            criterion.name()
+        )));
+    }
     if train.is_partly_labelled() && criterion.needs_all_labels() {
         return Err(Error::Input(format!(
             "criterion {} looks at the label of every image, and some have none; take Criterion::kd, or train on \
@@ -114,23 +122,21 @@ pub(crate) fn fingerprint(mistake: Option<&str>, task: &Task) -> Result<String> 
         options.seed,
         options.precision
     );
-    // Fits by Adam keep the fingerprint that they had before there were other optimizers.
-    if options.optimizer != UpdateRule::Adam {
-        settings += &format!(" {:?}", options.optimizer);
-    }
+    // Fits of the default recipe keep the fingerprint that they had before there were others.
+    settings += &options.recipe.key();
     let weights = digest_tensors(&model.state())?;
     Ok(digest(&[settings.as_bytes(), weights.as_bytes(), train.key().as_bytes(), validation.key().as_bytes()]))
 }
 
 /// Logits of the first sample and the loss of a few, before any step. They change when the user edits the code of the
 /// network or the loss, which the fingerprint does not see.
-pub(super) fn probe(task: &Task) -> Result<Vec<f64>> {
+pub(super) fn probe(task: &Task, hard: &HardLabels) -> Result<Vec<f64>> {
     let Task { model, train, criterion, options, .. } = *task;
     tch::manual_seed(options.seed as i64);
     no_grad(|| {
         let batch = train.batch(&first_samples(train), model.device())?;
         let logits = model.forward(&batch.inputs, false)?;
-        let loss = criterion.loss(&logits, &batch, criterion.kd_loss())?;
+        let loss = criterion.loss(&logits, &batch, criterion.kd_loss(), hard)?;
         let mut found = Vec::<f64>::try_from(logits.f_select(0, 0)?.f_flatten(0, -1)?.f_to_kind(Kind::Double)?)?;
         found.push(loss.f_double_value(&[])?);
         Ok(found)

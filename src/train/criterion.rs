@@ -1,5 +1,6 @@
 //! The loss that a fit minimises.
 
+use super::loss::HardLabels;
 use super::{KdLoss, Method, Minibatch};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
@@ -83,15 +84,26 @@ impl Criterion {
         matches!(self.function, Function::Kd(Method::Dkd { .. }, _) | Function::Hard(_) | Function::Soft(..))
     }
 
+    /// Whether the loss is a function of the user's, which computes its own cross-entropy.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(self.function, Function::Hard(_) | Function::Soft(..))
+    }
+
     /// The loss of one batch: a scalar with a gradient towards `logits`. `now` has the temperature and alpha that are
-    /// in force, where they differ from those at the beginning.
-    pub(super) fn loss(&self, logits: &Tensor, batch: &Minibatch, now: Option<KdLoss>) -> Result<Tensor> {
+    /// in force, where they differ from those at the beginning; `hard` says how hard labels count.
+    pub(super) fn loss(
+        &self,
+        logits: &Tensor,
+        batch: &Minibatch,
+        now: Option<KdLoss>,
+        hard: &HardLabels,
+    ) -> Result<Tensor> {
         let loss = match &self.function {
-            Function::CrossEntropy => return batch.hard_loss(logits),
+            Function::CrossEntropy => return batch.hard_loss(logits, hard),
             Function::Kd(method, kd) => {
                 let kd = now.unwrap_or(*kd);
                 let soft = || method.divergence(kd, logits, &batch.labels, batch.teacher()?);
-                return kd.mix(&soft, &|| batch.hard_loss(logits));
+                return kd.mix(&soft, &|| batch.hard_loss(logits, hard));
             }
             Function::Hard(f) => f(logits, &batch.labels),
             Function::Soft(f, kd) => f(logits, &batch.labels, batch.teacher()?, now.unwrap_or(*kd))?,

@@ -1,6 +1,7 @@
 //! Passes of a model over a split in evaluation mode.
 
 use super::evaluation::Evaluation;
+use super::loss::HardLabels;
 use super::metrics::Sums;
 use super::progress::Interrupt;
 use super::{Criterion, Examples, FitOptions, KdLoss, Metrics};
@@ -41,6 +42,7 @@ pub(super) fn validate(
     examples: &Examples,
     criterion: &Criterion,
     kd: Option<KdLoss>,
+    hard: &HardLabels,
     options: &FitOptions,
 ) -> Result<Option<Metrics>> {
     let mut sums = Sums::new(model.device(), kd.is_some())?;
@@ -52,7 +54,7 @@ pub(super) fn validate(
             }
             let batch = examples.batch(&indices, model.device())?;
             let logits = model.forward_in(&batch.inputs, Mode::Evaluation, options.precision)?;
-            sums.add(&criterion.loss(&logits, &batch, kd)?, &logits, &batch, kd)?;
+            sums.add(&criterion.loss(&logits, &batch, kd, hard)?, &logits, &batch, kd)?;
         }
         sums.metrics().map(Some)
     })

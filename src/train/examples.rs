@@ -2,7 +2,7 @@
 
 use super::CachedTensor;
 use super::cached::{features_key, pick_views};
-use super::loss::{UNLABELLED, cross_entropy, labelled_cross_entropy};
+use super::loss::{HardLabels, UNLABELLED};
 use crate::data::{EpochViews, Split, Transform, Views};
 use crate::models::Backbone;
 use crate::store::digest::digest;
@@ -52,11 +52,8 @@ pub struct Minibatch {
 
 impl Minibatch {
     /// Mean cross-entropy over the images with a label.
-    pub(super) fn hard_loss(&self, logits: &Tensor) -> Result<Tensor> {
-        match self.partly_labelled {
-            true => labelled_cross_entropy(logits, &self.labels),
-            false => cross_entropy(logits, &self.labels),
-        }
+    pub(super) fn hard_loss(&self, logits: &Tensor, hard: &HardLabels) -> Result<Tensor> {
+        hard.mean(logits, &self.labels, self.partly_labelled)
     }
 
     /// Returns the teacher's logits `[B, C]` of these samples.

@@ -4,13 +4,17 @@
 use super::checkpoint::{Checkpoint, Resumed, Snapshot};
 use super::checks::{Task, cause_of_divergence, check_fit, check_splits, fingerprint, probe};
 use super::evaluate::validate;
+use super::loss::HardLabels;
 use super::metrics::Sums;
 use super::progress::Ticker;
 use super::record::TrainedEpoch;
-use super::{Change, Criterion, EpochRecord, Event, Examples, FitOptions, History, Hyperparameters, Optimizer};
+use super::{
+    Change, Criterion, EpochRecord, Event, Examples, FitOptions, History, Hyperparameters, Metrics, Optimizer,
+};
 use crate::models::{Mode, Model};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
+use tch::Kind;
 
 /// Choices of the training loop itself. The defaults are correct; [`crate::study::mistakes`] fills in others.
 #[derive(Default)]
@@ -28,7 +32,8 @@ pub(crate) struct LoopSettings {
     pub validate_on_test: bool,
 }
 
-/// Trains `model` on `train` and returns the curve. `model` ends with the weights of the best validation epoch.
+/// Trains `model` on `train` and returns the curve. `model` ends with the weights of the best validation epoch; with
+/// [`Recipe::average`](super::Recipe::average), with their moving average at that epoch.
 ///
 /// With a folder, the fit writes a checkpoint after each epoch. If it is killed or stopped, a later call with the same
 /// model, data and options continues it, with the same result as an unbroken run. After a finished run, training starts
@@ -103,18 +108,24 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let resident = (train.resident(model.device())?, validation.resident(model.device())?);
     let (train, validation) = (resident.0.as_ref().unwrap_or(train), resident.1.as_ref().unwrap_or(validation));
     let task = Task { train, validation, ..task };
-    let mut optimizer = Optimizer::new(options.optimizer, model.trainable())?;
+    let trainable = model.trainable();
+    let kind = trainable.first().map_or(Kind::Float, |(_, t)| t.kind());
+    let hard = HardLabels::new(&options.recipe, kind, model.device())?;
+    let mut optimizer = Optimizer::new(&options.recipe, trainable)?;
     let checkpoint = match &options.folder {
-        Some(folder) => Some(Checkpoint::new(folder, fingerprint(settings.mistake.as_deref(), &task)?, probe(&task)?)),
+        Some(folder) => {
+            let fingerprint = fingerprint(settings.mistake.as_deref(), &task)?;
+            Some(Checkpoint::new(folder, fingerprint, probe(&task, &hard)?))
+        }
         None => None,
     };
     let mut history = History { mistake: settings.mistake.clone(), ..options.history(criterion, train) };
     let mut best = Snapshot::of(model)?;
-    let mut trained = None;
+    let (mut average, mut trained) = (None, None);
     if let Some(checkpoint) = &checkpoint {
         if let Some(resumed) = checkpoint.resume(model, &mut optimizer)? {
             let mut overrides;
-            Resumed { history, best, unmeasured: trained, overrides } = resumed;
+            Resumed { history, best, average, unmeasured: trained, overrides } = resumed;
             history.stopped = None;
             // Values that the user has set since the stop override those of the checkpoint.
             overrides.update(control.overrides());
@@ -132,7 +143,7 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let in_force = changed.or(history.records.last().map(|record| record.hyperparameters)).unwrap_or(now);
     listener.notify(&Event::Started { history: history.clone(), hyperparameters: now });
 
-    let mut training = Training { settings, task, checkpoint, optimizer, history, best, own, in_force };
+    let mut training = Training { settings, task, hard, checkpoint, optimizer, history, best, average, own, in_force };
     let ended = training.epochs(trained);
     training.best.restore(model)?;
     ended?;
@@ -144,30 +155,33 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
 struct Training<'a> {
     settings: &'a LoopSettings,
     task: Task<'a>,
+    hard: HardLabels,
     checkpoint: Option<Checkpoint>,
     optimizer: Optimizer,
     history: History,
     best: Snapshot,
+    /// Moving average of the weights from the first step on, where the recipe has one.
+    average: Option<Snapshot>,
     /// Values of options and criterion; they hold where the user set none.
     own: Hyperparameters,
     in_force: Hyperparameters,
 }
 
 impl Training<'_> {
-    /// Runs the epochs that are left, or fewer if the user stops the fit. `trained` is an epoch that an earlier run
+    /// Runs the epochs that are left, or fewer if the user stops the fit or its patience ends. `trained` is an epoch that an earlier run
     /// trained and did not validate.
     fn epochs(&mut self, mut trained: Option<TrainedEpoch>) -> Result<()> {
-        let (settings, Task { model, validation, criterion, options, .. }) = (self.settings, self.task);
+        let (settings, Task { model, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
             if settings.optimizer_per_epoch {
-                self.optimizer = Optimizer::new(options.optimizer, model.trainable())?;
+                self.optimizer = Optimizer::new(&options.recipe, model.trainable())?;
             }
             let Some(done) = trained.take().map_or_else(|| self.train(epoch), |done| Ok(Some(done)))? else {
                 return self.stop(None);
             };
             let measuring = Instant::now();
             let now = self.hyperparameters_at(epoch as f64);
-            let Some(measured) = validate(model, validation, criterion, now.kd_loss()?, options)? else {
+            let Some(measured) = self.validate(now)? else {
                 return self.stop(Some(done));
             };
             if !measured.loss.is_finite() {
@@ -182,13 +196,28 @@ impl Training<'_> {
                 images_per_second: done.images_per_second,
             };
             if self.history.best().is_none_or(|best| record.better_than(best)) {
-                self.best = Snapshot::of(model)?;
+                self.best = self.average.as_ref().map_or_else(|| Snapshot::of(model), Snapshot::copy)?;
             }
             self.history.records.push(record);
             self.save(None)?;
             options.listener.notify(&Event::Epoch { name: options.name.clone(), record, epochs: options.epochs });
+            if self.history.is_over() {
+                break;
+            }
         }
         Ok(())
+    }
+
+    /// Measures the weights' average, or the weights themselves where there is none; `None` when the user stopped it.
+    fn validate(&self, now: Hyperparameters) -> Result<Option<Metrics>> {
+        let Task { model, validation, criterion, options, .. } = self.task;
+        let measure = || validate(model, validation, criterion, now.kd_loss()?, &self.hard, options);
+        let Some(average) = &self.average else { return measure() };
+        let weights = Snapshot::of(model)?;
+        average.restore(model)?;
+        let measured = measure();
+        weights.restore(model)?;
+        measured
     }
 
     /// Ends the fit early. `trained` is the epoch whose validation was stopped.
@@ -207,7 +236,8 @@ impl Training<'_> {
     fn save(&self, trained: Option<&TrainedEpoch>) -> Result<()> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
         let overrides = self.task.options.control.overrides();
-        checkpoint.save(self.task.model, &self.best, &self.optimizer, &self.history, trained, overrides)
+        let (best, average) = (&self.best, self.average.as_ref());
+        checkpoint.save(self.task.model, best, average, &self.optimizer, &self.history, trained, overrides)
     }
 
     /// The values in force from here on. Records and reports a change.
@@ -238,9 +268,10 @@ impl Training<'_> {
             None => batches.clone(),
         };
         let views = train.draw_views(options.seed, epoch);
+        let plan = self.history.plan();
         let mode = if settings.frozen_norm_trains { Mode::TrainingFrozenToo } else { Mode::Training };
         let (mut done, mut paused) = (0, Duration::ZERO);
-        for (indices, teachers) in batches.iter().zip(&teachers) {
+        for (batch_number, (indices, teachers)) in batches.iter().zip(&teachers).enumerate() {
             let pause = options.control.wait_while_paused();
             ticker.skip(pause);
             paused += pause;
@@ -251,11 +282,18 @@ impl Training<'_> {
             let kd = now.kd_loss()?;
             let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
             let logits = model.forward_in(&batch.inputs, mode, options.precision)?; // [B, C]
-            let loss = criterion.loss(&logits, &batch, kd)?;
+            let loss = criterion.loss(&logits, &batch, kd, &self.hard)?;
             if self.optimizer.is_new() {
                 criterion.check_terms(&loss, &logits, &batch, kd)?;
             }
-            self.optimizer.backward_step(&loss, now.learning_rate)?;
+            let factor = plan.factor((epoch - 1) * batches.len() + batch_number);
+            self.optimizer.backward_step(&loss, now.learning_rate * factor)?;
+            if let Some(decay) = options.recipe.average {
+                match &self.average {
+                    Some(average) => average.approach(model, 1.0 - decay)?,
+                    None => self.average = Some(Snapshot::of(model)?),
+                }
+            }
             sums.add(&loss, &logits, &batch, kd)?;
             done += indices.len();
             // Reading the loss waits for the device, so the loop reads it only when progress is due.

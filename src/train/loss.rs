@@ -1,7 +1,8 @@
 //! The distillation loss of Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015).
 
+use super::Recipe;
 use crate::{Error, Result};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 /// `alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * CE`: alpha weights the teacher, 1 - alpha the hard labels.
 ///
@@ -101,24 +102,54 @@ pub(super) fn batch_mean(sum: &Tensor, logits: &Tensor) -> Result<Tensor> {
 
 /// Mean cross-entropy of logits `[B, C]` against hard labels i64 `[B]`: `F.cross_entropy(logits, labels)`.
 pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let (l, y) = (logits.size(), labels.size());
-    if l.len() != 2 || y.len() != 1 || l[0] != y[0] {
-        return Err(Error::Input(format!(
-            "logits are {l:?} and labels {y:?}: expected [batch, classes] and [batch]; check that both come from one \
-             batch"
-        )));
-    }
-    Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Mean, UNLABELLED, 0.0)?)
+    HardLabels::default().mean(logits, labels, false)
 }
 
 /// Label of an image without a label. Cross-entropy leaves it out: it is the `ignore_index` of `F.cross_entropy`.
 pub(crate) const UNLABELLED: i64 = -100;
 
-/// [`cross_entropy`] over the labelled images of a batch; 0 if no image has a label.
-pub(super) fn labelled_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let sum = logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Sum, UNLABELLED, 0.0)?;
-    // Counted on the device, so that no step waits for it.
-    Ok(sum.f_div(&labels.f_ne(UNLABELLED)?.f_sum(logits.kind())?.f_clamp_min(1)?)?)
+/// Cross-entropy against the hard labels as a recipe wants it: `F.cross_entropy` with `weight` and `label_smoothing`.
+#[derive(Default)]
+pub(super) struct HardLabels {
+    /// One for each class, in the kind of the logits and on their device.
+    weights: Option<Tensor>,
+    smoothing: f64,
+}
+
+impl HardLabels {
+    /// For logits of this kind on this device.
+    pub(super) fn new(recipe: &Recipe, kind: Kind, device: Device) -> Result<Self> {
+        let upload = |weights: &Vec<f64>| Tensor::f_from_slice(weights)?.f_to_kind(kind)?.f_to_device(device);
+        Ok(Self { weights: recipe.class_weights.as_ref().map(upload).transpose()?, smoothing: recipe.label_smoothing })
+    }
+
+    /// The mean over the labelled images of a batch, a scalar; 0 where none of a batch that is `partly_labelled` has a
+    /// label. `logits` are `[B, C]`, `labels` i64 `[B]`.
+    pub(super) fn mean(&self, logits: &Tensor, labels: &Tensor, partly_labelled: bool) -> Result<Tensor> {
+        let (l, y) = (logits.size(), labels.size());
+        if l.len() != 2 || y.len() != 1 || l[0] != y[0] {
+            return Err(Error::Input(format!(
+                "logits are {l:?} and labels {y:?}: expected [batch, classes] and [batch]; check that both come from \
+                 one batch"
+            )));
+        }
+        let loss = |reduction| {
+            logits.f_cross_entropy_loss(labels, self.weights.as_ref(), reduction, UNLABELLED, self.smoothing)
+        };
+        if !partly_labelled {
+            return Ok(loss(Reduction::Mean)?);
+        }
+        let labelled = labels.f_ne(UNLABELLED)?;
+        // Counted on the device, so that no step waits for it.
+        let count = match &self.weights {
+            None => labelled.f_sum(logits.kind())?.f_clamp_min(1)?,
+            Some(weights) => {
+                let of_each = weights.f_index_select(0, &labels.f_clamp_min(0)?)?;
+                of_each.f_mul(&labelled)?.f_sum(logits.kind())?.f_clamp_min(f64::from(f32::MIN_POSITIVE))?
+            }
+        };
+        Ok(loss(Reduction::Sum)?.f_div(&count)?)
+    }
 }
 
 /// Returns the soft targets `softmax(logits / T)` over the last dimension, in the shape of `logits`.

@@ -1,75 +1,34 @@
 //! Adam, AdamW and SGD with libtorch's fused kernels. Their state lies in named tensors, so that a checkpoint can hold
 //! it.
 
+use super::recipe::{Recipe, UpdateRule};
 use crate::native::FusedStep;
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 const BETAS: [f64; 2] = [0.9, 0.999];
 const EPSILON: f64 = 1e-8;
 
-/// How a fit turns gradients into updates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub enum UpdateRule {
-    /// `torch.optim.Adam` (Kingma and Ba, 2015): betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
-    #[default]
-    Adam,
-    /// `torch.optim.AdamW` (Loshchilov and Hutter, 2019): Adam with decoupled weight decay. The decay acts on the
-    /// weights, not through the gradient.
-    AdamW {
-        /// At least 0; PyTorch's default is 0.01.
-        weight_decay: f64,
-    },
-    /// `torch.optim.SGD`, without dampening.
-    Sgd {
-        /// In [0, 1).
-        momentum: f64,
-        /// At least 0.
-        weight_decay: f64,
-    },
-}
-
-impl UpdateRule {
-    /// The names of the moments that it keeps for each parameter, as a checkpoint calls them.
-    fn moments(self) -> &'static [&'static str] {
-        match self {
-            UpdateRule::Adam | UpdateRule::AdamW { .. } => &["mean", "square"],
-            UpdateRule::Sgd { .. } => &["momentum"],
-        }
-    }
-
-    fn weight_decay(self) -> f64 {
-        match self {
-            UpdateRule::Adam => 0.0,
-            UpdateRule::AdamW { weight_decay } | UpdateRule::Sgd { weight_decay, .. } => weight_decay,
-        }
-    }
-
-    fn check(self) -> Result<()> {
-        let decay = self.weight_decay();
-        if !(decay >= 0.0 && decay.is_finite()) {
-            return Err(Error::Input(format!("weight decay must be >= 0, got {decay}; try 0.01")));
-        }
-        match self {
-            UpdateRule::Sgd { momentum, .. } if !(0.0..1.0).contains(&momentum) => {
-                Err(Error::Input(format!("momentum must be in [0, 1), got {momentum}; try 0.9")))
-            }
-            _ => Ok(()),
-        }
+/// The names of the moments that a rule keeps for each parameter, as a checkpoint calls them.
+fn moments(rule: UpdateRule) -> &'static [&'static str] {
+    match rule {
+        UpdateRule::Adam | UpdateRule::AdamW { .. } => &["mean", "square"],
+        UpdateRule::Sgd { .. } => &["momentum"],
     }
 }
 
 struct Parameter {
     name: String,
     tensor: Tensor,
-    /// In the order of [`UpdateRule::moments`], each in the parameter's shape and memory layout.
+    weight_decay: f64,
+    /// In the order of [`moments`], each in the parameter's shape and memory layout.
     moments: Vec<Tensor>,
 }
 
 /// Updates named parameters by the gradients of a loss.
 pub(crate) struct Optimizer {
     rule: UpdateRule,
+    clip_norm: Option<f64>,
     parameters: Vec<Parameter>,
     steps: u64,
 }
@@ -78,18 +37,20 @@ impl Optimizer {
     /// Creates an optimizer for named parameters, with all moments at zero.
     ///
     /// # Errors
-    /// When a constant of `rule` is out of its range.
-    pub(crate) fn new(rule: UpdateRule, parameters: Vec<(String, Tensor)>) -> Result<Self> {
+    /// When a constant of the rule is out of its range.
+    pub(crate) fn new(recipe: &Recipe, parameters: Vec<(String, Tensor)>) -> Result<Self> {
+        let rule = recipe.optimizer;
         rule.check()?;
         let parameter = |(name, tensor): (String, Tensor)| -> Result<Parameter> {
             let detached = tensor.f_detach()?;
-            let moments = rule.moments().iter().map(|_| Ok(detached.f_zeros_like()?)).collect::<Result<_>>()?;
-            Ok(Parameter { name, tensor, moments })
+            let moments = moments(rule).iter().map(|_| Ok(detached.f_zeros_like()?)).collect::<Result<_>>()?;
+            let spared = recipe.decay_weights_only && (tensor.dim() < 2 || name.ends_with("bias"));
+            let weight_decay = if spared { 0.0 } else { rule.weight_decay() };
+            Ok(Parameter { name, tensor, weight_decay, moments })
         };
         let mut parameters = parameters.into_iter().map(parameter).collect::<Result<Vec<_>>>()?;
-        // The kernels for GPUs take tensors of one type at a time.
-        parameters.sort_by_key(|parameter| parameter.tensor.kind() as i32);
-        Ok(Self { rule, parameters, steps: 0 })
+        parameters.sort_by_key(Parameter::group);
+        Ok(Self { rule, clip_norm: recipe.clip_norm, parameters, steps: 0 })
     }
 
     /// Whether no step was made yet.
@@ -117,9 +78,12 @@ impl Optimizer {
             return Err(reaches_none());
         }
         let tensors: Vec<&Tensor> = self.parameters.iter().map(|parameter| &parameter.tensor).collect();
-        let gradients = Tensor::f_run_backward(&[loss], &tensors, false, false)?;
+        let mut gradients = Tensor::f_run_backward(&[loss], &tensors, false, false)?;
         if !gradients.iter().any(Tensor::defined) {
             return Err(reaches_none());
+        }
+        if let Some(norm) = self.clip_norm {
+            clip(&mut gradients, norm)?;
         }
         // Saturating, because a step count from a damaged checkpoint may be `u64::MAX`.
         self.steps = self.steps.saturating_add(1);
@@ -129,19 +93,19 @@ impl Optimizer {
             Ok((&*parameter, laid_out_like(&parameter.tensor, gradient)?))
         });
         let pairs = pairs.collect::<Result<Vec<_>>>()?;
-        for group in pairs.chunk_by(|(a, _), (b, _)| a.tensor.kind() == b.tensor.kind()) {
+        for group in pairs.chunk_by(|(a, _), (b, _)| a.group() == b.group()) {
             let moment = |i: usize| group.iter().map(|(parameter, _)| &parameter.moments[i]).collect();
             let step = FusedStep {
                 parameters: group.iter().map(|(parameter, _)| &parameter.tensor).collect(),
                 gradients: group.iter().map(|(_, gradient)| gradient).collect(),
-                moments: (0..self.rule.moments().len()).map(moment).collect(),
+                moments: (0..moments(self.rule).len()).map(moment).collect(),
                 learning_rate,
-                weight_decay: self.rule.weight_decay(),
+                weight_decay: group.first().map_or(0.0, |(parameter, _)| parameter.weight_decay),
             };
             match self.rule {
                 UpdateRule::Adam => step.adam(self.steps, BETAS, EPSILON, false)?,
                 UpdateRule::AdamW { .. } => step.adam(self.steps, BETAS, EPSILON, true)?,
-                UpdateRule::Sgd { momentum, .. } => step.sgd(momentum)?,
+                UpdateRule::Sgd { momentum, nesterov, .. } => step.sgd(momentum, nesterov)?,
             }
         }
         Ok(())
@@ -151,7 +115,7 @@ impl Optimizer {
     /// taken.
     pub(super) fn state(&self) -> (Vec<(String, Tensor)>, u64) {
         let of = |p: &Parameter| {
-            let named = self.rule.moments().iter().zip(&p.moments);
+            let named = moments(self.rule).iter().zip(&p.moments);
             named.map(|(moment, t)| (format!("{moment}/{}", p.name), t.shallow_clone())).collect::<Vec<_>>()
         };
         (self.parameters.iter().flat_map(of).collect(), self.steps)
@@ -171,6 +135,11 @@ impl Optimizer {
 }
 
 impl Parameter {
+    /// Parameters of one group are updated together: the kernels take tensors of one type, and one weight decay.
+    fn group(&self) -> (i32, bool) {
+        (self.tensor.kind() as i32, self.weight_decay == 0.0)
+    }
+
     /// Makes the parameter dense in memory and gives its moments the same layout, whatever was done to it since.
     fn lay_out(&mut self) -> Result<()> {
         let tensor = &mut self.tensor;
@@ -184,6 +153,21 @@ impl Parameter {
         }
         Ok(())
     }
+}
+
+/// Scales gradients so that the norm of all together is at most `largest`: `torch.nn.utils.clip_grad_norm_`. The tensors
+/// are replaced, because autograd may give one tensor for two parameters.
+fn clip(gradients: &mut [Tensor], largest: f64) -> Result<()> {
+    no_grad(|| {
+        let norms = gradients.iter().filter(|t| t.defined()).map(|t| Ok(t.f_norm()?)).collect::<Result<Vec<_>>>()?;
+        let all = Tensor::f_stack(&norms, 0)?.f_norm()?;
+        // Computed on the device, so that no step waits for it.
+        let factor = all.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(largest)?.f_clamp_max(1.0)?;
+        for gradient in gradients.iter_mut().filter(|t| t.defined()) {
+            *gradient = gradient.f_mul(&factor)?;
+        }
+        Ok(())
+    })
 }
 
 /// `t` with its values in the same order in memory as those of `like`.

@@ -1,7 +1,7 @@
 //! Options of a fit.
 
 use super::hyperparameters::check_learning_rate;
-use super::{Control, Criterion, Examples, History, Hyperparameters, Listener, UpdateRule};
+use super::{Control, Criterion, Examples, History, Hyperparameters, Listener, Recipe};
 use crate::models::Precision;
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -15,10 +15,11 @@ pub struct FitOptions {
     pub epochs: usize,
     /// At least 1; the article uses 64.
     pub batch_size: usize,
-    /// The optimizer's learning rate, above 0; the article keeps Adam's default of 1e-3.
+    /// The optimizer's learning rate, above 0; the article keeps Adam's default of 1e-3. The schedule of the recipe
+    /// multiplies it.
     pub learning_rate: f64,
-    /// How gradients become updates: by default Adam, as in the article.
-    pub optimizer: UpdateRule,
+    /// Optimizer, schedule and regularisation: by default Adam at a constant rate, as in the article.
+    pub recipe: Recipe,
     /// Decides the order of the batches. The same seed gives the same run on the same CPU.
     pub seed: u64,
     /// Precision of the model's forward and backward passes in training and validation.
@@ -38,7 +39,7 @@ impl Default for FitOptions {
             epochs: 20,
             batch_size: 64,
             learning_rate: 1e-3,
-            optimizer: UpdateRule::Adam,
+            recipe: Recipe::default(),
             seed: 0,
             precision: Precision::F32,
             folder: None,
@@ -57,6 +58,7 @@ impl FitOptions {
             return Err(Error::Input("epochs must be at least 1, got 0".into()));
         }
         check_learning_rate(self.learning_rate)?;
+        self.recipe.check(self.epochs)?;
         if let Some(folder) = &self.folder {
             check_name(&self.name)?;
             if ["cache", "sweeps"].iter().any(|kept| self.name == *kept && folder.ends_with(kept)) {
@@ -90,6 +92,8 @@ impl FitOptions {
             stopped: None,
             mistake: None,
             changes: Vec::new(),
+            recipe: self.recipe.clone(),
+            steps_per_epoch: train.len().div_ceil(self.batch_size.max(1)),
         }
     }
 }

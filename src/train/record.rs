@@ -1,6 +1,7 @@
 //! What a fit leaves behind: metrics of each epoch, and the changes that the user made.
 
-use super::Hyperparameters;
+use super::schedule::Plan;
+use super::{Hyperparameters, Recipe};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -27,7 +28,7 @@ pub struct EpochRecord {
     pub train: Metrics,
     /// Measured after the epoch, in evaluation mode.
     pub validation: Metrics,
-    /// Values in force at the end of the epoch.
+    /// Values in force at the end of the epoch. The recipe's schedule multiplies the learning rate.
     #[serde(flatten)]
     pub hyperparameters: Hyperparameters,
     /// Wall-clock time of training and validation, without pauses.
@@ -86,6 +87,12 @@ pub struct History {
     /// What the user changed during training, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
+    /// Optimizer, schedule and regularisation.
+    #[serde(default, skip_serializing_if = "Recipe::is_default")]
+    pub recipe: Recipe,
+    /// Updates in each epoch; 0 in older files.
+    #[serde(default)]
+    pub steps_per_epoch: usize,
 }
 
 impl History {
@@ -94,9 +101,43 @@ impl History {
         self.records.iter().reduce(|best, r| if r.better_than(best) { r } else { best })
     }
 
-    /// Whether all planned epochs were run. A fit that was stopped or killed before that is half-trained.
+    /// Whether the fit ended as planned. A fit that was stopped or killed before that is half-trained.
     pub(crate) fn is_complete(&self) -> bool {
-        self.stopped.is_none() && self.records.len() >= self.epochs
+        self.stopped.is_none() && self.is_over()
+    }
+
+    /// Whether there is no epoch left to run.
+    pub(super) fn is_over(&self) -> bool {
+        self.records.len() >= self.epochs || self.out_of_patience().is_some()
+    }
+
+    /// The patience of a fit that ended early for lack of a better epoch.
+    pub(crate) fn out_of_patience(&self) -> Option<usize> {
+        let (patience, best) = self.recipe.patience.zip(self.best())?;
+        let done = self.records.len();
+        (done < self.epochs && done >= best.epoch + patience).then_some(patience)
+    }
+
+    /// The learning rate's schedule.
+    pub(super) fn plan(&self) -> Plan {
+        self.recipe.plan(self.epochs, self.steps_per_epoch)
+    }
+
+    /// The learning rate of the first step after so many epochs, such as 2.35: the one in force, times the schedule's
+    /// factor. `otherwise` is in force where neither an epoch nor a change says so.
+    pub(crate) fn learning_rate(&self, epochs: f64, otherwise: f64) -> f64 {
+        let last = self.changes.iter().rev().find(|change| change.epoch <= epochs).map(|change| change.after);
+        let first = || self.changes.first().map(|change| change.before);
+        let begun = || self.records.first().map(|record| record.hyperparameters);
+        let base = last.or_else(first).or_else(begun).map_or(otherwise, |values| values.learning_rate);
+        // A multiple of 1 / steps_per_epoch may lie a rounding below its step.
+        base * self.plan().factor((epochs * self.steps_per_epoch as f64 + 1e-6) as usize)
+    }
+
+    /// The learning rate of the last step of an epoch.
+    pub(crate) fn last_learning_rate(&self, record: &EpochRecord) -> f64 {
+        let last = (record.epoch * self.steps_per_epoch).saturating_sub(1);
+        record.hyperparameters.learning_rate * self.plan().factor(last)
     }
 
     /// Returns the seconds spent in all epochs.

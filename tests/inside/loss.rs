@@ -112,7 +112,7 @@ fn adam_is_its_formula() {
     let named = |(i, t): (usize, &Tensor)| (format!("p{i}"), t.copy().set_requires_grad(true));
     let parameters: Vec<_> = first.iter().enumerate().map(named).collect();
     let shared = parameters.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-    let mut adam = Optimizer::new(UpdateRule::Adam, shared).unwrap();
+    let mut adam = Optimizer::new(&Recipe::default(), shared).unwrap();
     let mut known: Vec<_> = first.iter().map(|t| (t.copy(), t.zeros_like(), t.zeros_like())).collect();
     for step in 1..=5 {
         let used = |i: &usize| *i != 2 || step % 2 == 1;
@@ -176,11 +176,13 @@ fn images_without_a_label_are_not_measured() {
 
 #[test]
 fn constants_of_an_optimizer_out_of_range_are_named() {
-    let message = |rule| Optimizer::new(rule, vec![]).err().unwrap().to_string();
+    let message =
+        |optimizer| Optimizer::new(&Recipe { optimizer, ..Recipe::default() }, vec![]).err().unwrap().to_string();
     assert_eq!(message(UpdateRule::AdamW { weight_decay: -1.0 }), "weight decay must be >= 0, got -1; try 0.01");
-    let sgd = |momentum, weight_decay| UpdateRule::Sgd { momentum, weight_decay };
+    let sgd = |momentum, weight_decay| UpdateRule::Sgd { momentum, nesterov: true, weight_decay };
     assert_eq!(message(sgd(1.0, 0.0)), "momentum must be in [0, 1), got 1; try 0.9");
     assert!(message(sgd(f64::NAN, 0.0)).contains("got NaN") && message(sgd(0.9, f64::NAN)).contains("got NaN"));
+    assert_eq!(message(sgd(0.0, 0.0)), "Nesterov's momentum needs a momentum above 0, got 0; try 0.9");
 }
 
 #[test]
@@ -188,8 +190,8 @@ fn two_optimisers_of_one_model_both_act() {
     let start = || Tensor::from_slice(&[1.0f64, 2.0]).set_requires_grad(true);
     let parameter = start();
     let own = || vec![("p".to_owned(), parameter.shallow_clone())];
-    let mut first = Optimizer::new(UpdateRule::Adam, own()).unwrap();
-    let mut second = Optimizer::new(UpdateRule::Adam, own()).unwrap();
+    let mut first = Optimizer::new(&Recipe::default(), own()).unwrap();
+    let mut second = Optimizer::new(&Recipe::default(), own()).unwrap();
     // Adam's first step is as long as the learning rate, whatever the gradient.
     for (adam, wanted) in [(&mut first, [0.9, 1.9]), (&mut second, [0.8, 1.8])] {
         let loss = parameter.square().sum(Kind::Double);

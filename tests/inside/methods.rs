@@ -155,8 +155,11 @@ fn images_without_labels_are_taught_by_the_teacher_alone() {
     assert!((got.accuracy - right as f64 / few.len() as f64).abs() < 1e-9);
     // With a batch of its own for each image, most batches have no label at all.
     let alone = FitOptions { epochs: 2, batch_size: 1, ..FitOptions::default() };
-    let done = fit(&mut model(), &examples, &validation, &Criterion::kd(kd), &alone).unwrap();
-    assert!(done.records.iter().all(|r| r.train.loss.is_finite()));
+    let weighted = Recipe { label_smoothing: 0.1, class_weights: Some(vec![0.5; 10]), ..Recipe::default() };
+    for options in [alone.clone(), FitOptions { recipe: weighted, ..alone.clone() }] {
+        let done = fit(&mut model(), &examples, &validation, &Criterion::kd(kd), &options).unwrap();
+        assert!(done.records.iter().all(|r| r.train.loss.is_finite()));
+    }
     let refused = fit(&mut model(), &examples, &validation, &Criterion::distil("dkd".parse().unwrap(), kd), &alone);
     assert!(refused.unwrap_err().to_string().contains("criterion dkd looks at the label of every image"));
     let nothing = Examples::images(train, &transform).unwrap().with_labels(&Tensor::full(

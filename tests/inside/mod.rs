@@ -7,6 +7,7 @@ mod methods;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod parity;
+mod recipes;
 mod sweep;
 mod teachers;
 

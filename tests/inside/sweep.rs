@@ -133,6 +133,43 @@ fn labels_noise_views_and_teachers_are_axes() {
 }
 
 #[test]
+fn recipes_are_an_axis_and_older_reports_have_the_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sgd = UpdateRule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 };
+    let cosine = Recipe { optimizer: sgd, schedule: Schedule::Cosine, average: Some(0.5), ..Recipe::default() };
+    let sweep = Sweep { seeds: vec![0, 1], recipes: vec![Recipe::default(), cosine.clone()], ..small() };
+    let report = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    let names: Vec<_> = report.runs[..4].iter().map(|r| r.setting.to_string()).collect();
+    let recipe = "sgd0.9-nesterov-cosine-average0.5";
+    let wanted = ["alone", "kd-T4-alpha0.9", &format!("alone-{recipe}"), &format!("kd-T4-alpha0.9-{recipe}")];
+    assert_eq!((report.runs.len(), names), (8, wanted.map(String::from).to_vec()));
+    assert_ne!(report.runs[0].key, report.runs[2].key);
+    // Each distilled student is compared with the student alone of its own recipe.
+    let compared = report.compare(Measure::Validation).unwrap();
+    for (c, alone) in compared.iter().zip([0, 2]) {
+        assert_eq!((c.alone.len(), c.alone[0]), (2, report.runs[alone].validation));
+    }
+    assert_eq!(bench.run(&sweep, &folder.path().join("s")).unwrap(), report, "nothing is trained twice");
+    let history = History::load(folder.path().join(format!("s/alone-{recipe}-seed0/history.json"))).unwrap();
+    assert_eq!(history.recipe, cosine);
+    // Reports that were written before there were recipes.
+    let plain = bench.run(&Sweep { seeds: vec![0], ..small() }, &folder.path().join("p")).unwrap();
+    let json = serde_json::to_string(&plain).unwrap();
+    let start = json.find(r#""recipes":["#).unwrap();
+    let end = start + json[start..].find("],").unwrap() + 2;
+    let old = json.replace(&json[start..end], "");
+    assert_eq!(serde_json::from_str::<SweepReport>(&old).unwrap(), plain);
+    for (recipe, says) in [
+        (Recipe { warmup: 2.0, ..Recipe::default() }, "fewer than the run, which has 2, got 2"),
+        (Recipe { class_weights: Some(vec![1.0]), ..Recipe::default() }, "1 class weights for 10 classes"),
+    ] {
+        let e = bench.run(&Sweep { recipes: vec![recipe], ..small() }, &folder.path().join("r")).unwrap_err();
+        assert!(e.to_string().contains(says), "{e}");
+    }
+}
+
+#[test]
 fn an_omitted_class_is_never_seen_and_may_come_back_by_its_bias() {
     let folder = tempfile::tempdir().unwrap();
     let bench = Bench::new(folder.path());

@@ -270,6 +270,85 @@ def train(x, settings, folder):
     return out | {"losses": torch.tensor(losses, dtype=torch.double), "accuracies": torch.tensor(accuracies, dtype=torch.double)}
 
 
+def recipes(x, settings, folder):
+    """Trains a network with BatchNorm by each recipe, with PyTorch's own optimizers, schedulers, clipping and averages."""
+    from torch.optim import lr_scheduler
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    torch.set_num_threads(1)  # the network is tiny
+    state, batch, rate = load_file(f"{folder}/first.safetensors"), settings["batch_size"], settings["learning_rate"]
+    per_epoch, total = -(-len(x["inputs"]) // batch), len(x["order"]) * -(-len(x["inputs"]) // batch)
+
+    def named(value):
+        return next(iter(value.items())) if isinstance(value, dict) else (value, {})
+
+    def new_optimizer(net, recipe):
+        rule, constants = named(recipe["optimizer"])
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "Sgd": torch.optim.SGD}[rule]
+        if not recipe["decay_weights_only"]:
+            return kind(net.parameters(), lr=rate, **constants)
+        spared = {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}
+        return kind([{"params": [p for p in net.parameters() if p.ndim >= 2]}, spared], lr=rate, **constants)
+
+    def new_scheduler(optimizer, recipe):
+        warmup = round(recipe["warmup"] * per_epoch)
+        name, constants = named(recipe["schedule"])
+        main = {
+            "Constant": lambda: lr_scheduler.ConstantLR(optimizer, 1.0),
+            "Cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, total - warmup),
+            "Step": lambda: lr_scheduler.StepLR(optimizer, constants["epochs"] * per_epoch, constants["factor"]),
+            "OneCycle": lambda: lr_scheduler.OneCycleLR(optimizer, rate, total - warmup, cycle_momentum=False),
+        }[name]()
+        if not warmup:
+            return main
+        return lr_scheduler.SequentialLR(optimizer, [lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup), main], [warmup])
+
+    def loss_of(logits, labels, teacher, recipe, kd):
+        weight = recipe["class_weights"] and torch.tensor(recipe["class_weights"], dtype=torch.double)
+        hard = F.cross_entropy(logits, labels, weight, label_smoothing=recipe["label_smoothing"])
+        if kd is None:
+            return hard
+        T, alpha = kd
+        soft = F.kl_div(F.log_softmax(logits / T, 1), F.softmax(teacher / T, 1), reduction="batchmean")
+        return alpha * T**2 * soft + (1 - alpha) * hard
+
+    out = {}
+    for i, (recipe, kd, labels) in enumerate(settings["runs"]):
+        net = nn.Sequential()
+        net.fc1, net.bn, net.relu, net.fc2 = nn.Linear(12, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+        net.double().load_state_dict(state, strict=False)
+        optimizer = new_optimizer(net, recipe)
+        scheduler, rates, losses, validation = new_scheduler(optimizer, recipe), [], [], []
+        average = recipe["average"] and AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe["average"]), use_buffers=True)
+        for order in x["order"]:
+            for rows in order.split(batch):
+                optimizer.zero_grad()
+                loss = loss_of(net.train()(x["inputs"][rows]), x[labels][rows], x["teacher"][rows], recipe, kd)
+                loss.backward()
+                if recipe["clip_norm"]:
+                    nn.utils.clip_grad_norm_(net.parameters(), recipe["clip_norm"])
+                rates.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                scheduler.step()
+                if average:
+                    average.update_parameters(net)
+                losses.append(loss.item() * len(rows))
+            judged, n = (average.module if average else net).eval(), len(x["validation_inputs"])
+            with torch.no_grad():
+                parts = torch.arange(n).split(batch)
+                each = [len(r) * loss_of(judged(x["validation_inputs"][r]), x["validation_labels"][r], x["validation_teacher"][r], recipe, kd) for r in parts]
+            validation.append(sum(each) / n)
+        names = {parameter: name for name, parameter in net.named_parameters()}
+        out |= {f"{i}/weights/{name}": t for name, t in net.state_dict().items()}
+        out |= {f"{i}/average/{name}": t for name, t in average.module.state_dict().items()} if average else {}
+        for ours, theirs in [("mean", "exp_avg"), ("square", "exp_avg_sq"), ("momentum", "momentum_buffer")]:
+            out |= {f"{i}/{ours}/{names[p]}": s[theirs] for p, s in optimizer.state.items() if theirs in s}
+        out[f"{i}/rates"] = torch.tensor(rates, dtype=torch.double)
+        out[f"{i}/losses"] = torch.tensor(losses, dtype=torch.double).view(len(x["order"]), -1).sum(1) / len(x["inputs"])
+        out[f"{i}/validation"] = torch.stack(validation)
+    return out
+
+
 def metrics(x, settings, folder):
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error, multiclass_confusion_matrix
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::data::{self, DataOptions, Dataset};
 use crate::show::heatmap::parameter_map;
 use crate::study::{Candidate, ReportCard, report_card};
-use crate::train::{Change, EpochRecord, Evaluation, History, Hyperparameters, Metrics};
+use crate::train::{Change, EpochRecord, Evaluation, History, Hyperparameters, Metrics, Recipe, Schedule};
 pub(super) use recorder::Recorder;
 use recorder::{drawn, texts};
 use std::cell::Cell;
@@ -50,6 +50,8 @@ fn history(name: &str, epochs: usize) -> History {
         stopped: None,
         mistake: None,
         changes: Vec::new(),
+        recipe: Recipe::default(),
+        steps_per_epoch: 10,
     }
 }
 
@@ -98,6 +100,33 @@ fn curves_name_axes_units_and_every_run() {
     // A single epoch is drawn; a history without an epoch is refused.
     nothing_is_clipped(&curves(&[&history("one", 1)]).unwrap());
     assert!(curves(&[&history("none", 0)]).err().unwrap().to_string().contains("no finished epoch"));
+}
+
+#[test]
+fn a_learning_rate_that_changes_is_drawn_below_the_curves() {
+    let plain = history("constant", 20);
+    let mut cosine = history("cosine", 20);
+    cosine.recipe = Recipe { schedule: Schedule::Cosine, warmup: 2.0, ..Recipe::default() };
+    cosine.changes = vec![change(12.0, (4.0, 0.9, 1e-3), (4.0, 0.9, 2e-3))];
+    let mut steps = history("steps", 20);
+    steps.recipe = Recipe { schedule: Schedule::Step { epochs: 8, factor: 0.1 }, ..Recipe::default() };
+    let figure = curves(&[&cosine, &plain, &steps]).unwrap();
+    nothing_is_clipped(&figure);
+    assert_eq!(texts(&figure).iter().filter(|said| *said == "Learning rate").count(), 2, "below each panel");
+    assert!(figure.alt.starts_with("cross-entropy and accuracy over epochs, with the learning rate: cosine, best"));
+    assert!(!texts(&curves(&[&plain]).unwrap()).contains(&"Learning rate".to_owned()), "a constant needs no line");
+    // The same frame from the first batch on, before any epoch says what the learning rate is.
+    let begun = History { records: vec![], ..history("begun", 20) };
+    let begun = History { recipe: Recipe { schedule: Schedule::OneCycle, ..Recipe::default() }, ..begun };
+    for running in [None, Some((0.4, plain.records[0].train))] {
+        nothing_is_clipped(&crate::show::curves::running_curve(&begun, running, 1e-3));
+    }
+    // The table has the rate of each epoch's last step: at the end of a cosine it is near 0.
+    let table = cosine.table().to_string();
+    assert!(table.lines().nth(2).unwrap().contains(" 9.51e-4 "), "the last step of the warm-up: {table}");
+    assert_eq!((cosine.learning_rate(0.0, 0.0), cosine.learning_rate(2.0, 0.0)), (1e-5, 1e-3));
+    let halfway = cosine.learning_rate(11.0, 0.0);
+    assert!((halfway - 5e-4).abs() < 1e-9 && (cosine.learning_rate(12.0, 0.0) / 8.26e-4 - 1.0).abs() < 1e-3);
 }
 
 fn change(epoch: f64, before: (f64, f64, f64), after: (f64, f64, f64)) -> Change {

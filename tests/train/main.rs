@@ -5,6 +5,7 @@ mod caches;
 mod common;
 mod measuring;
 mod mistakes;
+mod recipes;
 mod resume;
 mod training;
 

@@ -266,7 +266,7 @@ fn names_that_cannot_be_a_folder_of_the_fit_are_refused() {
 }
 
 /// The header of a safetensors file with `from` replaced by `to`.
-fn edited(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+pub fn edited(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
     assert!(header.contains(from), "{header}");

@@ -40,6 +40,10 @@ pub struct SweepArgs {
     /// Labels that the teacher's head is trained on: all of the training split, or the student's [default: all]
     #[arg(long, value_delimiter = ',', value_parser = ["all", "student"])]
     teacher: Vec<String>,
+    /// Optimizer, schedule and regularisation as JSON, with the fields of kdlab::train::Recipe that differ from the
+    /// default, such as '{"schedule": "Cosine", "warmup": 1}'; once for each recipe [default: Adam at a constant rate]
+    #[arg(long, value_parser = serde_json::from_str::<Value>)]
+    recipe: Vec<Value>,
     /// The number of a class of which the students see no image
     #[arg(long)]
     omitted: Option<u64>,
@@ -52,7 +56,7 @@ pub struct SweepArgs {
     /// Side of the student's images in pixels [default: the profile's]
     #[arg(long)]
     size: Option<u64>,
-    /// Adam's learning rate [default: the profile's]
+    /// The learning rate [default: the profile's]
     #[arg(long)]
     learning_rate: Option<f64>,
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
@@ -72,6 +76,7 @@ impl SweepArgs {
             ("noise", json!(self.noise)),
             ("augmentations", json!(self.augmentation)),
             ("teachers", json!(self.teacher)),
+            ("recipes", json!(self.recipe)),
             ("omitted", json!(self.omitted)),
             ("images", json!(self.images)),
             ("epochs", json!(self.epochs)),

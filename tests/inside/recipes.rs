@@ -1,0 +1,237 @@
+//! Recipes against PyTorch, step by step in f64: optimizers, schedules, clipping, averages, smoothing and weights.
+
+use super::oracle::{Answer, ask_in, relative};
+use super::{dataset, random};
+use kdlab::data::{Split, shuffled};
+use kdlab::models::{Layers, Model};
+use kdlab::train::*;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor, nn};
+
+const SEED: u64 = 3;
+/// 64 images make 11 steps, the last of 4 images.
+const BATCH: usize = 6;
+const EPOCHS: usize = 10;
+const RATE: f64 = 1e-2;
+
+/// A network with BatchNorm, in f64. A bias before BatchNorm would have no gradient but roundings, which Adam enlarges.
+fn network() -> Model {
+    let build = |vs: &nn::Path| {
+        let unbiased = nn::LinearConfig { bias: false, ..Default::default() };
+        Layers::new()
+            .add("fc1", nn::linear(vs / "fc1", 12, 16, unbiased))
+            .add("bn", nn::batch_norm1d(vs / "bn", 16, Default::default()))
+            .func("relu", |x| x.relu())
+            .add("fc2", nn::linear(vs / "fc2", 16, 10, Default::default()))
+    };
+    let model = Model::new("net", Device::Cpu, SEED, &build).unwrap();
+    for (_, mut variable) in model.state() {
+        variable.set_data(&variable.to_kind(Kind::Double));
+    }
+    model
+}
+
+/// Features f64 `[N, 12]` and teacher's logits f64 `[N, 10]`, which know the classes somewhat.
+fn tables(split: &Split) -> [Tensor; 2] {
+    let n = split.len() as i64;
+    let classes = split.labels().unwrap().one_hot(10).to_kind(Kind::Double);
+    let features = random([n, 12], n) + classes.narrow(1, 0, 5).repeat([1, 3]).narrow(1, 0, 12) * 2.0;
+    [features, random([n, 10], n + 1) + classes * 4.0]
+}
+
+/// A recipe, temperature and alpha where there is a teacher, and whether a fifth of the images has no label.
+type Case = (Recipe, Option<KdLoss>, bool);
+
+struct Runs {
+    cases: Vec<Case>,
+    histories: Vec<History>,
+    checkpoints: Vec<HashMap<String, Tensor>>,
+    torch: Answer,
+}
+
+/// Trains each case on both sides.
+fn both(cases: Vec<Case>) -> Runs {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    network().save(folder.path().join("first.safetensors")).unwrap();
+    let parts = [&data.train, &data.validation].map(|split| (split, tables(split)));
+    let labels = data.train.labels().unwrap();
+    let unlabelled = Tensor::arange(labels.size()[0], (Kind::Int64, Device::Cpu)).remainder(5).eq(0);
+    let few = labels.masked_fill(&unlabelled, UNLABELLED);
+    let (mut histories, mut checkpoints, mut runs) = (vec![], vec![], vec![]);
+    for (i, (recipe, kd, partly)) in cases.iter().enumerate() {
+        let [train, validation] = parts.each_ref().map(|(split, [features, logits])| {
+            let table = |t: &Tensor| CachedTensor::new(split, t.shallow_clone(), "f64").unwrap();
+            Examples::features(split, &table(features)).unwrap().with_teacher(&table(logits)).unwrap()
+        });
+        let train = if *partly { train.with_labels(&few).unwrap() } else { train };
+        let criterion = kd.map_or_else(Criterion::cross_entropy, Criterion::kd);
+        let run = folder.path().join(i.to_string());
+        let options = FitOptions {
+            epochs: EPOCHS,
+            batch_size: BATCH,
+            learning_rate: RATE,
+            recipe: recipe.clone(),
+            seed: SEED,
+            folder: Some(run.clone()),
+            ..FitOptions::default()
+        };
+        histories.push(fit(&mut network(), &train, &validation, &criterion, &options).unwrap());
+        let checkpoint = Tensor::read_safetensors(run.join("checkpoint.safetensors")).unwrap();
+        checkpoints.push(checkpoint.into_iter().collect());
+        let kd = kd.map(|kd| [kd.temperature(), kd.alpha()]);
+        runs.push(json!([recipe, kd, if *partly { "few" } else { "labels" }]));
+    }
+    let orders: Vec<_> =
+        (1..=EPOCHS).map(|e| Tensor::from_slice(&shuffled(data.train.len(), SEED, e as u64))).collect();
+    let [(_, [inputs, teacher]), (_, [validation_inputs, validation_teacher])] = &parts;
+    let tensors = [
+        ("inputs", inputs),
+        ("labels", &labels),
+        ("few", &few),
+        ("teacher", teacher),
+        ("validation_inputs", validation_inputs),
+        ("validation_labels", &data.validation.labels().unwrap()),
+        ("validation_teacher", validation_teacher),
+        ("order", &Tensor::stack(&orders, 0)),
+    ];
+    let settings: Value = json!({"runs": runs, "batch_size": BATCH, "learning_rate": RATE});
+    let torch = ask_in(folder, "recipes", &tensors, settings);
+    Runs { cases, histories, checkpoints, torch }
+}
+
+impl Runs {
+    /// Learning rates of all steps, losses of all epochs, and at the end weights, moments and averages.
+    fn agree(&self) {
+        for (i, history) in self.histories.iter().enumerate() {
+            let what = format!("{:?}", self.cases[i]);
+            let list = |name: &str| Vec::<f64>::try_from(self.torch.get(&format!("{i}/{name}"))).unwrap();
+            let rates = list("rates");
+            assert_eq!((rates.len(), history.steps_per_epoch), (110, 11));
+            for (step, rate) in rates.iter().enumerate() {
+                let ours = history.learning_rate(step as f64 / 11.0, RATE);
+                assert!((ours - rate).abs() < 1e-12 * RATE, "{what}: step {step} at {ours}, {rate} in PyTorch");
+            }
+            for (record, (train, validation)) in
+                history.records.iter().zip(list("losses").into_iter().zip(list("validation")))
+            {
+                for (ours, theirs) in [(record.train.loss, train), (record.validation.loss, validation)] {
+                    assert!((ours - theirs).abs() < 1e-9, "{what}: epoch {}: {ours}, {theirs}", record.epoch);
+                }
+            }
+            let compared = self.checkpoints[i].iter().filter(|(name, _)| !name.starts_with("best/"));
+            let mut count = 0;
+            for (name, ours) in compared {
+                let gap = relative(ours, self.torch.get(&format!("{i}/{name}")));
+                assert!(gap < 1e-9, "{what}: {name} differs by {gap:e} of its largest value");
+                count += 1;
+            }
+            assert!(count >= 12, "{what}: {count} tensors");
+            assert_eq!(self.cases[i].0.average.is_some(), self.checkpoints[i].contains_key("average/bn.running_var"));
+        }
+    }
+}
+
+#[test]
+fn every_optimizer_under_every_schedule_takes_pytorch_s_steps() {
+    let rules = [
+        UpdateRule::Adam,
+        UpdateRule::AdamW { weight_decay: 0.1 },
+        UpdateRule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.01 },
+        UpdateRule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 },
+    ];
+    let step = Schedule::Step { epochs: 3, factor: 0.3 };
+    let mut cases = Vec::new();
+    for (i, optimizer) in rules.into_iter().enumerate() {
+        for (j, schedule) in [Schedule::Constant, Schedule::Cosine, step, Schedule::OneCycle].into_iter().enumerate() {
+            // Each optimizer and each schedule with a warm-up and without.
+            let warmup = if (i + j) % 2 == 0 { 0.0 } else { 1.6 };
+            cases.push((Recipe { optimizer, schedule, warmup, ..Recipe::default() }, None, false));
+        }
+    }
+    both(cases).agree();
+}
+
+#[test]
+fn decay_clipping_averages_smoothing_and_weights_are_pytorch_s() {
+    let adamw = UpdateRule::AdamW { weight_decay: 0.2 };
+    let sgd = UpdateRule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.05 };
+    let weights = || Some((1..=10).map(|class| 0.3 * f64::from(class)).collect());
+    let plain = Recipe::default();
+    let labels = Recipe { label_smoothing: 0.1, class_weights: weights(), ..plain.clone() };
+    let all = Recipe {
+        optimizer: sgd,
+        decay_weights_only: true,
+        schedule: Schedule::OneCycle,
+        warmup: 1.0,
+        clip_norm: Some(0.5),
+        average: Some(0.9),
+        ..labels.clone()
+    };
+    let kd = KdLoss::new(3.0, 0.6).ok();
+    let cases = vec![
+        (Recipe { optimizer: adamw, decay_weights_only: true, ..plain.clone() }, None, false),
+        (Recipe { optimizer: sgd, decay_weights_only: true, ..plain.clone() }, kd, false),
+        (Recipe { clip_norm: Some(0.3), ..plain.clone() }, None, false),
+        (Recipe { optimizer: sgd, clip_norm: Some(0.3), ..plain.clone() }, kd, false),
+        (Recipe { average: Some(0.95), ..plain.clone() }, None, false),
+        (Recipe { label_smoothing: 0.2, ..plain.clone() }, None, false),
+        (Recipe { class_weights: weights(), ..plain }, None, false),
+        (labels.clone(), kd, false),
+        (labels.clone(), None, true),
+        (labels, kd, true),
+        (all, kd, true),
+    ];
+    let runs = both(cases);
+    runs.agree();
+    // Each of them matters: no two runs end with the same weights.
+    let ends: Vec<_> = runs.checkpoints.iter().map(|c| c["weights/fc1.weight"].shallow_clone()).collect();
+    for (i, a) in ends.iter().enumerate() {
+        assert!(ends[..i].iter().all(|b| relative(a, b) > 1e-4), "{:?}", runs.cases[i]);
+    }
+}
+
+#[test]
+fn no_two_recipes_share_a_key_and_older_ones_keep_theirs() {
+    let plain = Recipe::default;
+    let step = |epochs, factor| Recipe { schedule: Schedule::Step { epochs, factor }, ..plain() };
+    let sgd = |momentum, nesterov, weight_decay| Recipe {
+        optimizer: UpdateRule::Sgd { momentum, nesterov, weight_decay },
+        ..plain()
+    };
+    let recipes = [
+        plain(),
+        Recipe { optimizer: UpdateRule::AdamW { weight_decay: 0.1 }, ..plain() },
+        Recipe { optimizer: UpdateRule::AdamW { weight_decay: 0.1 }, decay_weights_only: true, ..plain() },
+        sgd(0.9, false, 0.1),
+        sgd(0.9, true, 0.1),
+        sgd(0.9, false, 0.0),
+        Recipe { schedule: Schedule::Cosine, ..plain() },
+        Recipe { schedule: Schedule::OneCycle, ..plain() },
+        step(3, 0.1),
+        step(3, 0.1 + 1e-15),
+        step(4, 0.1),
+        Recipe { warmup: 1.0, ..plain() },
+        Recipe { warmup: 1.0 + 1e-15, ..plain() },
+        Recipe { clip_norm: Some(1.0), ..plain() },
+        Recipe { average: Some(0.9), ..plain() },
+        Recipe { label_smoothing: 0.1, ..plain() },
+        Recipe { class_weights: Some(vec![1.0, 2.0]), ..plain() },
+        Recipe { class_weights: Some(vec![2.0, 1.0]), ..plain() },
+        Recipe { patience: Some(3), ..plain() },
+    ];
+    for (i, a) in recipes.iter().enumerate() {
+        assert!(recipes[..i].iter().all(|b| a.key() != b.key() && a.to_string() != b.to_string()), "{a:?}");
+        assert_eq!(serde_json::from_value::<Recipe>(json!(a)).unwrap(), *a);
+    }
+    // The keys of checkpoints that were written before there were recipes.
+    assert_eq!(plain().key(), "");
+    assert_eq!(recipes[1].key(), " AdamW { weight_decay: 0.1 }");
+    assert_eq!(recipes[3].key(), " Sgd { momentum: 0.9, weight_decay: 0.1 }");
+    let all = Recipe { warmup: 5.0, schedule: Schedule::Cosine, patience: Some(3), ..sgd(0.9, true, 5e-4) };
+    assert_eq!(all.to_string(), "sgd0.9-nesterov-decay0.0005-cosine-warmup5-patience3");
+    let few: Recipe = serde_json::from_str(r#"{"schedule": "Cosine", "warmup": 1}"#).unwrap();
+    assert_eq!(few, Recipe { schedule: Schedule::Cosine, warmup: 1.0, ..plain() });
+    assert!(serde_json::from_str::<Recipe>(r#"{"warm_up": 1}"#).is_err());
+}
