@@ -42,7 +42,7 @@ pub struct SweepArgs {
     teacher: Vec<String>,
     /// Optimizer, schedule and regularisation as JSON, with the fields of kdlab::train::Recipe that differ from the
     /// default, such as '{"schedule": "Cosine", "warmup": 1}'; once for each recipe [default: Adam at a constant rate]
-    #[arg(long, value_parser = serde_json::from_str::<Value>)]
+    #[arg(long, value_parser = |text: &str| serde_json::from_str::<Value>(text))]
     recipe: Vec<Value>,
     /// The number of a class of which the students see no image
     #[arg(long)]
@@ -142,6 +142,9 @@ mod tests {
         let wanted = json!({"name": "map", "temperatures": [1.0, 4.0], "alphas": [0.5, 1.0], "methods": ["kd", "dkd"],
             "teachers": ["student"], "epochs": 8, "omitted": 3});
         assert_eq!(fields(given), wanted);
+        let recipes = r#"cargo lab sweep rates --recipe {} --recipe {"schedule":"Cosine","warmup":1}"#;
+        let wanted = json!({"name": "rates", "recipes": [{}, {"schedule": "Cosine", "warmup": 1}]});
+        assert_eq!(fields(recipes), wanted);
     }
 
     /// Every `cargo lab sweep` command in the README, the pages of docs/ and the notebooks parses.
