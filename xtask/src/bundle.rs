@@ -90,7 +90,7 @@ fn collect(paths: &Paths, fetched: &Path) -> Result<Vec<String>> {
     let library = rust_library(paths)?;
     vendor.arg("--sync").arg(library.join("Cargo.toml")).env("RUSTC_BOOTSTRAP", "1");
     add("rust-src/library", &library);
-    step.command(tools::as_without_cargo(&mut vendor).current_dir(&paths.root))?;
+    step.command(tools::without_cargo_variables(&mut vendor).current_dir(&paths.root))?;
     add("crates", &crates);
 
     Ok(contents)
@@ -137,7 +137,7 @@ fn script(paths: &Paths) -> PathBuf {
 
 /// Runs `bundle.py`, whose output the user sees at once.
 fn run(command: &mut Command) -> Result<()> {
-    match tools::ends_with_us(command).status().context("cannot start Python")? {
+    match tools::end_with_this_process(command).status().context("cannot start Python")? {
         status if status.success() => Ok(()),
         status => bail!("bundle.py ended with {status}; its message is above"),
     }

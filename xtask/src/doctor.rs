@@ -10,7 +10,7 @@ use crate::paths::{self, Flavour, Paths};
 use crate::progress;
 use crate::setup::{self, libtorch, weights};
 use crate::tools::{self, first_line};
-use crate::{files, slots};
+use crate::{build_directories, files};
 
 /// Bytes of disk that set-up and runs need besides what is installed.
 const WANTED_DISK: u64 = 4_000_000_000;
@@ -34,7 +34,8 @@ impl Report {
         progress::line(&format!("  NO  {what:<14} {found}\n      {:<14} fix: {fix}", ""));
     }
 
-    fn either(&mut self, what: &str, found: Option<String>, missing: &str, fix: &str) {
+    /// Prints what was found, or what is `missing` and how to fix it.
+    fn found_or(&mut self, what: &str, found: Option<String>, missing: &str, fix: &str) {
         match found {
             Some(found) => self.good(what, &found),
             None => self.bad(what, missing, fix),
@@ -66,20 +67,20 @@ pub fn examine(paths: &Paths) -> Result<()> {
 
 fn machine(report: &mut Report) {
     let rust = first_line(Command::new("rustc").arg("--version"));
-    report.either("Rust", rust, "not found", "install it from https://rustup.rs");
+    report.found_or("Rust", rust, "not found", "install it from https://rustup.rs");
     let python = tools::python();
     let version = python.and_then(|python| first_line(Command::new(python).arg("--version")));
-    let fix = tools::install_python();
-    report.either("Python", version, "none from 3.10 to 3.14 with venv and ensurepip", &fix);
+    let fix = tools::how_to_install_python();
+    report.found_or("Python", version, "none from 3.10 to 3.14 with venv and ensurepip", &fix);
     let compiler = tools::compiler().and_then(|compiler| first_line(Command::new(compiler).arg("--version")));
-    let fix = tools::install_compiler();
-    report.either("C++ compiler", compiler, "not found", &fix);
+    let fix = tools::how_to_install_compiler();
+    report.found_or("C++ compiler", compiler, "not found", &fix);
 }
 
 fn installed(paths: &Paths, report: &mut Report) {
     let setup_fix = "run `cargo lab setup`";
     let jupyter = first_line(Command::new(paths.python()).args(["-m", "jupyterlab", "--version"]));
-    report.either("JupyterLab", jupyter, "not installed", setup_fix);
+    report.found_or("JupyterLab", jupyter, "not installed", setup_fix);
 
     let flavour = paths.flavour();
     let libtorch = paths.libtorch_cpu().exists().then(|| {
@@ -90,28 +91,28 @@ fn installed(paths: &Paths, report: &mut Report) {
         let flavour = flavour.map_or("of unknown flavour".to_owned(), |flavour| format!("for {flavour}"));
         format!("{version} {flavour}, {}", paths.libtorch().display())
     });
-    report.either("libtorch", libtorch, "not installed", setup_fix);
+    report.found_or("libtorch", libtorch, "not installed", setup_fix);
     let headers = paths.libtorch().join("include/ATen/ATen.h").exists().then(|| "with libtorch".to_owned());
     let headers_fix = "remove .kdlab/libtorch, then run `cargo lab setup`";
-    report.either("C++ headers", headers, "missing, and kdlab compiles against them", headers_fix);
+    report.found_or("C++ headers", headers, "missing, and kdlab compiles against them", headers_fix);
     cuda(paths, flavour, report);
 
     let kernel = (paths.kernel().exists() && paths.jupyter().join("kernels/kdlab/kernel.json").exists())
         .then(|| "Rust (kdlab), live, around evcxr_jupyter 0.22".to_owned());
-    report.either("kernel", kernel, "not installed", setup_fix);
-    let (all, taken) = slots::count(paths);
+    report.found_or("kernel", kernel, "not installed", setup_fix);
+    let (all, taken) = build_directories::count(paths);
     let warm = (all > 0).then(|| format!("{all} warm build directories, {taken} in use"));
-    report.either("slots", warm, "no warm build directory", setup_fix);
-    if let Some(first) = slots::damaged(&paths.template()).first() {
+    report.found_or("build dirs", warm, "no warm build directory", setup_fix);
+    if let Some(first) = build_directories::damaged(&paths.template()).first() {
         report.bad(
-            "template",
+            "build template",
             &format!("{first} is missing or damaged"),
             "run `cargo lab setup`: it compiles it again",
         );
     }
-    for (number, first, taken) in slots::broken(paths) {
+    for (number, first, taken) in build_directories::broken(paths) {
         let fix = if taken { "restart the kernel that uses it" } else { "run `cargo lab setup`, or start a kernel" };
-        report.bad("slots", &format!("build directory {number}: {first} is missing or damaged"), fix);
+        report.bad("build dirs", &format!("build directory {number}: {first} is missing or damaged"), fix);
     }
     let current = flavour.is_some_and(|flavour| setup::is_set_up(paths, flavour).unwrap_or(false));
     if all > 0 && !current {
@@ -194,7 +195,7 @@ fn data(paths: &Paths, report: &mut Report) -> Result<()> {
         .collect();
     let found = (!names.is_empty()).then(|| format!("{}: {}", weights.display(), names.join(", ")));
     let fix = format!("run `cargo lab setup`, or put {} there", weights::FILE);
-    report.either("weights", found, &format!("none in {}", weights.display()), &fix);
+    report.found_or("weights", found, &format!("none in {}", weights.display()), &fix);
     Ok(())
 }
 

@@ -9,9 +9,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use crate::build_directories;
 use crate::files;
 use crate::paths::{self, Paths};
-use crate::slots;
 use crate::tools;
 
 /// Names the build directory for the kernel, regardless of locks: set-up builds the template through it.
@@ -57,11 +57,11 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
     if !paths.kernel().is_file() {
         bail!("the kernel is not set up: run `cargo lab setup`");
     }
-    let stock = tools::set(KIND).is_some_and(|kind| kind == "stock");
+    let stock = tools::variable(KIND).is_some_and(|kind| kind == "stock");
     paths::check(paths)?;
     let mut command = Command::new(paths.kernel());
     command.env_remove(LOCK);
-    let dir = match tools::set(BUILD_DIRECTORY) {
+    let dir = match tools::variable(BUILD_DIRECTORY) {
         Some(dir) => {
             let dir = PathBuf::from(dir);
             let home = own_cargo_home();
@@ -69,15 +69,15 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
             dir
         }
         None => {
-            let slot = slots::take(paths)?;
+            let taken = build_directories::take(paths)?;
             // The kernel inherits the lock, keeps it from what cells start, and releases it however it ends.
-            command.env(LOCK, slot.lock.as_raw_fd().to_string());
-            fcntl_setfd(&slot.lock, FdFlags::empty()).context("cannot pass on the lock of the build directory")?;
-            std::mem::forget(slot.lock);
-            slot.dir
+            command.env(LOCK, taken.lock.as_raw_fd().to_string());
+            fcntl_setfd(&taken.lock, FdFlags::empty()).context("cannot pass on the lock of the build directory")?;
+            std::mem::forget(taken.lock);
+            taken.dir
         }
     };
-    tools::as_without_cargo(&mut command).env_remove("CARGO");
+    tools::without_cargo_variables(&mut command).env_remove("CARGO");
     if stock {
         command.arg("--control_file");
     }
@@ -131,8 +131,8 @@ fn cargo_home(paths: &Paths) -> PathBuf {
 
 /// Returns the folder where cargo keeps crates for the caller of this program.
 fn own_cargo_home() -> PathBuf {
-    let default = || PathBuf::from(tools::set("HOME").unwrap_or_default()).join(".cargo");
-    tools::set("CARGO_HOME").map_or_else(default, PathBuf::from)
+    let default = || PathBuf::from(tools::variable("HOME").unwrap_or_default()).join(".cargo");
+    tools::variable("CARGO_HOME").map_or_else(default, PathBuf::from)
 }
 
 #[cfg(test)]

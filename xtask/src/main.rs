@@ -1,6 +1,10 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
+//!
+//! Each command has a module of its own: [`setup`], [`bundle`], [`doctor`], [`notebooks`] (the command `run`),
+//! [`sweep`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The others serve them.
 
 mod bench;
+mod build_directories;
 mod bundle;
 mod doctor;
 mod execute;
@@ -11,7 +15,6 @@ mod notebooks;
 mod paths;
 mod progress;
 mod setup;
-mod slots;
 mod steps;
 mod sweep;
 mod table;
@@ -34,14 +37,14 @@ use paths::{Flavour, Paths};
 #[command(name = "cargo lab", bin_name = "cargo lab", version)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Task>,
+    command: Option<Commands>,
     /// Arguments for JupyterLab, such as `-- --no-browser --port 9000`
     #[arg(last = true)]
     jupyter: Vec<String>,
 }
 
 #[derive(Subcommand)]
-enum Task {
+enum Commands {
     /// Install what is missing into .kdlab/: Python venv, libtorch, the Rust kernel, weights, warm build directories
     Setup(SetupArgs),
     /// Put all that set-up fetches, with data and weights, into one file for machines without a network
@@ -125,7 +128,7 @@ fn real_main() -> Result<()> {
             setup::set_up(&paths, None)?;
             open_jupyterlab(&paths, &cli.jupyter)
         }
-        Some(Task::Setup(args)) => {
+        Some(Commands::Setup(args)) => {
             let flavour = match (args.cpu || args.bundle.is_some(), args.cuda) {
                 (true, _) => Some(Flavour::Cpu),
                 (_, true) => Some(Flavour::Cuda),
@@ -136,19 +139,19 @@ fn real_main() -> Result<()> {
             }
             if args.tests { setup::set_up_for_tests(&paths, flavour) } else { setup::set_up(&paths, flavour) }
         }
-        Some(Task::Bench(args)) => bench::run(&paths, &args),
-        Some(Task::Bundle { file }) => bundle::make(&paths, file.as_deref()),
-        Some(Task::Doctor) => doctor::examine(&paths),
-        Some(Task::Run(args)) => notebooks::run(&paths, &args),
-        Some(Task::Sweep(args)) => sweep::run(&paths, &args),
-        Some(Task::Exercises(args)) => exercises::run(&paths, &args),
-        Some(Task::Test(args)) => test(&paths, &args),
-        Some(Task::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
+        Some(Commands::Bench(args)) => bench::run(&paths, &args),
+        Some(Commands::Bundle { file }) => bundle::make(&paths, file.as_deref()),
+        Some(Commands::Doctor) => doctor::examine(&paths),
+        Some(Commands::Run(args)) => notebooks::run(&paths, &args),
+        Some(Commands::Sweep(args)) => sweep::run(&paths, &args),
+        Some(Commands::Exercises(args)) => exercises::run(&paths, &args),
+        Some(Commands::Test(args)) => test(&paths, &args),
+        Some(Commands::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
     }
 }
 
 fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
-    let status = tools::ends_with_us(&mut Command::new(paths.python()))
+    let status = tools::end_with_this_process(&mut Command::new(paths.python()))
         .args(["-m", "jupyterlab"])
         .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
         // JupyterLab brings a Python kernel along, which is of no use here.
@@ -170,7 +173,7 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
 fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
     setup::set_up_for_tests(paths, None)?;
     let clock = progress::Clock::start();
-    let status = tools::ends_with_us(tools::as_without_cargo(&mut Command::new(tools::cargo())))
+    let status = tools::end_with_this_process(tools::without_cargo_variables(&mut Command::new(tools::cargo())))
         .args(["test", "--workspace"])
         .args(&args.args)
         .current_dir(&paths.root)

@@ -37,8 +37,8 @@ impl Paths {
     /// Finds the repository: `KDLAB_ROOT`, else the workspace that cargo started this program from, else the nearest
     /// one above the current folder.
     pub fn find() -> Result<Paths> {
-        let named = tools::set("KDLAB_ROOT").map(PathBuf::from);
-        let from_cargo = tools::set("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let named = tools::variable("KDLAB_ROOT").map(PathBuf::from);
+        let from_cargo = tools::variable("CARGO_MANIFEST_DIR").map(PathBuf::from);
         let here = env::current_dir().context("cannot read the current folder")?;
         let candidates = (named.into_iter())
             .chain(from_cargo.iter().flat_map(|dir| dir.ancestors()).map(Path::to_path_buf))
@@ -88,19 +88,22 @@ impl Paths {
         self.kdlab.join("jupyter")
     }
 
-    /// What evcxr reads at start-up: `init.evcxr` and `prelude.rs`.
+    /// The folder for what kernels read at start-up: `prelude.rs` and `kernel.toml`.
     pub fn kernel_config(&self) -> PathBuf {
         self.kdlab.join("kernel")
     }
 
-    pub fn slots(&self) -> PathBuf {
+    /// The folders in which kernels compile cells.
+    pub fn build_directories(&self) -> PathBuf {
         self.kdlab.join("slots")
     }
 
+    /// The build directory from which those of kernels are copied.
     pub fn template(&self) -> PathBuf {
-        self.slots().join("template")
+        self.build_directories().join("template")
     }
 
+    /// The file that says which version a step of set-up has installed.
     pub fn stamp(&self, step: &str) -> PathBuf {
         self.kdlab.join("stamps").join(step)
     }
@@ -111,14 +114,14 @@ impl Paths {
 
     /// Returns `KDLAB_CACHE`, else `kdlab` in the user's cache folder.
     pub fn cache(&self) -> Result<PathBuf> {
-        if let Some(dir) = tools::set("KDLAB_CACHE") {
+        if let Some(dir) = tools::variable("KDLAB_CACHE") {
             return absolute(Path::new(&dir));
         }
-        let home = tools::set("HOME").map(PathBuf::from);
+        let home = tools::variable("HOME").map(PathBuf::from);
         let base = if cfg!(target_os = "macos") {
             home.map(|home| home.join("Library/Caches"))
         } else {
-            tools::set("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")))
+            tools::variable("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")))
         };
         let base = base.context("HOME is not set: set KDLAB_CACHE to a folder for data and weights")?;
         absolute(&base.join("kdlab"))
@@ -137,12 +140,12 @@ impl Paths {
     /// Returns `KDLAB_DATA`, else the data of the bundle, if it holds some.
     pub fn data(&self) -> Option<PathBuf> {
         let bundled = || fs::read_dir(self.bundle().join("data")).ok()?.flatten().next().map(|entry| entry.path());
-        tools::set("KDLAB_DATA").map(PathBuf::from).or_else(bundled)
+        tools::variable("KDLAB_DATA").map(PathBuf::from).or_else(bundled)
     }
 
     /// Returns `KDLAB_RUNS`, else `runs/` in the repository.
     pub fn runs(&self) -> Result<PathBuf> {
-        match tools::set("KDLAB_RUNS") {
+        match tools::variable("KDLAB_RUNS") {
             Some(dir) => absolute(Path::new(&dir)),
             None => Ok(self.root.join("runs")),
         }
@@ -157,7 +160,7 @@ impl Paths {
     /// Returns `wanted`, else `KDLAB_PROFILE`, else `article` if there is a driver and a libtorch for CUDA, else
     /// `laptop`.
     pub fn profile(&self, wanted: Option<&str>) -> Result<String> {
-        let from_environment = tools::set("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
+        let from_environment = tools::variable("KDLAB_PROFILE").map(|value| value.to_string_lossy().into_owned());
         let profile = match wanted.map(str::to_owned).or(from_environment) {
             Some(profile) => profile,
             None if self.flavour() == Some(Flavour::Cuda) && tools::nvidia_driver().is_some() => "article".into(),
@@ -226,7 +229,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 fn prepended(name: &str, first: Vec<PathBuf>) -> Result<OsString> {
-    let old = tools::set(name).unwrap_or_default();
+    let old = tools::variable(name).unwrap_or_default();
     let rest = env::split_paths(&old).filter(|path| !path.as_os_str().is_empty() && !first.contains(path));
     env::join_paths(first.iter().cloned().chain(rest)).with_context(|| format!("{name} holds a path with a colon"))
 }

@@ -59,7 +59,7 @@ impl Step<'_> {
         let log = File::options().create(true).append(true).open(&path);
         let log = Arc::new(Mutex::new(log.with_context(|| format!("cannot write {}", path.display()))?));
         let program = command.get_program().to_string_lossy().into_owned();
-        let mut child = tools::ends_with_us(command)
+        let mut child = tools::end_with_this_process(command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -97,7 +97,7 @@ pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     if !program.exists() {
         progress::line("compiling the program for sweeps, once: three to six minutes on two cores, 0.7 GB");
     }
-    let built = tools::ends_with_us(tools::as_without_cargo(&mut Command::new(tools::cargo())))
+    let built = tools::end_with_this_process(tools::without_cargo_variables(&mut Command::new(tools::cargo())))
         // With the features of all members together, as set-up and the tests do: nothing is compiled twice.
         .args(["build", "--workspace", "--bin", "sweep"])
         .current_dir(&paths.root)

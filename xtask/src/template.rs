@@ -1,5 +1,6 @@
-//! The build directory that slots are copied from. The kernel itself builds it, again whenever the crate's sources
-//! change.
+//! The template: the build directory from which those of kernels are copied ([`crate::build_directories`]). The step
+//! `prebuild` of set-up makes it before anybody opens a notebook, by running two cells in a kernel, and again whenever
+//! the crate's sources change.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,7 +11,7 @@ use crate::files;
 use crate::paths::{Flavour, Paths};
 use crate::setup::libtorch::TORCH;
 use crate::steps::Step;
-use crate::{execute, kernel, progress, slots};
+use crate::{build_directories, execute, kernel, progress};
 
 /// Returns the step. Its version is what the template would be built from now.
 pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
@@ -23,33 +24,32 @@ pub fn step(paths: &Paths, flavour: Flavour) -> Result<Step<'_>> {
 pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
     let step = step(paths, flavour)?;
     let template = paths.template();
-    let damaged = slots::damaged(&template);
+    let damaged = build_directories::damaged(&template);
     if let Some(first) = damaged.first() {
         progress::line(&format!("{first} in the kernel's build template is damaged: cargo compiles it again"));
-        slots::remove_all(&template, &damaged)?;
+        build_directories::remove_all(&template, &damaged)?;
         files::remove(&paths.stamp(step.name))?;
     }
-    step.run(&template.join(slots::BUILT_FROM), || {
-        let lock = slots::template_lock(paths)?;
+    step.run(&template.join(build_directories::BUILT_FROM), || {
+        let lock = build_directories::template_lock(paths)?;
         lock.lock().context("cannot lock the kernel's build template")?;
         files::create_dir(Some(&template))?;
-        files::remove(&template.join(slots::BUILT_FROM))?;
-        let cells_lock = template.join("Cargo.lock");
-        fs::copy(paths.root.join("Cargo.lock"), &cells_lock).context("cannot copy Cargo.lock")?;
-        files::write(&paths.slots().join(".cargo/config.toml"), CARGO)?;
+        files::remove(&template.join(build_directories::BUILT_FROM))?;
+        fs::copy(paths.root.join("Cargo.lock"), template.join("Cargo.lock")).context("cannot copy Cargo.lock")?;
+        files::write(&paths.build_directories().join(".cargo/config.toml"), CARGO)?;
         let notebook = paths.kdlab.join("prebuild.ipynb");
         files::write(&notebook, PREBUILD)?;
         let mut command = execute::executor(paths)?;
         command.arg(&notebook).arg(&notebook).env(kernel::BUILD_DIRECTORY, &template);
         step.command(&mut command)?;
         files::remove(&notebook)?;
-        slots::note_libraries(&template)?;
-        files::write(&template.join(slots::BUILT_FROM), &step.version)
+        build_directories::list_libraries(&template)?;
+        files::write(&template.join(build_directories::BUILT_FROM), &step.version)
     })
 }
 
-/// Settings for cargo in all slots, beside evcxr's own profile. They save a minute: torch-sys only forwards calls,
-/// and nothing uses zstd to compress.
+/// Settings for cargo in all build directories, beside evcxr's own profile. They save a minute: torch-sys only forwards
+/// calls, and nothing uses zstd to compress.
 const CARGO: &str = r#"[profile.dev]
 lto = "off"
 
@@ -58,7 +58,7 @@ torch-sys = { opt-level = 0 }
 zstd-sys = { opt-level = 0 }
 "#;
 
-/// Two cells, because only the second one finds incremental state.
+/// The notebook whose run builds the template. It has two cells, because only the second one finds incremental state.
 const PREBUILD: &str = r#"{"cells": [
 {"cell_type": "code", "id": "a", "execution_count": null, "metadata": {}, "outputs": [],
 "source": "let t = tch::Tensor::from_slice(&[1f32, 2.0]);\nprintln!(\"{:?}\", t);"},
@@ -66,7 +66,7 @@ const PREBUILD: &str = r#"{"cells": [
 ], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 "#;
 
-/// Returns a number that changes whenever cargo would rebuild the crate in a slot.
+/// Returns a number that changes whenever cargo would rebuild the crate in a build directory.
 fn fingerprint_of_template(paths: &Paths) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     files::fingerprint(paths, &["src", "kernel/client", "Cargo.toml", "Cargo.lock", "build.rs"])?.hash(&mut hasher);

@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Returns an environment variable, or `None` if it is unset or empty.
-pub fn set(name: &str) -> Option<OsString> {
+pub fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Returns the cargo that started this program, so that kernels and tests use the same toolchain.
 pub fn cargo() -> OsString {
-    set("CARGO").unwrap_or_else(|| "cargo".into())
+    variable("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 /// Removes the variables that `cargo run` adds to the environment: some of them make cargo rebuild crates such as ring
 /// that a plain `cargo` would leave alone.
-pub fn as_without_cargo(command: &mut Command) -> &mut Command {
+pub fn without_cargo_variables(command: &mut Command) -> &mut Command {
     let foreign = [
         "CARGO_PKG_",
         "CARGO_MANIFEST_",
@@ -36,8 +36,8 @@ pub fn as_without_cargo(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Asks the system to end a program when this one ends, however that happens. Only Linux can do so.
-pub fn ends_with_us(command: &mut Command) -> &mut Command {
+/// Asks the system to end a program when this process ends, however that happens. Only Linux can do so.
+pub fn end_with_this_process(command: &mut Command) -> &mut Command {
     #[cfg(target_os = "linux")]
     {
         use std::os::unix::process::CommandExt;
@@ -55,7 +55,9 @@ pub fn find_rust() {
     if finds(&path, "cargo") && finds(&path, "rustc") {
         return;
     }
-    let home = set("CARGO_HOME").map(PathBuf::from).or_else(|| set("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let home = variable("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cargo")));
     let Some(tools) = home.map(|home| home.join("bin")).filter(|tools| tools.join("cargo").is_file()) else { return };
     if let Ok(path) = env::join_paths(env::split_paths(&path).chain([tools])) {
         // SAFETY: called before there are other threads.
@@ -74,7 +76,7 @@ fn finds(path: &OsStr, program: &str) -> bool {
 
 /// Returns the C++ compiler that tch will be built with.
 pub fn compiler() -> Option<OsString> {
-    let compilers = set("CXX").into_iter().chain(["c++".into(), "g++".into(), "clang++".into()]);
+    let compilers = variable("CXX").into_iter().chain(["c++".into(), "g++".into(), "clang++".into()]);
     let works = |compiler: &OsString| {
         Command::new(compiler).arg("--version").output().is_ok_and(|output| output.status.success())
     };
@@ -85,7 +87,7 @@ pub fn compiler() -> Option<OsString> {
 pub fn python() -> Option<PathBuf> {
     let check = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))";
     let names = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"].map(PathBuf::from);
-    let mut names = set("KDLAB_PYTHON").map(PathBuf::from).into_iter().chain(names);
+    let mut names = variable("KDLAB_PYTHON").map(PathBuf::from).into_iter().chain(names);
     names.find(|name| Command::new(name).args(["-c", check]).output().is_ok_and(|output| output.status.success()))
 }
 
@@ -106,7 +108,7 @@ pub fn first_line(command: &mut Command) -> Option<String> {
 }
 
 /// Says how to install something with the machine's own package manager.
-pub fn install(pacman: &str, debian: &str, fedora: &str, macos: &str) -> String {
+fn how_to_install(pacman: &str, debian: &str, fedora: &str, macos: &str) -> String {
     let here = |program: &str| Path::new("/usr/bin").join(program).exists();
     if cfg!(target_os = "macos") {
         format!("run `{macos}`")
@@ -122,11 +124,11 @@ pub fn install(pacman: &str, debian: &str, fedora: &str, macos: &str) -> String 
 }
 
 /// Says how to install a C++ compiler.
-pub fn install_compiler() -> String {
-    install("gcc", "build-essential", "gcc-c++", "xcode-select --install")
+pub fn how_to_install_compiler() -> String {
+    how_to_install("gcc", "build-essential", "gcc-c++", "xcode-select --install")
 }
 
 /// Says how to install Python.
-pub fn install_python() -> String {
-    install("python", "python3-venv python3-pip", "python3-pip", "brew install python@3.13")
+pub fn how_to_install_python() -> String {
+    how_to_install("python", "python3-venv python3-pip", "python3-pip", "brew install python@3.13")
 }

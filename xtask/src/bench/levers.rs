@@ -1,4 +1,5 @@
-//! Our side alone, as it is and with one thing changed at a time.
+//! An ablation: our side alone, as it is and with one thing changed at a time. A lever is such a thing, which makes it
+//! faster or slower.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! `cargo lab bench`: our side and two in Python do the same work on the same data, in alternating rounds.
+//! `cargo lab bench`: our side and two in Python (PyTorch at its best, and the article's loop) do the same work on the
+//! same data, in alternating rounds.
 
 mod compare;
 mod growth;
@@ -75,7 +76,8 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     println!("\n{}, {threads} threads; {}", machine(), file.display());
     for on_kernel in [What::Cells, What::Tweak].into_iter().filter(|one| what.contains(one)) {
         let script = paths.root.join("benches").join(on_kernel.name()).with_extension("py");
-        let status = tools::ends_with_us(Command::new(paths.python()).arg(script).current_dir(&paths.root)).status();
+        let status =
+            tools::end_with_this_process(Command::new(paths.python()).arg(script).current_dir(&paths.root)).status();
         if !status.context("cannot start Python")?.success() {
             bail!("the bench {} failed; its reason stands above", on_kernel.name());
         }

@@ -23,7 +23,7 @@ pub struct Side {
 impl Side {
     /// Starts a side and waits until it is ready.
     pub fn start(name: &'static str, command: &mut Command, task: &Value) -> Result<Self> {
-        let mut child = tools::ends_with_us(command)
+        let mut child = tools::end_with_this_process(command)
             .arg(task.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -108,7 +108,7 @@ pub struct Ours<'a> {
 impl<'a> Ours<'a> {
     /// Compiles the program, with the features and the profile of the tests, so that little is compiled twice.
     pub fn compile(paths: &'a Paths) -> Result<Self> {
-        let output = tools::as_without_cargo(&mut Command::new(tools::cargo()))
+        let output = tools::without_cargo_variables(&mut Command::new(tools::cargo()))
             .args(["bench", "--workspace", "--profile", "dev", "--bench", "kdlab", "--no-run"])
             .args(["--message-format", "json"])
             .current_dir(&paths.root)

@@ -34,7 +34,7 @@ pub fn install(paths: &Paths) -> Result<()> {
                 command
                     .args(["build", "--locked", "--workspace", "--bin", "kdlab-kernel", "--target-dir"])
                     .arg(&target);
-                step.command(tools::as_without_cargo(&mut command).current_dir(&paths.root))?;
+                step.command(tools::without_cargo_variables(&mut command).current_dir(&paths.root))?;
                 target.join("debug/kdlab-kernel")
             }
         };

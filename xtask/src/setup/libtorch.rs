@@ -32,7 +32,7 @@ pub fn step(paths: &Paths, flavour: Flavour) -> Step<'_> {
 
 /// Returns the libtorch that the user named by `LIBTORCH`, if any.
 fn own(paths: &Paths) -> Option<PathBuf> {
-    let dir = PathBuf::from(tools::set("LIBTORCH")?);
+    let dir = PathBuf::from(tools::variable("LIBTORCH")?);
     (dir != paths.libtorch() && !dir.ends_with(".kdlab/libtorch")).then_some(dir)
 }
 

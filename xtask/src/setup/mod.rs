@@ -1,5 +1,7 @@
 //! Set-up: installs what is missing, into `.kdlab/` and the user's cache folder only. It can be repeated at any time,
 //! and continues where it was interrupted.
+//!
+//! Its steps ([`crate::steps`]) are `kernel`, `venv`, `libtorch`, `weights` and `prebuild`, and for the tests `oracle`.
 
 pub mod compile;
 mod git;
@@ -16,7 +18,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::paths::{self, Flavour, Paths};
 use crate::progress::{self, Clock};
-use crate::{files, slots, template, tools};
+use crate::{build_directories, files, template, tools};
 
 /// Installs what is missing. With `None` as `flavour` it keeps the installed libtorch, or chooses by the NVIDIA driver.
 pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
@@ -37,7 +39,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     let ready = is_set_up(paths, flavour)?;
     if !ready {
         if tools::compiler().is_none() {
-            bail!("no C++ compiler found, and tch needs one: {}", tools::install_compiler());
+            bail!("no C++ compiler found, and tch needs one: {}", tools::how_to_install_compiler());
         }
         // The kernel compiles while the other steps wait for the network.
         thread::scope(|scope| {
@@ -52,7 +54,7 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     jupyter::configure(paths)?;
     git::ignore_outputs(&paths.root);
     template::build(paths, flavour)?;
-    slots::refresh_ready(paths)?;
+    build_directories::refresh_ready(paths)?;
     if !ready {
         progress::line(&format!("set up in {clock}; .kdlab holds {}", progress::size(files::disk_usage(&paths.kdlab))));
     }
@@ -74,13 +76,13 @@ pub fn is_set_up(paths: &Paths, flavour: Flavour) -> Result<bool> {
         && libtorch::step(paths, flavour).is_done(&paths.libtorch_cpu())
         && compile::step(paths)?.is_done(&paths.kernel())
         && weights::step(paths).is_done(&weights::file(paths)?)
-        && template::step(paths, flavour)?.is_done(&paths.template().join(slots::BUILT_FROM))
-        && slots::damaged(&paths.template()).is_empty())
+        && template::step(paths, flavour)?.is_done(&paths.template().join(build_directories::BUILT_FROM))
+        && build_directories::damaged(&paths.template()).is_empty())
 }
 
 /// Fails if a kernel could not start. For `--no-setup` and for tests, which must not install anything.
 pub fn require(paths: &Paths) -> Result<()> {
-    let built = paths.template().join(slots::BUILT_FROM);
+    let built = paths.template().join(build_directories::BUILT_FROM);
     let needed = [paths.python(), paths.libtorch_cpu(), paths.kernel(), paths.lab(), built];
     if let Some(missing) = needed.iter().find(|path| !path.exists()) {
         bail!("{} is missing: run cargo lab setup first", missing.display());

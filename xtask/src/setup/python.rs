@@ -52,7 +52,7 @@ pub fn install(paths: &Paths) -> Result<()> {
     let step = step(paths);
     step.run(&paths.python(), || {
         let python = tools::python().with_context(|| {
-            format!("no Python from 3.10 to 3.14 that can make a venv was found: {}", tools::install_python())
+            format!("no Python from 3.10 to 3.14 that can make a venv was found: {}", tools::how_to_install_python())
         })?;
         files::remove(&paths.venv())?;
         step.command(Command::new(python).args(["-m", "venv"]).arg(paths.venv()))?;
@@ -70,7 +70,8 @@ pub fn install(paths: &Paths) -> Result<()> {
     })
 }
 
-/// Adds Python's torch and the other packages that the tests compare with.
+/// Adds Python's torch and the other packages that the tests compare with. The step is called `oracle`, because PyTorch
+/// is the tests' oracle: it says which results are right.
 pub fn install_for_tests(paths: &Paths) -> Result<()> {
     let what = "installing Python's torch, which the tests compare with (3 GB to fetch)".into();
     let step = Step { name: "oracle", what, version: TESTS.pins(), paths };

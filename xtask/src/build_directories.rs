@@ -1,7 +1,10 @@
-//! Warm build directories for kernels. One belongs to one running kernel, by an OS lock that ends with the kernel.
+//! The build directories of kernels, in `.kdlab/slots`: the folders in which evcxr compiles cells. They are warm: the
+//! crates that cells depend on are compiled there already. One belongs to one running kernel, by an OS lock that ends
+//! with the kernel.
 //!
-//! Set-up has the kernel build `slots/template`. A slot is a copy of it: compiled files are hard links; what cargo or
-//! evcxr rewrites is copied with its time stamps, so that cargo finds everything fresh.
+//! One of them is the template, which set-up has the kernel build ([`crate::template`]). The others, numbered from 1,
+//! are copies of it: compiled files are hard links; what cargo or evcxr rewrites is copied with its time stamps, so
+//! that cargo finds everything fresh.
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
@@ -12,32 +15,32 @@ use anyhow::{Context, Result};
 use crate::files;
 use crate::paths::Paths;
 
-/// How many slots set-up makes. Further ones are copied when more kernels run at once.
+/// How many copies set-up makes. Further ones are made when more kernels run at once.
 pub const READY: usize = 3;
 
-/// The file in a template and in its copies that says what they were built from.
+/// The file in the template and in its copies that says what they were built from.
 pub const BUILT_FROM: &str = "built-from";
 
-/// The file in a template and in its copies that lists the compiled files: length, time of the last change and name
+/// The file in the template and in its copies that lists the compiled files: length, time of the last change and name
 /// of each. The kernel reads it, too.
 const LIBRARIES: &str = "libraries";
 
 /// A build directory and the lock that makes it ours for as long as the file is open in any process.
-pub struct Slot {
+pub struct BuildDirectory {
     pub dir: PathBuf,
     pub lock: File,
 }
 
-/// Takes the first free slot, and updates it from the template if it can.
-pub fn take(paths: &Paths) -> Result<Slot> {
+/// Takes the first build directory that no kernel uses, and updates it from the template if it can.
+pub fn take(paths: &Paths) -> Result<BuildDirectory> {
     let mut number = 1;
     loop {
         let lock = open_lock(paths, &number.to_string())?;
         match lock.try_lock() {
             Ok(()) => {
-                let dir = paths.slots().join(number.to_string());
+                let dir = paths.build_directories().join(number.to_string());
                 refresh(paths, &dir)?;
-                return Ok(Slot { dir, lock });
+                return Ok(BuildDirectory { dir, lock });
             }
             Err(fs::TryLockError::WouldBlock) => number += 1,
             Err(fs::TryLockError::Error(error)) => {
@@ -47,20 +50,20 @@ pub fn take(paths: &Paths) -> Result<Slot> {
     }
 }
 
-/// Updates the first slots from the template, except those in which a kernel runs.
+/// Updates the first [`READY`] copies from the template, except those that a kernel uses.
 pub fn refresh_ready(paths: &Paths) -> Result<()> {
     for number in 1..=READY {
         let lock = open_lock(paths, &number.to_string())?;
         if lock.try_lock().is_ok() {
-            refresh(paths, &paths.slots().join(number.to_string()))?;
+            refresh(paths, &paths.build_directories().join(number.to_string()))?;
         }
     }
     Ok(())
 }
 
-/// Returns how many slots there are, and how many of them are taken.
+/// Returns how many copies there are, and how many of them kernels use.
 pub fn count(paths: &Paths) -> (usize, usize) {
-    let there = (1..).take_while(|n| paths.slots().join(n.to_string()).is_dir());
+    let there = (1..).take_while(|n| paths.build_directories().join(n.to_string()).is_dir());
     there.fold((0, 0), |(all, taken), n| {
         let free = open_lock(paths, &n.to_string()).is_ok_and(|lock| lock.try_lock().is_ok());
         (all + 1, taken + usize::from(!free))
@@ -73,7 +76,7 @@ pub fn template_lock(paths: &Paths) -> Result<File> {
 }
 
 fn open_lock(paths: &Paths, name: &str) -> Result<File> {
-    let path = paths.slots().join(format!("{name}.lock"));
+    let path = paths.build_directories().join(format!("{name}.lock"));
     files::create_dir(path.parent())?;
     let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     file.with_context(|| format!("cannot write {}", path.display()))
@@ -116,8 +119,8 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
     files::replace(&beside, dir)
 }
 
-/// Lists the compiled files of a template that was just built, so that later changes are noticed.
-pub fn note_libraries(dir: &Path) -> Result<()> {
+/// Writes the list of the compiled files of a template that was just built, so that later changes are noticed.
+pub fn list_libraries(dir: &Path) -> Result<()> {
     let mut lines: Vec<String> = vec![];
     for folder in library_folders(dir) {
         for file in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?.flatten() {
@@ -140,12 +143,12 @@ pub fn note_libraries(dir: &Path) -> Result<()> {
 
 /// Returns the compiled files that are missing or have another length: nothing can be compiled with these.
 pub fn damaged(dir: &Path) -> Vec<String> {
-    differing(dir, |noted, found| noted.0 != found.0)
+    differing(dir, |listed, found| listed.0 != found.0)
 }
 
 /// Returns the damaged files and those that were compiled again in another environment.
 fn changed(dir: &Path) -> Vec<String> {
-    differing(dir, |noted, found| noted != found)
+    differing(dir, |listed, found| listed != found)
 }
 
 /// Returns the listed files that differ. Files of the crate itself differ only if they are missing, because it is
@@ -173,11 +176,11 @@ pub fn remove_all(dir: &Path, names: &[String]) -> Result<()> {
     names.iter().try_for_each(|name| files::remove(&dir.join(name)))
 }
 
-/// Returns the damaged build directories: number, first damaged file, and whether a kernel uses the directory.
+/// Returns the damaged copies: number, first damaged file, and whether a kernel uses the copy.
 pub fn broken(paths: &Paths) -> Vec<(usize, String, bool)> {
-    let there = (1..).take_while(|n| paths.slots().join(n.to_string()).is_dir());
+    let there = (1..).take_while(|n| paths.build_directories().join(n.to_string()).is_dir());
     let broken = |n: usize| {
-        let first = damaged(&paths.slots().join(n.to_string())).into_iter().next()?;
+        let first = damaged(&paths.build_directories().join(n.to_string())).into_iter().next()?;
         let free = open_lock(paths, &n.to_string()).is_ok_and(|lock| lock.try_lock().is_ok());
         Some((n, first, !free))
     };
@@ -214,7 +217,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Returns whether a folder holds rustc's incremental state of the crate, 80 MB. The crate is compiled in the
-/// template, so slots do not need it.
+/// template, so copies do not need it.
 fn is_left_out(dir: &Path) -> bool {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     name(dir).starts_with("kdlab") && dir.parent().is_some_and(|parent| name(parent) == "incremental")
@@ -234,29 +237,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_shares_foreign_crates_and_has_its_own_of_the_rest() {
+    fn a_copy_shares_foreign_crates_and_has_its_own_of_the_rest() {
         let folder = tempfile::tempdir().unwrap();
-        let (template, slot) = (folder.path().join("template"), folder.path().join("1"));
+        let (template, copied) = (folder.path().join("template"), folder.path().join("1"));
         let (foreign, own, state) =
             ("deps/libtch-1.rlib", "deps/libkdlab-1.rlib", "incremental/ctx-1/s-1/dep-graph.bin");
         for file in [foreign, own, state, "incremental/kdlab-1/s-1/dep-graph.bin"] {
             files::write(&template.join(file), file).unwrap();
         }
-        copy(&template, &slot).unwrap();
+        copy(&template, &copied).unwrap();
         for file in [foreign, own, state] {
-            assert_eq!(fs::read_to_string(slot.join(file)).unwrap(), file);
+            assert_eq!(fs::read_to_string(copied.join(file)).unwrap(), file);
             let modified = |dir: &Path| fs::metadata(dir.join(file)).unwrap().modified().unwrap();
-            assert_eq!(modified(&slot), modified(&template), "cargo would compile {file} again");
+            assert_eq!(modified(&copied), modified(&template), "cargo would compile {file} again");
         }
-        assert!(!slot.join("incremental/kdlab-1").exists());
+        assert!(!copied.join("incremental/kdlab-1").exists());
         fs::write(template.join(foreign), "as new").unwrap();
-        assert_eq!(fs::read_to_string(slot.join(foreign)).unwrap(), "as new");
-        fs::write(slot.join(own), "its own").unwrap();
+        assert_eq!(fs::read_to_string(copied.join(foreign)).unwrap(), "as new");
+        fs::write(copied.join(own), "its own").unwrap();
         assert_eq!(fs::read_to_string(template.join(own)).unwrap(), own);
     }
 
     #[test]
-    fn a_damaged_slot_is_seen_and_copied_anew() {
+    fn a_damaged_copy_is_seen_and_made_anew() {
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths { root: folder.path().into(), kdlab: folder.path().join(".kdlab") };
         let (foreign, other, own) = (
@@ -268,26 +271,26 @@ mod tests {
         for file in [foreign, other, own, "target/x/debug/deps/libcode_7.so"] {
             files::write(&template.join(file), "compiled").unwrap();
         }
-        note_libraries(&template).unwrap();
+        list_libraries(&template).unwrap();
         files::write(&template.join(BUILT_FROM), "one").unwrap();
-        let slot = take(&paths).unwrap().dir;
-        assert_eq!((damaged(&slot), changed(&slot)), (vec![], vec![]));
+        let copied = take(&paths).unwrap().dir;
+        assert_eq!((damaged(&copied), changed(&copied)), (vec![], vec![]));
         // Another environment: cargo compiles in place.
-        fs::remove_file(slot.join(other)).unwrap();
-        fs::write(slot.join(other), "compiled").unwrap();
-        fs::write(slot.join(own), "compiled after an edit").unwrap();
-        assert_eq!((damaged(&slot), changed(&slot)), (vec![], vec![other.to_owned()]));
-        fs::remove_file(slot.join(foreign)).unwrap();
+        fs::remove_file(copied.join(other)).unwrap();
+        fs::write(copied.join(other), "compiled").unwrap();
+        fs::write(copied.join(own), "compiled after an edit").unwrap();
+        assert_eq!((damaged(&copied), changed(&copied)), (vec![], vec![other.to_owned()]));
+        fs::remove_file(copied.join(foreign)).unwrap();
         assert_eq!(broken(&paths), [(1, foreign.to_owned(), false)]);
-        let slot = take(&paths).unwrap().dir;
-        assert_eq!(changed(&slot), Vec::<String>::new());
+        let copied = take(&paths).unwrap().dir;
+        assert_eq!(changed(&copied), Vec::<String>::new());
         // A file that is shared with the template is cut short: cargo has to make it again, and only it.
-        fs::write(slot.join(foreign), "comp").unwrap();
+        fs::write(copied.join(foreign), "comp").unwrap();
         assert_eq!(damaged(&template), [foreign]);
-        let slot = take(&paths).unwrap().dir;
-        assert!(!slot.join(foreign).exists() && slot.join(other).exists());
-        fs::write(slot.join(foreign), "compiled").unwrap();
-        let slot = take(&paths).unwrap().dir;
-        assert!(slot.join(foreign).exists(), "what cargo mended is mended");
+        let copied = take(&paths).unwrap().dir;
+        assert!(!copied.join(foreign).exists() && copied.join(other).exists());
+        fs::write(copied.join(foreign), "compiled").unwrap();
+        let copied = take(&paths).unwrap().dir;
+        assert!(copied.join(foreign).exists(), "what cargo mended is mended");
     }
 }
