@@ -1,57 +1,16 @@
-//! Seeded random choices: which image belongs to which split, and in which order training visits them. Each is a pure
-//! function of labels and seeds, so the same call returns the same rows on every machine.
+//! Seeded random choices: which images belong to which split, which of them have a label, and in which order training
+//! visits them. Each function depends on its arguments alone, so the same call returns the same on every machine.
 
 use crate::{Error, Result};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What random numbers are for. Each purpose has its own stream, so that one choice does not change another.
-#[derive(Clone, Copy)]
-pub(crate) enum Purpose {
-    TestSplit = 1,
-    ValidationSplit = 2,
-    Subset = 3,
-    FolderOrder = 4,
-    EpochOrder = 5,
-    LabelledSubset = 6,
-    LabelNoise = 7,
-    StudentView = 8,
-    TeacherView = 9,
-}
-
-fn rng(purpose: Purpose, seed: u64, stream: u64) -> ChaCha8Rng {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    bytes[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
-    bytes[16..24].copy_from_slice(&stream.to_le_bytes());
-    ChaCha8Rng::from_seed(bytes)
-}
-
 /// Returns the sample indices `0..len` in random order, the same for the same `(len, seed, epoch)`.
 pub fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<i64> {
     let mut order: Vec<i64> = (0..len as i64).collect();
     order.shuffle(&mut rng(Purpose::EpochOrder, seed, epoch));
     order
-}
-
-/// A uniform random number in `0..choices` for each of `len` samples, the same for the same arguments.
-pub(crate) fn draws(len: usize, choices: usize, purpose: Purpose, seed: u64, epoch: u64) -> Vec<i64> {
-    let mut rng = rng(purpose, seed, epoch);
-    (0..len).map(|_| rng.random_range(0..choices.max(1) as i64)).collect()
-}
-
-/// `labels` with `round(len * fraction)` of them replaced by one of the other classes with equal probability.
-pub(crate) fn noisy(labels: &[i64], classes: usize, fraction: f64, seed: u64) -> Vec<i64> {
-    let mut rng = rng(Purpose::LabelNoise, seed, 0);
-    let mut order: Vec<usize> = (0..labels.len()).collect();
-    order.shuffle(&mut rng);
-    let mut noisy = labels.to_vec();
-    for &i in &order[..(labels.len() as f64 * fraction).round() as usize] {
-        let other = rng.random_range(0..classes as i64 - 1);
-        noisy[i] = if other >= labels[i] { other + 1 } else { other };
-    }
-    noisy
 }
 
 /// Cuts `order` into batches of `batch_size` sample indices. The last batch may be smaller.
@@ -65,8 +24,50 @@ pub fn batches(order: &[i64], batch_size: usize) -> Result<Vec<Vec<i64>>> {
     Ok(order.chunks(batch_size).map(<[i64]>::to_vec).collect())
 }
 
-/// `rows` in a seeded random order.
-pub(crate) fn reordered(mut rows: Vec<i64>, seed: u64) -> Vec<i64> {
+/// What random numbers are for. Each purpose has its own generator, so that one choice does not change another.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    TestSplit = 1,
+    ValidationSplit = 2,
+    Subset = 3,
+    FolderOrder = 4,
+    EpochOrder = 5,
+    LabelledSubset = 6,
+    LabelNoise = 7,
+    StudentView = 8,
+    TeacherView = 9,
+}
+
+/// Returns the generator of a purpose. `part` is the epoch or the class that it is for, or 0.
+fn rng(purpose: Purpose, seed: u64, part: u64) -> ChaCha8Rng {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
+    bytes[16..24].copy_from_slice(&part.to_le_bytes());
+    ChaCha8Rng::from_seed(bytes)
+}
+
+/// Returns a uniform random number in `0..choices` for each of `len` samples.
+pub(crate) fn draws(len: usize, choices: usize, purpose: Purpose, seed: u64, epoch: u64) -> Vec<i64> {
+    let mut rng = rng(purpose, seed, epoch);
+    (0..len).map(|_| rng.random_range(0..choices.max(1) as i64)).collect()
+}
+
+/// Returns `labels` with `round(len * fraction)` of them replaced by another class, each with equal probability.
+pub(crate) fn noisy(labels: &[i64], classes: usize, fraction: f64, seed: u64) -> Vec<i64> {
+    let mut rng = rng(Purpose::LabelNoise, seed, 0);
+    let mut order: Vec<usize> = (0..labels.len()).collect();
+    order.shuffle(&mut rng);
+    let mut noisy = labels.to_vec();
+    for &i in &order[..(labels.len() as f64 * fraction).round() as usize] {
+        let other = rng.random_range(0..classes as i64 - 1);
+        noisy[i] = if other >= labels[i] { other + 1 } else { other };
+    }
+    noisy
+}
+
+/// Returns the rows of a folder of images in random order.
+pub(crate) fn shuffled_rows(mut rows: Vec<i64>, seed: u64) -> Vec<i64> {
     rows.shuffle(&mut rng(Purpose::FolderOrder, seed, 0));
     rows
 }
@@ -90,8 +91,9 @@ pub(crate) fn stratified(rows: &[i64], labels: &[i64], n: usize, purpose: Purpos
     rows.iter().partition(|row| picked.contains(row))
 }
 
-/// The number of rows of each class that make `n` in all: in proportion, rounded by the largest-remainder method (ties
-/// to the lower class), at least one of each class that has any, and with `leave_one` not all of a class that has two.
+/// Returns how many rows of each class to pick for `n` in all: in proportion to `counts`, rounded by the
+/// largest-remainder method (ties to the lower class), and at least one of each class that has any. With `leave_one`, a
+/// class that has two or more keeps at least one.
 fn quotas(counts: &[usize], n: usize, leave_one: bool) -> Vec<usize> {
     let total: usize = counts.iter().sum();
     let n = n.min(total);

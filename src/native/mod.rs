@@ -8,8 +8,9 @@ use tch::nn::ConvConfig;
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-/// Null, or a text for [`kdlab_free`].
+/// The message of a C++ exception, which [`kdlab_free`] releases; null where there was none.
 type Failure = *mut c_char;
+/// A pointer to an `at::Tensor`.
 type Handle = *mut C_tensor;
 
 // The same order and types as in `shim.cpp`.
@@ -58,6 +59,7 @@ unsafe extern "C" {
 #[used]
 static KEEP: unsafe extern "C" fn(i8, *mut bool) -> Failure = kdlab_gpu_has_bf16;
 
+/// Turns what a function of the shim returned into a `Result`.
 fn check(failure: Failure) -> Result<()> {
     if failure.is_null() {
         return Ok(());
@@ -68,7 +70,7 @@ fn check(failure: Failure) -> Result<()> {
     Err(tch::TchError::Torch(text).into())
 }
 
-/// A pointer to the `at::Tensor` that tch holds.
+/// Returns the pointer to the `at::Tensor` that tch holds.
 fn handle(tensor: &Tensor) -> Handle {
     tensor.as_ptr().cast_mut()
 }
@@ -106,6 +108,7 @@ pub(crate) struct AutocastGuard {
 impl AutocastGuard {
     pub fn bf16(device: Device) -> Result<Self> {
         let guard = Self { device, before: Autocast::BF16.swap(device)? };
+        // libtorch counts nested regions, and drops the weights that it has cast when the outermost one ends.
         // SAFETY: it takes a plain value.
         check(unsafe { kdlab_autocast_nest(true) })?;
         Ok(guard)
@@ -120,8 +123,8 @@ impl Drop for AutocastGuard {
     }
 }
 
-/// Whether the GPU computes in bf16, as `torch.cuda.is_bf16_supported(including_emulation=False)`: GPUs older than
-/// Ampere accept bf16 and are slow in it. `false` without a GPU.
+/// Returns whether the GPU computes in bf16, as `torch.cuda.is_bf16_supported(including_emulation=False)`: GPUs older
+/// than Ampere accept bf16 and are slow in it. `false` without a GPU.
 pub(crate) fn gpu_has_bf16(index: usize) -> bool {
     let Ok(index) = i8::try_from(index) else { return false };
     let mut result = false;
@@ -129,8 +132,8 @@ pub(crate) fn gpu_has_bf16(index: usize) -> bool {
     check(unsafe { kdlab_gpu_has_bf16(index, &mut result) }).is_ok() && result
 }
 
-/// `activation(conv2d(x, weight, bias) + sum)` in one operation of oneDNN, written over `sum`. `activation` is a name
-/// that oneDNN knows and its two bounds.
+/// Computes `activation(conv2d(x, weight, bias) + sum)` in one operation of oneDNN, written over `sum` where there is
+/// one. `activation` is a name that oneDNN knows and its two bounds.
 pub(crate) fn onednn_convolve(
     x: &Tensor,
     weight: &Tensor,
@@ -173,7 +176,7 @@ pub(crate) struct FusedStep<'a> {
 }
 
 impl FusedStep<'_> {
-    /// `at::_fused_adam_`, or `at::_fused_adamw_` where the weight decay is `decoupled`. `step` counts from 1.
+    /// Calls `at::_fused_adam_`, or `at::_fused_adamw_` where the weight decay is `decoupled`. `step` counts from 1.
     pub fn adam(&self, step: u64, [beta1, beta2]: [f64; 2], epsilon: f64, decoupled: bool) -> Result<()> {
         let lists = self.handles()?;
         let Some(first) = self.parameters.first() else { return Ok(()) };
@@ -194,7 +197,7 @@ impl FusedStep<'_> {
         })
     }
 
-    /// `at::_fused_sgd_` without dampening; momenta begin at 0.
+    /// Calls `at::_fused_sgd_` without dampening; momenta begin at 0.
     pub fn sgd(&self, momentum: f64, nesterov: bool) -> Result<()> {
         let lists = self.handles()?;
         // SAFETY: as above.
@@ -210,8 +213,8 @@ impl FusedStep<'_> {
         })
     }
 
-    /// Handles of parameters, gradients and moments, in this order. The kernels walk through the memory of all of them
-    /// side by side and check no layout, so it is checked here.
+    /// Returns the handles of parameters, gradients and moments, in this order. libtorch's kernels walk through the
+    /// memory of all of them side by side and check no layout, so it is checked here.
     fn handles<const LISTS: usize>(&self) -> Result<[Vec<Handle>; LISTS]> {
         let lists: Vec<_> = [&self.parameters, &self.gradients].into_iter().chain(&self.moments).collect();
         let alike = |list: &Vec<&Tensor>| {

@@ -7,6 +7,16 @@ use crate::{Error, Result};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
+/// Upper estimate of a letter's width at size 12, in nominal pixels.
+const LETTER: u32 = 7;
+/// Height of an axis title.
+const AXIS: u32 = 20;
+/// Width of the colour bar, and of the space before it.
+const BAR: u32 = 16;
+/// Text sizes of the title's first line and of further ones.
+const TITLES: [u32; 2] = [15, 12];
+
+/// What a heat map shows.
 pub(super) struct Heatmap {
     /// Its first line is large, further ones are small.
     pub title: String,
@@ -16,8 +26,9 @@ pub(super) struct Heatmap {
     pub cells: Vec<Vec<Option<Cell>>>,
     /// Width and height of a cell in nominal pixels.
     pub cell: (u32, u32),
-    /// Shades with their meaning: labels of a bar that runs from the first shade to the last. May be empty.
-    pub key: Vec<(f64, String)>,
+    /// The labels of the colour bar, which runs from the first of these shades to the last; without labels there is no
+    /// bar.
+    pub bar: Vec<(f64, String)>,
 }
 
 /// A title, which may be empty, and a label for each row or column.
@@ -31,17 +42,18 @@ impl Axis {
         Self { title: title.to_owned(), labels: labels.iter().map(|label| short_name(label)).collect() }
     }
 
-    /// Room for the longest label.
+    /// Returns the length of the longest label.
     fn longest(&self) -> u32 {
         LETTER * self.labels.iter().map(|label| label.chars().count() as u32).max().unwrap_or(0)
     }
 
-    /// Room for the title.
+    /// Returns the height of the title.
     fn height(&self) -> u32 {
         if self.title.is_empty() { 0 } else { AXIS }
     }
 }
 
+/// A cell's text and colour.
 pub(super) struct Cell {
     pub text: String,
     /// In [-1, 1]: -1 is orange, 0 white, 1 blue; `None` is grey.
@@ -58,7 +70,7 @@ pub fn confusion_matrix(evaluation: &Evaluation, classes: &[String]) -> Result<F
     if counts.len() != classes.len() {
         return Err(Error::Input(format!("{} classes were evaluated but {} names given", counts.len(), classes.len())));
     }
-    fits(counts.len(), counts.len())?;
+    check_size(counts.len(), counts.len())?;
     let row = |row: &Vec<usize>| {
         let total = row.iter().sum::<usize>().max(1) as f64;
         let cell = |&n: &usize| Some(Cell { text: n.to_string(), shade: Some(n as f64 / total) });
@@ -67,7 +79,7 @@ pub fn confusion_matrix(evaluation: &Evaluation, classes: &[String]) -> Result<F
     let title = "Confusion: true class (rows), predicted class (columns)".to_owned();
     let [rows, columns] = [(); 2].map(|()| Axis::new("", classes));
     let (cells, cell) = (counts.iter().map(row).collect(), square(classes.len()));
-    Ok(Heatmap { title, rows, columns, cells, cell, key: Vec::new() }.figure())
+    Ok(Heatmap { title, rows, columns, cells, cell, bar: Vec::new() }.figure())
 }
 
 /// Draws differences, such as gains over temperature and alpha: blue above zero, orange below, white at zero. `rows`
@@ -91,47 +103,48 @@ pub(super) fn parameter_map(
              least one row and one column, and None where there is no value"
         )));
     }
-    fits(height, width)?;
+    check_size(height, width)?;
     let finite = values.iter().flatten().flatten().filter(|v| v.is_finite());
     let highest = finite.map(|v| v.abs()).fold(0.0, f64::max);
     // Nothing but zeros is all white.
     let full = if highest > 0.0 { highest } else { 1.0 };
     let cell = |v: f64| Cell { text: signed(v), shade: Some(v / full).filter(|share| share.is_finite()) };
-    let key = [1.0, 0.0, -1.0].map(|shade| (shade, format!("{} {unit}", signed(shade * full))));
+    let bar = [1.0, 0.0, -1.0].map(|shade| (shade, format!("{} {unit}", signed(shade * full))));
     Ok(Heatmap {
         title: title.to_owned(),
         rows: Axis::new(rows.0, rows.1),
         columns: Axis::new(columns.0, columns.1),
         cells: values.iter().map(|row| row.iter().map(|v| v.map(cell)).collect()).collect(),
         cell: (side(1100, width, 62), side(740, height, 34)),
-        key: key.into(),
+        bar: bar.into(),
     }
     .figure())
 }
 
+/// Returns a value with its sign and one decimal.
 fn signed(value: f64) -> String {
     let text = format!("{value:+.1}");
     // A zero has no sign, because a sign stands for a difference.
     if text.ends_with("0.0") && text.len() == 4 { "0.0".into() } else { text }
 }
 
-/// The sides of a cell where rows and columns are `classes`: large enough for a number, unless there are too many
-/// classes for that.
+/// Returns the sides of a cell where rows and columns are `classes`: large enough for a number, unless there are too
+/// many classes for that.
 pub(super) fn square(classes: usize) -> (u32, u32) {
     let side = side(740, classes, 42);
     (side, side)
 }
 
-/// The side of a cell such that `count` cells fit into `room`; at most `most`.
+/// Returns the side of a cell such that `count` cells fit into `room`; at most `most`.
 fn side(room: u32, count: usize, most: u32) -> u32 {
     (room / u32::try_from(count).unwrap_or(room).max(1)).clamp(1, most)
 }
 
-/// With so many rows or columns, each has a pixel.
+/// Maximal number of rows and of columns: each then has a pixel.
 const MOST: usize = 740;
 
 /// Refuses more rows or columns than a screen has pixels.
-pub(super) fn fits(rows: usize, columns: usize) -> Result<()> {
+pub(super) fn check_size(rows: usize, columns: usize) -> Result<()> {
     if rows.max(columns) > MOST {
         return Err(Error::Input(format!(
             "a heat map of {rows} rows and {columns} columns; at most {MOST} of each fit on a screen, so show a part"
@@ -140,20 +153,20 @@ pub(super) fn fits(rows: usize, columns: usize) -> Result<()> {
     Ok(())
 }
 
-/// A cell's colour.
+/// Returns the colour of a shade in [-1, 1].
 fn fill(shade: f64) -> RGBColor {
     let (r, g, b) = if shade < 0.0 { (190, 80, 0) } else { (0, 90, 150) };
     let tint = |full: u8| (255.0 - shade.abs().min(1.0) * (255.0 - f64::from(full))) as u8;
     RGBColor(tint(r), tint(g), tint(b))
 }
 
-/// The text colour that can be read on it.
+/// Returns the text colour that can be read on the colour `fill`.
 fn ink(fill: RGBColor) -> RGBColor {
     // On a middle shade neither white nor the softer ink reaches 4.5:1; black does.
     [INK, WHITE].into_iter().find(|&ink| contrast(ink, fill) >= 4.5).unwrap_or(BLACK)
 }
 
-/// Nominal pixels.
+/// Where the parts of a figure are, in nominal pixels.
 struct Layout {
     left: u32,
     top: u32,
@@ -166,13 +179,6 @@ struct Layout {
     height: u32,
 }
 
-/// Upper estimate of a letter's width at size 12.
-const LETTER: u32 = 7;
-const AXIS: u32 = 20;
-/// Side of the colour key, and of the space before it.
-const KEY: u32 = 16;
-const TITLES: [u32; 2] = [15, 12];
-
 impl Heatmap {
     pub(super) fn figure(self) -> Figure {
         let title = self.title.lines().collect::<Vec<_>>().join("; ");
@@ -181,7 +187,7 @@ impl Heatmap {
         Figure::new([layout.width, layout.height], alt, move |area| {
             self.draw_names(area, &layout)?;
             self.draw_cells(area, &layout)?;
-            self.draw_key(area, &layout)
+            self.draw_bar(area, &layout)
         })
     }
 
@@ -192,14 +198,14 @@ impl Heatmap {
         let bottom = top + self.cell.1 * self.rows.labels.len() as u32;
         let upright = self.columns.longest() > self.cell.0;
         let labels = if upright { self.columns.longest() } else { 16 };
-        let key = self.key.iter().map(|(_, text)| 2 * KEY + 8 + LETTER * text.chars().count() as u32);
+        let bar = self.bar.iter().map(|(_, text)| 2 * BAR + 8 + LETTER * text.chars().count() as u32);
         let line = |(i, line): (usize, &str)| 24 + (TITLES[i.min(1)] * line.chars().count() as u32) * 11 / 20;
         let titles = self.title.lines().enumerate().map(line).max().unwrap_or(0);
-        let width = (right + key.max().unwrap_or(0) + 16).max(titles);
+        let width = (right + bar.max().unwrap_or(0) + 16).max(titles);
         Layout { left, top, right, bottom, upright, width, height: bottom + labels + self.columns.height() + 16 }
     }
 
-    /// Title, axes and their labels.
+    /// Draws the title, the axes and their labels.
     fn draw_names(&self, area: &Area, at: &Layout) -> Drawn {
         let put = |name: &str, (x, y): (u32, u32), style: TextStyle| -> Drawn {
             Ok(area.draw(&Text::new(name.to_owned(), (px(x), px(y)), style))?)
@@ -254,18 +260,18 @@ impl Heatmap {
         Ok(())
     }
 
-    /// A bar of all shades to the right of the cells.
-    fn draw_key(&self, area: &Area, at: &Layout) -> Drawn {
-        let (Some((first, _)), Some((last, _))) = (self.key.first(), self.key.last()) else { return Ok(()) };
+    /// Draws a bar of all shades to the right of the cells.
+    fn draw_bar(&self, area: &Area, at: &Layout) -> Drawn {
+        let (Some((first, _)), Some((last, _))) = (self.bar.first(), self.bar.last()) else { return Ok(()) };
         // As high as the cells, but at most 220 pixels.
         let (top, bottom) = (px(at.top), px(at.bottom.min(at.top + 220)));
-        let (left, right) = (px(at.right + KEY), px(at.right + 2 * KEY));
+        let (left, right) = (px(at.right + BAR), px(at.right + 2 * BAR));
         for y in top..bottom {
             let shade = first + (last - first) * f64::from(y - top) / f64::from(bottom - top);
             area.draw(&Rectangle::new([(left, y), (right, y + 1)], fill(shade).filled()))?;
         }
         area.draw(&Rectangle::new([(left, top), (right, bottom)], INK.stroke_width(1)))?;
-        for (shade, label) in &self.key {
+        for (shade, label) in &self.bar {
             let share = (shade - first) / (last - first);
             let (edge, room) = (f64::from(px(6)), f64::from(bottom - top));
             let y = top + (share * room).clamp(edge, (room - edge).max(edge)) as i32;

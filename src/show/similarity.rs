@@ -1,7 +1,7 @@
 //! Which classes a teacher finds similar: the mean of its soft targets over the images of each class.
 
 use super::canvas::Figure;
-use super::heatmap::{Axis, Cell, Heatmap, fits, square};
+use super::heatmap::{Axis, Cell, Heatmap, check_size, square};
 use super::table::Table;
 use super::words::{percent, short};
 use crate::train::soft_targets;
@@ -61,7 +61,7 @@ pub(super) fn finite(logits: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes, labels and classes do not fit each other, a logit is not finite, or the temperature is not above 0.
 pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], temperature: f64) -> Result<Figure> {
-    fits(classes.len(), classes.len())?;
+    check_size(classes.len(), classes.len())?;
     let means = class_means(logits, labels, classes, temperature)?;
     let others = means.iter().enumerate().filter(|(_, mean)| mean.images > 0).flat_map(|(own, mean)| {
         mean.soft.iter().enumerate().filter_map(move |(class, &p)| (class != own).then_some(p))
@@ -90,7 +90,7 @@ pub fn class_similarity(logits: &Tensor, labels: &Tensor, classes: &[String], te
         columns: Axis::new("class in the teacher's answer", classes),
         cells: means.iter().enumerate().map(row).collect(),
         cell: square(classes.len()),
-        key: [1.0, 0.0].map(|shade| (shade, format!("{} %", two_digits(low + shade * span)))).into(),
+        bar: [1.0, 0.0].map(|shade| (shade, format!("{} %", two_digits(low + shade * span)))).into(),
     }
     .figure())
 }

@@ -84,7 +84,7 @@ fn fetch_within(limits: &Limits, remote: &Remote, to: &Path, progress: OnBytes) 
     progress(length(&part), None);
     let mut reasons = Vec::new();
     for url in &remote.urls {
-        match from_one(url, remote, &part, limits, progress)? {
+        match try_url(url, remote, &part, limits, progress)? {
             None => return std::fs::rename(&part, to).map_err(|e| Error::io("writing", to, e)),
             Some(reason) => reasons.push(format!("{url}: {reason}")),
         }
@@ -98,8 +98,8 @@ fn fetch_within(limits: &Limits, remote: &Remote, to: &Path, progress: OnBytes) 
     )))
 }
 
-/// Whether the file is in place. If it is, its checksum is right, and what an interrupted download left in `part` is
-/// deleted.
+/// Returns whether the file is in place. If it is, its checksum is right, and what an interrupted download left in
+/// `part` is deleted.
 fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     if !to.exists() {
         return Ok(false);
@@ -107,13 +107,13 @@ fn in_place(remote: &Remote, to: &Path, part: &Path) -> Result<bool> {
     if let Some(sums) = mismatch(to, &remote.sha256)? {
         return Err(Error::Data(format!("{} is not {}: {sums}; delete the file", to.display(), remote.name)));
     }
-    discard(part).map_err(|e| Error::io("deleting", part, e))?;
+    delete(part).map_err(|e| Error::io("deleting", part, e))?;
     Ok(true)
 }
 
 /// Downloads to `part` from one address, with retries. Returns `None` when the file is whole and its checksum is right,
 /// else the reason to give the address up.
-fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: OnBytes) -> Result<Option<String>> {
+fn try_url(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: OnBytes) -> Result<Option<String>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(limits.connect))
         .timeout_connect(Some(limits.connect))
@@ -127,21 +127,21 @@ fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: 
     let (mut most, mut failures) = (length(part), 0);
     loop {
         let resumed = length(part) > 0;
-        let (reason, again) = match attempt(&agent, url, part, progress) {
+        let (reason, may_retry) = match attempt(&agent, url, part, progress) {
             Ok(()) => match mismatch(part, &remote.sha256)? {
                 None => return Ok(None),
                 Some(sums) => {
-                    discard(part).map_err(|e| Error::io("deleting", part, e))?;
+                    delete(part).map_err(|e| Error::io("deleting", part, e))?;
                     // The part that was there before may be the cause, so the download starts anew once.
                     (format!("{sums}; the download was deleted"), resumed)
                 }
             },
-            Err(Stop::Disk(e)) => return Err(Error::io("writing", part, e)),
-            Err(Stop::Net { reason, again }) => (reason, again),
+            Err(RequestError::Disk(e)) => return Err(Error::io("writing", part, e)),
+            Err(RequestError::Network { reason, may_retry }) => (reason, may_retry),
         };
         failures = if length(part) > most { 1 } else { failures + 1 };
         most = most.max(length(part));
-        if !again || failures > limits.retries {
+        if !may_retry || failures > limits.retries {
             return Ok(Some(reason));
         }
         std::thread::sleep(limits.pause);
@@ -149,21 +149,22 @@ fn from_one(url: &str, remote: &Remote, part: &Path, limits: &Limits, progress: 
 }
 
 /// Why a request ended before the file was whole.
-enum Stop {
+enum RequestError {
     Disk(std::io::Error),
-    /// `again`: a retry at the same address may succeed.
-    Net {
+    /// `may_retry`: a retry at the same address may succeed.
+    Network {
         reason: String,
-        again: bool,
+        may_retry: bool,
     },
 }
 
-fn net(reason: impl ToString, again: bool) -> Stop {
-    Stop::Net { reason: reason.to_string().lines().next().unwrap_or_default().to_owned(), again }
+/// Returns a failure of the network, with the first line of its reason.
+fn network(reason: impl ToString, may_retry: bool) -> RequestError {
+    RequestError::Network { reason: reason.to_string().lines().next().unwrap_or_default().to_owned(), may_retry }
 }
 
 /// Makes one request, which continues `part` if the server supports it and else starts it anew.
-fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: OnBytes) -> std::result::Result<(), Stop> {
+fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: OnBytes) -> std::result::Result<(), RequestError> {
     let have = length(part);
     let mut request = agent.get(url).header("Accept-Encoding", "identity");
     if have > 0 {
@@ -173,12 +174,12 @@ fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: OnBytes) -> st
         // A lost connection may succeed next time; a missing host or a refused connection will not.
         let lost =
             [ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted, ErrorKind::UnexpectedEof, ErrorKind::BrokenPipe];
-        let again = match &e {
+        let may_retry = match &e {
             ureq::Error::Io(io) => lost.contains(&io.kind()),
             ureq::Error::Timeout(t) => !matches!(t, ureq::Timeout::Connect | ureq::Timeout::Resolve),
             _ => false,
         };
-        net(e, again)
+        network(e, may_retry)
     })?;
     let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let (start, total) = match response.status().as_u16() {
@@ -186,52 +187,53 @@ fn attempt(agent: &ureq::Agent, url: &str, part: &Path, progress: OnBytes) -> st
         206 => match header("content-range").as_deref().and_then(content_range) {
             Some((start, total)) if start == have => (have, total),
             _ => {
-                discard(part).map_err(Stop::Disk)?;
-                return Err(net("the server sent another range than asked for", true));
+                delete(part).map_err(RequestError::Disk)?;
+                return Err(network("the server sent another range than asked for", true));
             }
         },
         // The server has no more bytes: `part` is complete or of another file, and the checksum will show which.
         416 => return Ok(()),
-        code => return Err(net(response.status(), code >= 500 || code == 429)),
+        code => return Err(network(response.status(), code >= 500 || code == 429)),
     };
     let open = OpenOptions::new().create(true).append(start > 0).write(true).truncate(start == 0).open(part);
-    let mut file = open.map_err(Stop::Disk)?;
+    let mut file = open.map_err(RequestError::Disk)?;
     let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
     let (mut done, mut bytes) = (start, vec![0; 1 << 16]);
     loop {
         progress(done, total);
         match body.read(&mut bytes) {
             Ok(0) => break,
-            Ok(n) => file.write_all(&bytes[..n]).map_err(Stop::Disk)?,
+            Ok(n) => file.write_all(&bytes[..n]).map_err(RequestError::Disk)?,
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            Err(e) => return Err(net(format!("broke off after {done} bytes ({e})"), true)),
+            Err(e) => return Err(network(format!("broke off after {done} bytes ({e})"), true)),
         }
-        done = file.metadata().map_err(Stop::Disk)?.len();
+        done = file.metadata().map_err(RequestError::Disk)?.len();
     }
     match total {
-        Some(total) if done < total => Err(net(format!("broke off after {done} of {total} bytes"), true)),
-        _ => file.sync_all().map_err(Stop::Disk),
+        Some(total) if done < total => Err(network(format!("broke off after {done} of {total} bytes"), true)),
+        _ => file.sync_all().map_err(RequestError::Disk),
     }
 }
 
-fn discard(part: &Path) -> std::io::Result<()> {
+fn delete(part: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(part) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
 }
 
-/// The first byte and the size of the whole file in `bytes 100-199/200`.
+/// Returns the first byte and the size of the whole file from a header such as `bytes 100-199/200`.
 fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }
 
+/// Returns the length of a file in bytes; 0 for a missing one.
 fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |m| m.len())
 }
 
-/// `None` if the file has the right checksum, else a text with both.
+/// Returns `None` if the file has the right checksum, else a text with both.
 fn mismatch(path: &Path, expected: &str) -> Result<Option<String>> {
     let got = digest::file_sha256(path)?;
     let differs = !got.eq_ignore_ascii_case(expected);

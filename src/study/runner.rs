@@ -89,7 +89,7 @@ impl Sweep {
         let all = self.all_runs();
         let total = all.len();
         let mut spent = Vec::new();
-        let mut teachers = Teachers { sweep: self, data: &data, own: Vec::new(), views: None };
+        let mut runner = Runner { sweep: self, data: &data, own: Vec::new(), views: None };
         for (i, (setting, seed)) in all.iter().enumerate() {
             if let Some(reason) = interrupt.reason() {
                 lock(&report).stopped = Some(reason);
@@ -109,7 +109,7 @@ impl Sweep {
                 }
             });
             let (begun, folder) = (Instant::now(), folder.join(&name));
-            match teachers.run(setting, *seed, &name, &folder, fit_listener, &before) {
+            match runner.run(setting, *seed, &name, &folder, fit_listener, &before) {
                 Ok((run, false)) => lock(&report).runs.push(run),
                 Ok((run, true)) => {
                     spent.push(begun.elapsed().as_secs_f64());
@@ -147,7 +147,7 @@ fn lock_folder(name: &str, folder: &Path) -> Result<std::fs::File> {
     })
 }
 
-/// Data that are the same for all seeds and settings.
+/// What is computed once from the inputs, for all seeds and settings.
 struct SweepData<'a> {
     inputs: &'a SweepInputs<'a>,
     /// The images on which students are trained.
@@ -176,29 +176,31 @@ impl<'a> SweepData<'a> {
         Ok(Self { inputs, split, features, logits, validation_logits, transform, test, views })
     }
 
-    /// Indices of the images with a label for this seed, and the labels of all images, wrong ones included.
+    /// Returns the indices of the images with a label for this seed, and the labels of all images, wrong ones included.
     fn labels(&self, setting: &Setting, seed: u64) -> Result<(Vec<i64>, Tensor)> {
         Ok((self.split.labelled_subset(setting.labelled, seed)?, self.split.noisy_labels(setting.noise, seed)?))
     }
 
-    /// Repeats the labelled images up to the number of all images.
+    /// Repeats the labelled images up to the number of all images, so that every run takes as many steps.
     fn repeated(&self, labelled: &[i64]) -> Vec<i64> {
         labelled.iter().copied().cycle().take(self.split.len()).collect()
     }
 }
 
-/// The teachers of a sweep, made when a run first needs them.
-struct Teachers<'a> {
+/// Makes the runs of a sweep, and their teachers when a run first needs them.
+struct Runner<'a> {
     sweep: &'a Sweep,
     data: &'a SweepData<'a>,
-    /// Logits, for the training and the validation images, of teachers that were trained on the student's labels: by
-    /// share of labels, share of noise and seed.
+    /// Logits of the teachers that were trained on the student's labels, for the training and the validation images; by
+    /// share of labels, share of wrong labels, and seed.
     own: Vec<((f64, f64, u64), [CachedTensor; 2])>,
+    /// The logits of a teacher of all labels, for every view of the training images.
     views: Option<CachedTensor>,
 }
 
-impl Teachers<'_> {
-    /// Trains and measures one student, or finds its run among those `before`; also returns whether it was trained.
+impl Runner<'_> {
+    /// Trains and measures one student, or finds its run among the earlier ones, `before`. Also returns whether it was
+    /// trained now.
     ///
     /// # Errors
     /// [`Error::Interrupted`] when the user stopped the fit or another pass.
@@ -278,7 +280,7 @@ impl Teachers<'_> {
         Ok((run, true))
     }
 
-    /// Training examples and criterion of a setting, and its teacher's logits for the validation split.
+    /// Returns training examples and criterion of a setting, and its teacher's logits for the validation split.
     fn examples(
         &mut self,
         setting: &Setting,
@@ -318,11 +320,12 @@ impl Teachers<'_> {
         Ok((images.with_labels(&known)?, Criterion::distil(distillation.method, kd), validation_logits))
     }
 
-    /// Logits, for the training and the validation images, of a head that is trained on the student's labels.
+    /// Returns the logits, for the training and the validation images, of a head that is trained on the student's
+    /// labels.
     fn own_teacher(&mut self, setting: &Setting, seed: u64, listener: &Listener) -> Result<&[CachedTensor; 2]> {
         let wanted = (setting.labelled, setting.noise, seed);
-        let found = match self.own.iter().position(|(of, _)| *of == wanted) {
-            Some(found) => found,
+        let index = match self.own.iter().position(|(labels, _)| *labels == wanted) {
+            Some(index) => index,
             None => {
                 let SweepData { inputs, split, features, .. } = self.data;
                 let (labelled, labels) = self.data.labels(setting, seed)?;
@@ -349,10 +352,10 @@ impl Teachers<'_> {
                 self.own.len() - 1
             }
         };
-        Ok(&self.own[found].1)
+        Ok(&self.own[index].1)
     }
 
-    /// The teacher's logits of every view of the training images.
+    /// Returns the teacher's logits of every view of the training images.
     fn view_logits(&mut self, listener: &Listener) -> Result<&CachedTensor> {
         let made = match self.views.take() {
             Some(made) => made,

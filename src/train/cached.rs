@@ -13,17 +13,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// Rows of a head's pass: many, so that a linear layer is fast, but at most 64 MB of the largest features.
+/// Number of rows that a head takes at a time: many, so that a linear layer is fast, but at most 64 MB of the largest
+/// features.
 const HEAD_ROWS: usize = 8192;
 
-/// Values that were computed once for every sample of a split. Those on disk are read as they are needed, so they may
-/// be larger than memory.
+/// Values that were computed once for every sample of a split. Those on disk are memory-mapped, so they may be larger
+/// than memory.
 pub struct CachedTensor {
     /// f32 `[N, D]` for features, f32 `[N, C]` for logits, f16 `[N, V, C]` for logits of `V` views; on the CPU.
     pub tensor: Tensor,
     /// Digest of everything that the values depend on.
     pub key: String,
-    /// The views that the second of three dimensions counts.
+    /// The `V` views of logits `[N, V, C]`; `None` for other values.
     pub(crate) views: Option<Views>,
     split_key: String,
     /// The file that holds the values; `None` if they are in memory.
@@ -41,7 +42,7 @@ impl CachedTensor {
     /// # Errors
     /// When `tensor` does not have one row for each sample.
     pub fn new(split: &Split, tensor: Tensor, key: &str) -> Result<Self> {
-        let made = Self::made(split, tensor, None, digest(&[split.key.as_bytes(), key.as_bytes()]));
+        let made = Self::in_memory(split, tensor, None, digest(&[split.key.as_bytes(), key.as_bytes()]));
         made.check(&split.key, split.len(), "values")?;
         Ok(made)
     }
@@ -55,10 +56,10 @@ impl CachedTensor {
         let part = split.select(indices)?;
         let key = digest(&[part.key.as_bytes(), self.key.as_bytes()]);
         let tensor = self.tensor.f_index_select(0, &Tensor::f_from_slice(indices)?)?;
-        Ok(Self::made(&part, tensor, self.views.clone(), key))
+        Ok(Self::in_memory(&part, tensor, self.views.clone(), key))
     }
 
-    fn made(split: &Split, tensor: Tensor, views: Option<Views>, key: String) -> Self {
+    fn in_memory(split: &Split, tensor: Tensor, views: Option<Views>, key: String) -> Self {
         Self { tensor, key, views, split_key: split.key.clone(), path: None, from_disk: false, seconds: 0.0 }
     }
 
@@ -102,8 +103,8 @@ pub(super) fn features_key(backbone: &Backbone, split: &Split, transform: &Trans
 /// With a `folder` they are kept there and found again as long as data, transform and backbone stay the same.
 ///
 /// # Errors
-/// When the backbone does not accept the images, the disk refuses, or the user interrupts it. The rows so far then stay
-/// in the folder, and the next call continues from there.
+/// When the backbone does not accept the images, the folder cannot be read or written, or the user interrupts it. The
+/// rows so far then stay in the folder, and the next call continues from there.
 pub fn backbone_features(
     backbone: &Backbone,
     split: &Split,
@@ -118,9 +119,9 @@ pub fn backbone_features(
     let pass = backbone.model.pass()?;
     // Copying results from a GPU makes it wait for its next batch, so several batches are copied at once.
     let batches = if device == Device::Cpu { 1 } else { 8 };
-    let (width, piece) = (backbone.arch.features(), batches * batch_size);
+    let (width, chunk) = (backbone.arch.features(), batches * batch_size);
     let what = "features";
-    Computation { what, title: &title, split, views: None, width, piece, listener }.run(key, folder, &mut |from, to| {
+    Computation { what, title: &title, split, views: None, width, chunk, listener }.run(key, folder, &mut |from, to| {
         let images = split.batch(&(from..to).collect::<Vec<_>>())?.images.f_to_device(device)?;
         let of = |images: &Tensor| pass(&transform.apply(images, device)?);
         let found = images.f_split(batch_size as i64, 0)?.iter().map(of).collect::<Result<Vec<_>>>()?;
@@ -146,7 +147,7 @@ pub(crate) fn teacher_logits(
         Ok(no_grad(|| head.forward(&rows, false))?.f_to_device(Device::Cpu)?)
     };
     let (what, width, listener) = ("logits", compute(0, 1)?.size().last().copied().unwrap_or(1), &Listener::default());
-    Computation { what, title: &title, split, views: None, width, piece: HEAD_ROWS, listener }.run(
+    Computation { what, title: &title, split, views: None, width, chunk: HEAD_ROWS, listener }.run(
         key,
         folder,
         &mut compute,
@@ -173,7 +174,7 @@ pub fn script_logits(
     teacher.check(&split.batch(&[0, split.len() as i64 - 1])?.images, split.classes())?;
     let key = digest(&["script logits", &teacher.key(), &split.key].map(str::as_bytes));
     let (what, width) = ("logits", split.classes() as i64);
-    Computation { what, title: &title, split, views: None, width, piece: batch_size, listener }.run(
+    Computation { what, title: &title, split, views: None, width, chunk: batch_size, listener }.run(
         key,
         folder,
         &mut |from, to| teacher.logits(&split.batch(&(from..to).collect::<Vec<_>>())?.images),
@@ -209,8 +210,8 @@ pub fn view_logits(
     // Not by `pass`, which is prepared for batches of one shape.
     let width = no_grad(|| teacher.forward(&batch(0, 1)?, false))?.size().last().copied().unwrap_or(1);
     let pass = teacher.pass()?;
-    let (what, views, piece) = ("view-logits", Some(views), batch_size);
-    Computation { what, title: &title, split, views, width, piece, listener }.run(key, Some(folder), &mut |from, to| {
+    let (what, views, chunk) = ("view-logits", Some(views), batch_size);
+    Computation { what, title: &title, split, views, width, chunk, listener }.run(key, Some(folder), &mut |from, to| {
         let logits = pass(&batch(from, to)?)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?;
         if i64::try_from(logits.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?)? > 0 {
             return Err(Error::Data(format!(
@@ -230,13 +231,14 @@ struct Computation<'a> {
     split: &'a Split,
     views: Option<&'a Views>,
     width: i64,
-    /// Rows to compute at a time.
-    piece: usize,
+    /// Number of rows to compute at a time.
+    chunk: usize,
     listener: &'a Listener,
 }
 
 impl Computation<'_> {
-    /// Finds the values in `folder`, or calls `compute(from, to)` for all rows, `[to - from, width]` each time.
+    /// Finds the values in `folder`. Otherwise computes them: `compute(from, to)` returns the rows `from..to`, a tensor
+    /// `[to - from, width]`.
     fn run(
         &self,
         key: String,
@@ -251,11 +253,11 @@ impl Computation<'_> {
         let Some(folder) = folder else {
             let tensor = Tensor::f_empty(&shape, (Kind::Float, Device::Cpu))?;
             let rows = tensor.f_view([-1, self.width])?;
-            self.in_pieces(0, rows.size()[0], &mut |from, to| {
+            self.in_chunks(0, rows.size()[0], &mut |from, to| {
                 Ok(rows.f_narrow(0, from, to - from)?.f_copy_(&compute(from, to)?)?)
             })?;
             let seconds = start.elapsed().as_secs_f64();
-            return Ok(CachedTensor { seconds, ..CachedTensor::made(self.split, tensor, views, key) });
+            return Ok(CachedTensor { seconds, ..CachedTensor::in_memory(self.split, tensor, views, key) });
         };
         let path = folder.join(format!("{}-{}-{}.safetensors", self.what, self.split.name, &key[..16]));
         let (name, kind) = if views.is_some() { ("logits", Kind::Half) } else { (self.what, Kind::Float) };
@@ -269,24 +271,24 @@ impl Computation<'_> {
         let from_disk = found.is_some();
         if !from_disk {
             file.write(&mut |there, append| {
-                self.in_pieces(there as i64, file.len() as i64, &mut |from, to| append(&compute(from, to)?))
+                self.in_chunks(there as i64, file.len() as i64, &mut |from, to| append(&compute(from, to)?))
             })?;
         }
-        let gone = || Error::Data(format!("{} was deleted while it was made; run it again", path.display()));
-        let (tensor, seconds) = found.map_or_else(|| file.map(), |found| Ok(Some(found)))?.ok_or_else(gone)?;
-        let made = CachedTensor::made(self.split, tensor, views, key.clone());
+        let deleted = || Error::Data(format!("{} was deleted while it was made; run it again", path.display()));
+        let (tensor, seconds) = found.map_or_else(|| file.map(), |found| Ok(Some(found)))?.ok_or_else(deleted)?;
+        let made = CachedTensor::in_memory(self.split, tensor, views, key.clone());
         Ok(CachedTensor { path: Some(path), from_disk, seconds, ..made })
     }
 
-    /// Calls `each` for the rows `from..total`, a piece at a time; reports progress, and stops when the user asks.
-    fn in_pieces(&self, from: i64, total: i64, each: &mut dyn FnMut(i64, i64) -> Result<()>) -> Result<()> {
-        if self.piece == 0 {
+    /// Calls `each` for the rows `from..total`, a chunk at a time. Reports progress, and stops when the user asks.
+    fn in_chunks(&self, from: i64, total: i64, each: &mut dyn FnMut(i64, i64) -> Result<()>) -> Result<()> {
+        if self.chunk == 0 {
             return Err(Error::Input("batch size must be at least 1, got 0".into()));
         }
         let (interrupt, mut ticker) = (Interrupt::watch(self.title), Ticker::new(self.title, (total - from) as usize));
-        for row in (from..total).step_by(self.piece) {
+        for row in (from..total).step_by(self.chunk) {
             interrupt.check(row as usize, total as usize)?;
-            let to = total.min(row + self.piece as i64);
+            let to = total.min(row + self.chunk as i64);
             each(row, to)?;
             if let Some(progress) = ticker.advance((to - row) as usize) {
                 self.listener.notify(&Event::Progress(progress));

@@ -60,19 +60,19 @@ impl Control {
         self.set(Overrides { learning_rate: Some(learning_rate), ..Default::default() })
     }
 
-    /// Sets those values that `overrides` has.
+    /// Sets the values that are not `None` in `overrides`.
     pub(super) fn set(&self, overrides: Overrides) -> Result<()> {
         let overrides = overrides.check()?;
         self.change(|state| state.overrides.update(overrides));
         Ok(())
     }
 
-    /// The values that the user set.
+    /// Returns the values that the user set.
     pub(super) fn overrides(&self) -> Overrides {
         lock(&self.0.state).overrides
     }
 
-    /// The values in force for a fit that began with `own`.
+    /// Returns the values in force for a fit that began with `own`: the user's where one was set, else its own.
     pub(crate) fn over(&self, own: Hyperparameters) -> Hyperparameters {
         self.overrides().over(own)
     }
@@ -101,19 +101,19 @@ impl Control {
         });
     }
 
-    /// The reason of a pending stop.
+    /// Returns the reason of a stop that the fit has not obeyed yet.
     pub(crate) fn stopping(&self) -> Option<String> {
         lock(&self.0.state).stop.clone()
     }
 
-    /// Withdraws a pending stop and returns its reason.
+    /// Withdraws such a stop and returns its reason.
     pub(super) fn take_stop(&self) -> Option<String> {
         let mut reason = None;
         self.change(|state| reason = state.stop.take());
         reason
     }
 
-    /// Waits while paused; returns the time that took.
+    /// Waits while the fit is paused, and returns how long that took.
     pub(super) fn wait_while_paused(&self) -> Duration {
         let state = lock(&self.0.state);
         if !state.paused {
@@ -133,6 +133,7 @@ impl Control {
         Observer { _callback: callback }
     }
 
+    /// Changes the state. If that made a difference, wakes a paused fit and calls the observers.
     fn change(&self, change: impl FnOnce(&mut ControlState)) {
         {
             let mut state = lock(&self.0.state);

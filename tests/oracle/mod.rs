@@ -1,4 +1,5 @@
-//! Asks Python's torch, in the environment that `cargo lab test` sets up.
+//! The oracle of the tests, which says which results are right: Python's torch, in the environment that `cargo lab
+//! test` sets up.
 
 use serde_json::Value;
 use std::collections::HashMap;

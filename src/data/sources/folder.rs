@@ -5,7 +5,7 @@ use super::files::file_name;
 use super::layout::{Labelled, Layout, Part, class_folders, pictures_are, read_layout, shortened};
 use crate::data::dataset::{DataOptions, Dataset, Found};
 use crate::data::pool::Pool;
-use crate::data::sampling::{Purpose, reordered, stratified};
+use crate::data::sampling::{Purpose, shuffled_rows, stratified};
 use crate::store::cores::on_all_cores;
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
     // The files are sorted by class. In random order, the first n are of all classes.
     let rows = |part: Part| {
         let rows = (0..kept.len()).filter(|&i| kept[i].0.part == part).map(|i| i as i64).collect();
-        reordered(rows, options.seed)
+        shuffled_rows(rows, options.seed)
     };
     let mut train = rows(Part::Train);
     let test = if layout.parts.contains(&Part::Test) {
