@@ -194,7 +194,7 @@ fn images(data: &Dataset, kind: Kind) -> [Examples; 2] {
 /// The student, computing in f64: two f32 runs drift apart by rounding alone, which hides small mistakes.
 fn pupil() -> Model {
     let build =
-        |vs: &tch::nn::Path| Layers::new().func("double", |x| x.to_kind(Kind::Double)).nest("student", student(vs, 10));
+        |vs: &tch::nn::Path| Layers::new().func("double", |x| x.to_kind(Kind::Double)).add("student", student(vs, 10));
     in_double(Model::new("student", Device::Cpu, SEED, &build).unwrap())
 }
 

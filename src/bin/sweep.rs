@@ -37,7 +37,7 @@ fn run() -> Result<()> {
     let data = lab.dataset()?;
     println!("{data}");
     let report = lab.sweep(&plan, &data)?;
-    println!("\n{}", report.runs_table());
+    println!("\n{report}");
     let mut measures = vec![Measure::Validation, Measure::Test];
     if plan.omitted.is_some() {
         measures.extend([Measure::OmittedRecall, Measure::CorrectedRecall, Measure::CorrectedTest]);

@@ -27,8 +27,8 @@ pub(super) fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
             let name = format!("_blocks.{index}");
             let block = block(&(vs / "_blocks" / index), [inputs, outputs], kernel, stride, expansion);
             net = match (stride, inputs == outputs) {
-                (1, true) => net.residual(&name, block, None),
-                _ => net.nest(&name, block),
+                (1, true) => net.add(&name, Op::Residual { body: block, shortcut: None }),
+                _ => net.add(&name, block),
             };
             (inputs, index) = (outputs, index + 1);
         }

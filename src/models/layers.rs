@@ -71,6 +71,8 @@ pub enum Op {
         /// The layers beside the block.
         shortcut: Option<Layers>,
     },
+    /// Layers under a common name. [`Layers::add`] puts each of them into its list.
+    Nested(Layers),
 }
 
 impl Op {
@@ -121,6 +123,7 @@ impl Op {
             Op::ReLU => Activation::ReLU.apply(x, fresh),
             Op::ReLU6 => Activation::ReLU6.apply(x, fresh),
             Op::Func(f) => caught(|| f(x, mode != Mode::Evaluation)),
+            Op::Nested(layers) => return layers.walk(x, mode, Some(place), seen),
         }
         .map_err(|e| refused(place, x, e))
     }
@@ -141,6 +144,12 @@ impl From<nn::BatchNorm> for Op {
 impl From<nn::Linear> for Op {
     fn from(layer: nn::Linear) -> Self {
         Op::Linear(layer)
+    }
+}
+
+impl From<Layers> for Op {
+    fn from(layers: Layers) -> Self {
+        Op::Nested(layers)
     }
 }
 
@@ -169,8 +178,8 @@ impl From<nn::FuncT<'static>> for Op {
 ///         .add("conv", Op::conv(vs / "block" / "conv", 8, 8, 3, same))
 ///         .add("bn", Op::norm(vs / "block" / "bn", 8, Default::default()));
 ///     Layers::new()
-///         .nest("stem", stem(&(vs / "stem"))) // stem.conv, stem.relu
-///         .residual("block", body, None) // x + bn(conv(x))
+///         .add("stem", stem(&(vs / "stem"))) // stem.conv, stem.relu
+///         .add("block", Op::Residual { body, shortcut: None }) // x + bn(conv(x))
 ///         .add("relu", Op::ReLU)
 ///         .func("mean", |x| x.mean_dim([2, 3].as_slice(), false, None)) // [N, 8]
 ///         .add("dropout", nn::func_t(|x, train| x.dropout(0.5, train)))
@@ -186,11 +195,17 @@ impl Layers {
         Self::default()
     }
 
-    /// Appends a layer: one of tch's `conv2d`, `batch_norm`, `linear` or `func_t`, or an [`Op`]. Errors and summaries
-    /// call it `name`; give it the name of its variables.
+    /// Appends a layer: one of tch's `conv2d`, `batch_norm`, `linear` or `func_t`, an [`Op`], or other `Layers`. Errors
+    /// and summaries call it `name`; give it the name of its variables. `conv` of layers that are added as `block`
+    /// becomes `block.conv`.
     #[allow(clippy::should_implement_trait)]
     pub fn add(mut self, name: &str, op: impl Into<Op>) -> Self {
-        self.0.push((name.to_owned(), op.into()));
+        match op.into() {
+            Op::Nested(layers) => {
+                self.0.extend(layers.0.into_iter().map(|(inner, op)| (format!("{name}.{inner}"), op)));
+            }
+            op => self.0.push((name.to_owned(), op)),
+        }
         self
     }
 
@@ -198,17 +213,6 @@ impl Layers {
     /// as dropout, add tch's `nn::func_t`.
     pub fn func(self, name: &str, f: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Self {
         self.add(name, Op::Func(Box::new(move |x, _| f(x))))
-    }
-
-    /// Appends `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut.
-    pub fn residual(self, name: &str, body: Layers, shortcut: Option<Layers>) -> Self {
-        self.add(name, Op::Residual { body, shortcut })
-    }
-
-    /// Appends layers under a common name: `block` with `conv` inside becomes `block.conv`.
-    pub fn nest(mut self, name: &str, layers: Layers) -> Self {
-        self.0.extend(layers.0.into_iter().map(|(inner, op)| (format!("{name}.{inner}"), op)));
-        self
     }
 
     /// The layers of this level with their names.

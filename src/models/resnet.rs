@@ -38,9 +38,8 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
                     .add("downsample.1", norm(&path / 1, outputs))
             });
             let name = format!("{layer}.{i}");
-            net = net
-                .residual(&name, block(&path, inputs, width, stride), shortcut)
-                .add(&format!("{name}.relu"), Op::ReLU);
+            let body = block(&path, inputs, width, stride);
+            net = net.add(&name, Op::Residual { body, shortcut }).add(&format!("{name}.relu"), Op::ReLU);
             inputs = outputs;
         }
     }

@@ -82,7 +82,7 @@ fn row(layer: String, op: &Op, output: Vec<i64>) -> SummaryRow {
         Op::Linear(linear) => ("Linear".to_owned(), size(&linear.ws) + maybe(&linear.bs), size(&linear.ws)),
         Op::ReLU => ("ReLU".to_owned(), 0, 0),
         Op::ReLU6 => ("ReLU6".to_owned(), 0, 0),
-        Op::Func(_) => ("Function".to_owned(), 0, 0),
+        Op::Func(_) | Op::Nested(_) => ("Function".to_owned(), 0, 0),
         Op::Residual { .. } => ("Sum".to_owned(), 0, 0),
     };
     SummaryRow { layer, kind, output, parameters, macs }

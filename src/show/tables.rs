@@ -12,6 +12,7 @@ use crate::models::{LoadReport, Summary};
 use crate::study::{Measure, ReportCard, SweepReport, Verdict};
 use crate::train::{CachedTensor, Evaluation, History, Run};
 use kdlab_client::Bundle;
+use std::fmt;
 
 show_as_text!(Summary LoadReport Dataset Batch Evaluation CachedTensor Verdict);
 
@@ -81,6 +82,13 @@ impl ReportCard {
     }
 }
 
+/// Writes a row for each run, in the order of the runs.
+impl fmt::Display for SweepReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.runs_table().fmt(f)
+    }
+}
+
 impl Measure {
     fn title(self) -> &'static str {
         match self {
@@ -132,7 +140,7 @@ impl SweepReport {
     }
 
     /// Returns a table with a row for each run, in the order of the runs.
-    pub fn runs_table(&self) -> Table {
+    pub(super) fn runs_table(&self) -> Table {
         let names = ["setting", "seed", "val accuracy (%)", "test accuracy (%)", "teacher (%)"];
         let header = [&names[..], &["best epoch", "seconds", "img/s"]].concat();
         self.runs.iter().fold(Table::new(&header), |table, run| {

@@ -139,7 +139,7 @@ fn freezing_stops_gradients_and_keeps_the_count() {
 #[test]
 fn a_residual_adds_its_input() {
     let model = Model::new("r", Device::Cpu, 0, &|_| {
-        Layers::new().residual("block", Layers::new().func("double", |x| x * 2.0), None)
+        Layers::new().add("block", Op::Residual { body: Layers::new().func("double", |x| x * 2.0), shortcut: None })
     })
     .unwrap();
     let y = model.forward(&Tensor::from_slice(&[1f32, -2.0]), false).unwrap();
@@ -265,7 +265,10 @@ fn predictions_of_odd_networks_are_those_of_their_layers() {
         ("a sum with ReLU6", |vs, conv, same| {
             let body = Layers::new().add("b", conv(vs / "b", 8, 8, same)).add("c", conv(vs / "c", 8, 8, same));
             let bright = Layers::new().func("bright", |x| x * 20.0);
-            bright.add("a", conv(vs / "a", 3, 8, same)).residual("block", body, None).add("relu6", Op::ReLU6)
+            bright
+                .add("a", conv(vs / "a", 3, 8, same))
+                .add("block", Op::Residual { body, shortcut: None })
+                .add("relu6", Op::ReLU6)
         }),
         ("a side that lies row by row", |vs, conv, same| {
             let body = Layers::new().add("b", conv(vs / "b", 8, 8, same)).add("c", conv(vs / "c", 8, 8, same));
@@ -273,34 +276,46 @@ fn predictions_of_odd_networks_are_those_of_their_layers() {
             Layers::new()
                 .func("rows", |x| x.contiguous())
                 .add("a", one)
-                .residual("block", body, None)
+                .add("block", Op::Residual { body, shortcut: None })
                 .add("relu", Op::ReLU)
         }),
         ("a block first", |vs, conv, same| {
             Layers::new()
-                .residual("block", Layers::new().add("a", conv(vs / "a", 3, 3, same)), None)
+                .add("block", Op::Residual { body: Layers::new().add("a", conv(vs / "a", 3, 3, same)), shortcut: None })
                 .add("relu", Op::ReLU)
         }),
         ("a body that hands on its input", |vs, conv, same| {
             let body = Layers::new().func("same", |x| x.shallow_clone()).add("b", conv(vs / "b", 8, 8, same));
-            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("block", body, None)
+            Layers::new().add("a", conv(vs / "a", 3, 8, same)).add("block", Op::Residual { body, shortcut: None })
         }),
         ("a side that is used twice", |vs, conv, same| {
             let inner = Layers::new().add("c", conv(vs / "c", 8, 8, same)).add("d", conv(vs / "d", 8, 8, same));
-            let body = Layers::new().residual("inner", inner, None).add("b", conv(vs / "b", 8, 8, same));
-            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("outer", body, None).add("relu6", Op::ReLU6)
+            let body = Layers::new()
+                .add("inner", Op::Residual { body: inner, shortcut: None })
+                .add("b", conv(vs / "b", 8, 8, same));
+            Layers::new()
+                .add("a", conv(vs / "a", 3, 8, same))
+                .add("outer", Op::Residual { body, shortcut: None })
+                .add("relu6", Op::ReLU6)
         }),
         ("a shortcut that is a view", |vs, conv, same| {
             let inner = Layers::new().add("c", conv(vs / "c", 8, 8, same));
             let shortcut = Layers::new().func("turned", |x| x.transpose(2, 3));
-            let body = Layers::new().residual("inner", inner, Some(shortcut)).add("b", conv(vs / "b", 8, 8, same));
-            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("outer", body, None).add("relu", Op::ReLU)
+            let body = Layers::new()
+                .add("inner", Op::Residual { body: inner, shortcut: Some(shortcut) })
+                .add("b", conv(vs / "b", 8, 8, same));
+            Layers::new()
+                .add("a", conv(vs / "a", 3, 8, same))
+                .add("outer", Op::Residual { body, shortcut: None })
+                .add("relu", Op::ReLU)
         }),
         ("a sum over fewer pixels", |vs, conv, same| {
             let body = Layers::new().add("b", conv(vs / "b", 8, 8, same));
             let shortcut = Layers::new().func("mean", |x| x.mean_dim([2, 3].as_slice(), true, None));
             let shortcut = shortcut.add("c", conv(vs / "c", 8, 8, same));
-            Layers::new().add("a", conv(vs / "a", 3, 8, same)).residual("block", body, Some(shortcut))
+            Layers::new()
+                .add("a", conv(vs / "a", 3, 8, same))
+                .add("block", Op::Residual { body, shortcut: Some(shortcut) })
         }),
         ("groups, stride, dilation and no padding", |vs, conv, _| {
             let config = nn::ConvConfig { groups: 3, stride: 2, dilation: 2, ..Default::default() };
@@ -315,7 +330,7 @@ fn predictions_of_odd_networks_are_those_of_their_layers() {
             let body = Layers::new().add("b", conv(vs / "b", 8, 8, same));
             let layers =
                 Layers::new().func("double", double).add("a", conv(vs / "a", 3, 8, same)).add("relu", Op::ReLU);
-            layers.residual("block", body, None)
+            layers.add("block", Op::Residual { body, shortcut: None })
         }),
     ];
     for (name, build) in networks {
@@ -375,7 +390,9 @@ fn predictions_that_cannot_be_say_why() {
     let apart = nn::ConvConfig { stride: 2, padding: 1, ..Default::default() };
     let apart = says(&|vs| {
         let body = Layers::new().add("b", Op::conv(vs / "b", 8, 8, 3, apart));
-        Layers::new().add("a", Op::conv(vs / "a", 3, 8, 1, Default::default())).residual("block", body, None)
+        Layers::new()
+            .add("a", Op::conv(vs / "a", 3, 8, 1, Default::default()))
+            .add("block", Op::Residual { body, shortcut: None })
     });
     assert!(apart.contains("`block` refused its input of shape [4, 8, 4, 4]"), "{apart}");
     assert!(wide.contains("`wide` refused its input of shape [4, 3, 8, 8]") && wide.contains("3 channels"), "{wide}");
