@@ -6,11 +6,11 @@ use super::heatmap::parameter_map;
 use super::output::{emit, emit_text, escape, show_as_text};
 use super::table::Table;
 use super::words::{counted, duration, percent, short, short_or_empty};
-use crate::Result;
 use crate::data::{Batch, Dataset};
 use crate::models::{LoadReport, Summary};
 use crate::study::{Measure, ReportCard, SweepReport, Verdict};
 use crate::train::{CachedTensor, Evaluation, History, Run};
+use crate::{Error, Result};
 use kdlab_client::Bundle;
 use std::fmt;
 
@@ -133,6 +133,13 @@ impl SweepReport {
     /// # Errors
     /// When the sweep has no temperature or no alpha, or more of them than fit on a screen.
     pub fn map(&self, measure: Measure) -> Result<Figure> {
+        if self.sweep.published {
+            return Err(Error::Input(format!(
+                "sweep {} ran each method at its authors' temperature and weights, so there is no map over them; show \
+                 table(...)",
+                self.sweep.name
+            )));
+        }
         let names = |values: &[f64]| values.iter().map(|&v| short(v)).collect::<Vec<_>>();
         let title = format!("{}: gain over the student alone, {}", self.sweep.name, measure.title());
         let (temperatures, alphas) = (names(&self.sweep.temperatures), names(&self.sweep.alphas));

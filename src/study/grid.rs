@@ -2,7 +2,9 @@
 
 use crate::data::{Dataset, Views};
 use crate::models::Precision;
-use crate::train::{Method, Recipe, check_alpha, check_learning_rate, check_temperature, six_digits};
+use crate::train::{
+    Criterion, KdLoss, Method, Recipe, check_alpha, check_learning_rate, check_temperature, six_digits,
+};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -25,6 +27,10 @@ pub struct Sweep {
     pub temperatures: Vec<f64>,
     /// Weights of the teacher, in [0, 1].
     pub alphas: Vec<f64>,
+    /// Runs each method as its authors did ([`Criterion::published`]), with their temperature and weights instead of
+    /// those above.
+    #[serde(default)]
+    pub published: bool,
     /// Shares of the training images whose label the student gets, in (0, 1]. The teacher gives soft targets for all
     /// images. The student alone sees the labelled images only, repeated to the same number of steps.
     pub labelled: Vec<f64>,
@@ -71,6 +77,7 @@ impl Default for Sweep {
             methods: vec![Method::Kd],
             temperatures: vec![4.0],
             alphas: vec![0.9],
+            published: false,
             labelled: vec![1.0],
             noise: vec![0.0],
             augmentations: vec![Augmentation::None],
@@ -138,6 +145,25 @@ pub struct Distillation {
     pub alpha: f64,
     /// Which labels the teacher was trained on.
     pub teacher: TeacherLabels,
+    /// Whether it is run as its authors did.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub published: bool,
+}
+
+impl Distillation {
+    /// The method as its authors ran it.
+    fn published(method: Method, teacher: TeacherLabels) -> Option<Self> {
+        let kd = Criterion::published(method).kd_loss()?;
+        Some(Self { method, temperature: kd.temperature(), alpha: kd.alpha(), teacher, published: true })
+    }
+
+    /// The loss.
+    pub(super) fn criterion(&self) -> Result<Criterion> {
+        match self.published {
+            true => Ok(Criterion::published(self.method)),
+            false => Ok(Criterion::distil(self.method, KdLoss::new(self.temperature, self.alpha)?)),
+        }
+    }
 }
 
 impl Setting {
@@ -158,7 +184,10 @@ impl fmt::Display for Setting {
             None => f.write_str("alone")?,
             Some(t) => {
                 let (temperature, alpha) = (six_digits(t.temperature), six_digits(t.alpha));
-                write!(f, "{}-T{temperature}-alpha{alpha}", t.method)?;
+                match t.published {
+                    true => write!(f, "{}-published", t.method)?,
+                    false => write!(f, "{}-T{temperature}-alpha{alpha}", t.method)?,
+                }
                 if t.teacher == TeacherLabels::Student {
                     f.write_str("-teacher-of-the-same-labels")?;
                 }
@@ -203,11 +232,15 @@ impl Sweep {
 
     /// Every method with every temperature and alpha.
     fn distillations(&self, teacher: TeacherLabels) -> Vec<Distillation> {
+        if self.published {
+            let published = |&method: &Method| Distillation::published(method, teacher);
+            return self.methods.iter().filter_map(published).collect();
+        }
         let mut all = Vec::new();
         for &method in &self.methods {
             for &temperature in &self.temperatures {
                 for &alpha in &self.alphas {
-                    all.push(Distillation { method, temperature, alpha, teacher });
+                    all.push(Distillation { method, temperature, alpha, teacher, published: false });
                 }
             }
         }
@@ -230,6 +263,9 @@ impl Sweep {
     pub(crate) fn check(&self, data: &Dataset) -> Result<()> {
         let (classes, images) = (data.classes.len(), data.train.len());
         let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
+        if self.published && self.epochs > 0 {
+            self.methods.iter().try_for_each(|&method| Criterion::published(method).check(self.epochs))?;
+        }
         let axes = [
             ("seeds", faults(&self.seeds)),
             ("methods", faults(&self.methods)),

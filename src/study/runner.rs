@@ -9,7 +9,7 @@ use crate::models::{Backbone, Layers, Model, head};
 use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, KdLoss, Listener, LoopSettings, Progress, Task,
+    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, Listener, LoopSettings, Progress, Task,
     UNLABELLED, evaluate, fingerprint, fit, in_foreground, teacher_logits, view_logits,
 };
 use crate::{Error, Result};
@@ -316,8 +316,7 @@ impl Runner<'_> {
                 (images.with_teacher_of_views(logits, apart)?, &data.validation_logits)
             }
         };
-        let kd = KdLoss::new(distillation.temperature, distillation.alpha)?;
-        Ok((images.with_labels(&known)?, Criterion::distil(distillation.method, kd), validation_logits))
+        Ok((images.with_labels(&known)?, distillation.criterion()?, validation_logits))
     }
 
     /// Returns the logits, for the training and the validation images, of a head that is trained on the student's

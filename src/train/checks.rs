@@ -71,6 +71,7 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
     check_classes(&logits, &train.labels())?;
     check_classes(&logits, &validation.labels())?;
     options.recipe.check_classes(logits.size()[1])?;
+    criterion.check(options.epochs)?;
     if options.recipe.changes_hard_loss() && criterion.is_own() {
         return Err(Error::Input(format!(
             "criterion {} computes its own cross-entropy, so label smoothing and class weights of the recipe would do \
@@ -124,6 +125,7 @@ pub(crate) fn fingerprint(mistake: Option<&str>, task: &Task) -> Result<String> 
     );
     // Fits of the default recipe keep the fingerprint that they had before there were others.
     settings += &options.recipe.key();
+    settings += &criterion.key();
     let weights = digest_tensors(&model.state())?;
     Ok(digest(&[settings.as_bytes(), weights.as_bytes(), train.key().as_bytes(), validation.key().as_bytes()]))
 }
@@ -136,7 +138,7 @@ pub(super) fn probe(task: &Task, hard: &HardLabels) -> Result<Vec<f64>> {
     no_grad(|| {
         let batch = train.batch(&first_samples(train), model.device())?;
         let logits = model.forward(&batch.inputs, false)?;
-        let loss = criterion.loss(&logits, &batch, criterion.kd_loss(), hard)?;
+        let loss = criterion.loss(&logits, &batch, criterion.kd_loss(), hard, 1.0)?;
         let mut found = Vec::<f64>::try_from(logits.f_select(0, 0)?.f_flatten(0, -1)?.f_to_kind(Kind::Double)?)?;
         found.push(loss.f_double_value(&[])?);
         Ok(found)

@@ -54,7 +54,7 @@ pub(super) fn validate(
             }
             let batch = examples.batch(&indices, model.device())?;
             let logits = model.forward_in(&batch.inputs, Mode::Evaluation, options.precision)?;
-            sums.add(&criterion.loss(&logits, &batch, kd, hard)?, &logits, &batch, kd)?;
+            sums.add(&criterion.loss(&logits, &batch, kd, hard, 1.0)?, &logits, &batch, kd)?;
         }
         sums.metrics().map(Some)
     })

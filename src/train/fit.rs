@@ -268,7 +268,7 @@ impl Training<'_> {
             None => batches.clone(),
         };
         let views = train.draw_views(options.seed, epoch);
-        let plan = self.history.plan();
+        let (plan, soft_share) = (self.history.plan(), criterion.soft_share(epoch));
         let mode = if settings.frozen_norm_trains { Mode::TrainingFrozenToo } else { Mode::Training };
         let (mut done, mut paused) = (0, Duration::ZERO);
         for (batch_number, (indices, teachers)) in batches.iter().zip(&teachers).enumerate() {
@@ -282,7 +282,7 @@ impl Training<'_> {
             let kd = now.kd_loss()?;
             let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
             let logits = model.forward_in(&batch.inputs, mode, options.precision)?; // [B, C]
-            let loss = criterion.loss(&logits, &batch, kd, &self.hard)?;
+            let loss = criterion.loss(&logits, &batch, kd, &self.hard, soft_share)?;
             if self.optimizer.is_new() {
                 criterion.check_terms(&loss, &logits, &batch, kd)?;
             }

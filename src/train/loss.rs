@@ -24,6 +24,11 @@ impl KdLoss {
         Ok(Self { temperature: check_temperature(temperature)?, alpha: check_alpha(alpha)? })
     }
 
+    /// The loss of constants that are in range.
+    pub(super) const fn of(temperature: f64, alpha: f64) -> Self {
+        Self { temperature, alpha }
+    }
+
     /// Returns the temperature, above 0.
     pub fn temperature(&self) -> f64 {
         self.temperature

@@ -1,7 +1,7 @@
 //! Distillation methods that replace plain KL in the loss.
 
 use super::KdLoss;
-use super::loss::{batch_mean, check_pair, log_probabilities};
+use super::loss::{batch_mean, check_pair, cross_entropy, log_probabilities};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -30,6 +30,19 @@ pub enum Method {
     /// The logits of each image, the student's and the teacher's, are brought to mean 0 and standard deviation 1 before
     /// they are divided by T.
     StandardisedKd,
+    /// Cross-entropy against the class that the teacher finds likeliest: hard labels from the teacher. What soft targets
+    /// add shows beside it. The temperature has no effect.
+    Argmax,
+}
+
+/// How a method was run: `hard * CE + soft * T^2 * soft_term`.
+#[derive(Clone, Copy)]
+pub(super) struct Published {
+    pub temperature: f64,
+    pub hard: f64,
+    pub soft: f64,
+    /// Epochs in which the weight of the soft term rises: in epoch `n` it is `min(n / warmup, 1)` of `soft`.
+    pub warmup: usize,
 }
 
 /// The paper's weights for CIFAR-100; for other data it recommends 0.5 to 10 for the second.
@@ -49,6 +62,22 @@ impl Method {
                 Ok(tckd.f_mul_scalar(target)?.f_add(&nckd.f_mul_scalar(non_target)?)?)
             }
             Method::StandardisedKd => kd.divergence(&standardised(student)?, &standardised(teacher)?),
+            Method::Argmax => {
+                check_pair(student, teacher)?;
+                let found = cross_entropy(student, &teacher.f_argmax(1, false)?)?;
+                // The loss multiplies it by T^2, which belongs to soft targets.
+                Ok(found.f_div_scalar(kd.temperature().powi(2))?)
+            }
+        }
+    }
+
+    /// How its authors ran it on CIFAR-100; plain distillation and its hard labels as the comparisons of Tian et al.
+    /// (ICLR 2020) and of the others do.
+    pub(super) fn published(&self) -> Published {
+        match self {
+            Method::Kd | Method::Argmax => Published { temperature: 4.0, hard: 0.1, soft: 0.9, warmup: 0 },
+            Method::Dkd { .. } => Published { temperature: 4.0, hard: 1.0, soft: 1.0, warmup: 20 },
+            Method::StandardisedKd => Published { temperature: 2.0, hard: 0.1, soft: 9.0, warmup: 0 },
         }
     }
 }
@@ -109,7 +138,8 @@ fn standardised(logits: &Tensor) -> Result<Tensor> {
 impl FromStr for Method {
     type Err = Error;
 
-    /// Reads `kd`, `dkd` (with the paper's weights 1 and 8), `dkd(1,2)` with other weights, or `standardised-kd`.
+    /// Reads `kd`, `dkd` (with the paper's weights 1 and 8), `dkd(1,2)` with other weights, `standardised-kd` or
+    /// `argmax`.
     fn from_str(name: &str) -> Result<Self> {
         let weights = name.strip_prefix("dkd(").and_then(|rest| rest.strip_suffix(')')?.split_once(','));
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|w| w.is_finite() && *w >= 0.0);
@@ -117,10 +147,11 @@ impl FromStr for Method {
             ("kd", _) => Ok(Method::Kd),
             ("dkd", _) => Ok(DKD),
             ("standardised-kd", _) => Ok(Method::StandardisedKd),
+            ("argmax", _) => Ok(Method::Argmax),
             (_, Some((target, non_target))) => Ok(Method::Dkd { target, non_target }),
-            _ => {
-                Err(Error::Input(format!("no method named {name:?}; there are kd, dkd, dkd(1,2) and standardised-kd")))
-            }
+            _ => Err(Error::Input(format!(
+                "no method named {name:?}; there are kd, dkd, dkd(1,2), standardised-kd and argmax"
+            ))),
         }
     }
 }
@@ -146,6 +177,7 @@ impl fmt::Display for Method {
             m if *m == DKD => f.write_str("dkd"),
             Method::Dkd { target, non_target } => write!(f, "dkd({target},{non_target})"),
             Method::StandardisedKd => f.write_str("standardised-kd"),
+            Method::Argmax => f.write_str("argmax"),
         }
     }
 }

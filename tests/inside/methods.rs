@@ -103,7 +103,7 @@ fn gradients_stay_finite_where_logits_are_extreme() {
 
 #[test]
 fn methods_have_names_and_refuse_what_they_cannot_do() {
-    for name in ["kd", "dkd", "standardised-kd", "dkd(1,0.5)"] {
+    for name in ["kd", "dkd", "standardised-kd", "argmax", "dkd(1,0.5)"] {
         assert_eq!(name.parse::<Method>().unwrap().to_string(), name);
         let json = serde_json::to_string(&name.parse::<Method>().unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Method>(&json).unwrap().to_string(), name);

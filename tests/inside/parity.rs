@@ -80,7 +80,7 @@ fn other_methods_are_their_papers() {
     let tensors = [("student", &s), ("teacher", &t), ("labels", &labels)];
     let torch = ask("methods", &tensors, json!({"temperatures": TEMPERATURES}));
     for temperature in TEMPERATURES {
-        for name in ["dkd", "standardised-kd"] {
+        for name in ["dkd", "standardised-kd", "argmax"] {
             let method: Method = name.parse().unwrap();
             let s = s.detach().copy().set_requires_grad(true);
             let kd = KdLoss::new(temperature, 0.7).unwrap();

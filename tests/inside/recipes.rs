@@ -12,7 +12,6 @@ use tch::{Device, Kind, Tensor, nn};
 const SEED: u64 = 3;
 /// 64 images make 11 steps, the last of 4 images.
 const BATCH: usize = 6;
-const EPOCHS: usize = 10;
 const RATE: f64 = 1e-2;
 
 /// A network with BatchNorm, in f64. A bias before BatchNorm would have no gradient but roundings, which Adam enlarges.
@@ -41,7 +40,14 @@ fn tables(split: &Split) -> [Tensor; 2] {
 }
 
 /// A recipe, temperature and alpha where there is a teacher, and whether a fifth of the images has no label.
-type Case = (Recipe, Option<KdLoss>, bool);
+type Case = (Recipe, Loss, bool);
+
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Hard,
+    Kd(KdLoss),
+    Published(Method),
+}
 
 struct Runs {
     cases: Vec<Case>,
@@ -50,8 +56,8 @@ struct Runs {
     torch: Answer,
 }
 
-/// Trains each case on both sides.
-fn both(cases: Vec<Case>) -> Runs {
+/// Trains each case on both sides, for so many epochs.
+fn both(cases: Vec<Case>, epochs: usize) -> Runs {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);
     network().save(folder.path().join("first.safetensors")).unwrap();
@@ -60,16 +66,20 @@ fn both(cases: Vec<Case>) -> Runs {
     let unlabelled = Tensor::arange(labels.size()[0], (Kind::Int64, Device::Cpu)).remainder(5).eq(0);
     let few = labels.masked_fill(&unlabelled, UNLABELLED);
     let (mut histories, mut checkpoints, mut runs) = (vec![], vec![], vec![]);
-    for (i, (recipe, kd, partly)) in cases.iter().enumerate() {
+    for (i, (recipe, loss, partly)) in cases.iter().enumerate() {
         let [train, validation] = parts.each_ref().map(|(split, [features, logits])| {
             let table = |t: &Tensor| CachedTensor::new(split, t.shallow_clone(), "f64").unwrap();
             Examples::features(split, &table(features)).unwrap().with_teacher(&table(logits)).unwrap()
         });
         let train = if *partly { train.with_labels(&few).unwrap() } else { train };
-        let criterion = kd.map_or_else(Criterion::cross_entropy, Criterion::kd);
+        let (criterion, kd) = match *loss {
+            Loss::Hard => (Criterion::cross_entropy(), Value::Null),
+            Loss::Kd(kd) => (Criterion::kd(kd), json!([kd.temperature(), kd.alpha()])),
+            Loss::Published(method) => (Criterion::published(method), json!(method)),
+        };
         let run = folder.path().join(i.to_string());
         let options = FitOptions {
-            epochs: EPOCHS,
+            epochs,
             batch_size: BATCH,
             learning_rate: RATE,
             recipe: recipe.clone(),
@@ -80,11 +90,10 @@ fn both(cases: Vec<Case>) -> Runs {
         histories.push(fit(&mut network(), &train, &validation, &criterion, &options).unwrap());
         let checkpoint = Tensor::read_safetensors(run.join("checkpoint.safetensors")).unwrap();
         checkpoints.push(checkpoint.into_iter().collect());
-        let kd = kd.map(|kd| [kd.temperature(), kd.alpha()]);
         runs.push(json!([recipe, kd, if *partly { "few" } else { "labels" }]));
     }
     let orders: Vec<_> =
-        (1..=EPOCHS).map(|e| Tensor::from_slice(&shuffled(data.train.len(), SEED, e as u64))).collect();
+        (1..=epochs).map(|e| Tensor::from_slice(&shuffled(data.train.len(), SEED, e as u64))).collect();
     let [(_, [inputs, teacher]), (_, [validation_inputs, validation_teacher])] = &parts;
     let tensors = [
         ("inputs", inputs),
@@ -108,7 +117,7 @@ impl Runs {
             let what = format!("{:?}", self.cases[i]);
             let list = |name: &str| Vec::<f64>::try_from(self.torch.get(&format!("{i}/{name}"))).unwrap();
             let rates = list("rates");
-            assert_eq!((rates.len(), history.steps_per_epoch), (110, 11));
+            assert_eq!((rates.len(), history.steps_per_epoch), (11 * history.epochs, 11));
             for (step, rate) in rates.iter().enumerate() {
                 let ours = history.learning_rate(step as f64 / 11.0, RATE);
                 assert!((ours - rate).abs() < 1e-12 * RATE, "{what}: step {step} at {ours}, {rate} in PyTorch");
@@ -147,10 +156,10 @@ fn every_optimizer_under_every_schedule_takes_pytorch_s_steps() {
         for (j, schedule) in [Schedule::Constant, Schedule::Cosine, step, Schedule::OneCycle].into_iter().enumerate() {
             // Each optimizer and each schedule with a warm-up and without.
             let warmup = if (i + j) % 2 == 0 { 0.0 } else { 1.6 };
-            cases.push((Recipe { optimizer, schedule, warmup, ..Recipe::default() }, None, false));
+            cases.push((Recipe { optimizer, schedule, warmup, ..Recipe::default() }, Loss::Hard, false));
         }
     }
-    both(cases).agree();
+    both(cases, 10).agree();
 }
 
 #[test]
@@ -169,27 +178,42 @@ fn decay_clipping_averages_smoothing_and_weights_are_pytorch_s() {
         average: Some(0.9),
         ..labels.clone()
     };
-    let kd = KdLoss::new(3.0, 0.6).ok();
+    let kd = Loss::Kd(KdLoss::new(3.0, 0.6).unwrap());
     let cases = vec![
-        (Recipe { optimizer: adamw, decay_weights_only: true, ..plain.clone() }, None, false),
+        (Recipe { optimizer: adamw, decay_weights_only: true, ..plain.clone() }, Loss::Hard, false),
         (Recipe { optimizer: sgd, decay_weights_only: true, ..plain.clone() }, kd, false),
-        (Recipe { clip_norm: Some(0.3), ..plain.clone() }, None, false),
+        (Recipe { clip_norm: Some(0.3), ..plain.clone() }, Loss::Hard, false),
         (Recipe { optimizer: sgd, clip_norm: Some(0.3), ..plain.clone() }, kd, false),
-        (Recipe { average: Some(0.95), ..plain.clone() }, None, false),
-        (Recipe { label_smoothing: 0.2, ..plain.clone() }, None, false),
-        (Recipe { class_weights: weights(), ..plain }, None, false),
+        (Recipe { average: Some(0.95), ..plain.clone() }, Loss::Hard, false),
+        (Recipe { label_smoothing: 0.2, ..plain.clone() }, Loss::Hard, false),
+        (Recipe { class_weights: weights(), ..plain }, Loss::Hard, false),
         (labels.clone(), kd, false),
-        (labels.clone(), None, true),
+        (labels.clone(), Loss::Hard, true),
         (labels, kd, true),
         (all, kd, true),
     ];
-    let runs = both(cases);
+    let runs = both(cases, 10);
     runs.agree();
     // Each of them matters: no two runs end with the same weights.
     let ends: Vec<_> = runs.checkpoints.iter().map(|c| c["weights/fc1.weight"].shallow_clone()).collect();
     for (i, a) in ends.iter().enumerate() {
         assert!(ends[..i].iter().all(|b| relative(a, b) > 1e-4), "{:?}", runs.cases[i]);
     }
+}
+
+/// DKD's warm-up ends within these epochs.
+#[test]
+fn methods_run_as_their_authors_ran_them() {
+    let optimizer = UpdateRule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 5e-4 };
+    let names = ["kd", "dkd", "standardised-kd", "argmax"];
+    let case = |name: &str| (Recipe { optimizer, ..Recipe::default() }, Loss::Published(name.parse().unwrap()), false);
+    let runs = both(names.map(case).to_vec(), 22);
+    runs.agree();
+    let alphas = runs.histories.iter().map(|h| h.records[0].hyperparameters.alpha.unwrap()).collect::<Vec<_>>();
+    assert_eq!(alphas, [0.9, 0.5, 9.0 / 9.1, 0.9]);
+    assert_eq!(runs.histories[1].criterion, "dkd-published");
+    let e = Criterion::published(Method::Dkd { target: 1.0, non_target: 8.0 }).check(19).unwrap_err().to_string();
+    assert!(e.contains("criterion dkd-published raises its soft term over 20 epochs, and the run has 19"), "{e}");
 }
 
 #[test]

@@ -170,6 +170,24 @@ fn recipes_are_an_axis_and_older_reports_have_the_default() {
 }
 
 #[test]
+fn methods_are_swept_as_their_authors_ran_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let methods = vec![Method::Kd, Method::StandardisedKd, Method::Argmax];
+    let sweep = Sweep { seeds: vec![0, 1], methods, published: true, temperatures: vec![1.0, 2.0], ..small() };
+    let report = bench.run(&sweep, &folder.path().join("s")).unwrap();
+    let names: Vec<_> = report.runs[..4].iter().map(|r| r.setting.to_string()).collect();
+    assert_eq!(names, ["alone", "kd-published", "standardised-kd-published", "argmax-published"]);
+    let of = |run: usize| report.runs[run].setting.distillation.map(|d| (d.temperature, d.alpha));
+    assert_eq!((of(1), of(2)), (Some((4.0, 0.9)), Some((2.0, 9.0 / 9.1))));
+    assert_eq!((report.runs.len(), report.compare(Measure::Test).unwrap().len()), (8, 3));
+    assert!(report.map(Measure::Test).err().unwrap().to_string().contains("its authors' temperature and weights"));
+    let dkd = Sweep { methods: vec!["dkd".parse().unwrap()], published: true, ..small() };
+    let e = bench.run(&dkd, &folder.path().join("d")).unwrap_err().to_string();
+    assert!(e.contains("raises its soft term over 20 epochs, and the run has 2"), "{e}");
+}
+
+#[test]
 fn an_omitted_class_is_never_seen_and_may_come_back_by_its_bias() {
     let folder = tempfile::tempdir().unwrap();
     let bench = Bench::new(folder.path());

@@ -46,33 +46,45 @@ def kd(x, settings, folder):
     return out
 
 
+def dkd(s, y, t, T, target=1, non_target=8):
+    one_hot = F.one_hot(y, s.shape[1]).bool()
+
+    def binary(z):
+        p = F.softmax(z / T, 1)[one_hot]
+        return torch.stack([p, 1 - p], 1)
+
+    def others(z):
+        return F.log_softmax(z[~one_hot].view(len(z), -1) / T, 1)
+
+    tckd = F.kl_div(binary(s).log(), binary(t), reduction="batchmean")
+    nckd = F.kl_div(others(s), others(t), reduction="batchmean", log_target=True)
+    return T**2 * (target * tckd + non_target * nckd)
+
+
+def standardised(s, y, t, T):
+    def z(x):
+        return (x - x.mean(dim=-1, keepdim=True)) / (x.std(dim=-1, keepdim=True) + 1e-7)
+
+    return T**2 * F.kl_div(F.log_softmax(z(s) / T, 1), F.softmax(z(t) / T, 1), reduction="batchmean")
+
+
+SOFT_TERMS = {
+    "kd": lambda s, y, t, T: kd_loss(s, y, t, T, 1),
+    "dkd": dkd,
+    "standardised-kd": standardised,
+    "argmax": lambda s, y, t, T: F.cross_entropy(s, t.argmax(1)),
+}
+# Temperature, weights of cross-entropy and of the soft term, epochs of warm-up: as the authors' programs have them.
+PUBLISHED = {"kd": (4, 0.1, 0.9, 0), "dkd": (4, 1, 1, 20), "standardised-kd": (2, 0.1, 9, 0), "argmax": (4, 0.1, 0.9, 0)}
+
+
 def methods(x, settings, folder):
     """DKD (equation 7 and its T**2) and logit standardisation, each as its paper writes it, with PyTorch's own pieces."""
     out = {}
-    one_hot = F.one_hot(x["labels"], x["student"].shape[1]).bool()
-
-    def dkd(s, t, T, target, non_target):
-        def binary(z):
-            p = F.softmax(z / T, 1)[one_hot]
-            return torch.stack([p, 1 - p], 1)
-
-        def others(z):
-            return F.log_softmax(z[~one_hot].view(len(z), -1) / T, 1)
-
-        tckd = F.kl_div(binary(s).log(), binary(t), reduction="batchmean")
-        nckd = F.kl_div(others(s), others(t), reduction="batchmean", log_target=True)
-        return T**2 * (target * tckd + non_target * nckd)
-
-    def standardised(s, t, T):
-        def z(x):
-            return (x - x.mean(dim=-1, keepdim=True)) / (x.std(dim=-1, keepdim=True) + 1e-7)
-
-        return T**2 * F.kl_div(F.log_softmax(z(s) / T, 1), F.softmax(z(t) / T, 1), reduction="batchmean")
-
     for T in settings["temperatures"]:
-        for name, loss in [("dkd", lambda s: dkd(s, x["teacher"], T, 1, 8)), ("standardised-kd", lambda s: standardised(s, x["teacher"], T))]:
+        for name in ("dkd", "standardised-kd", "argmax"):
             s = x["student"].clone().requires_grad_()
-            value = 0.7 * loss(s) + 0.3 * F.cross_entropy(s, x["labels"])
+            value = 0.7 * SOFT_TERMS[name](s, x["labels"], x["teacher"], T) + 0.3 * F.cross_entropy(s, x["labels"])
             value.backward()
             out[f"loss {name} {T}"], out[f"grad {name} {T}"] = value.detach(), s.grad
     return out
@@ -303,11 +315,15 @@ def recipes(x, settings, folder):
             return main
         return lr_scheduler.SequentialLR(optimizer, [lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup), main], [warmup])
 
-    def loss_of(logits, labels, teacher, recipe, kd):
+    def loss_of(logits, labels, teacher, recipe, kd, epoch=10**9):
         weight = recipe["class_weights"] and torch.tensor(recipe["class_weights"], dtype=torch.double)
         hard = F.cross_entropy(logits, labels, weight, label_smoothing=recipe["label_smoothing"])
         if kd is None:
             return hard
+        if isinstance(kd, str):
+            T, of_hard, of_soft, warmup = PUBLISHED[kd]
+            share = min(epoch / warmup, 1) if warmup else 1
+            return of_hard * hard + share * of_soft * SOFT_TERMS[kd](logits, labels, teacher, T)
         T, alpha = kd
         soft = F.kl_div(F.log_softmax(logits / T, 1), F.softmax(teacher / T, 1), reduction="batchmean")
         return alpha * T**2 * soft + (1 - alpha) * hard
@@ -320,10 +336,10 @@ def recipes(x, settings, folder):
         optimizer = new_optimizer(net, recipe)
         scheduler, rates, losses, validation = new_scheduler(optimizer, recipe), [], [], []
         average = recipe["average"] and AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe["average"]), use_buffers=True)
-        for order in x["order"]:
+        for epoch, order in enumerate(x["order"], 1):
             for rows in order.split(batch):
                 optimizer.zero_grad()
-                loss = loss_of(net.train()(x["inputs"][rows]), x[labels][rows], x["teacher"][rows], recipe, kd)
+                loss = loss_of(net.train()(x["inputs"][rows]), x[labels][rows], x["teacher"][rows], recipe, kd, epoch)
                 loss.backward()
                 if recipe["clip_norm"]:
                     nn.utils.clip_grad_norm_(net.parameters(), recipe["clip_norm"])

@@ -20,7 +20,7 @@ pub struct SweepArgs {
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
     /// The distillation loss [default: kd]
-    #[arg(long, value_delimiter = ',', value_parser = ["kd", "dkd", "standardised-kd"])]
+    #[arg(long, value_delimiter = ',', value_parser = ["kd", "dkd", "standardised-kd", "argmax"])]
     method: Vec<String>,
     /// Temperatures, above 0 [default: 4]
     #[arg(short = 'T', long, value_delimiter = ',')]
@@ -28,6 +28,9 @@ pub struct SweepArgs {
     /// Weights of the teacher's term, 0 to 1 [default: 0.9]
     #[arg(long, value_delimiter = ',')]
     alpha: Vec<f64>,
+    /// Run each method as its authors did: with their temperature, weights and warm-up
+    #[arg(long, conflicts_with_all = ["temperature", "alpha"])]
+    published: bool,
     /// Shares of the images that have a label [default: 1]
     #[arg(long, value_delimiter = ',')]
     labelled: Vec<f64>,
@@ -72,6 +75,7 @@ impl SweepArgs {
             ("methods", json!(self.method)),
             ("temperatures", json!(self.temperature)),
             ("alphas", json!(self.alpha)),
+            ("published", json!(self.published.then_some(true))),
             ("labelled", json!(self.labelled)),
             ("noise", json!(self.noise)),
             ("augmentations", json!(self.augmentation)),
@@ -142,6 +146,7 @@ mod tests {
         let wanted = json!({"name": "map", "temperatures": [1.0, 4.0], "alphas": [0.5, 1.0], "methods": ["kd", "dkd"],
             "teachers": ["student"], "epochs": 8, "omitted": 3});
         assert_eq!(fields(given), wanted);
+        assert_eq!(fields("cargo lab sweep m --published"), json!({"name": "m", "published": true}));
         let recipes = r#"cargo lab sweep rates --recipe {} --recipe {"schedule":"Cosine","warmup":1}"#;
         let wanted = json!({"name": "rates", "recipes": [{}, {"schedule": "Cosine", "warmup": 1}]});
         assert_eq!(fields(recipes), wanted);
