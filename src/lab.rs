@@ -158,8 +158,8 @@ impl Lab {
         }
     }
 
-    /// Starts a fit in the background and returns at once. Later cells read the curve so far and turn the knobs.
-    /// Several runs wait for each other, in the order of their cells. Interrupt stops the cell that runs, not the
+    /// Starts a fit in the background and returns at once. Later cells read the curve so far, and change or stop the
+    /// fit. Several runs wait for each other, in the order of their cells. Interrupt stops the cell that runs, not the
     /// fit.
     ///
     /// A fit in the foreground meanwhile shares the processor and libtorch's random generator with it, so dropout then

@@ -1,5 +1,5 @@
-//! Augmentation as a list: each augmented view of an image has a number, so that the teacher's logits of it can be
-//! cached.
+//! Augmentation by a fixed list of views: each augmented view of an image has a number, so that the teacher's logits of
+//! it can be cached.
 
 use super::sampling::{Purpose, draws};
 use crate::store::tensors::upload;
@@ -67,36 +67,38 @@ impl Views {
                 self.count() - 1
             )));
         }
-        let mut seen = images.f_empty_like()?;
+        let mut viewed = images.f_empty_like()?;
         for view in 0..self.count() as i64 {
             let rows: Vec<i64> = (0..).zip(views).filter(|(_, v)| **v == view).map(|(row, _)| row).collect();
             if !rows.is_empty() {
                 let rows = upload(&rows, images.device())?;
-                let _ = seen.f_index_copy_(0, &rows, &self.one(&images.f_index_select(0, &rows)?, view)?)?;
+                let _ = viewed.f_index_copy_(0, &rows, &self.in_view(&images.f_index_select(0, &rows)?, view)?)?;
             }
         }
-        Ok(seen)
+        Ok(viewed)
     }
 
-    /// All of `images` `[B, 3, H, W]` in the same view.
-    fn one(&self, images: &Tensor, view: i64) -> Result<Tensor> {
+    /// Returns all of `images` `[B, 3, H, W]` in the same view.
+    fn in_view(&self, images: &Tensor, view: i64) -> Result<Tensor> {
         let (mirrored, (right, down)) = match (self.flip, view) {
             (true, v) => (v % 2 == 1, self.shifts[v as usize / 2]),
             (false, v) => (false, self.shifts[v as usize]),
         };
-        let from =
+        // For each row or column of the view, the one of the image that it shows.
+        let sources =
             |length: i64, shift: i64| -> Vec<i64> { (0..length).map(|i| (i - shift).clamp(0, length - 1)).collect() };
-        let mut columns = from(images.size()[3], right);
+        let mut columns = sources(images.size()[3], right);
         if mirrored {
             columns.reverse();
         }
         let pick = |t: &Tensor, dim: i64, index: &[i64]| -> Result<Tensor> {
             Ok(t.f_index_select(dim, &upload(index, t.device())?)?)
         };
-        pick(&pick(images, 2, &from(images.size()[2], down))?, 3, &columns)
+        pick(&pick(images, 2, &sources(images.size()[2], down))?, 3, &columns)
     }
 
-    /// The views of `samples` in an epoch. The teacher's views are the student's, or with `apart` independent ones.
+    /// Draws a view for each of `samples` in an epoch. The teacher's views are the student's, or with `apart`
+    /// independent ones.
     pub(crate) fn draw(&self, samples: usize, apart: bool, seed: u64, epoch: u64) -> EpochViews {
         let draw = |purpose| draws(samples, self.count(), purpose, seed, epoch);
         let student = draw(Purpose::StudentView);
@@ -104,7 +106,7 @@ impl Views {
         EpochViews { student, teacher }
     }
 
-    /// A text that differs whenever the views differ.
+    /// Returns a text that differs whenever the views differ.
     pub(crate) fn key(&self) -> String {
         format!("{self:?}")
     }

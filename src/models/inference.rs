@@ -14,6 +14,7 @@ pub(super) struct Inference<'a> {
     fused: bool,
 }
 
+/// A part of the network that runs as one operation.
 enum Step<'a> {
     Convolution(Convolution),
     /// `activation(last(body(x)) + shortcut(x))`
@@ -26,6 +27,7 @@ enum Step<'a> {
     Layer(String, &'a Op),
 }
 
+/// A convolution with what follows it: its normalisation is folded into weight and bias.
 struct Convolution {
     name: String,
     settings: ConvConfig,
@@ -35,10 +37,11 @@ struct Convolution {
     packed: OnceCell<(Vec<i64>, Tensor)>,
     bias: Option<Tensor>,
     activation: Option<Activation>,
+    /// cuDNN has refused to fuse this convolution, so it is not asked again.
     cudnn_refused: Cell<bool>,
 }
 
-/// The other term of a block's sum.
+/// The other term of a residual block's sum.
 struct Side<'a> {
     block: &'a str,
     tensor: Tensor,
@@ -59,8 +62,8 @@ impl<'a> Inference<'a> {
     }
 }
 
-/// Lists the steps of `layers`. Sets `fused` to false for a network that has diverged: a fused activation would turn
-/// its NaN into 0.
+/// Returns the steps of `layers`, the list at the position `up` of the network. Sets `fused` to false for a network
+/// that has diverged: a fused activation would turn its NaN into 0.
 fn plan<'a>(layers: &'a Layers, up: Option<&Place>, precision: Precision, fused: &mut bool) -> Result<Vec<Step<'a>>> {
     let (mut steps, mut ops) = (vec![], layers.iter().peekable());
     while let Some((name, op)) = ops.next() {
@@ -105,6 +108,7 @@ fn plan<'a>(layers: &'a Layers, up: Option<&Place>, precision: Precision, fused:
     Ok(steps)
 }
 
+/// Runs the steps on `x`.
 fn run(steps: &[Step], x: &Tensor, fused: bool) -> Result<Tensor> {
     // `fresh`: only the next step reads `x`, and may write over it.
     let (mut x, mut fresh) = (x.shallow_clone(), false);

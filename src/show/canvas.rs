@@ -1,4 +1,5 @@
-//! A figure holds what it shows and draws it when asked. Colours, fonts and axes that all figures share.
+//! The type of all figures, and the colours, fonts and axes that they share. A figure holds what it shows, and draws it
+//! when asked.
 
 use super::output::{emit, picture};
 use crate::store::atomic;
@@ -40,8 +41,8 @@ impl fmt::Debug for Figure {
 }
 
 impl Figure {
-    /// `size` is width and height in nominal pixels; `alt` describes the figure in a line, for readers who do not see
-    /// it.
+    /// Creates a figure. `size` is its width and height in nominal pixels; `alt` describes it in a line, for readers
+    /// who do not see it; `draw` draws it.
     pub(super) fn new(size: [u32; 2], alt: String, draw: impl Fn(&Area) -> Drawn + Send + Sync + 'static) -> Self {
         let [width, height] = size;
         Self { width, height, alt, draw: Box::new(draw) }
@@ -69,7 +70,7 @@ impl Figure {
         Ok(area.present()?)
     }
 
-    /// The figure for a cell or a display.
+    /// Returns the figure for a cell or a display: the picture and its description.
     pub(super) fn bundle(&self) -> Result<Bundle> {
         let text = format!("figure: {}", self.alt);
         Ok(picture(&self.png()?, [self.width, self.height], &self.alt, &text))
@@ -101,27 +102,27 @@ impl From<&Figure> for Bundle {
     }
 }
 
-/// A nominal length in pixels of the PNG.
+/// Returns the pixels of the PNG for a nominal length.
 pub(super) fn px(nominal: u32) -> i32 {
     (nominal * SCALE) as i32
 }
 
-/// Text of this size.
+/// Returns the style of text of this nominal size.
 pub(super) fn text(size: u32) -> TextStyle<'static> {
     ("sans-serif", size * SCALE).into_font().color(&INK)
 }
 
-/// Text of this size, anchored at its place.
+/// Returns the style of text of this size, anchored at its place.
 pub(super) fn anchored(size: u32, across: HPos, up: VPos) -> TextStyle<'static> {
     text(size).pos(Pos::new(across, up))
 }
 
-/// A line of this width in nominal pixels.
+/// Returns the style of a line of this width in nominal pixels.
 pub(super) fn stroke(color: impl Color, width: u32) -> ShapeStyle {
     color.stroke_width(width * SCALE)
 }
 
-/// A dashed thin line.
+/// Returns a thin dashed line through the points.
 pub(super) fn dashed(
     points: Vec<(f64, f64)>,
     color: RGBColor,
@@ -129,8 +130,8 @@ pub(super) fn dashed(
     DashedLineSeries::new(points, px(5), px(4), stroke(color, 1))
 }
 
-/// A chart under a title of this size, which may be empty. `right` and `margin` are the margins on the right and on all
-/// other sides, `labels` the space for the labels of the x and the y axis, in nominal pixels.
+/// Begins a chart under a title of this size, which may be empty. `right` and `margin` are the margins on the right and
+/// on all other sides, `labels` the space for the labels of the x and the y axis, in nominal pixels.
 pub(super) fn chart<'a, 'b>(
     area: &'a Area<'b>,
     (title, size): (&str, u32),
@@ -146,20 +147,21 @@ pub(super) fn chart<'a, 'b>(
     chart
 }
 
-/// The look of all axes.
+/// Gives axes the look that all figures share.
 pub(super) fn styled<'a, 'm, 'b, 'c, X: Ranged, Y: Ranged>(
     mesh: &'a mut MeshStyle<'m, 'b, X, Y, Backend<'c>>,
 ) -> &'a mut MeshStyle<'m, 'b, X, Y, Backend<'c>> {
     mesh.label_style(text(12)).axis_desc_style(text(13)).axis_style(INK).bold_line_style(GRID).light_line_style(WHITE)
 }
 
-/// The lowest and the highest value; `(f64::MAX, f64::MIN)` if there is none.
+/// Returns the lowest and the highest value; `(f64::MAX, f64::MIN)` if there is none.
 pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
 }
 
-/// Text and axes.
+/// The colour of text and axes.
 pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
+/// The colour of grid lines.
 pub(super) const GRID: RGBColor = RGBColor(225, 225, 225);
 
 /// Okabe and Ito's palette, whose colours differ for people with any colour vision. Amber and sky blue are darkened,

@@ -22,13 +22,13 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut std::fs::File) -
     done().map_err(|e| Error::io("writing", path, e))
 }
 
-/// [`write_atomic`] for a value, as indented JSON.
+/// Writes a value as indented JSON, as [`write_atomic`] does.
 pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_vec_pretty(value).map_err(|e| Error::Data(format!("{}: {e}", path.display())))?;
     write_bytes(path, &json)
 }
 
-/// [`write_atomic`] for bytes already in memory.
+/// Writes bytes that are in memory, as [`write_atomic`] does.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |f| f.write_all(bytes))
 }
@@ -42,7 +42,8 @@ pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
     Ok(file)
 }
 
-/// [`lock`] without waiting: `None` if another process or thread holds the lock. The id of that process is in the file.
+/// Locks as [`lock`] does, without waiting. Returns `None` if another process or thread holds the lock; the id of that
+/// process is in the file.
 pub(crate) fn try_lock(path: &Path) -> Result<Option<std::fs::File>> {
     let io = |e| Error::io("writing", path, e);
     path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;

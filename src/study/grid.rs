@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A grid of fits: every method with every temperature and alpha, for every share of labels and of noise, every
-/// augmentation, every teacher and every recipe. With every seed, each is compared with the student alone under the same conditions.
+/// augmentation, every teacher and every recipe. With every seed, each is compared with the student alone under the
+/// same conditions.
 ///
 /// A seed decides the first weights, the order of batches, which images have labels and which labels are wrong. The
 /// student alone and the distilled one share it, so only the teacher makes their results differ.
@@ -247,7 +248,7 @@ impl Sweep {
         all
     }
 
-    /// Every run, seed after seed: the whole grid is run once before any of it is repeated.
+    /// Returns every run, seed after seed: the whole grid is run once before any of it is repeated.
     pub(super) fn all_runs(&self) -> Vec<(Setting, u64)> {
         let mut once: Vec<Setting> = Vec::new();
         for setting in self.settings() {
@@ -260,6 +261,7 @@ impl Sweep {
         self.seeds.iter().flat_map(|&seed| once.iter().map(move |setting| (setting.clone(), seed))).collect()
     }
 
+    /// Refuses a grid with a value that is out of its range or does not go together with another one.
     pub(crate) fn check(&self, data: &Dataset) -> Result<()> {
         let (classes, images) = (data.classes.len(), data.train.len());
         let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
@@ -325,7 +327,7 @@ impl Sweep {
     }
 }
 
-/// What is wrong with the values of an axis: it is empty, or holds a value twice.
+/// Returns what is wrong with the values of an axis: it is empty, or holds a value twice.
 fn faults<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
     if values.is_empty() {
         return Some("is empty; give at least one value".into());

@@ -17,8 +17,8 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 /// Largest number of blocks in a file.
 const BLOCKS: usize = 1024;
-/// Bytes at the end of a finished file that are compared with their checksums. Comparing all of a longer file would
-/// take too long. It was synced to disk before it got its name, so damage is unlikely.
+/// Number of bytes, at the end of a finished file, that are compared with their checksums. Comparing all of a longer
+/// file would take too long. It was synced to disk before it got its name, so damage is unlikely.
 const COMPARED: usize = 1 << 30;
 
 /// Appends rows `[B, D]` to an unfinished file.
@@ -44,17 +44,17 @@ impl RowFile<'_> {
         self.shape[self.shape.len() - 1].max(1) as usize * self.kind.elt_size_in_bytes()
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.shape[..self.shape.len() - 1].iter().product::<i64>() as usize
     }
 
-    /// Rows of a block; the last block may have fewer.
+    /// Returns the number of rows of a block; the last block may have fewer.
     fn block(&self) -> usize {
         self.len().div_ceil(BLOCKS).max(1)
     }
 
-    /// The header. Its length does not depend on `seconds` and `sums`, so that a pass can overwrite it.
+    /// Returns the header. Its length does not depend on `seconds` and `sums`, so that a pass can overwrite it.
     fn header(&self, seconds: f64, sums: &[u64]) -> Vec<u8> {
         let missing = "-".repeat(16 * self.len().div_ceil(self.block()).saturating_sub(sums.len()));
         let sums = sums.iter().map(|sum| format!("{sum:016x}")).collect::<String>() + &missing;
@@ -70,7 +70,7 @@ impl RowFile<'_> {
         [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
     }
 
-    /// The checksums and seconds in the header of `file`; `None` if it has another layout or key.
+    /// Returns the checksums and seconds in the header of `file`; `None` if it has another layout or key.
     fn read_header(&self, file: &File) -> Option<(Vec<u64>, f64)> {
         let mut found = self.header(0.0, &[]);
         file.read_exact_at(&mut found, 0).ok()?;
@@ -84,7 +84,7 @@ impl RowFile<'_> {
         (found[..8] == expected[..8] && Some(header) == parse(&expected)).then_some((sums, seconds))
     }
 
-    /// The first block, from `first` on, whose checksum differs; the number of checksums if all match.
+    /// Returns the first block, from `first` on, whose checksum differs; the number of checksums if all match.
     fn first_damaged(&self, file: &File, sums: &[u64], first: usize) -> std::io::Result<usize> {
         let (start, mut bytes) = (self.header(0.0, &[]).len(), Vec::new());
         for (i, sum) in sums.iter().enumerate().skip(first) {
@@ -99,8 +99,8 @@ impl RowFile<'_> {
         Ok(sums.len())
     }
 
-    /// The values and the seconds they took; `None` if there is no file of this layout and key. The system reads the
-    /// values when they are used. Another process may replace the file meanwhile.
+    /// Maps the file into memory. Returns its values and the seconds they took; `None` if there is no file of this
+    /// layout and key. The system reads the values when they are used. Another process may replace the file meanwhile.
     ///
     /// # Errors
     /// When the file is damaged, with the advice to delete it.
@@ -131,7 +131,7 @@ impl RowFile<'_> {
     /// next pass.
     ///
     /// # Errors
-    /// As `fill`, or when the disk refuses.
+    /// As `fill`, or when the file cannot be written.
     pub fn write(&self, fill: &mut dyn FnMut(usize, Append) -> Result<()>) -> Result<()> {
         let unfinished = self.path.with_extension("part");
         let io = |e| Error::io("writing", &unfinished, e);
@@ -149,10 +149,10 @@ impl RowFile<'_> {
             file.set_len(0).map_err(io)?;
         }
         let (header, begun, mut block) = (self.header(0.0, &[]).len(), Instant::now(), Xxh3Default::new());
-        fill(rows, &mut |piece: &Tensor| {
-            let piece = piece.f_to_kind(self.kind)?.f_contiguous()?;
-            let mut bytes = vec![0; piece.numel() * self.kind.elt_size_in_bytes()];
-            piece.f_copy_data_u8(&mut bytes, piece.numel())?;
+        fill(rows, &mut |values: &Tensor| {
+            let values = values.f_to_kind(self.kind)?.f_contiguous()?;
+            let mut bytes = vec![0; values.numel() * self.kind.elt_size_in_bytes()];
+            values.f_copy_data_u8(&mut bytes, values.numel())?;
             file.write_all_at(&bytes, (header + rows * self.row_bytes()) as u64).map_err(io)?;
             for row in bytes.chunks(self.row_bytes()) {
                 block.update(row);
