@@ -22,6 +22,7 @@ mod views;
 pub use dataset::{DataOptions, Dataset};
 pub use preprocessing::{Channels, Preprocessing};
 pub use sampling::{batches, shuffled};
+pub(crate) use sources::shortened;
 pub use sources::{image_folder, open, read_image};
 pub use split::{Batch, Split};
 pub use transform::Transform;

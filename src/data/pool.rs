@@ -11,13 +11,17 @@ pub(super) struct Pool {
     /// u8 `[capacity, C, H, W]`, of which the first `len()` are filled; C is 1 (grey) or 3.
     pub images: Tensor,
     pub labels: Arc<Vec<i64>>,
+    /// The file of each image, as a path in the folder of the dataset; empty for datasets that are not folders of
+    /// images.
+    pub files: Arc<Vec<String>>,
     hash: Sha256,
 }
 
 impl Clone for Pool {
     /// Shares the tensor and the labels. (An `Arc` of a tensor could not be sent to another thread.)
     fn clone(&self) -> Self {
-        Pool { images: self.images.shallow_clone(), labels: self.labels.clone(), hash: self.hash.clone() }
+        let Pool { images, labels, files, hash } = self;
+        Pool { images: images.shallow_clone(), labels: labels.clone(), files: files.clone(), hash: hash.clone() }
     }
 }
 
@@ -27,7 +31,7 @@ impl Pool {
         let [c, h, w] = shape;
         let images = Tensor::f_empty([capacity as i64, c, h, w], (Kind::Uint8, Device::Cpu))?;
         let hash = Sha256::new_with_prefix(format!("{shape:?}"));
-        Ok(Pool { images, labels: Arc::new(Vec::with_capacity(capacity)), hash })
+        Ok(Pool { images, labels: Arc::new(Vec::with_capacity(capacity)), files: Arc::default(), hash })
     }
 
     /// Appends as many images as there are labels; `pixels` holds them one after the other, each `[C, H, W]`.

@@ -109,6 +109,24 @@ impl Split {
         Ok(self.pool.labels[self.row(index)? as usize])
     }
 
+    /// Returns the file of the image at a sample index, as a path in the folder of the dataset: `train/cat/001.png`.
+    ///
+    /// # Errors
+    /// When `index` is outside `0..len()`, or the dataset is not a folder of images.
+    pub fn file_name(&self, index: i64) -> Result<&str> {
+        Ok(&self.dataset_files()?[self.row(index)? as usize])
+    }
+
+    /// The files of all images of the dataset, those of the other splits included.
+    pub(crate) fn dataset_files(&self) -> Result<&[String]> {
+        match self.pool.files.as_slice() {
+            [] => Err(Error::Input(
+                "the images of this dataset have no file names; open a folder of images with image_folder".into(),
+            )),
+            files => Ok(files),
+        }
+    }
+
     /// Returns the first `n` images as a split with its own key.
     ///
     /// # Errors

@@ -9,12 +9,12 @@ use super::words::{counted, duration, percent, short, short_or_empty};
 use crate::data::{Batch, Dataset};
 use crate::models::{LoadReport, Summary};
 use crate::study::{Measure, ReportCard, SweepReport, Verdict};
-use crate::train::{CachedTensor, Evaluation, History, Run};
+use crate::train::{CachedTensor, Evaluation, History, LogitsTable, Run};
 use crate::{Error, Result};
 use kdlab_client::Bundle;
 use std::fmt;
 
-show_as_text!(Summary LoadReport Dataset Batch Evaluation CachedTensor Verdict);
+show_as_text!(Summary LoadReport Dataset Batch Evaluation CachedTensor LogitsTable Verdict);
 
 impl Run {
     /// Shows its state, and the curve so far.

@@ -45,6 +45,7 @@ mod recipe;
 mod record;
 mod row_file;
 mod schedule;
+mod table;
 
 pub(crate) use background::Queue;
 pub use background::Run;
@@ -71,3 +72,4 @@ pub(crate) use options::check_name;
 pub use recipe::{Recipe, UpdateRule};
 pub use record::{Change, EpochRecord, History, Metrics};
 pub use schedule::Schedule;
+pub use table::LogitsTable;

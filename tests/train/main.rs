@@ -7,6 +7,7 @@ mod measuring;
 mod mistakes;
 mod recipes;
 mod resume;
+mod tables;
 mod training;
 
 use common::{dataset, normalised};

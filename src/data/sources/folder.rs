@@ -11,6 +11,7 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Share of each class that becomes the test split if there is no `test/` folder.
 const TEST: f64 = 0.1;
@@ -42,7 +43,9 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
 /// Decodes the images of a layout and divides them among the splits.
 pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions) -> Result<Dataset> {
     let (classes, images, mut notices) = (layout.classes, layout.images, layout.notices);
-    let (pool, kept) = decode(&images, size, &mut notices)?;
+    let (mut pool, kept) = decode(&images, size, &mut notices)?;
+    let file = |image: &Labelled| image.path.strip_prefix(path).unwrap_or(&image.path).to_string_lossy().into_owned();
+    pool.files = Arc::new(kept.iter().map(|(image, _)| file(image)).collect());
     notices.extend(repeated(&kept));
     if kept.is_empty() {
         let (n, path) = (images.len(), path.display());

@@ -258,7 +258,7 @@ fn first_five(paths: &[PathBuf]) -> String {
 }
 
 /// The first five of some texts, and the number of the others.
-pub(super) fn shortened(mut texts: Vec<String>) -> String {
+pub(crate) fn shortened(mut texts: Vec<String>) -> String {
     let others = texts.len().saturating_sub(5);
     texts.truncate(5);
     texts.join(", ") + &if others > 0 { format!(" and {others} more") } else { String::new() }

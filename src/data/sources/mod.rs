@@ -11,6 +11,7 @@ mod tables;
 
 pub use decode::read_image;
 pub use folder::image_folder;
+pub(crate) use layout::shortened;
 
 use super::dataset::{DataOptions, Dataset};
 use crate::{Error, Result};
