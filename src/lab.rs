@@ -7,7 +7,7 @@ use crate::show::show_as_text;
 use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
 use crate::store::{self, atomic};
 use crate::study::mistakes::Mistake;
-use crate::study::{ResultRow, Sweep, SweepInputs, SweepReport};
+use crate::study::{OtherTeacher, ResultRow, Sweep, SweepInputs, SweepReport};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::train::{backbone_features, check_name, fit, script_logits, teacher_logits};
 use crate::{Error, Result};
@@ -280,8 +280,34 @@ impl Lab {
     /// # Errors
     /// When a value of the sweep is out of its range, another process runs this sweep, and as [`fit`].
     pub fn sweep(&self, sweep: &Sweep, data: &Dataset) -> Result<SweepReport> {
+        self.sweep_with(sweep, data, &[])
+    }
+
+    /// Runs a sweep as [`Lab::sweep`] does, in which teachers from elsewhere also teach: name them in
+    /// [`Sweep::teachers`], and give their logits here.
+    ///
+    /// ```no_run
+    /// use kdlab::Lab;
+    /// use kdlab::models::Outputs;
+    /// use kdlab::study::{OtherTeacher, Sweep, TeacherLabels};
+    /// use kdlab::train::LogitsTable;
+    ///
+    /// let lab = Lab::open()?;
+    /// let data = lab.dataset()?;
+    /// let clip = LogitsTable::read("clip.csv", &data, Outputs::Logits)?;
+    /// let (train, validation) = (clip.logits(&data.train)?, clip.logits(&data.validation)?);
+    /// let others = [OtherTeacher { name: "clip", train: &train, validation: &validation }];
+    /// let teachers = vec![TeacherLabels::All, TeacherLabels::Elsewhere("clip".into())];
+    /// let report = lab.sweep_with(&Sweep { teachers, ..lab.sweep_plan("teachers") }, &data, &others)?;
+    /// # Ok::<(), kdlab::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a teacher that the sweep names is not given, or its logits are of other data; else as [`Lab::sweep`].
+    pub fn sweep_with(&self, sweep: &Sweep, data: &Dataset, others: &[OtherTeacher]) -> Result<SweepReport> {
         // Refuses wrong values before the teacher is trained, which may take a minute.
         sweep.check(data)?;
+        sweep.check_others(others, data)?;
         let (backbone, head, features) = self.teacher(data)?;
         let classes = data.classes.len() as i64;
         let file = format!("sweeps/{}/sweep.json", sweep.name);
@@ -294,6 +320,7 @@ impl Lab {
             teacher_transform: &self.teacher_transform(),
             train_features: &features,
             validation_features: &self.features(&backbone, &data.validation)?,
+            others,
             head_options: &FitOptions { folder: None, ..self.teacher_options() },
             student: &|vs| student(vs, classes),
             cache: &self.folder.join("cache"),

@@ -41,7 +41,7 @@ pub struct Sweep {
     pub augmentations: Vec<Augmentation>,
     /// Pixels by which augmentation shifts an image left, right, up or down, or not. Each view also exists mirrored.
     pub shift: i64,
-    /// Which labels the teacher was trained on.
+    /// Which labels the teacher was trained on, or which teacher from elsewhere it is.
     pub teachers: Vec<TeacherLabels>,
     /// Optimizers, schedules and regularisation of the students. A distilled student is compared with the student alone
     /// of the same recipe.
@@ -108,14 +108,16 @@ pub enum Augmentation {
     Apart,
 }
 
-/// Which labels the teacher's head was trained on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Which labels the teacher was trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TeacherLabels {
     /// All labels of the training split, without noise.
     All,
     /// The labels that the student gets, wrong ones included.
     Student,
+    /// Those of a teacher that was trained elsewhere: the name of one that [`crate::Lab::sweep_with`] was given.
+    Elsewhere(String),
 }
 
 /// One point of the grid, without its seed.
@@ -136,7 +138,7 @@ pub struct Setting {
 }
 
 /// How a student is distilled.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distillation {
     /// How it is compared with its teacher.
     pub method: Method,
@@ -189,8 +191,10 @@ impl fmt::Display for Setting {
                     true => write!(f, "{}-published", t.method)?,
                     false => write!(f, "{}-T{temperature}-alpha{alpha}", t.method)?,
                 }
-                if t.teacher == TeacherLabels::Student {
-                    f.write_str("-teacher-of-the-same-labels")?;
+                match &t.teacher {
+                    TeacherLabels::All => {}
+                    TeacherLabels::Student => f.write_str("-teacher-of-the-same-labels")?,
+                    TeacherLabels::Elsewhere(name) => write!(f, "-taught-by-{name}")?,
                 }
             }
         }
@@ -218,7 +222,7 @@ impl Sweep {
             for &labelled in &self.labelled {
                 for &noise in &self.noise {
                     for &augmentation in &self.augmentations {
-                        for &teacher in &self.teachers {
+                        for teacher in &self.teachers {
                             for distillation in self.distillations(teacher) {
                                 let (distillation, recipe) = (Some(distillation), recipe.clone());
                                 all.push(Setting { distillation, labelled, noise, augmentation, recipe });
@@ -232,16 +236,16 @@ impl Sweep {
     }
 
     /// Every method with every temperature and alpha.
-    fn distillations(&self, teacher: TeacherLabels) -> Vec<Distillation> {
+    fn distillations(&self, teacher: &TeacherLabels) -> Vec<Distillation> {
         if self.published {
-            let published = |&method: &Method| Distillation::published(method, teacher);
+            let published = |&method: &Method| Distillation::published(method, teacher.clone());
             return self.methods.iter().filter_map(published).collect();
         }
         let mut all = Vec::new();
         for &method in &self.methods {
             for &temperature in &self.temperatures {
                 for &alpha in &self.alphas {
-                    all.push(Distillation { method, temperature, alpha, teacher, published: false });
+                    all.push(Distillation { method, temperature, alpha, teacher: teacher.clone(), published: false });
                 }
             }
         }
@@ -259,6 +263,14 @@ impl Sweep {
             }
         }
         self.seeds.iter().flat_map(|&seed| once.iter().map(move |setting| (setting.clone(), seed))).collect()
+    }
+
+    /// The names of the teachers from elsewhere.
+    pub(super) fn elsewhere(&self) -> impl Iterator<Item = &String> {
+        self.teachers.iter().filter_map(|teacher| match teacher {
+            TeacherLabels::Elsewhere(name) => Some(name),
+            TeacherLabels::All | TeacherLabels::Student => None,
+        })
     }
 
     /// Refuses a grid with a value that is out of its range or does not go together with another one.
@@ -295,6 +307,7 @@ impl Sweep {
             self.recipes.iter().try_for_each(|r| r.check(self.epochs).and(r.check_classes(classes as i64)))?;
         }
         Views::cross(self.shift)?;
+        let elsewhere: Vec<&String> = self.elsewhere().collect();
         let of_student = self.teachers.contains(&TeacherLabels::Student);
         let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
         let dkd = self.methods.iter().any(|m| matches!(m, Method::Dkd { .. }));
@@ -311,6 +324,13 @@ impl Sweep {
             (augmented && of_student).then(|| {
                 "a teacher of the student's labels has no logits of views; sweep it without augmentation".into()
             }),
+            (augmented && !elsewhere.is_empty()).then(|| {
+                "a teacher from elsewhere has logits of the images as they are; sweep it without augmentation".into()
+            }),
+            elsewhere
+                .iter()
+                .find(|name| name.is_empty() || !name.chars().all(plain))
+                .map(|name| format!("the teacher {name:?} is in names of folders: use letters, digits, -, _ and .")),
             self.images
                 .filter(|taken| !(1..=images).contains(taken))
                 .map(|taken| format!("images must be 1 to {images}, got {taken}; None takes all")),

@@ -10,5 +10,6 @@ mod verdict;
 pub use grid::{Augmentation, Distillation, Setting, Sweep, TeacherLabels};
 pub use report::{Comparison, Measure, SweepReport, SweepRun};
 pub use report_card::{Candidate, ReportCard, ReportRow, ResultRow, report_card};
+pub use runner::OtherTeacher;
 pub(crate) use runner::{SweepInputs, SweepListener, SweepProgress};
 pub use verdict::{Decision, Verdict};

@@ -195,7 +195,7 @@ impl SweepReport {
     pub(crate) fn grid(&self, measure: Measure) -> Vec<Vec<Option<f64>>> {
         let settings = self.sweep.settings();
         let one = |t: f64, a: f64| {
-            let at = |s: &&Setting| s.distillation.is_some_and(|x| x.temperature == t && x.alpha == a);
+            let at = |s: &&Setting| s.distillation.as_ref().is_some_and(|x| x.temperature == t && x.alpha == a);
             let (alone, distilled) = self.pairs(settings.iter().find(at)?, measure);
             Some(100.0 * (mean(&distilled)? - mean(&alone)?))
         };

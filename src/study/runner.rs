@@ -36,6 +36,16 @@ pub(crate) struct SweepProgress {
     pub seconds_left: Option<f64>,
 }
 
+/// A teacher of a sweep besides that of notebook 2: a network from a TorchScript file, or a table of answers.
+pub struct OtherTeacher<'a> {
+    /// Its name in [`TeacherLabels::Elsewhere`] and in the report.
+    pub name: &'a str,
+    /// Its logits for the training images.
+    pub train: &'a CachedTensor,
+    /// Its logits for the validation images.
+    pub validation: &'a CachedTensor,
+}
+
 /// Inputs that all runs of a sweep share.
 pub(crate) struct SweepInputs<'a> {
     pub data: &'a Dataset,
@@ -48,6 +58,8 @@ pub(crate) struct SweepInputs<'a> {
     pub teacher_transform: &'a Transform,
     pub train_features: &'a CachedTensor,
     pub validation_features: &'a CachedTensor,
+    /// Teachers from elsewhere.
+    pub others: &'a [OtherTeacher<'a>],
     /// Options for heads that are trained on the student's labels.
     pub head_options: &'a FitOptions,
     /// The student's network.
@@ -72,6 +84,7 @@ impl Sweep {
     /// When a value is out of its range, another process runs this sweep, and as [`fit`].
     pub(crate) fn run(&self, inputs: &SweepInputs, folder: &Path, listener: &SweepListener) -> Result<SweepReport> {
         self.check(inputs.data)?;
+        self.check_others(inputs.others, inputs.data)?;
         let data = SweepData::new(self, inputs)?;
         let _lock = lock_folder(&self.name, folder)?;
         let path = folder.join("sweep.json");
@@ -135,6 +148,33 @@ impl Sweep {
     }
 }
 
+impl Sweep {
+    /// Checks that the teachers from elsewhere that the grid names are there and fit the data.
+    pub(crate) fn check_others(&self, others: &[OtherTeacher], data: &Dataset) -> Result<()> {
+        for name in self.elsewhere() {
+            let Some(other) = others.iter().find(|other| other.name == name) else {
+                let given: Vec<&str> = others.iter().map(|other| other.name).collect();
+                return Err(Error::Input(format!(
+                    "sweep {}: there is no teacher {name:?} among those given ({}); give it to sweep_with",
+                    self.name,
+                    if given.is_empty() { "none".to_owned() } else { given.join(", ") }
+                )));
+            };
+            for (split, logits) in [(&data.train, other.train), (&data.validation, other.validation)] {
+                logits.check(&split.key, split.len(), &format!("logits of {name}"))?;
+                let (size, classes) = (logits.tensor.size(), data.classes.len());
+                if size != [split.len() as i64, classes as i64] {
+                    return Err(Error::Input(format!(
+                        "sweep {}: the logits of {name} are {size:?}, and [images, {classes}] is needed",
+                        self.name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Locks the folder of a sweep: two sweeps that write one folder would each drop the runs of the other.
 fn lock_folder(name: &str, folder: &Path) -> Result<std::fs::File> {
     let path = folder.join("sweep.lock");
@@ -155,6 +195,8 @@ struct SweepData<'a> {
     features: CachedTensor,
     logits: CachedTensor,
     validation_logits: CachedTensor,
+    /// Names and logits of teachers from elsewhere: for the training images here, and for the validation images.
+    others: Vec<(&'a str, CachedTensor, &'a CachedTensor)>,
     transform: Transform,
     test: Examples,
     views: Views,
@@ -170,10 +212,14 @@ impl<'a> SweepData<'a> {
         let features = train_features.select(&data.train, &kept)?;
         let logits = teacher_logits(head, &split, &features, None)?;
         let validation_logits = teacher_logits(head, &data.validation, validation_features, None)?;
+        let named = inputs.others.iter().filter(|other| sweep.elsewhere().any(|name| name == other.name));
+        let others = named
+            .map(|other| Ok((other.name, other.train.select(&data.train, &kept)?, other.validation)))
+            .collect::<Result<_>>()?;
         let transform = Transform::imagenet(sweep.size);
         let test = Examples::images(&data.test, &transform)?;
         let views = Views::cross(sweep.shift)?;
-        Ok(Self { inputs, split, features, logits, validation_logits, transform, test, views })
+        Ok(Self { inputs, split, features, logits, validation_logits, others, transform, test, views })
     }
 
     /// Returns the indices of the images with a label for this seed, and the labels of all images, wrong ones included.
@@ -304,11 +350,19 @@ impl Runner<'_> {
         let mut known = labels.f_full_like(UNLABELLED)?;
         let _ = known.f_index_copy_(0, &Tensor::f_from_slice(&labelled)?, &labels_of(&labelled)?)?;
         let images = Examples::images(&data.split, &data.transform)?;
-        let (images, validation_logits) = match (setting.augmentation, distillation.teacher) {
+        let (images, validation_logits) = match (setting.augmentation, &distillation.teacher) {
             (Augmentation::None, TeacherLabels::All) => (images.with_teacher(&data.logits)?, &data.validation_logits),
             (Augmentation::None, TeacherLabels::Student) => {
                 let [train, validation] = self.own_teacher(setting, seed, listener)?;
                 (images.with_teacher(train)?, validation)
+            }
+            (Augmentation::None, TeacherLabels::Elsewhere(name)) => {
+                let (_, train, validation) = data
+                    .others
+                    .iter()
+                    .find(|(of, ..)| of == name)
+                    .ok_or_else(|| Error::Input(format!("there is no teacher {name:?}; give it to sweep_with")))?;
+                (images.with_teacher(train)?, *validation)
             }
             (augmentation, _) => {
                 let logits = self.view_logits(listener)?;

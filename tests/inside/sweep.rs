@@ -41,6 +41,16 @@ impl Bench {
     }
 
     fn heard(&self, sweep: &Sweep, folder: &Path, listener: SweepListener) -> kdlab::Result<SweepReport> {
+        self.taught(sweep, folder, listener, &[])
+    }
+
+    fn taught(
+        &self,
+        sweep: &Sweep,
+        folder: &Path,
+        listener: SweepListener,
+        others: &[OtherTeacher],
+    ) -> kdlab::Result<SweepReport> {
         let inputs = SweepInputs {
             data: &self.data,
             device: Device::Cpu,
@@ -50,6 +60,7 @@ impl Bench {
             teacher_transform: &self.transform,
             train_features: &self.train,
             validation_features: &self.validation,
+            others,
             head_options: &FitOptions { epochs: 3, ..FitOptions::default() },
             student: &tiny,
             cache: &self.cache,
@@ -81,7 +92,7 @@ fn a_grid_is_run_once_paired_by_seed_and_found_again() {
     // Paired: with alpha = 0 the teacher has no say, and first weights and batches are those of the student alone.
     let compared = report.compare(Measure::Test).unwrap();
     for c in &compared {
-        let alpha = c.setting.distillation.unwrap().alpha;
+        let alpha = c.setting.distillation.as_ref().unwrap().alpha;
         assert_eq!(c.verdict.differences.iter().all(|d| *d == 0.0), alpha == 0.0, "{}", c.setting);
         assert!((c.verdict.confidence - 0.9875).abs() < 1e-12, "four comparisons");
     }
@@ -120,7 +131,9 @@ fn labels_noise_views_and_teachers_are_axes() {
     let report = bench.run(&sweep, &folder.path().join("labels")).unwrap();
     assert_eq!(report.runs.len(), 2 * 2 * 3);
     let teacher = |noise: f64, of: TeacherLabels| {
-        let of = |r: &&SweepRun| r.setting.noise == noise && r.setting.distillation.is_some_and(|t| t.teacher == of);
+        let of = |r: &&SweepRun| {
+            r.setting.noise == noise && r.setting.distillation.as_ref().is_some_and(|t| t.teacher == of)
+        };
         report.runs.iter().find(of).and_then(|r| r.teacher).unwrap()
     };
     assert_eq!(teacher(0.0, TeacherLabels::All), teacher(0.5, TeacherLabels::All));
@@ -130,6 +143,48 @@ fn labels_noise_views_and_teachers_are_axes() {
     let names: Vec<_> = report.runs[..3].iter().map(|r| r.setting.to_string()).collect();
     assert_eq!(names, ["alone-augmented", "kd-T4-alpha0.9-same-view", "kd-T4-alpha0.9-other-view"]);
     assert!(std::fs::read_dir(&bench.cache).unwrap().any(|f| f.unwrap().path().extension().unwrap() == "safetensors"));
+}
+
+/// A teacher from elsewhere that knows every label, beside the course's.
+#[test]
+fn a_teacher_from_elsewhere_is_one_of_the_teachers() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::new(folder.path());
+    let sure = |split: &kdlab::data::Split| {
+        let logits = split.labels().unwrap().one_hot(10).to_kind(tch::Kind::Float) * 8.0;
+        CachedTensor::new(split, logits, "sure").unwrap()
+    };
+    let (train, validation) = (sure(&bench.data.train), sure(&bench.data.validation));
+    let others = [OtherTeacher { name: "oracle", train: &train, validation: &validation }];
+    let elsewhere = || TeacherLabels::Elsewhere("oracle".into());
+    let sweep =
+        Sweep { seeds: vec![0, 1], teachers: vec![TeacherLabels::All, elsewhere()], omitted: Some(2), ..small() };
+    let run = |sweep: &Sweep, others: &[OtherTeacher]| {
+        bench.taught(sweep, &folder.path().join("s"), Arc::new(|_, _| ()), others)
+    };
+    let report = run(&sweep, &others).unwrap();
+    let names: Vec<_> = report.runs[..3].iter().map(|r| r.setting.to_string()).collect();
+    assert_eq!(names, ["alone", "kd-T4-alpha0.9", "kd-T4-alpha0.9-taught-by-oracle"]);
+    assert_eq!((report.runs[2].teacher, report.runs[1].teacher < Some(1.0)), (Some(1.0), true));
+    assert_ne!(report.runs[1].key, report.runs[2].key);
+    assert!(report.table(Measure::Test).unwrap().to_string().contains("taught-by-oracle"));
+    assert_eq!(SweepReport::load(folder.path().join("s/sweep.json")).unwrap(), report);
+
+    let swapped = [OtherTeacher { name: "oracle", train: &validation, validation: &train }];
+    let nine = CachedTensor::new(&bench.data.train, train.tensor.narrow(1, 0, 9), "nine").unwrap();
+    let few = [OtherTeacher { name: "oracle", train: &nine, validation: &validation }];
+    let augmented = Sweep { augmentations: vec![Augmentation::Same], ..sweep.clone() };
+    let odd = Sweep { teachers: vec![TeacherLabels::Elsewhere("a/b".into())], ..sweep.clone() };
+    for (sweep, others, says) in [
+        (&sweep, &[][..], "no teacher \"oracle\" among those given (none); give it to sweep_with"),
+        (&sweep, &swapped, "logits of oracle were computed for other data"),
+        (&sweep, &few, "[images, 10] is needed"),
+        (&augmented, &others, "logits of the images as they are; sweep it without augmentation"),
+        (&odd, &others, "use letters, digits"),
+    ] {
+        let text = run(sweep, others).unwrap_err().to_string();
+        assert!(text.contains(says), "{text}");
+    }
 }
 
 #[test]
@@ -178,7 +233,7 @@ fn methods_are_swept_as_their_authors_ran_them() {
     let report = bench.run(&sweep, &folder.path().join("s")).unwrap();
     let names: Vec<_> = report.runs[..4].iter().map(|r| r.setting.to_string()).collect();
     assert_eq!(names, ["alone", "kd-published", "standardised-kd-published", "argmax-published"]);
-    let of = |run: usize| report.runs[run].setting.distillation.map(|d| (d.temperature, d.alpha));
+    let of = |run: usize| report.runs[run].setting.distillation.as_ref().map(|d| (d.temperature, d.alpha));
     assert_eq!((of(1), of(2)), (Some((4.0, 0.9)), Some((2.0, 9.0 / 9.1))));
     assert_eq!((report.runs.len(), report.compare(Measure::Test).unwrap().len()), (8, 3));
     assert!(report.map(Measure::Test).err().unwrap().to_string().contains("its authors' temperature and weights"));
