@@ -24,6 +24,20 @@ pub struct Dataset {
     pub notices: Vec<String>,
     /// Hex SHA-256 over pixels, labels and the rows of the splits.
     pub key: String,
+    /// Rows in the pool of the images without a label.
+    unlabelled: Vec<i64>,
+}
+
+impl Dataset {
+    /// Returns the images on which a student is distilled: the training split, followed by the images without a label,
+    /// if there are any. Their label is -100. A loss takes the teacher's soft targets of all images, and cross-entropy
+    /// of those with a label.
+    pub fn transfer_set(&self) -> Split {
+        match self.unlabelled.as_slice() {
+            [] => self.train.clone(),
+            rows => self.train.followed_by(rows),
+        }
+    }
 }
 
 /// Which data to open and how to divide it.
@@ -96,13 +110,15 @@ pub(super) struct Found {
     /// `None` if the validation split is to be held out of `train`.
     pub validation: Option<Vec<i64>>,
     pub test: Vec<i64>,
+    /// Rows of images without a label.
+    pub unlabelled: Vec<i64>,
     pub notices: Vec<String>,
 }
 
 impl Found {
     /// Divides the images into the three splits.
     pub fn into_dataset(self, options: &DataOptions) -> Result<Dataset> {
-        let Found { name, classes, pool, train, validation, test, mut notices } = self;
+        let Found { name, classes, pool, train, validation, test, unlabelled, mut notices } = self;
         if classes.len() < 2 {
             return Err(Error::Data(format!(
                 "the dataset {name} has one class only ({}): add a subfolder with images of a second one",
@@ -146,7 +162,7 @@ impl Found {
         let validation = split("validation", validation, options.validation_images)?;
         let test = split("test", test, options.test_images)?;
         let key = sha256([train.key.as_bytes(), validation.key.as_bytes(), test.key.as_bytes()]);
-        Ok(Dataset { name, classes, train, validation, test, notices, key })
+        Ok(Dataset { name, classes, train, validation, test, notices, key, unlabelled })
     }
 }
 
@@ -158,6 +174,9 @@ impl fmt::Display for Dataset {
         // On its own line: JupyterLab breaks a long line anywhere, even inside a number.
         write!(f, "{height}x{width} pixels, ")?;
         write!(f, "{} train, {} validation, {} test images", train.len(), validation.len(), test.len())?;
+        if !self.unlabelled.is_empty() {
+            write!(f, ", {} without a label", self.unlabelled.len())?;
+        }
         notices.iter().try_for_each(|notice| write!(f, "\nNote: {notice}"))
     }
 }

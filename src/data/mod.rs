@@ -24,6 +24,7 @@ pub use preprocessing::{Channels, Preprocessing};
 pub use sampling::{batches, shuffled};
 pub(crate) use sources::shortened;
 pub use sources::{image_folder, open, read_image};
+pub(crate) use split::UNLABELLED;
 pub use split::{Batch, Split};
 pub use transform::Transform;
 pub(crate) use views::EpochViews;

@@ -8,6 +8,9 @@ use crate::{Error, Result};
 use std::fmt;
 use tch::{Device, Tensor};
 
+/// Label of an image without a label: the `ignore_index` of `F.cross_entropy`.
+pub(crate) const UNLABELLED: i64 = -100;
+
 /// Some of the images of a dataset. A sample index is a position `0..len()` in this split.
 ///
 /// CIFAR-10 and IDX keep the order of their files, in which the classes are mixed; image folders are mixed on load.
@@ -54,7 +57,7 @@ impl Split {
         (shape[2], shape[3])
     }
 
-    /// Returns all labels in split order, i64 `[N]` on the CPU.
+    /// Returns all labels in split order, i64 `[N]` on the CPU; -100 for images without a label.
     ///
     /// # Errors
     /// When libtorch fails.
@@ -71,10 +74,11 @@ impl Split {
         self.classes
     }
 
-    /// The number of images of each class, indexed by label.
+    /// The number of images of each class, indexed by label; images without a label are not counted.
     pub(crate) fn class_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes];
-        self.labels_of(&self.rows).iter().for_each(|&label| counts[label as usize] += 1);
+        let labels = self.labels_of(&self.rows).into_iter().filter(|label| *label != UNLABELLED);
+        labels.for_each(|label| counts[label as usize] += 1);
         counts
     }
 
@@ -101,7 +105,7 @@ impl Split {
         Ok(self.batch(&[index])?.images.f_squeeze_dim(0)?)
     }
 
-    /// Returns the label at a sample index.
+    /// Returns the label at a sample index; -100 for an image without a label.
     ///
     /// # Errors
     /// When `index` is outside `0..len()`.
@@ -127,6 +131,11 @@ impl Split {
         }
     }
 
+    /// This split with more rows of the pool behind its own.
+    pub(super) fn followed_by(&self, rows: &[i64]) -> Split {
+        Split::new(&self.name, &self.pool, [&self.rows, rows].concat(), self.classes)
+    }
+
     /// Returns the first `n` images as a split with its own key.
     ///
     /// # Errors
@@ -148,7 +157,7 @@ impl Split {
         Ok(Split::new(&self.name, &self.pool, rows, self.classes))
     }
 
-    /// Returns the sample indices, in split order, of a stratified share of the images: the images that keep their
+    /// Returns the sample indices, in split order, of a stratified share of the images with a label: the images that keep their
     /// labels in an experiment with few labels. There is at least one image of each class. The same seed gives the same
     /// indices.
     ///
@@ -158,21 +167,28 @@ impl Split {
         if !(fraction > 0.0 && fraction <= 1.0) {
             return Err(Error::Input(format!("labelled fraction must be in (0, 1], got {fraction}; try 0.05")));
         }
-        let n = (self.len() as f64 * fraction).round() as usize;
-        let all: Vec<i64> = (0..self.len() as i64).collect();
-        Ok(stratified(&all, &self.labels_of(&self.rows), n.max(self.classes), Purpose::LabelledSubset, seed).0)
+        let labels = self.labels_of(&self.rows);
+        let all: Vec<i64> = (0..self.len() as i64).filter(|&i| labels[i as usize] != UNLABELLED).collect();
+        let n = (all.len() as f64 * fraction).round() as usize;
+        Ok(stratified(&all, &labels, n.max(self.classes), Purpose::LabelledSubset, seed).0)
     }
 
     /// Returns all labels in split order, i64 `[N]`, with a `fraction` of them wrong: each is replaced by one of the
     /// other classes with equal probability (symmetric label noise). The same seed changes the same images.
     ///
     /// # Errors
-    /// When `fraction` is outside [0, 1].
+    /// When `fraction` is outside [0, 1], or an image has no label.
     pub fn noisy_labels(&self, fraction: f64, seed: u64) -> Result<Tensor> {
         if !(0.0..=1.0).contains(&fraction) {
             return Err(Error::Input(format!("the share of wrong labels must be in [0, 1], got {fraction}; try 0.3")));
         }
-        Ok(Tensor::f_from_slice(&noisy(&self.labels_of(&self.rows), self.classes, fraction, seed))?)
+        let labels = self.labels_of(&self.rows);
+        if labels.contains(&UNLABELLED) {
+            return Err(Error::Input(
+                "wrong labels for images that have none: take the train split of the dataset".into(),
+            ));
+        }
+        Ok(Tensor::f_from_slice(&noisy(&labels, self.classes, fraction, seed))?)
     }
 
     /// The same split with its images on a device, where batches are then assembled.

@@ -2,7 +2,7 @@
 
 use super::canvas::{Area, Drawn, Figure, INK, anchored, px, text_color};
 use super::words::{counted, percent};
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Split, UNLABELLED};
 use crate::train::{Evaluation, soft_targets};
 use crate::{Error, Result};
 use image::RgbImage;
@@ -131,6 +131,9 @@ fn likely(soft: &Tensor, classes: &[String], n: usize) -> Result<Vec<String>> {
 }
 
 fn class_name(classes: &[String], label: i64) -> Result<String> {
+    if label == UNLABELLED {
+        return Ok("no label".to_owned());
+    }
     let name = usize::try_from(label).ok().and_then(|l| classes.get(l));
     name.cloned().ok_or_else(|| Error::Input(format!("label {label} has no name among {} classes", classes.len())))
 }

@@ -304,10 +304,12 @@ impl Examples {
     }
 
     fn new(split: &Split, inputs: Inputs, key: String) -> Result<Self> {
+        let labels = split.labels()?;
+        let partly_labelled = labels.f_eq(UNLABELLED)?.f_any()?.f_int64_value(&[])? != 0;
         Ok(Self {
             inputs,
-            labels: split.labels()?,
-            partly_labelled: false,
+            labels,
+            partly_labelled,
             teacher: None,
             apart: false,
             views: None,

@@ -111,7 +111,7 @@ pub(crate) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> 
 }
 
 /// Label of an image without a label. Cross-entropy leaves it out: it is the `ignore_index` of `F.cross_entropy`.
-pub(crate) const UNLABELLED: i64 = -100;
+pub(crate) const UNLABELLED: i64 = crate::data::UNLABELLED;
 
 /// Cross-entropy against the hard labels as a recipe wants it: `F.cross_entropy` with `weight` and `label_smoothing`.
 #[derive(Default)]

@@ -37,6 +37,46 @@ fn an_image_folder_is_read_resized_and_divided() -> Done {
 }
 
 #[test]
+fn images_without_labels_are_in_the_transfer_set_alone() -> Done {
+    let folder = tempfile::tempdir()?;
+    pngs(&folder.path().join("cat"), 20, [200, 10, 20])?;
+    pngs(&folder.path().join("dog"), 20, [10, 200, 20])?;
+    let without = data::image_folder(folder.path(), 8, &options(folder.path()))?;
+    assert_eq!(without.transfer_set().key, without.train.key);
+    pngs(&folder.path().join("unlabelled"), 4, [1, 2, 3])?;
+    pngs(&folder.path().join("unlabelled/more"), 3, [4, 5, 6])?;
+    fs::write(folder.path().join("unlabelled/photo.heic"), "of a kind that is not read")?;
+    let data = data::image_folder(folder.path(), 8, &options(folder.path()))?;
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert_says(&data.to_string(), &["32 train, 4 validation, 4 test images, 7 without a label", "photo.heic"]);
+    assert!(!data.to_string().contains("folders below that of a class"), "{data}");
+    let (all, train) = (data.transfer_set(), &data.train);
+    assert_eq!((all.len(), all.class_counts()), (train.len() + 7, train.class_counts()));
+    for i in 0..all.len() as i64 {
+        let labelled = i < train.len() as i64;
+        assert_eq!(all.label(i)?, if labelled { train.label(i)? } else { -100 });
+        assert_eq!(all.file_name(i)?.starts_with("unlabelled/"), !labelled);
+    }
+    let fewer = all.labelled_subset(0.5, 1)?;
+    assert!(fewer.len() == 16 && fewer.iter().all(|&i| all.label(i).unwrap() >= 0), "{fewer:?}");
+    assert_says(&message(all.noisy_labels(0.5, 1)), &["images that have none", "take the train split"]);
+
+    // Beside the splits and in the training split, in either spelling; also an image that the test split holds.
+    let folder = tempfile::tempdir()?;
+    for class in ["train/a", "train/b", "val/a", "val/b", "test/a", "test/b"] {
+        pngs(&folder.path().join(class), 3, [9, 9, class.len() as u8])?;
+    }
+    pngs(&folder.path().join("unlabeled"), 2, [1, 2, 3])?;
+    pngs(&folder.path().join("train/unlabelled"), 2, [1, 2, 4])?;
+    fs::copy(folder.path().join("test/a/000.png"), folder.path().join("unlabeled/seen.png"))?;
+    let data = data::image_folder(folder.path(), 8, &options(folder.path()))?;
+    assert_eq!((data.train.len(), data.transfer_set().len()), (6, 11));
+    assert_says(&data.to_string(), &["seen.png", "in another split as well"]);
+    assert!(!data.to_string().contains("not used"), "{data}");
+    Ok(())
+}
+
+#[test]
 fn grey_transparent_deep_and_misnamed_images_are_read() -> Done {
     let folder = tempfile::tempdir()?;
     for class in ["a", "b"] {

@@ -162,3 +162,47 @@ fn a_table_that_does_not_fit_says_why() {
     let text = LogitsTable::read(folder.path().join("fewer.csv"), &course, Outputs::Logits).err().unwrap().to_string();
     assert!(text.contains("have no file names; open a folder of images"), "{text}");
 }
+
+/// A student learns from images without labels by their soft targets.
+#[test]
+fn images_without_labels_teach_by_their_soft_targets_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pictures");
+    pictures(&path);
+    for i in 0..30u8 {
+        std::fs::create_dir_all(path.join("unlabelled")).unwrap();
+        let grey = image::Rgb([7 * i; 3]);
+        image::RgbImage::from_pixel(4, 4, grey).save(path.join(format!("unlabelled/{i}.png"))).unwrap();
+    }
+    let data = image_folder(&path, 4, &DataOptions::default()).unwrap();
+    let all = data.transfer_set();
+    // The teacher calls bright images dogs.
+    let answers = |split: &kdlab::data::Split| {
+        let row = |i| [1.0, brightness(split, i) / 25.0 - 2.0];
+        let rows: Vec<f32> = (0..split.len() as i64).flat_map(row).collect();
+        CachedTensor::new(split, Tensor::from_slice(&rows).view([-1, 2]), "bright").unwrap()
+    };
+    let net = |vs: &nn::Path| {
+        Layers::new()
+            .func("mean", |x| x.mean_dim([2, 3].as_slice(), false, Kind::Float))
+            .add("fc", nn::linear(vs / "fc", 3, 2, Default::default()))
+    };
+    let mut model = Model::new("net", Device::Cpu, 0, &net).unwrap();
+    let of = |split: &kdlab::data::Split| {
+        Examples::images(split, &normalised(4)).unwrap().with_teacher(&answers(split)).unwrap()
+    };
+    let (train, validation) = (of(&all), of(&data.validation));
+    let (kd, own) = (KdLoss::new(2.0, 0.25).unwrap(), (data.train.len() as i64..all.len() as i64).collect::<Vec<_>>());
+    let options = FitOptions { batch_size: 8, epochs: 20, learning_rate: 0.05, ..FitOptions::default() };
+    let history = fit(&mut model, &train, &validation, &Criterion::kd(kd), &options).unwrap();
+    assert!(history.records.iter().all(|r| r.train.loss.is_finite()));
+    let measured = evaluate(&model, &train, 16).unwrap();
+    assert_eq!((measured.total, measured.accuracy() > 0.8), (data.train.len(), true), "{}", measured.accuracy());
+    let agreed =
+        predict(&model, &train, 16).unwrap().argmax(1, false).eq_tensor(&answers(&all).tensor.argmax(1, false));
+    let agreed = agreed.index_select(0, &Tensor::from_slice(&own)).to_kind(Kind::Float).mean(Kind::Float);
+    assert!(agreed.double_value(&[]) > 0.8, "{agreed:?}");
+    let refused = Criterion::hard("mine", |logits, labels| logits.cross_entropy_for_logits(labels));
+    let text = fit(&mut model, &train, &validation, &refused, &options).unwrap_err().to_string();
+    assert!(text.contains("some have none"), "{text}");
+}

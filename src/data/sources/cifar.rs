@@ -109,7 +109,8 @@ pub(super) fn load(folder: &Path, options: &DataOptions) -> Result<Dataset> {
     }
     let (train, test) = ((0..first_test).collect(), (first_test..pool.len() as i64).collect());
     let classes = class_names(folder, &mut notices)?;
-    Found { name: "CIFAR-10".into(), classes, pool, train, validation: None, test, notices }.into_dataset(options)
+    Found { name: "CIFAR-10".into(), classes, pool, train, validation: None, test, unlabelled: vec![], notices }
+        .into_dataset(options)
 }
 
 /// Appends the records of a batch file to the pool.

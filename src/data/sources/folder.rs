@@ -24,7 +24,8 @@ const WAITING: usize = 256 << 20;
 ///
 /// A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`,
 /// `validation/`) with the class folders in them, of which the last two may be missing. Tiny-ImageNet's layout is read
-/// too, and Roboflow's exports for classification. Whatever is left out is counted and named in the notices.
+/// too, and Roboflow's exports for classification. Images in `unlabelled/` beside the class folders have no label; they
+/// are in the [`Dataset::transfer_set`]. Whatever is left out is counted and named in the notices.
 ///
 /// # Errors
 /// When there is no image, no readable image, or only one class, or too few images of a class for every split.
@@ -68,8 +69,9 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
         test
     };
     let validation = layout.parts.contains(&Part::Validation).then(|| rows(Part::Validation));
+    let unlabelled = rows(Part::Unlabelled);
     let said = notices.join("; ");
-    let found = Found { name: file_name(path), classes, pool, train, validation, test, notices };
+    let found = Found { name: file_name(path), classes, pool, train, validation, test, unlabelled, notices };
     // The notices help to understand why a class has no images.
     found.into_dataset(options).map_err(|e| if said.is_empty() { e } else { Error::Data(format!("{e} ({said})")) })
 }
@@ -81,7 +83,11 @@ fn repeated(kept: &[(&Labelled, u128)]) -> Vec<String> {
     let (mut splits, mut classes, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     for (image, digest) in kept {
         let earlier = *first.entry(*digest).or_insert(image);
-        if image.label != earlier.label {
+        let unlabelled = [image.part, earlier.part].contains(&Part::Unlabelled);
+        if unlabelled && ![image.part, earlier.part].iter().any(|part| [Part::Validation, Part::Test].contains(part)) {
+            continue;
+        }
+        if !unlabelled && image.label != earlier.label {
             classes.push(image.path.clone());
         } else if image.part != earlier.part {
             splits.push(image.path.clone());
@@ -90,7 +96,7 @@ fn repeated(kept: &[(&Labelled, u128)]) -> Vec<String> {
         }
     }
     // Copies within a split matter only if it is divided later.
-    if kept.iter().any(|(image, _)| image.part != Part::Train) {
+    if kept.iter().any(|(image, _)| [Part::Validation, Part::Test].contains(&image.part)) {
         copies.clear();
     }
     let notices = [

@@ -84,7 +84,7 @@ pub(super) fn load(paths: &[PathBuf; 4], fashion: bool, options: &DataOptions) -
     };
     let (first_test, end) = (train.len() as i64, pool.len() as i64);
     let (train, test) = ((0..first_test).collect(), (first_test..end).collect());
-    Found { name, classes, pool, train, validation: None, test, notices }.into_dataset(options)
+    Found { name, classes, pool, train, validation: None, test, unlabelled: vec![], notices }.into_dataset(options)
 }
 
 /// Reads a file of images and that of their labels: height and width, pixels, labels.

@@ -3,6 +3,7 @@
 
 use super::files::{file_name, list};
 use super::tables::{has_table, refuse_others, table};
+use crate::data::UNLABELLED;
 use crate::{Error, Result};
 use image::ImageFormat;
 use std::collections::HashSet;
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// Deepest folder below that of a class that is searched.
 const DEEPEST: usize = 8;
+/// The folder of images without labels, in either spelling.
+const UNLABELLED_FOLDERS: [&str; 2] = ["unlabelled", "unlabeled"];
 /// Extensions of image formats that the `image` crate does not know.
 const UNKNOWN: [&str; 11] = ["heic", "heif", "jp2", "j2k", "jxl", "svg", "psd", "cr2", "nef", "arw", "dng"];
 
@@ -19,6 +22,8 @@ pub(super) enum Part {
     Train,
     Validation,
     Test,
+    /// Images of which no class is known.
+    Unlabelled,
 }
 
 /// An image file and its label.
@@ -59,6 +64,12 @@ pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
     }
     if layout.images.is_empty() {
         return Ok(None);
+    }
+    for folder in unlabelled_folders(path, &roots[0]) {
+        let nested = search.nested;
+        let images = search.images(&folder, true)?.into_iter();
+        search.nested = nested;
+        layout.images.extend(images.map(|path| Labelled { part: Part::Unlabelled, path, label: UNLABELLED }));
     }
     if !roots.iter().any(|root| root == path) {
         let loose = search.images(path, false)?;
@@ -116,7 +127,16 @@ fn parts(path: &Path) -> Result<Vec<(Part, PathBuf)>> {
 
 pub(super) fn class_folders(root: &Path) -> Result<Vec<PathBuf>> {
     // Archives made on a Mac hold a second tree of this name, of metadata.
-    Ok(list(root)?.into_iter().filter(|path| path.is_dir() && file_name(path) != "__MACOSX").collect())
+    let is_class = |name: String| name != "__MACOSX" && !UNLABELLED_FOLDERS.contains(&name.as_str());
+    Ok(list(root)?.into_iter().filter(|path| path.is_dir() && is_class(file_name(path))).collect())
+}
+
+/// The folders of images without labels, in the folder of the dataset and in that of its training split.
+fn unlabelled_folders(path: &Path, train: &Path) -> Vec<PathBuf> {
+    let mut roots = vec![path, train];
+    roots.dedup();
+    let folders = roots.iter().flat_map(|root| UNLABELLED_FOLDERS.map(|name| root.join(name)));
+    folders.filter(|folder| folder.is_dir()).collect()
 }
 
 /// Whether a split holds its images in one folder that is not a class, as Tiny-ImageNet's test split does.
