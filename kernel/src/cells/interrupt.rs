@@ -23,6 +23,9 @@ pub enum Stop {
     Loops = 2,
 }
 
+/// Mark in the second word: a check has ended the cell, and stored no variables.
+pub const LEFT: u32 = u32::MAX;
+
 const LENGTH: usize = size_of::<[AtomicU32; 2]>();
 
 /// The words, as the server sees them.
@@ -51,9 +54,15 @@ impl Interrupt {
         self.0[0].load(Ordering::SeqCst) != 0
     }
 
+    /// Returns whether a check has ended the cell.
+    pub fn has_ended_cell(&self) -> bool {
+        self.0[1].load(Ordering::SeqCst) != 0
+    }
+
     /// Returns the number of the place at which a loop stopped that has kept its cell's variables.
     pub fn place(&self) -> Option<usize> {
-        (self.0[1].load(Ordering::SeqCst) as usize).checked_sub(1)
+        let mark = self.0[1].load(Ordering::SeqCst);
+        mark.checked_sub(1).filter(|_| mark != LEFT).map(|place| place as usize)
     }
 }
 

@@ -50,7 +50,7 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
         if kept.keep(call, inputs).is_ok() {
             kept.keep_library(&cell_source(folder), &made);
             // cargo has compiled the cell without the checks for Interrupt.
-            if stops::add(&cell_source(folder)).is_some()
+            if stops::add(&cell_source(folder), &Default::default()).is_some()
                 && let Some(status) =
                     kept.find().map(|call| repeat(&kept, &call, level.as_deref())).transpose()?.flatten()
             {

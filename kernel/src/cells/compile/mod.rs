@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod cargo;
+pub mod checks;
 pub mod crate_library;
 pub mod damaged;
 pub mod environment;
@@ -10,5 +11,7 @@ pub mod level;
 pub mod loops;
 pub mod metadata;
 pub mod notice;
+pub mod own;
+pub mod recursion;
 pub mod rustc;
 pub mod stops;

@@ -159,7 +159,8 @@ pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i
 fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<CrateLibrary>) -> Result<Output> {
     let mut run = || rustc.output().context("cannot start rustc");
     let Some(private) = std::env::var_os(private::FOLDER).map(PathBuf::from) else { return run() };
-    let (mut stops, mut puts_back) = (stops::add(code), true);
+    let (mut left_out, mut puts_back) = (BTreeSet::new(), true);
+    let mut stops = stops::add(code, &left_out);
     let output = loop {
         let stoppable = stops.as_ref().map_or_else(|| code.to_owned(), |stops| stops.text.clone());
         let text = replaced::put_back(&private, &stoppable).filter(|_| puts_back);
@@ -171,14 +172,20 @@ fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<Cr
         fs::write(source, text).context("cannot write the cell's source")?;
         let output = run()?;
         let said = String::from_utf8_lossy(&output.stderr);
-        let mut messages = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let messages: Vec<Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         if output.status.success() {
             break output;
         } else if crates.take_if(|crates| said.contains(&crates.name)).is_some() {
             // It lacks something that this cell needs.
         } else if puts_back && said.contains(replaced::PUT_BACK) {
             puts_back = false;
-        } else if stops.as_ref().is_some_and(|stops| messages.any(|message| stops.shifts(&message))) {
+        } else if let Some(refused) = stops.as_ref().map(|stops| stops.refused(&messages))
+            && !refused.is_empty()
+            && !refused.is_subset(&left_out)
+        {
+            left_out.extend(refused);
+            stops = stops::add(code, &left_out);
+        } else if stops.as_ref().is_some_and(|stops| messages.iter().any(|message| stops.shifts(message))) {
             stops = None;
         } else {
             break output;

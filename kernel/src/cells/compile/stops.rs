@@ -1,9 +1,9 @@
 //! Lets Interrupt stop the loops that cells define.
 //!
-//! The kernel's cargo puts a check at the head of each loop, of each closure, and of each function that calls itself,
-//! always on the same line. A check reads one word of memory that the server shares with the process of the cells
-//! ([`crate::cells::interrupt`]). If the word is set, the check unwinds the stack. evcxr takes that for a panic, and a
-//! panic costs no variable of earlier cells.
+//! The kernel's cargo puts a check at the head of each loop, of each closure, and of each function that may call
+//! itself, always on the same line. A check reads one word of memory that the server shares with the process of the
+//! cells ([`crate::cells::interrupt`]). If the word is set, the check unwinds the stack. evcxr takes that for a panic,
+//! and a panic costs no variable of earlier cells.
 //!
 //! A loop among the cell's own statements also puts the variables that the cell has bound before it into evcxr's store,
 //! because evcxr forgets the new variables of a cell that fails. The server then runs an internal cell, by which evcxr
@@ -11,14 +11,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
-use ra_ap_syntax::ast::{self, HasArgList, HasLoopBody, HasName};
-use ra_ap_syntax::{AstNode, Edition, SourceFile, SyntaxKind, SyntaxNode, TextSize};
+use ra_ap_syntax::ast;
+use ra_ap_syntax::{AstNode, Edition, SourceFile};
 use serde_json::Value;
 
-use crate::cells::compile::loops::{calls_itself, is_evcxr_s_own};
-use crate::cells::interrupt::{ADDRESS, Stop};
+use crate::cells::compile::checks::{Checks, Insertion, MODULE, Part};
+use crate::cells::compile::own::{Own, is_generated, is_run};
+use crate::cells::compile::recursion::recursive;
+use crate::cells::interrupt::{ADDRESS, LEFT, Stop};
 
 /// File in the private folder: for each place at which a cell may stop, the statements that take up the variables
 /// which that place puts into the store.
@@ -29,141 +32,106 @@ pub struct Stops {
     pub text: String,
     /// Lines, counted from 1, in which columns have changed.
     lines: BTreeSet<usize>,
+    /// What was inserted, with its line and its columns, counted from 1.
+    inserted: Vec<(Insertion, usize, Range<usize>)>,
     taken_up: Vec<Vec<String>>,
 }
 
 /// Functions of the checks, in one line, because the lines of the cell must keep their numbers.
 /// A second unwinding during a first one would end the process, so code that runs during one is not stopped. Threads
 /// with a name belong to crates, such as background runs that call a closure of the cell, and are not stopped either.
-fn module() -> String {
+/// Nor is what a function calls that cannot be unwound (`whole`). The check that ends the cell itself leaves a mark.
+fn module(name: &str, guarded: bool) -> String {
     let all = Stop::All as u32;
+    let (whole, is_whole) = match guarded {
+        true => (
+            "thread_local! { static WHOLE: ::std::cell::Cell<u32> = const { ::std::cell::Cell::new(0) } } \
+             pub struct Whole; \
+             impl Drop for Whole { fn drop(&mut self) { let _ = WHOLE.try_with(|depth| depth.set(depth.get() - 1)); } } \
+             pub fn whole() -> Option<Whole> { WHOLE.try_with(|depth| depth.set(depth.get() + 1)).ok().map(|()| Whole) } ",
+            "WHOLE.try_with(|depth| depth.get() > 0).unwrap_or(true)",
+        ),
+        false => ("", "false"),
+    };
     format!(
-        "#[doc(hidden)] mod live_kernel {{ use ::std::sync::atomic::{{AtomicU32, Ordering::Relaxed}}; \
+        "#[doc(hidden)] mod {name} {{ use ::std::sync::atomic::{{AtomicU32, Ordering::Relaxed}}; \
          static NEVER: AtomicU32 = AtomicU32::new(0); static mut WORD: &AtomicU32 = &NEVER; \
+         static mut CELL: Option<::std::thread::ThreadId> = None; {whole}\
          pub fn begin() {{ let given = ::std::env::var(\"{ADDRESS}\").ok().and_then(|text| text.parse::<usize>().ok()); \
-         if let Some(address) = given {{ unsafe {{ WORD = &*(address as *const AtomicU32) }} }} }} \
+         if let Some(address) = given {{ unsafe {{ WORD = &*(address as *const AtomicU32); \
+         CELL = Some(::std::thread::current().id()) }} }} }} \
          #[inline(always)] pub fn is_set() -> bool {{ unsafe {{ WORD }}.load(Relaxed) != 0 }} \
          #[inline(always)] pub fn in_loop() {{ if is_set() {{ unwind() }} }} \
          #[inline(always)] pub fn in_function() {{ if unsafe {{ WORD }}.load(Relaxed) == {all} {{ unwind() }} }} \
-         #[cold] #[inline(never)] fn unwind() {{ let thread = ::std::thread::current(); \
-         let of_cell = thread.name().is_none_or(|name| name == \"main\" || name.starts_with(\"tokio\")); \
-         if of_cell && !::std::thread::panicking() {{ leave() }} }} \
-         #[cold] #[inline(never)] pub fn leave() -> ! {{ ::std::panic::resume_unwind(Box::new(\"interrupted\")) }} \
-         #[cold] #[inline(never)] pub fn leave_at(place: u32) -> ! {{ \
-         unsafe {{ (*::std::ptr::from_ref(WORD).add(1)).store(place + 1, Relaxed) }} leave() }} }}\n"
+         #[cold] #[inline(never)] fn unwind() {{ if {is_whole} || ::std::thread::panicking() {{ return }} \
+         let thread = ::std::thread::current(); \
+         if thread.name().is_none_or(|name| name == \"main\" || name.starts_with(\"tokio\")) {{ \
+         if unsafe {{ CELL }} == Some(thread.id()) {{ mark({LEFT}) }} leave() }} }} \
+         fn mark(place: u32) {{ unsafe {{ (*::std::ptr::from_ref(WORD).add(1)).store(place, Relaxed) }} }} \
+         fn leave() -> ! {{ ::std::panic::resume_unwind(Box::new(\"interrupted\")) }} \
+         #[cold] #[inline(never)] pub fn leave_at(place: u32) -> ! {{ mark(place + 1); leave() }} }}\n"
     )
 }
 
-/// Adds the checks to `source`, which evcxr made of a cell. Returns `None` where nothing repeats.
-pub fn add(source: &str) -> Option<Stops> {
+/// Adds the checks to `source`, which evcxr made of a cell, without the parts `left_out`. Returns `None` where nothing
+/// repeats.
+pub fn add(source: &str, left_out: &BTreeSet<Part>) -> Option<Stops> {
     let file = SourceFile::parse(source, Edition::CURRENT).tree();
-    let run = file.syntax().children().filter_map(ast::Fn::cast).find(is_run)?;
+    // The cell may define such a function, too. evcxr's comes last.
+    let run = file.syntax().children().filter_map(ast::Fn::cast).filter(is_run).last()?;
     let own = Own::of(&run)?;
-    let mut checks = Checks { own: &own, insertions: vec![], taken_up: vec![] };
+    let mut names = (0..).map(|number| if number == 0 { MODULE.to_owned() } else { format!("{MODULE}_{number}") });
+    let module = names.find(|name| !source.contains(name.as_str()))?;
+    let mut checks = Checks {
+        own: &own,
+        recursive: recursive(file.syntax()),
+        module: &module,
+        left_out,
+        insertions: vec![],
+        guards: vec![],
+        taken_up: vec![],
+        puts: 0,
+    };
     for item in file.syntax().children().filter(|item| item != run.syntax() && !is_generated(item)) {
         checks.visit(&item, 0, None);
     }
     for (index, statement) in own.statements.iter().enumerate() {
         checks.visit(statement, 0, Some(index));
     }
-    let Checks { mut insertions, taken_up, .. } = checks;
+    let Checks { mut insertions, guards, taken_up, .. } = checks;
     if insertions.is_empty() {
         return None;
     }
+    let guarded = !guards.is_empty();
+    insertions.extend(guards);
     let begin = run.body()?.stmt_list()?.l_curly_token()?.text_range().end();
-    insertions.push((begin.into(), " crate::live_kernel::begin();".to_owned()));
+    insertions.push(Insertion::new(begin.into(), format!(" crate::{module}::begin();")));
     // Of two insertions at one place, the closing one of an inner closure comes first.
-    insertions.sort_by_key(|(at, _)| *at);
-    let (mut text, mut end, mut lines, mut line) = (String::new(), 0, BTreeSet::new(), 1);
-    for (at, inserted) in insertions {
-        let between = &source[end..at];
+    insertions.sort_by_key(|insertion| insertion.at);
+    let (mut text, mut end, mut line, mut column) = (String::new(), 0, 1, 1);
+    let mut inserted = vec![];
+    for insertion in insertions {
+        let between = &source[end..insertion.at];
         line += between.matches('\n').count();
+        column = match between.rsplit_once('\n') {
+            Some((_, last)) => 1 + last.chars().count(),
+            None => column + between.chars().count(),
+        };
         text += between;
-        text += &inserted;
-        end = at;
-        lines.insert(line);
+        text += &insertion.text;
+        let begun = column;
+        column += insertion.text.chars().count();
+        end = insertion.at;
+        inserted.push((insertion, line, begun..column));
     }
     text += &source[end..];
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    text += &module();
-    Some(Stops { text, lines, taken_up })
-}
-
-/// The checks of a cell while they are collected.
-struct Checks<'a> {
-    own: &'a Own,
-    /// Texts, and where in the source they come.
-    insertions: Vec<(usize, String)>,
-    taken_up: Vec<Vec<String>>,
-}
-
-impl Checks<'_> {
-    /// Adds checks to `root`, which begins at `offset` of the source if its own positions count from 0. `statement` is
-    /// the index of the cell's own statement in which it stands.
-    fn visit(&mut self, root: &SyntaxNode, offset: isize, statement: Option<usize>) {
-        for node in root.descendants().filter(|node| !is_constant(node)) {
-            let direct = statement.filter(|_| is_direct(&node, root));
-            if let Some(call) = ast::MacroCall::cast(node.clone()) {
-                if let Some((arguments, at)) = arguments(&call) {
-                    self.visit(&arguments, offset + at, direct);
-                }
-            } else if !is_short(&node) {
-                self.check(&node, offset, direct);
-            }
-        }
-    }
-
-    /// Adds a check to a loop, a closure or a function that calls itself.
-    fn check(&mut self, node: &SyntaxNode, offset: isize, direct: Option<usize>) {
-        let mut insert = |at: TextSize, text: String| {
-            let at = offset.checked_add_unsigned(at.into()).and_then(|at| at.try_into().ok());
-            self.insertions.extend(at.map(|at| (at, text)));
-        };
-        let function = || " crate::live_kernel::in_function();".to_owned();
-        if let Some(at) = loop_body(node).and_then(|body| start(&body)) {
-            let Some(index) = direct else { return insert(at, " crate::live_kernel::in_loop();".to_owned()) };
-            let kept = self.own.bound_before(index);
-            let puts: String = kept.iter().map(|kept| format!("{} ", kept.put)).collect();
-            let leave = format!("{puts}crate::live_kernel::leave_at({})", self.taken_up.len());
-            insert(at, format!(" if crate::live_kernel::is_set() {{ {leave} }}"));
-            self.taken_up.push(kept.into_iter().map(|kept| kept.take_up).collect());
-        } else if let Some(body) = ast::Fn::cast(node.clone()).filter(calls_itself).and_then(|own| own.body()) {
-            start(&body).into_iter().for_each(|at| insert(at, function()));
-        } else if let Some(body) = ast::ClosureExpr::cast(node.clone()).and_then(|closure| closure.body()) {
-            match &body {
-                ast::Expr::BlockExpr(block) if block.const_token().is_none() => {
-                    start(block).into_iter().for_each(|at| insert(at, function()));
-                }
-                _ => {
-                    let range = body.syntax().text_range();
-                    insert(range.start(), format!("{{{} ", function()));
-                    insert(range.end(), " }".to_owned());
-                }
-            }
-        }
-    }
-}
-
-/// Macros of Rust's library whose arguments are expressions.
-const MACROS: &str = " assert assert_eq assert_ne dbg debug_assert debug_assert_eq debug_assert_ne eprint eprintln \
-    format panic print println vec write writeln ";
-
-/// Returns the arguments of such a macro, and at which place of the source the first of their positions lies.
-fn arguments(call: &ast::MacroCall) -> Option<(SyntaxNode, isize)> {
-    let name = call.path()?.segment()?.name_ref()?.text().to_string();
-    let tokens = call.token_tree().filter(|_| MACROS.contains(&format!(" {name} ")))?.syntax().clone();
-    let text = tokens.text().to_string();
-    const BEFORE: &str = "fn f() { g(";
-    let parse =
-        SourceFile::parse(&format!("{BEFORE}{}); }}", text.get(1..text.len().checked_sub(1)?)?), Edition::CURRENT);
-    if !parse.errors().is_empty() {
-        return None;
-    }
-    let arguments = parse.tree().syntax().descendants().find_map(ast::ArgList::cast)?;
-    let at = isize::try_from(usize::from(tokens.text_range().start()) + 1).ok()?;
-    Some((arguments.syntax().clone(), at - isize::try_from(BEFORE.len()).ok()?))
+    let mut lines: BTreeSet<usize> = inserted.iter().map(|(_, line, _)| *line).collect();
+    lines.insert(1 + text.matches('\n').count());
+    text += &self::module(&module, guarded);
+    Some(Stops { text, lines, inserted, taken_up })
 }
 
 impl Stops {
@@ -175,6 +143,30 @@ impl Stops {
         };
         message["spans"].as_array().into_iter().flatten().any(own)
             || message["children"].as_array().into_iter().flatten().any(|child| self.shifts(child))
+    }
+
+    /// Returns the parts of checks that rustc refuses, such as storing a variable that is borrowed in the loop. Returns
+    /// nothing where it also refuses something of the cell itself.
+    pub fn refused(&self, messages: &[Value]) -> BTreeSet<Part> {
+        let errors = messages.iter().filter(|message| message["level"] == "error");
+        let mut refused = BTreeSet::new();
+        for spans in errors.filter_map(|error| error["spans"].as_array()).filter(|spans| !spans.is_empty()) {
+            // Where a stored variable borrows another one, the error is about that one, and only mentions the check.
+            let parts: Vec<Part> = spans.iter().filter_map(|span| self.part(span)).collect();
+            if parts.is_empty() {
+                return BTreeSet::new();
+            }
+            refused.extend(parts);
+        }
+        refused
+    }
+
+    /// Returns the part of a check in which `span` begins.
+    fn part(&self, span: &Value) -> Option<Part> {
+        let number = |key: &str| span[key].as_u64().map(|number| number as usize);
+        let (line, column) = (number("line_start")?, number("column_start")?);
+        let found = self.inserted.iter().find(|(_, at, columns)| *at == line && columns.contains(&column));
+        found.map(|(insertion, _, columns)| insertion.part(column - columns.start))
     }
 }
 
@@ -192,198 +184,6 @@ pub fn taken_up(private: &Path, place: usize) -> Vec<String> {
     found.and_then(|found: Vec<Vec<String>>| found.into_iter().nth(place)).unwrap_or_default()
 }
 
-/// A variable that the cell stores at its end.
-#[derive(Clone)]
-struct Stored {
-    name: String,
-    put: String,
-    take_up: String,
-}
-
-/// The user's own statements in the function that runs a cell.
-struct Own {
-    statements: Vec<SyntaxNode>,
-    stored: Vec<Stored>,
-    /// The names that each statement binds, at its top level and below.
-    bound: Vec<(Vec<String>, Vec<String>)>,
-}
-
-impl Own {
-    /// Returns `None` where evcxr does not catch panics: it compiles such code only to see its errors.
-    fn of(run: &ast::Fn) -> Option<Self> {
-        let caught = run
-            .syntax()
-            .descendants()
-            .filter_map(ast::CallExpr::cast)
-            .find(|call| call.expr().is_some_and(|called| called.syntax().text() == "std::panic::catch_unwind"))?;
-        let closure = caught.syntax().descendants().find_map(ast::ClosureExpr::cast)?;
-        let mut list = body_of(closure.body()?)?;
-        // evcxr puts the statements into a closure for `?`, and into an async block for `.await`.
-        while let Some(inner) = inner_list(&list) {
-            list = inner;
-        }
-        let (mut statements, mut stored, mut bound) = (vec![], vec![], vec![]);
-        let fn_text = run.syntax().text().to_string();
-        for statement in list.syntax().children() {
-            let text = statement.text().to_string();
-            match text
-                .strip_prefix("evcxr_variable_store.put_variable::<")
-                .and_then(|rest| rest.split_once(">(stringify!("))
-            {
-                Some((ty, rest)) => {
-                    let name = rest.split_once(')').map(|(name, _)| name.to_owned())?;
-                    let taken = format!("evcxr_variable_store.take_variable::<{ty}>(stringify!({name}));");
-                    // A variable of an earlier cell that is stored here.
-                    let mutable = fn_text.contains(&format!("let mut {name} = {taken}"));
-                    let mutable = if mutable { "mut " } else { "" };
-                    let take_up = format!("let {mutable}{name}: {ty} = {taken}");
-                    stored.push(Stored { name, put: text, take_up });
-                }
-                None => {
-                    bound.push((bound_at_top(&statement), bound_within(&statement)));
-                    statements.push(statement);
-                }
-            }
-        }
-        let own = statements.iter().flat_map(|statement| statement.descendants().filter_map(ast::IdentPat::cast));
-        let mutable: BTreeSet<String> = own
-            .filter(|pattern| pattern.mut_token().is_some())
-            .filter_map(|pattern| Some(pattern.name()?.text().to_string()))
-            .collect();
-        for stored in stored.iter_mut().filter(|stored| mutable.contains(&stored.name)) {
-            let plain = format!("let {}:", stored.name);
-            stored.take_up = stored.take_up.replacen(&plain, &format!("let mut {}:", stored.name), 1);
-        }
-        Some(Self { statements, stored, bound })
-    }
-
-    /// Returns the variables that have their last value before the statement with this index.
-    fn bound_before(&self, index: usize) -> Vec<Stored> {
-        let has = |names: &[String], name: &str| names.iter().any(|known| known == name);
-        let kept = |stored: &&Stored| {
-            let name = stored.name.as_str();
-            let (before, after) = self.bound.split_at(index);
-            let again = after.iter().skip(1).any(|(top, _)| has(top, name));
-            let here = after.first().is_some_and(|(_, within)| has(within, name));
-            let first = before.iter().any(|(top, _)| has(top, name));
-            !again && !here && (first || !self.bound.iter().any(|(top, _)| has(top, name)))
-        };
-        self.stored.iter().filter(kept).cloned().collect()
-    }
-}
-
-fn body_of(body: ast::Expr) -> Option<ast::StmtList> {
-    match body {
-        ast::Expr::BlockExpr(block) => block.stmt_list(),
-        _ => None,
-    }
-}
-
-/// Returns the statements in the closure or the async block that evcxr puts around those of the user.
-fn inner_list(list: &ast::StmtList) -> Option<ast::StmtList> {
-    let generated = |node: &SyntaxNode| {
-        node.text().to_string().starts_with("let _ = (|| -> std::result::Result<(), EvcxrUserCodeError>")
-    };
-    if let Some(first) = list.syntax().children().find(generated) {
-        return body_of(first.descendants().find_map(ast::ClosureExpr::cast)?.body()?);
-    }
-    let call = list.syntax().children().filter(|node| node.text().to_string().contains("block_on(async {")).last()?;
-    let call = call.descendants().filter_map(ast::MethodCallExpr::cast).find(|call| {
-        call.name_ref().is_some_and(|name| name.text() == "block_on")
-            && call.receiver().is_some_and(|receiver| receiver.syntax().text().to_string().contains("poisoned"))
-    })?;
-    body_of(call.arg_list()?.args().next()?)
-}
-
-fn is_run(function: &ast::Fn) -> bool {
-    function.name().is_some_and(|name| name.text().starts_with("run_user_code_"))
-}
-
-/// Returns whether evcxr wrote this item.
-fn is_generated(item: &SyntaxNode) -> bool {
-    is_evcxr_s_own(item)
-        || item.kind() == SyntaxKind::IMPL && item.text().to_string().contains("for EvcxrUserCodeError")
-}
-
-/// Returns whether code here runs in the compiler, or below a caller that cannot be unwound.
-fn is_constant(node: &SyntaxNode) -> bool {
-    node.ancestors().any(|node| match node.kind() {
-        SyntaxKind::CONST | SyntaxKind::STATIC | SyntaxKind::CONST_ARG | SyntaxKind::ARRAY_TYPE => true,
-        SyntaxKind::FN => ast::Fn::cast(node)
-            .is_some_and(|function| function.const_token().is_some() || function.abi().is_some() && !is_run(&function)),
-        SyntaxKind::BLOCK_EXPR => ast::BlockExpr::cast(node).is_some_and(|block| block.const_token().is_some()),
-        _ => false,
-    })
-}
-
-/// Returns whether `node` runs with `root`, and not in a function or closure within it.
-fn is_direct(node: &SyntaxNode, root: &SyntaxNode) -> bool {
-    let around = root.parent();
-    node.ancestors().skip(1).take_while(|outer| Some(outer) != around.as_ref()).all(|outer| match outer.kind() {
-        SyntaxKind::CLOSURE_EXPR | SyntaxKind::FN => false,
-        SyntaxKind::BLOCK_EXPR => ast::BlockExpr::cast(outer).is_some_and(|block| block.async_token().is_none()),
-        _ => true,
-    })
-}
-
-/// Returns whether a `for` or a closure inside another loop calls nothing. It is then over soon, and a
-/// check could cost more than its body.
-fn is_short(node: &SyntaxNode) -> bool {
-    let body = match node.kind() {
-        SyntaxKind::FOR_EXPR => loop_body(node).map(|body| body.syntax().clone()),
-        SyntaxKind::CLOSURE_EXPR => {
-            ast::ClosureExpr::cast(node.clone()).and_then(|closure| Some(closure.body()?.syntax().clone()))
-        }
-        _ => None,
-    };
-    let long = [
-        SyntaxKind::CALL_EXPR,
-        SyntaxKind::METHOD_CALL_EXPR,
-        SyntaxKind::MACRO_CALL,
-        SyntaxKind::AWAIT_EXPR,
-        SyntaxKind::WHILE_EXPR,
-        SyntaxKind::LOOP_EXPR,
-        SyntaxKind::FOR_EXPR,
-    ];
-    let outer = [SyntaxKind::FOR_EXPR, SyntaxKind::WHILE_EXPR, SyntaxKind::LOOP_EXPR];
-    body.is_some_and(|body| !body.descendants().any(|node| long.contains(&node.kind())))
-        && node
-            .ancestors()
-            .skip(1)
-            .take_while(|node| node.kind() != SyntaxKind::FN)
-            .any(|node| outer.contains(&node.kind()))
-}
-
-fn loop_body(node: &SyntaxNode) -> Option<ast::BlockExpr> {
-    match node.kind() {
-        SyntaxKind::FOR_EXPR => ast::ForExpr::cast(node.clone())?.loop_body(),
-        SyntaxKind::WHILE_EXPR => ast::WhileExpr::cast(node.clone())?.loop_body(),
-        SyntaxKind::LOOP_EXPR => ast::LoopExpr::cast(node.clone())?.loop_body(),
-        _ => None,
-    }
-}
-
-/// Returns the place behind the opening brace of a block and its attributes.
-fn start(block: &ast::BlockExpr) -> Option<TextSize> {
-    let list = block.stmt_list()?;
-    let attributes = ast::HasAttrs::attrs(&list).map(|attribute| attribute.syntax().text_range().end()).last();
-    Some(attributes.unwrap_or(list.l_curly_token()?.text_range().end()))
-}
-
-fn names(patterns: impl Iterator<Item = SyntaxNode>) -> Vec<String> {
-    let found = patterns.flat_map(|pattern| pattern.descendants().filter_map(ast::IdentPat::cast).collect::<Vec<_>>());
-    found.filter_map(|pattern| Some(pattern.name()?.text().to_string())).collect()
-}
-
-fn bound_at_top(statement: &SyntaxNode) -> Vec<String> {
-    let pattern = ast::LetStmt::cast(statement.clone()).and_then(|bound| bound.pat());
-    names(pattern.into_iter().map(|pattern| pattern.syntax().clone()))
-}
-
-fn bound_within(statement: &SyntaxNode) -> Vec<String> {
-    names(std::iter::once(statement.clone()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,6 +198,10 @@ mod tests {
              let _ = (|| -> std::result::Result<(), EvcxrUserCodeError> {{\n{statements}\n{stored}\nOk(())\n}})();\n\
              }})) {{ \n  Ok(_) => {{}}\n  Err(_) => {{}}}}\nevcxr_variable_store\n}}\n"
         )
+    }
+
+    fn plain(source: &str) -> Option<Stops> {
+        add(source, &BTreeSet::new())
     }
 
     fn put(name: &str, ty: &str) -> String {
@@ -418,13 +222,29 @@ mod tests {
             ("fn a() { assert!(b, \"{:?}\", format!(\"{}\", c(|| 1))) }", format!("c(|| {{{f} 1 }})")),
             ("fn fib(n: u64) -> u64 { fib(n - 1) }", format!("-> u64 {{{f} fib(n - 1) }}")),
             ("fn a() { for x in { v } { #![allow(unused)] b() } }", format!("{{ #![allow(unused)]{l} b() }}")),
+            // In a block, this would be two statements.
+            ("fn a() { f(|x| match x { _ => 1 } + 2) }", format!("|x| {{{f} (match x {{ _ => 1 }} + 2) }})")),
+            ("fn a() { f(|x| match x { _ => 1 }.b()) }", format!("|x| {{{f} match x {{ _ => 1 }}.b() }})")),
+            ("fn a() { f(|x| if x { 1 } else { 2 }) }", format!("|x| {{{f} if x {{ 1 }} else {{ 2 }} }})")),
+            ("macro_rules! m { ($a:expr) => { while $a { b() } } }", format!("while $a {{{l} b() }} }}")),
+            (
+                "macro_rules! m { (for) => ( for x in v { loop { b(x) } } ) }",
+                format!("in v {{{l} loop {{{l} b(x) }} }}"),
+            ),
+            ("extern \"C-unwind\" fn a() { loop { b() } }", format!("loop {{{l} b() }}")),
+            ("fn a() { if x { b() } } fn b() { a() }", format!("fn a() {{{f} if x {{ b() }} }} fn b() {{{f} a() }}")),
+            // An inner loop that seems to go on for long.
+            ("fn a() { loop { for i in 0.. { s += i; } } }", format!("in 0.. {{{l} s += i; }}")),
+            ("fn a() { loop { for i in 0..10_000_000 { s += i; } } }", format!("000 {{{l} s += i; }}")),
+            ("fn a() { loop { t = (0..u64::MAX).map(|i| i + 1).sum(); } }", format!("|i| {{{f} i + 1 }}")),
+            ("fn a() { loop { for i in v[1..].iter() { s += i; } } }", "iter() { s += i; }".to_owned()),
             // The outer loop is checked. The inner one is too short.
             (
                 "fn a() { loop { for i in 0..3 { s += v[i]; } } }",
                 format!("loop {{{l} for i in 0..3 {{ s += v[i]; }} }}"),
             ),
         ] {
-            let text = add(&source(code, "", "")).unwrap_or_else(|| panic!("no check in {code}")).text;
+            let text = plain(&source(code, "", "")).unwrap_or_else(|| panic!("no check in {code}")).text;
             assert!(text.contains(&checked), "{code}: {text}");
             let place = |text: &str| text.lines().position(|line| line.contains("Ok(()"));
             assert_eq!(place(&text), place(&source(code, "", "")), "{code}");
@@ -439,20 +259,24 @@ mod tests {
             "const A: u8 = { loop {} };",
             "static B: fn() = || {};",
             "extern \"C\" fn a() { loop {} }",
-            "macro_rules! m { () => { loop {} } }",
+            "fn a() -> [u8; 3] { [1; { let mut i = 0; while i < 3 { i += 1; } i }] }",
+            "enum E { A = { loop {} } }",
+            // These show or match what they are given.
+            "fn a() { dbg!(v.iter().map(|x| x + 1)); assert!(v.iter().all(|x| *x > 1)); }",
+            "macro_rules! m { (loop { $($t:tt)* }) => { stringify!(loop { $($t)* }) } }",
             "impl<T: Display> From<T> for EvcxrUserCodeError { fn from(t: T) { loop {} } }",
         ] {
-            assert!(add(&source(code, "b();", "")).is_none(), "{code}");
+            assert!(plain(&source(code, "b();", "")).is_none(), "{code}");
         }
         // evcxr compiles code without `catch_unwind` only to see its errors.
-        assert!(add("fn a() { loop {} }\nfn run_user_code_1() { loop {} }").is_none());
+        assert!(plain("fn a() { loop {} }\nfn run_user_code_1() { loop {} }").is_none());
     }
 
     #[test]
     fn a_loop_of_the_cell_stores_what_was_bound_before_it() {
         let statements = "let mut net = student();\nlet (a, x, y) = (1, 2, 3);\nfor x in data { step(x); }\nlet y = 4;";
         let stored = [put("net", "Model"), put("a", "i32"), put("x", "i32"), put("y", "i32"), put("later", "u8")];
-        let stops = add(&source("", statements, &stored.join("\n"))).expect("a loop");
+        let stops = plain(&source("", statements, &stored.join("\n"))).expect("a loop");
         // The loop has an `x` of its own, and `y` gets its value later.
         let (net, a, later) = (put("net", "Model"), put("a", "i32"), put("later", "u8"));
         let check = format!(
@@ -466,7 +290,7 @@ mod tests {
         assert_eq!(stops.taken_up, [[take("mut net", "Model"), take("a", "i32"), take("mut later", "u8")]]);
         // evcxr shows the value of a loop, too.
         let shown = "let a = 1;\nshow(&format!(\"{:?}\",&(\nloop { step(); }\n)));";
-        let shown = add(&source("", shown, &put("a", "i32"))).expect("a loop");
+        let shown = plain(&source("", shown, &put("a", "i32"))).expect("a loop");
         assert!(
             shown.text.contains(&format!("loop {{ if crate::live_kernel::is_set() {{ {a} crate")),
             "{}",
@@ -481,8 +305,64 @@ mod tests {
     }
 
     #[test]
+    fn what_rustc_refuses_is_left_out() {
+        let stored = [put("a", "u8"), put("b", "u8")].join("\n");
+        let source = source("", "let a = 1; let b = 2; for x in a.drain(..) { loop { b(x); } }", &stored);
+        let stops = plain(&source).expect("a loop");
+        let (number, line) = stops.text.lines().enumerate().find(|(_, l)| l.contains("for x")).expect("the loop");
+        let span = |words: &str| {
+            let column = line.split(words).next().unwrap_or_default().chars().count() + 1;
+            serde_json::json!({"line_start": number + 1, "column_start": column})
+        };
+        let error = |words: &str| serde_json::json!({"level": "error", "spans": [span(words)]});
+        let last = serde_json::json!({"level": "error", "spans": []});
+        let refused = stops.refused(&[error(&put("a", "u8")), last.clone()]);
+        let without = add(&source, &refused).expect("a loop").text;
+        // The inner loop still stores both.
+        let (outer, inner) =
+            (format!("{} crate", put("b", "u8")), format!("{} {} crate", put("a", "u8"), put("b", "u8")));
+        assert!(without.contains(&format!("{{ if crate::live_kernel::is_set() {{ {outer}")), "{without}");
+        assert!(without.contains(&format!("{{ if crate::live_kernel::is_set() {{ {inner}")), "{without}");
+        // A whole check.
+        let refused = stops.refused(&[error("crate::live_kernel::is_set")]);
+        let without = add(&source, &refused).expect("a loop").text;
+        assert!(without.contains("a.drain(..) { loop { if crate::live_kernel"), "{without}");
+        // A mistake of the cell's own.
+        assert!(stops.refused(&[error(&put("a", "u8")), error("b(x)")]).is_empty());
+        assert!(stops.refused(&[last]).is_empty());
+    }
+
+    #[test]
+    fn names_of_the_cell_are_left_alone() {
+        let stops = plain(&source("mod live_kernel { }", "loop { b() }", "")).expect("a loop");
+        assert!(stops.text.contains("loop { if crate::live_kernel_1::is_set()"), "{}", stops.text);
+        // This `x` is another one.
+        let statements = "let x = 1;\nprintln!(\"{}\", { let x = 5; loop { b(x) } });";
+        let stops = plain(&source("fn run_user_code_1() {}", statements, &put("x", "i32"))).expect("a loop");
+        assert_eq!(stops.taken_up, [[""; 0]]);
+        assert!(plain(&source("", "loop { b() }", "").replace("catch_unwind", "other")).is_none());
+    }
+
+    #[test]
+    fn nothing_unwinds_functions_that_cannot_be() {
+        let stops = plain(&source("extern \"C\" fn a() { loop { b() } } fn b() { loop {} }", "", "")).expect("a loop");
+        let guarded = "fn a() { let _live_kernel = crate::live_kernel::whole(); loop { b() } }";
+        assert!(stops.text.contains(guarded) && stops.text.contains("thread_local!"), "{}", stops.text);
+        assert!(!plain(&source("fn b() { loop {} }", "", "")).expect("a loop").text.contains("thread_local!"));
+    }
+
+    #[test]
+    fn many_variables_and_loops_stay_small() {
+        let stored: String = (0..60).map(|i| put(&format!("v{i}"), "u8") + "\n").collect();
+        let bound: String = (0..60).map(|i| format!("let v{i} = 0; loop {{ b() }}\n")).collect();
+        let stops = plain(&source("", &bound, &stored)).expect("loops");
+        assert_eq!(stops.text.matches("leave_at(").count() + stops.text.matches("in_loop();").count(), 61);
+        assert!(stops.taken_up.iter().map(Vec::len).sum::<usize>() <= 400);
+    }
+
+    #[test]
     fn only_messages_on_changed_lines_are_shifted() {
-        let stops = add(&source("fn a() {\n loop {\n b() }\n}", "", "")).expect("a loop");
+        let stops = plain(&source("fn a() {\n loop {\n b() }\n}", "", "")).expect("a loop");
         let message =
             |line: u64| serde_json::json!({"spans": [{"line_start": line, "line_end": line}], "children": []});
         assert!(stops.shifts(&message(2)));
