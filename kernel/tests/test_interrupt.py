@@ -115,8 +115,12 @@ class Interrupt(KernelCase):
         self.assertLess(time.monotonic() - begun, 30)
         self.lost(cell, "net", "train", "kept")
 
-    def interrupted(self, code, kept, without=()):
-        """Interrupts the cell once. It names the variables of its own that are `kept`, and those `without` a value."""
+    def interrupted(self, code, kept, without=(), moved=()):
+        """Interrupts the cell once.
+
+        It names the variables of its own that are `kept`, those `without` a value, and those of earlier cells that it
+        has `moved` away.
+        """
         self.client.ok("let kept = 41; let dear = vec![1];")
         cell = self.client.begin(code)
         cell.wait_text("begun")
@@ -125,7 +129,8 @@ class Interrupt(KernelCase):
         self.assertEqual([error["content"]["ename"] for error in cell.errors], ["Interrupted"], cell.describe())
         own = ", and of this cell " + ", ".join(kept) if kept else ""
         lost = "; without a value: " + ", ".join(without) if without else ""
-        message = f"all variables of earlier cells are kept{own}{lost}"
+        away = ", except those that the cell has moved away: " + ", ".join(moved) if moved else ""
+        message = f"all variables of earlier cells are kept{away}{own}{lost}"
         self.assertEqual(cell.errors[0]["content"]["evalue"], message)
         self.assertEqual(plain("\n".join(cell.errors[0]["content"]["traceback"])), f"Interrupted: {message}")
         self.assertEqual(self.client.ok('println!("{kept} {dear:?}");').stdout, "41 [1]\n")
@@ -174,6 +179,95 @@ class Interrupt(KernelCase):
                 self.interrupted(code, kept, without)
         # The function of an earlier cell.
         self.interrupted('println!("begun"); forever(1)', [])
+
+    def test_loops_that_hide(self):
+        """Loops in which not all can be stored, and those that are not written as loops of the cell."""
+        spin = "std::hint::black_box(0);"
+        self.client.ok('''
+            fn even(n: u64) -> u64 { if n < 2 { n } else { odd(n - 1) + odd(n - 2) } }
+            fn odd(n: u64) -> u64 { if n < 2 { n } else { even(n - 1) + even(n - 2) } }
+            struct Twig(Option<Box<Twig>>);
+            impl Twig { fn ends(&self) -> u64 { self.0.as_ref().map_or(1, |t| t.ends() + t.ends()) } }
+            macro_rules! forever { ($body:block) => { loop { $body } } }''')
+        for code, kept, without in [
+            # The loop borrows a variable.
+            ('let a = 1; let mut v = vec![1]; println!("begun");\n'
+             'for x in v.drain(..) { loop { std::hint::black_box(x); } }', ["a"], ["v"]),
+            ('let a = 1; let c = std::cell::RefCell::new(vec![1]); println!("begun");\n'
+             'for x in c.borrow_mut().iter_mut() { loop { std::hint::black_box(&x); } }', ["a"], ["c"]),
+            ('let a = 1; let c = std::sync::Mutex::new(1); let g = c.lock().unwrap(); println!("begun");\n'
+             'loop { std::hint::black_box(&g); }', ["a"], ["c", "g"]),
+            # It has no value yet, or none in the inner loop.
+            (f'let a = 1; let x: u8; println!("begun");\n'
+             f'loop {{ {spin} if a == 2 {{ x = 1; break; }} }} x', ["a"], ["x"]),
+            (f'let a = 1; let mut v = vec![1]; println!("begun");\n'
+             f'loop {{ drop(v); loop {{ {spin} if a == 2 {{ break; }} }} v = vec![]; }}', ["a"], ["v"]),
+            # Another variable of the same name.
+            ('let x = 1; println!("begun");\n'
+             'println!("{}", { let x = 5; loop { std::hint::black_box(x); } });', [], ["x"]),
+            # Inner loops that are short otherwise.
+            ('let mut s = 0u64; println!("begun"); loop { for i in [1u64, 2].iter().cycle() { s ^= i; } }', ["s"], []),
+            ('let mut s = 0; println!("begun");\n'
+             'loop { s += (0..u64::MAX).map(|x| x ^ 3).filter(|x| x % 7 == 1).count(); }', [], ["s"]),
+            ('println!("begun"); even(90)', [], []),
+            ('let t = (0..70).fold(Twig(None), |t, _| Twig(Some(Box::new(t)))); println!("begun");\n'
+             't.ends()', [], ["t"]),
+            (f'let a = 1; println!("begun"); forever!({{ {spin} }});', [], ["a"]),
+            (f'mod live_kernel {{}}\nlet a = 1; println!("begun"); loop {{ {spin} }}', ["a"], []),
+            # Threads: a panic of another thread is not what ended the cell.
+            (f'println!("begun"); std::thread::scope(|s| {{ s.spawn(|| loop {{ {spin} }}); }});', [], []),
+            ('let (tx, rx) = std::sync::mpsc::sync_channel(9);\n'
+             'std::thread::spawn(move || (0..).for_each(|x| tx.send(x).unwrap()));\n'
+             'println!("begun"); let mut s = 0u64; for x in rx { s ^= x; }', ["s"], ["tx", "rx"]),
+        ]:
+            with self.subTest(code):
+                self.interrupted(code, kept, without)
+        self.client.ok("let prey = vec![1, 2];")
+        self.interrupted('println!("begun"); for x in prey { loop { std::hint::black_box(x); } }', [], moved=["prey"])
+
+    def test_a_cell_that_goes_on_without_a_part_is_no_success(self):
+        self.client.ok("let kept = 41usize;")
+        for code in [
+            'let (tx, rx) = std::sync::mpsc::channel();\n'
+            'std::thread::spawn(move || loop { if std::env::args().count() > 99 { tx.send(1).unwrap(); } });\n'
+            'println!("begun"); let n = rx.iter().count();',
+            'println!("begun"); let n = 0usize;\n'
+            'let _ = std::panic::catch_unwind(|| loop { std::hint::black_box(0); });',
+        ]:
+            cell = self.client.begin(code)
+            cell.wait_text("begun")
+            self.stop(cell, within=5)
+            self.assertEqual(cell.status, "error", cell.describe())
+            self.assertIn("Interrupted: a part of the cell was stopped", cell.error_text)
+            self.assertEqual(self.number("n + kept"), 41)
+
+    def test_what_cannot_be_unwound_runs_to_its_end(self):
+        self.client.ok('''
+            unsafe extern "C" {
+                fn qsort(base: *mut u64, n: usize, size: usize, by: extern "C" fn(*const u64, *const u64) -> i32);
+            }
+            fn dawdle(n: u64) -> u64 { let mut i = 0u64; while i < 20_000_000 { i = std::hint::black_box(i + 1); } n }
+            extern "C" fn by(a: *const u64, b: *const u64) -> i32 { unsafe { dawdle(*a) as i32 - dawdle(*b) as i32 } }
+            let kept = 41;''')
+        cell = self.client.begin('''
+            let mut v: Vec<u64> = (0..8).rev().collect();
+            println!("begun");
+            unsafe { qsort(v.as_mut_ptr(), v.len(), 8, by); }
+            println!("{v:?}");
+            loop { std::hint::black_box(0); }''')
+        cell.wait_text("begun")
+        self.client.interrupt()
+        cell.finish()
+        self.assertIn("all variables of earlier cells are kept, and of this cell v", cell.error_text)
+        self.assertIn("[0, 1, 2, 3, 4, 5, 6, 7]", cell.stdout)
+        self.assertEqual(self.number("kept"), 41)
+
+    def test_checks_are_not_seen(self):
+        self.client.ok("let dbg_of = vec![1, 2];")
+        cell = self.client.run("assert!(dbg_of.iter().all(|x| *x > 1));")
+        self.assertEqual(cell.errors[0]["content"]["evalue"], "assertion failed: dbg_of.iter().all(|x| *x > 1)")
+        cell = self.client.ok("let s = dbg!(dbg_of.iter().map(|x| x * 2).sum::<i32>());")
+        self.assertIn("dbg_of.iter().map(|x| x * 2).sum::<i32>() = 6", cell.stderr)
 
     def test_a_cell_after_an_interrupted_one_runs(self):
         self.interrupted('println!("begun"); loop { std::hint::black_box(0); }', [])
@@ -276,8 +370,9 @@ class Interrupt(KernelCase):
     def test_a_command_that_runs_long_is_ended(self):
         self.client.ok("let kept = 41;")
         file = self.kernel.file("command-begun")
-        for command, times in [("sleep 60", 1), ("trap '' TERM; sleep 60; sleep 60", 2)]:
-            cell = self.client.begin(f"!touch {file}; {command}\nlet after = 1;")
+        ignoring = "trap '' TERM; sleep 60; sleep 60\nlet after = 1;"
+        for command, times in [("sleep 60", 1), ("sleep 60\nlet after = 1;", 1), (ignoring, 2)]:
+            cell = self.client.begin(f"!echo so far; touch {file}; {command}")
             wait_until(file.exists, "the command", 60)
             file.unlink()
             for _ in range(times - 1):
@@ -285,6 +380,9 @@ class Interrupt(KernelCase):
                 time.sleep(0.5)
             self.stop(cell, within=5)
             self.assertIn("its command was ended; all variables are kept", cell.error_text)
+            shown = [m["content"]["data"]["text/plain"] for m in cell.all("execute_result")]
+            # evcxr shows nothing of a cell that fails behind its command.
+            self.assertEqual(shown, ["so far\n"] if command == "sleep 60" else [])
             self.assertEqual(self.number("kept"), 41)
 
     def test_while_nothing_runs_nothing_is_lost(self):

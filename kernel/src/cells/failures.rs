@@ -129,9 +129,12 @@ fn message(text: &str, config: &Config) -> String {
 /// Returns advice on a common error.
 fn hint(text: &str, config: &Config) -> Option<String> {
     const UNWRAP: &str = "`?` instead of `unwrap()` ends the cell with the error's own words";
+    const POISONED: &str =
+        "a cell failed or was interrupted while it held this lock; `clear_poison()` makes the lock usable again";
     let configured = config.hints.iter().find(|hint| hint.words.iter().any(|word| text.contains(word)));
     let unwrapped = ["called `Option::unwrap()` on a `None`", "called `Result::unwrap()` on an `Err`"];
     let found = configured.map(|hint| hint.hint.as_str());
+    let found = found.or_else(|| text.contains("PoisonError").then_some(POISONED));
     let found = found.or_else(|| unwrapped.iter().any(|words| text.contains(words)).then_some(UNWRAP));
     found.map(|advice| format!("hint: {advice}"))
 }

@@ -1,5 +1,6 @@
-//! Two words of memory that the server shares with the child. By the first one, Interrupt stops loops
-//! ([`crate::cells::compile::stops`]); in the second one, a loop tells where it stopped.
+//! Three words of memory that the server shares with the child. By the first one, Interrupt stops loops
+//! ([`crate::cells::compile::stops`]); in the second one, a loop tells where it stopped; the third one
+//! counts runs.
 
 use std::fs::File;
 use std::path::Path;
@@ -26,10 +27,13 @@ pub enum Stop {
 /// Mark in the second word: a check has ended the cell, and stored no variables.
 pub const LEFT: u32 = u32::MAX;
 
-const LENGTH: usize = size_of::<[AtomicU32; 2]>();
+/// Mark in the second word: a check has ended a thread, or work that the cell goes on without.
+pub const THREAD: u32 = u32::MAX - 1;
+
+const LENGTH: usize = size_of::<[AtomicU32; 3]>();
 
 /// The words, as the server sees them.
-pub struct Interrupt(&'static [AtomicU32; 2]);
+pub struct Interrupt(&'static [AtomicU32; 3]);
 
 impl Interrupt {
     /// Makes the words in the private folder.
@@ -43,7 +47,9 @@ impl Interrupt {
 
     /// Lets loops run, before a cell begins.
     pub fn clear(&self) {
-        self.0.iter().for_each(|word| word.store(0, Ordering::SeqCst));
+        self.0[..2].iter().for_each(|word| word.store(0, Ordering::SeqCst));
+        // Threads of earlier cells know by this number that they do not belong to the next one.
+        self.0[2].fetch_add(1, Ordering::SeqCst);
     }
 
     pub fn set(&self, stop: Stop) {
@@ -56,13 +62,18 @@ impl Interrupt {
 
     /// Returns whether a check has ended the cell.
     pub fn has_ended_cell(&self) -> bool {
+        ![0, THREAD].contains(&self.0[1].load(Ordering::SeqCst))
+    }
+
+    /// Returns whether a check has ended anything that belongs to the cell.
+    pub fn has_ended_something(&self) -> bool {
         self.0[1].load(Ordering::SeqCst) != 0
     }
 
     /// Returns the number of the place at which a loop stopped that has kept its cell's variables.
     pub fn place(&self) -> Option<usize> {
         let mark = self.0[1].load(Ordering::SeqCst);
-        mark.checked_sub(1).filter(|_| mark != LEFT).map(|place| place as usize)
+        mark.checked_sub(1).filter(|_| mark < THREAD).map(|place| place as usize)
     }
 }
 

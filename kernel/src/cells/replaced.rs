@@ -129,11 +129,23 @@ pub fn moved(source: &str) -> Vec<String> {
     named("take_variable::<").into_iter().filter(|name| !put.contains(name)).collect()
 }
 
+/// Returns the code by which evcxr recovers the variables that a cell would have moved away, had it run, by the source
+/// that evcxr made of it.
+pub fn take_up_moved(source: &str) -> String {
+    let moved = moved(source);
+    let of_moved = |line: &&str| loaded(line).is_some_and(|name| moved.iter().any(|moved| moved == name));
+    source.lines().filter(of_moved).map(|line| with_type(line) + "\n").collect()
+}
+
+/// Returns the variable that a line of evcxr's takes out of the store.
+fn loaded(line: &str) -> Option<&str> {
+    let (name, _) = line.strip_prefix("let ")?.split_once(" = evcxr_variable_store.take_variable::<")?;
+    Some(name.trim_start_matches("mut "))
+}
+
 /// Returns `line`, or an empty line, so that later lines keep their numbers.
 fn left<'a>(line: &'a str, replaced: &mut Replaced) -> &'a str {
-    let loaded = line.strip_prefix("let ").and_then(|line| line.split_once(" = evcxr_variable_store.take_variable::<"));
-    let name = loaded.map(|(name, _)| name.trim_start_matches("mut "));
-    match name.and_then(|name| replaced.get_mut(name)) {
+    match loaded(line).and_then(|name| replaced.get_mut(name)) {
         Some(variable) => {
             variable.load = Some(line.to_owned());
             if variable.used { line } else { "" }
@@ -223,6 +235,10 @@ mod tests {
         assert_eq!(restore(folder.path(), false), (typed("mut history") + &typed("x"), vec![]));
         assert_eq!(moved(&text), ["NAME"; 3]);
         assert_eq!(moved(&format!("{text}store.put_variable::<Vec<u8>>(stringify!(NAME), NAME);")), [""; 0]);
+        let taken = "let mut a = evcxr_variable_store.take_variable::<Vec<u8>>(stringify!(a));";
+        let put = "evcxr_variable_store.put_variable::<Vec<u8>>(stringify!(a), a);";
+        assert_eq!(take_up_moved(&format!("fn f() {{\n{taken}\n}}")), taken.replacen(" =", ": Vec<u8> =", 1) + "\n");
+        assert_eq!(take_up_moved(&format!("{taken}\n{put}")), "");
         // A cell that replaces nothing is left as it is.
         announce(folder.path(), &Replaced::new());
         leave_in_store(folder.path(), &source).expect("there is nothing to do");

@@ -188,12 +188,22 @@ pub fn parted(code: &str) -> (String, String) {
     (commands.concat(), rust.concat())
 }
 
-/// Indents a first line of Rust that begins with `::`, because evcxr would take it for a command.
+/// Returns the commands for the shell.
+pub fn commands(code: &str) -> impl Iterator<Item = &str> {
+    let rust = first_of_rust(code).unwrap_or(usize::MAX);
+    code.lines().take(rust).filter_map(|line| line.strip_prefix('!'))
+}
+
+/// Changes code for evcxr. A first line of Rust that begins with `::` is indented, because evcxr would take it for a
+/// command. A command that Interrupt ends reports success, because evcxr shows the output of no other one.
 pub fn for_evcxr(code: &str) -> String {
-    let path = first_of_rust(code)
-        .filter(|&rust| code.lines().nth(rust).is_some_and(|line| line.trim_start().starts_with(':')));
-    let lines = code.split_inclusive('\n').enumerate();
-    lines.map(|(index, line)| if path == Some(index) { format!("\t{line}") } else { line.to_owned() }).collect()
+    let rust = first_of_rust(code).unwrap_or(usize::MAX);
+    let lines = code.split_inclusive('\n').enumerate().map(|(index, line)| match line.strip_prefix('!') {
+        Some(command) if index < rust => format!("!trap 'exit 0' TERM; {}", command.trim_start_matches('!')),
+        None if index == rust && line.trim_start().starts_with(':') => format!("\t{line}"),
+        _ => line.to_owned(),
+    });
+    lines.collect()
 }
 
 fn is_closed(string: &str) -> bool {
@@ -225,9 +235,11 @@ mod tests {
         }
         assert_eq!(completeness("a &&\n:b"), "invalid");
         assert_eq!(for_evcxr(":vars\n// a\n\n ::a();\n::b();"), ":vars\n// a\n\n\t ::a();\n::b();");
-        for code in ["a();\n::b();", ":dep a", "!ls", "", "a\r\nb\n"] {
+        for code in ["a();\n::b();", ":dep a", "", "a\r\nb\n", "a ||\n!b"] {
             assert_eq!(for_evcxr(code), code);
         }
+        assert_eq!(for_evcxr(":dep a\n!ls -l\na()"), ":dep a\n!trap 'exit 0' TERM; ls -l\na()");
+        assert_eq!(commands("!ls\n:dep a\n!pwd\n!a()\nb\n!c").collect::<Vec<_>>(), ["ls", "pwd", "a()"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::cells::child::{Child, read};
 use crate::cells::compile::stops;
 use crate::cells::failures::Failure;
 use crate::cells::output::{ASKS_INPUT, CHANGED_TYPE, Piece};
+use crate::cells::replaced;
 use crate::cells::stderr::HOLD;
 use crate::cells::syntax;
 use crate::server::cell::Asker;
@@ -209,14 +210,18 @@ impl Server {
                     return self.print(STDOUT, format!("{line}\n"));
                 }
                 let code = self.cell.as_ref().map(|cell| cell.code.clone()).unwrap_or_default();
-                let (before, mut failure) = child.err.failure(panic, &code, Some(&self.generated), &self.config);
-                // A check for Interrupt unwinds without a message. Where it stopped a thread or a task, `join` and
-                // `await` have these.
-                let stopped = ["Any { .. }", "panicked with message \"interrupted\""];
-                let stopped = stopped.iter().any(|end| failure.value.ends_with(end));
-                if self.stop.is_set() && (panic && failure.value.is_empty() || stopped) {
-                    failure = self.interrupted(&code);
-                }
+                let (before, failure) = if panic && self.stop.has_ended_cell() {
+                    // A panic on stderr is one of another thread.
+                    (child.err.release(), self.interrupted(&code))
+                } else {
+                    let (before, failure) = child.err.failure(panic, &code, Some(&self.generated), &self.config);
+                    // A check for Interrupt unwinds without a message. Where it stopped a thread or a task, `join`,
+                    // `scope` and `await` have these.
+                    let stopped = ["Any { .. }", "a scoped thread panicked", "panicked with message \"interrupted\""];
+                    let stopped = stopped.iter().any(|end| failure.value.ends_with(end));
+                    let interrupted = self.stop.is_set() && (panic && failure.value.is_empty() || stopped);
+                    (before, if interrupted { self.interrupted(&code) } else { failure })
+                };
                 self.print(STDERR, before);
                 if let Some(cell) = &mut self.cell {
                     cell.failure.get_or_insert(failure);
@@ -257,8 +262,12 @@ impl Server {
             [] => String::new(),
             names => format!("{before}{}", names.join(", ")),
         };
+        let (_, mut moved) = replaced::restore(&self.folder, false);
+        moved.extend(replaced::moved(&self.generated_source()));
+        moved.retain(|name| self.variables.contains(name) && !kept.contains(name));
+        let moved = listed(", except those that the cell has moved away: ", &moved);
         let (kept, unset) = (listed(", and of this cell ", &kept), listed("; without a value: ", &unset));
-        Failure::new("Interrupted", &format!("all variables of earlier cells are kept{kept}{unset}"), &[])
+        Failure::new("Interrupted", &format!("all variables of earlier cells are kept{moved}{kept}{unset}"), &[])
     }
 
     pub fn show_display(&self, mut data: Map<String, Value>) {

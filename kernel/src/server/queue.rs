@@ -107,6 +107,8 @@ impl Server {
         let failure = cell.failure.take().or_else(|| self.explain(&cell));
         let restore = match &failure {
             Some(_) if failed_running && !internal && !cell.killed => self.restore(skipped),
+            // The cell ended by itself in the same moment, and evcxr has not noticed yet that its process is gone.
+            Some(_) if cell.killed && cell.errors.is_empty() => "();".to_owned(),
             _ => String::new(),
         };
         if internal {
@@ -120,11 +122,18 @@ impl Server {
                 expressions.add(name, cell.value.take(), failure);
             }
         } else {
-            let input_ended = cell.input_ended && failure.is_none();
+            let went_on = match (cell.input_ended, cell.interrupted) {
+                _ if failure.is_some() => None,
+                (true, _) => Some("the input is empty; the cell went on with it, and all variables are kept"),
+                (_, Some(_)) if self.stop.has_ended_something() => Some(
+                    "a part of the cell was stopped, such as a thread; the cell went on without it, and all variables \
+                     are kept",
+                ),
+                _ => None,
+            };
             self.cell = Some(cell);
-            if input_ended {
+            if let Some(why) = went_on {
                 self.bind();
-                let why = "the input is empty; the cell went on with it, and all variables are kept";
                 self.end(Some(Failure::new("Interrupted", why, &[])));
             } else {
                 self.end(failure);
@@ -145,8 +154,12 @@ impl Server {
         // Statements for the variables that an interrupted loop has put into the store.
         let mut taken_up = self.stop.place().map(|place| stops::taken_up(&self.folder, place)).unwrap_or_default();
         let stored = syntax::variables(&taken_up.join("\n"));
-        let (code, mut lost) = replaced::restore(&self.folder, skipped);
+        let (mut code, mut lost) = replaced::restore(&self.folder, skipped);
         lost.retain(|name| !stored.contains(name));
+        match skipped {
+            true => code += &replaced::take_up_moved(&self.generated_source()),
+            false => self.forget_moved(),
+        }
         taken_up.extend(
             code.lines()
                 .filter(|line| !syntax::variables(line).iter().any(|name| stored.contains(name)))
@@ -203,8 +216,13 @@ impl Server {
 
     /// Forgets the variables that the last cell moved away, which evcxr no longer keeps.
     fn forget_moved(&mut self) {
-        let moved = replaced::moved(&std::fs::read_to_string(&self.generated).unwrap_or_default());
+        let moved = replaced::moved(&self.generated_source());
         self.variables.retain(|name| !moved.contains(name));
+    }
+
+    /// Returns the source that evcxr made of the last cell.
+    pub fn generated_source(&self) -> String {
+        std::fs::read_to_string(&self.generated).unwrap_or_default()
     }
 
     /// Shows notes on side effects of the cell.
@@ -233,8 +251,11 @@ impl Server {
     /// Returns why the cell failed, according to evcxr's replies.
     pub fn explain(&mut self, cell: &Cell) -> Option<Failure> {
         let failed = cell.reply.as_ref().is_some_and(|reply| reply["status"] == "error");
+        let command_ended = || Failure::new("interrupted", "its command was ended; all variables are kept", &[]);
+        let has_command = syntax::commands(&cell.code).next().is_some();
         if !failed && cell.errors.is_empty() && !cell.killed {
-            return None;
+            // Of a command that was ended, evcxr has shown the output so far, and reports no error.
+            return (cell.skip && !cell.ran && has_command).then(command_ended);
         }
         let text = |error: &Value| error["evalue"].as_str().unwrap_or_default().to_owned();
         let first = cell.errors.first().map(text).unwrap_or_default();
@@ -250,9 +271,8 @@ impl Server {
             return Some(Failure::new(name, &format!("{why}; {lost}"), &notes));
         }
         if cell.skip {
-            let command = syntax::parted(&cell.code).0.lines().any(|line| line.starts_with('!'));
-            let what = if command { "its command was ended; all variables are kept" } else { RAN_NOTHING };
-            return Some(Failure::new("interrupted", what, &[]));
+            let nothing_ran = || Failure::new("interrupted", RAN_NOTHING, &[]);
+            return Some(if has_command { command_ended() } else { nothing_ran() });
         }
         let lines = |error: &Value| -> Vec<String> {
             let lines = error["traceback"].as_array().into_iter().flatten().filter_map(|line| line.as_str());

@@ -56,6 +56,10 @@ impl Server {
             kind @ ("execute_result" | "stream" | "display_data") if !internal => {
                 if kind == "execute_result" {
                     content["execution_count"] = json!(cell.count);
+                    // The output of a command that was ended, behind which the shell says so.
+                    if let Some(text) = content["data"]["text/plain"].as_str().filter(|_| cell.skip) {
+                        content["data"]["text/plain"] = json!(text.trim_end_matches("Terminated\n"));
+                    }
                 }
                 self.publish(kind, content, self.parent().as_ref());
             }

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::cells::compile::checks::{Checks, Insertion, MODULE, Part};
 use crate::cells::compile::own::{Own, is_generated, is_run};
 use crate::cells::compile::recursion::recursive;
-use crate::cells::interrupt::{ADDRESS, LEFT, Stop};
+use crate::cells::interrupt::{ADDRESS, LEFT, Stop, THREAD};
 
 /// File in the private folder: for each place at which a cell may stop, the statements that take up the variables
 /// which that place puts into the store.
@@ -40,15 +40,18 @@ pub struct Stops {
 /// Functions of the checks, in one line, because the lines of the cell must keep their numbers.
 /// A second unwinding during a first one would end the process, so code that runs during one is not stopped. Threads
 /// with a name belong to crates, such as background runs that call a closure of the cell, and are not stopped either.
-/// Nor is what a function calls that cannot be unwound (`whole`). The check that ends the cell itself leaves a mark.
+/// Nor is what a function calls that cannot be unwound (`whole`). A check that ends the cell, or a thread of it, leaves
+/// a mark.
 fn module(name: &str, guarded: bool) -> String {
     let all = Stop::All as u32;
     let (whole, is_whole) = match guarded {
         true => (
             "thread_local! { static WHOLE: ::std::cell::Cell<u32> = const { ::std::cell::Cell::new(0) } } \
              pub struct Whole; \
-             impl Drop for Whole { fn drop(&mut self) { let _ = WHOLE.try_with(|depth| depth.set(depth.get() - 1)); } } \
-             pub fn whole() -> Option<Whole> { WHOLE.try_with(|depth| depth.set(depth.get() + 1)).ok().map(|()| Whole) } ",
+             impl Drop for Whole { fn drop(&mut self) { \
+             let _ = WHOLE.try_with(|depth| depth.set(depth.get() - 1)); } } \
+             pub fn whole() -> Option<Whole> { \
+             WHOLE.try_with(|depth| depth.set(depth.get() + 1)).ok().map(|()| Whole) } ",
             "WHOLE.try_with(|depth| depth.get() > 0).unwrap_or(true)",
         ),
         false => ("", "false"),
@@ -56,20 +59,24 @@ fn module(name: &str, guarded: bool) -> String {
     format!(
         "#[doc(hidden)] mod {name} {{ use ::std::sync::atomic::{{AtomicU32, Ordering::Relaxed}}; \
          static NEVER: AtomicU32 = AtomicU32::new(0); static mut WORD: &AtomicU32 = &NEVER; \
-         static mut CELL: Option<::std::thread::ThreadId> = None; {whole}\
-         pub fn begin() {{ let given = ::std::env::var(\"{ADDRESS}\").ok().and_then(|text| text.parse::<usize>().ok()); \
+         static mut CELL: Option<::std::thread::ThreadId> = None; static mut RUN: u32 = 0; {whole}\
+         pub fn begin() {{ let given = ::std::env::var(\"{ADDRESS}\").ok(); \
+         let given = given.and_then(|text| text.parse::<usize>().ok()); \
          if let Some(address) = given {{ unsafe {{ WORD = &*(address as *const AtomicU32); \
-         CELL = Some(::std::thread::current().id()) }} }} }} \
+         RUN = word(2).load(Relaxed); CELL = Some(::std::thread::current().id()) }} }} }} \
+         fn word(index: usize) -> &'static AtomicU32 {{ unsafe {{ &*::std::ptr::from_ref(WORD).add(index) }} }} \
          #[inline(always)] pub fn is_set() -> bool {{ unsafe {{ WORD }}.load(Relaxed) != 0 }} \
          #[inline(always)] pub fn in_loop() {{ if is_set() {{ unwind() }} }} \
          #[inline(always)] pub fn in_function() {{ if unsafe {{ WORD }}.load(Relaxed) == {all} {{ unwind() }} }} \
          #[cold] #[inline(never)] fn unwind() {{ if {is_whole} || ::std::thread::panicking() {{ return }} \
          let thread = ::std::thread::current(); \
          if thread.name().is_none_or(|name| name == \"main\" || name.starts_with(\"tokio\")) {{ \
-         if unsafe {{ CELL }} == Some(thread.id()) {{ mark({LEFT}) }} leave() }} }} \
-         fn mark(place: u32) {{ unsafe {{ (*::std::ptr::from_ref(WORD).add(1)).store(place, Relaxed) }} }} \
+         if unsafe {{ CELL }} == Some(thread.id()) {{ word(1).store({LEFT}, Relaxed) }} \
+         else if word(2).load(Relaxed) == unsafe {{ RUN }} {{ \
+         let _ = word(1).compare_exchange(0, {THREAD}, Relaxed, Relaxed); }} leave() }} }} \
          fn leave() -> ! {{ ::std::panic::resume_unwind(Box::new(\"interrupted\")) }} \
-         #[cold] #[inline(never)] pub fn leave_at(place: u32) -> ! {{ mark(place + 1); leave() }} }}\n"
+         #[cold] #[inline(never)] pub fn leave_at(place: u32) -> ! {{ \
+         word(1).store(place + 1, Relaxed); leave() }} }}\n"
     )
 }
 
