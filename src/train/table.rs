@@ -7,11 +7,16 @@ use crate::store::tensors::{digest_tensors, load_tensors};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::catch_unwind;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// Headers of a column that holds file names, in lower case.
 const FILE: [&str; 5] = ["filename", "file", "path", "image", "name"];
+
+/// How to write a file that holds an array for each image.
+const ARRAYS: &str =
+    "give an array of numbers for each image, under the name of its file: np.savez(path, **dict(zip(names, logits)))";
 
 /// What a reader returns: names of files, and as many numbers for each as there are classes; or what is wrong.
 type Rows = std::result::Result<(Vec<String>, Vec<f32>), String>;
@@ -64,7 +69,7 @@ impl LogitsTable {
         let classes = &data.classes;
         let (files, values) = match extension.as_str() {
             "csv" => read_csv(path, classes),
-            "npz" => Tensor::read_npz(path).map_err(|e| Error::from(e).to_string()).and_then(|all| rows(all, classes)),
+            "npz" => read_npz(path, classes),
             "safetensors" => rows(load_tensors(path)?.0.into_iter().collect(), classes),
             _ => Err("its name must end in .csv, .npz or .safetensors".to_owned()),
         }
@@ -176,6 +181,15 @@ fn columns(header: &[String], file: usize, classes: &[String]) -> std::result::R
     ))
 }
 
+fn read_npz(path: &Path, classes: &[String]) -> Rows {
+    // tch panics at an entry that is encrypted, or compressed in a way that NumPy does not write.
+    match catch_unwind(|| Tensor::read_npz(path)) {
+        Ok(Ok(arrays)) => rows(arrays, classes),
+        Ok(Err(e)) => Err(format!("{}; {ARRAYS}", e.to_string().lines().next().unwrap_or_default())),
+        Err(_) => Err(format!("its archive is not one that NumPy wrote; {ARRAYS}")),
+    }
+}
+
 /// The rows of a file that holds an array for each image.
 fn rows(mut arrays: Vec<(String, Tensor)>, classes: &[String]) -> Rows {
     arrays.sort_by(|a, b| a.0.cmp(&b.0));
@@ -183,8 +197,7 @@ fn rows(mut arrays: Vec<(String, Tensor)>, classes: &[String]) -> Rows {
     for (file, array) in arrays {
         if array.numel() != classes.len() {
             return Err(format!(
-                "{file:?} is an array {:?}, and {} numbers are needed, one for each class; give one array for each \
-                 image, under the name of its file: np.savez(path, **dict(zip(names, logits)))",
+                "{file:?} is an array {:?}, and {} numbers are needed, one for each class; {ARRAYS}",
                 array.size(),
                 classes.len()
             ));

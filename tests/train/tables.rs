@@ -3,6 +3,7 @@
 use super::*;
 use kdlab::data::image_folder;
 use kdlab::models::Outputs;
+use std::io::Write;
 
 /// Two classes of 20 images each, all of different brightness, some of which share a file name.
 fn pictures(folder: &Path) -> Dataset {
@@ -147,6 +148,23 @@ fn a_table_that_does_not_fit_says_why() {
         text.contains("\"logits\" is an array [40, 2], and 2 numbers are needed")
             && text.contains("zip(names, logits)")
     );
+    // The same in a way of compression that does not exist, and file names as an array of strings.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let central = bytes.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
+    (bytes[8], bytes[central + 10]) = (98, 98);
+    std::fs::write(&path, bytes).unwrap();
+    let text = LogitsTable::read(&path, &data, Outputs::Logits).err().unwrap().to_string();
+    assert!(text.contains("its archive is not one that NumPy wrote; give an array of numbers"), "{text}");
+    let mut names = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+    names.start_file("names.npy", zip::write::SimpleFileOptions::default()).unwrap();
+    let header = "{'descr': '<U5', 'fortran_order': False, 'shape': (1,), }\n";
+    names
+        .write_all(&[b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes()].concat())
+        .unwrap();
+    names.write_all(&[0; 20]).unwrap();
+    names.finish().unwrap();
+    let text = LogitsTable::read(&path, &data, Outputs::Logits).err().unwrap().to_string();
+    assert!(text.contains("U5") && text.contains("give an array of numbers for each image"), "{text}");
     assert!(LogitsTable::read("absent.csv", &data, Outputs::Logits).is_err());
 
     // A split needs all of its images, another may lack some.
