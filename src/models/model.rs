@@ -68,6 +68,36 @@ impl Model {
         precision.run(self.device(), || self.layers.walk(x, mode, None, &mut |_, _, _| ()))
     }
 
+    /// [`Model::forward_in`], and the output f32 of the layer named `tap` beside it.
+    pub(crate) fn forward_to(
+        &self,
+        x: &Tensor,
+        mode: Mode,
+        precision: Precision,
+        tap: &str,
+    ) -> Result<(Tensor, Tensor)> {
+        let (mut found, mut names) = (None, Vec::new());
+        let logits = precision.run(self.device(), || {
+            self.layers.walk(x, mode, None, &mut |place, _, y| {
+                let name = place.to_string();
+                if name == tap {
+                    // A copy, because the layer after it may write over its input.
+                    found = Some(y.f_add_scalar(0));
+                }
+                names.push(name);
+            })
+        })?;
+        match found {
+            Some(y) => Ok((logits, y?.f_to_kind(self.kind())?)),
+            None => Err(Error::Input(format!("{} has no layer {tap:?}; it has {}", self.name, names.join(", ")))),
+        }
+    }
+
+    /// The kind of its weights.
+    pub(crate) fn kind(&self) -> Kind {
+        self.vs.variables().values().next().map_or(Kind::Float, |t| t.kind())
+    }
+
     /// A function that computes [`Model::forward`] for many batches, in evaluation mode and without gradients. It is
     /// valid while nobody changes the weights.
     pub(crate) fn pass(&self) -> Result<impl Fn(&Tensor) -> Result<Tensor>> {

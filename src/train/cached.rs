@@ -5,7 +5,7 @@ use super::progress::{Interrupt, Ticker};
 use super::row_file::RowFile;
 use super::{Event, Listener};
 use crate::data::{Split, Transform, Views};
-use crate::models::{Backbone, Model, TorchScript};
+use crate::models::{Backbone, Mode, Model, TorchScript};
 use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
@@ -26,6 +26,8 @@ pub struct CachedTensor {
     pub key: String,
     /// The `V` views of logits `[N, V, C]`; `None` for other values.
     pub(crate) views: Option<Views>,
+    /// Shape of a row, where it is not one dimension: `[C, H, W]` of a layer's features.
+    pub(super) row: Option<Vec<i64>>,
     split_key: String,
     /// The file that holds the values; `None` if they are in memory.
     pub path: Option<PathBuf>,
@@ -56,11 +58,11 @@ impl CachedTensor {
         let part = split.select(indices)?;
         let key = digest(&[part.key.as_bytes(), self.key.as_bytes()]);
         let tensor = self.tensor.f_index_select(0, &Tensor::f_from_slice(indices)?)?;
-        Ok(Self::in_memory(&part, tensor, self.views.clone(), key))
+        Ok(Self { row: self.row.clone(), ..Self::in_memory(&part, tensor, self.views.clone(), key) })
     }
 
     fn in_memory(split: &Split, tensor: Tensor, views: Option<Views>, key: String) -> Self {
-        Self { tensor, key, views, split_key: split.key.clone(), path: None, from_disk: false, seconds: 0.0 }
+        Self { tensor, key, views, row: None, split_key: split.key.clone(), path: None, from_disk: false, seconds: 0.0 }
     }
 
     /// Checks that each of the `samples` of a split has its row, or a row for each view. `what` is for the message.
@@ -152,6 +154,42 @@ pub(crate) fn teacher_logits(
         folder,
         &mut compute,
     )
+}
+
+/// Returns the outputs of one layer of `teacher` for every image of `split`, f32 `[N, C * H * W]`, in evaluation mode,
+/// without gradients: what [`FeatureMethod`](super::FeatureMethod) holds a student to. `layer` is a name of the
+/// teacher's summary, such as `layer3.1.relu` of a ResNet-18 or `avgpool`.
+/// Take a layer after BatchNorm: where a convolution and its BatchNorm run as one, both names give the pair's output.
+///
+/// With a `folder` they are kept there and found again as long as layer, data, transform and teacher stay the same. A
+/// layer of 256 channels at 14 x 14 takes 200 kB for each image.
+///
+/// # Errors
+/// When the teacher has no such layer; else as [`backbone_features`].
+pub fn layer_features(
+    teacher: &Model,
+    layer: &str,
+    split: &Split,
+    transform: &Transform,
+    batch_size: usize,
+    folder: Option<&Path>,
+    listener: &Listener,
+) -> Result<CachedTensor> {
+    let device = teacher.device();
+    let title = format!("{layer} of {} on {}", teacher.name, split.name);
+    let (weights, precision) = (digest_tensors(&teacher.state())?, teacher.precision.to_string());
+    let parts = ["layer features", layer, &weights, &split.key, &transform.key(), &precision];
+    let key = digest(&parts.map(str::as_bytes));
+    let of = |from: i64, to: i64| -> Result<Tensor> {
+        let images = transform.apply(&split.batch(&(from..to).collect::<Vec<_>>())?.images, device)?;
+        no_grad(|| Ok(teacher.forward_to(&images, Mode::Evaluation, teacher.precision, layer)?.1))
+    };
+    let row = of(0, 1)?.size().get(1..).unwrap_or_default().to_vec();
+    let (what, width) = ("layer-features", row.iter().product());
+    let pass = Computation { what, title: &title, split, views: None, width, chunk: batch_size, listener };
+    let made =
+        pass.run(key, folder, &mut |from, to| Ok(of(from, to)?.f_flatten(1, -1)?.f_to_device(Device::Cpu)?))?;
+    Ok(CachedTensor { row: Some(row), ..made })
 }
 
 /// Returns the logits f32 `[N, C]` of a teacher from a TorchScript file for every image of `split`, without gradients.

@@ -83,6 +83,7 @@ impl Checkpoint {
         model: &Model,
         best: &Snapshot,
         average: Option<&Snapshot>,
+        projection: &[(String, Tensor)],
         optimizer: &Optimizer,
         history: &History,
         unmeasured: Option<&TrainedEpoch>,
@@ -91,6 +92,7 @@ impl Checkpoint {
         let (moments, steps) = optimizer.state();
         let mut tensors = moments;
         tensors.extend(model.state().into_iter().map(|(name, t)| (format!("weights/{name}"), t)));
+        tensors.extend(projection.iter().map(|(name, t)| (name.clone(), t.shallow_clone())));
         for (part, snapshot) in [("best", Some(best)), ("average", average)] {
             let all = snapshot.iter().flat_map(|snapshot| &snapshot.0);
             tensors.extend(all.map(|(name, t)| (format!("{part}/{name}"), t.shallow_clone())));
@@ -123,8 +125,13 @@ impl Checkpoint {
         write_json(&path, history)
     }
 
-    /// Loads an unfinished run of the same fit into model and optimizer; returns `None` when there is none.
-    pub(super) fn resume(&self, model: &Model, optimizer: &mut Optimizer) -> Result<Option<Resumed>> {
+    /// Loads an unfinished run of the same fit into model, optimizer and projection; returns `None` when there is none.
+    pub(super) fn resume(
+        &self,
+        model: &Model,
+        optimizer: &mut Optimizer,
+        projection: &[(String, Tensor)],
+    ) -> Result<Option<Resumed>> {
         // Without a file, or with one that can't be read, the fit starts anew.
         let Ok((tensors, metadata)) = load_tensors(&self.file()) else {
             return Ok(None);
@@ -151,6 +158,12 @@ impl Checkpoint {
         let average = history.recipe.average.map(|_| snapshot("average")).transpose()?;
         optimizer.restore(&|name| tensors.get(name).map(Tensor::shallow_clone), steps)?;
         weights.restore(model)?;
+        for (name, t) in projection {
+            let saved = tensors.get(name).filter(|saved| saved.size() == t.size()).ok_or_else(|| {
+                Error::Data(format!("{} lacks {name}; delete it and fit again", self.file().display()))
+            })?;
+            no_grad(|| t.shallow_clone().f_copy_(saved))?;
+        }
         let overrides = serde_json::from_str(text("live")).unwrap_or_default();
         let unmeasured = serde_json::from_str(text("unmeasured")).unwrap_or_default();
         Ok(Some(Resumed { history, best, average, unmeasured, overrides }))

@@ -2,7 +2,7 @@
 
 use super::loss::HardLabels;
 use super::method::Published;
-use super::{KdLoss, Method, Minibatch};
+use super::{FeatureMethod, KdLoss, Method, Minibatch};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
@@ -25,6 +25,8 @@ pub struct Criterion {
     scale: f64,
     /// Epochs in which the weight of the soft term rises to its full value; 0 for none.
     warmup: usize,
+    /// How a layer of the student is held to the teacher's features.
+    features: Option<(FeatureMethod, String)>,
 }
 
 /// A loss times a factor.
@@ -66,8 +68,27 @@ impl Criterion {
         Self { scale: hard + soft, warmup, ..plain }
     }
 
+    /// Adds a term that holds the student's `layer` to the teacher's features, beside this loss. `layer` is a name of
+    /// the student's summary, such as `relu3`. It needs examples with
+    /// [`with_teacher_features`](super::Examples::with_teacher_features). Validation leaves this term out.
+    ///
+    /// The authors of attention transfer and of relational distillation add it to [`Criterion::cross_entropy`].
+    ///
+    /// # Errors
+    /// When a weight of `method` is negative.
+    pub fn with_features(self, method: FeatureMethod, layer: &str) -> Result<Self> {
+        method.check()?;
+        let name = format!("{}+{method}", self.name);
+        Ok(Self { name, features: Some((method, layer.to_owned())), ..self })
+    }
+
+    /// How a layer of the student is held to the teacher's features.
+    pub(super) fn features(&self) -> Option<(FeatureMethod, &str)> {
+        self.features.as_ref().map(|(method, layer)| (*method, layer.as_str()))
+    }
+
     fn new(name: &str, function: Function) -> Self {
-        Self { name: name.into(), function, scale: 1.0, warmup: 0 }
+        Self { name: name.into(), function, scale: 1.0, warmup: 0, features: None }
     }
 
     /// Wraps your own loss: a function of logits `[B, C]` and labels i64 `[B]` that returns a scalar.
@@ -99,7 +120,7 @@ impl Criterion {
     }
 
     pub(crate) fn is_kd(&self) -> bool {
-        matches!(self.function, Function::Kd(Method::Kd, _)) && self.scale == 1.0
+        matches!(self.function, Function::Kd(Method::Kd, _)) && self.scale == 1.0 && self.features.is_none()
     }
 
     /// Refuses a warm-up of the soft term that the run is too short for.
@@ -116,10 +137,11 @@ impl Criterion {
 
     /// What the fingerprint of a fit holds of the weights; empty for criteria that have no such.
     pub(super) fn key(&self) -> String {
+        let features = self.features.as_ref().map_or(String::new(), |(method, layer)| format!(" {method:?} {layer}"));
         if self.scale == 1.0 && self.warmup == 0 {
-            return String::new();
+            return features;
         }
-        format!(" scale {} warmup {}", self.scale, self.warmup)
+        format!(" scale {} warmup {}{features}", self.scale, self.warmup)
     }
 
     /// The share of its weight that the soft term has in an epoch of training, counted from 1.

@@ -31,7 +31,8 @@ pub struct Examples {
     inputs: Inputs,
     labels: Tensor, // i64 [N], CPU; UNLABELLED for images without a label
     partly_labelled: bool,
-    teacher: Option<Tensor>, // f32 [N, C], or f16 [N, V, C] with the logits of all views; CPU
+    teacher: Option<Tensor>,  // f32 [N, C], or f16 [N, V, C] with the logits of all views; CPU
+    features: Option<Tensor>, // f32 [N, D] or [N, C, H, W]: of the teacher; CPU
     /// The teacher sees another view than the student, drawn independently.
     apart: bool,
     views: Option<Views>,
@@ -47,6 +48,8 @@ pub struct Minibatch {
     /// i64 `[B]`.
     pub labels: Tensor,
     pub(super) teacher: Option<Tensor>,
+    /// The teacher's features `[B, D]` or `[B, C, H, W]`.
+    pub(super) features: Option<Tensor>,
     pub(super) partly_labelled: bool,
 }
 
@@ -112,6 +115,25 @@ impl Examples {
         Ok(self)
     }
 
+    /// Adds features of the teacher, as [`layer_features`](super::layer_features) computes them, for
+    /// [`Criterion::with_features`](super::Criterion::with_features).
+    ///
+    /// # Errors
+    /// When they were computed for other data, or these examples are augmented: the teacher saw the images as they are.
+    pub fn with_teacher_features(mut self, features: &CachedTensor) -> Result<Self> {
+        features.check(&self.split_key, self.len(), "features")?;
+        if self.views.is_some() {
+            return Err(features_and_views());
+        }
+        let size: Vec<i64> = match &features.row {
+            Some(row) => [&[-1], row.as_slice()].concat(),
+            None => features.tensor.size(),
+        };
+        self.key = digest(&[self.key.as_bytes(), b"features", features.key.as_bytes()]);
+        self.features = Some(features.tensor.f_view(size.as_slice())?);
+        Ok(self)
+    }
+
     /// Replaces the labels of the split by `labels`, i64 `[N]`: classes, or [`UNLABELLED`] for images without a label.
     /// Cross-entropy and accuracy then leave those images out.
     ///
@@ -141,6 +163,9 @@ impl Examples {
     pub fn with_views(mut self, views: &Views) -> Result<Self> {
         if matches!(self.inputs, Inputs::Features(_)) {
             return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
+        }
+        if self.features.is_some() {
+            return Err(features_and_views());
         }
         if self.teacher.as_ref().is_some_and(judges_views) && self.views.as_ref() != Some(views) {
             return Err(Error::Input(
@@ -191,6 +216,7 @@ impl Examples {
             labels: self.labels(),
             partly_labelled: self.partly_labelled,
             teacher: self.teacher.as_ref().map(Tensor::shallow_clone),
+            features: self.features.as_ref().map(Tensor::shallow_clone),
             apart: self.apart,
             views: self.views.clone(),
             split_name: self.split_name.clone(),
@@ -286,7 +312,8 @@ impl Examples {
             None => None,
         };
         let labels = pick(&self.labels, indices)?;
-        Ok(Minibatch { inputs, labels, teacher, partly_labelled: self.partly_labelled })
+        let features = self.features.as_ref().map(|rows| pick(rows, others)).transpose()?;
+        Ok(Minibatch { inputs, labels, teacher, features, partly_labelled: self.partly_labelled })
     }
 
     /// Digest of the data, its transform, the backbone and the teacher.
@@ -311,6 +338,7 @@ impl Examples {
             labels,
             partly_labelled,
             teacher: None,
+            features: None,
             apart: false,
             views: None,
             split_name: split.name.clone(),
@@ -318,6 +346,14 @@ impl Examples {
             key,
         })
     }
+}
+
+fn features_and_views() -> Error {
+    Error::Input(
+        "the teacher's features are those of the images as they are, and augmentation shows the student other views: \
+         leave one of the two out"
+            .into(),
+    )
 }
 
 /// Whether logits of the teacher are those of several views, `[N, V, C]`.

@@ -4,6 +4,7 @@
 use super::checkpoint::{Checkpoint, Resumed, Snapshot};
 use super::checks::{Task, cause_of_divergence, check_fit, check_splits, fingerprint, probe};
 use super::evaluate::validate;
+use super::features::FeatureTerm;
 use super::loss::HardLabels;
 use super::metrics::Sums;
 use super::progress::Ticker;
@@ -14,7 +15,7 @@ use super::{
 use crate::models::{Mode, Model};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
-use tch::Kind;
+use tch::Tensor;
 
 /// Choices of the training loop itself. The defaults are correct; [`crate::study::mistakes`] fills in others.
 #[derive(Default)]
@@ -108,10 +109,11 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let resident = (train.resident(model.device())?, validation.resident(model.device())?);
     let (train, validation) = (resident.0.as_ref().unwrap_or(train), resident.1.as_ref().unwrap_or(validation));
     let task = Task { train, validation, ..task };
-    let trainable = model.trainable();
-    let kind = trainable.first().map_or(Kind::Float, |(_, t)| t.kind());
-    let hard = HardLabels::new(&options.recipe, kind, model.device())?;
-    let mut optimizer = Optimizer::new(&options.recipe, trainable)?;
+    let hard = HardLabels::new(&options.recipe, model.kind(), model.device())?;
+    let features = criterion.features();
+    let new_term = |(method, layer)| FeatureTerm::new(method, layer, model, train, options.seed);
+    let features = features.map(new_term).transpose()?;
+    let mut optimizer = Optimizer::new(&options.recipe, all_trainable(model, features.as_ref()))?;
     let checkpoint = match &options.folder {
         Some(folder) => {
             let fingerprint = fingerprint(settings.mistake.as_deref(), &task)?;
@@ -123,7 +125,7 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let mut best = Snapshot::of(model)?;
     let (mut average, mut trained) = (None, None);
     if let Some(checkpoint) = &checkpoint {
-        if let Some(resumed) = checkpoint.resume(model, &mut optimizer)? {
+        if let Some(resumed) = checkpoint.resume(model, &mut optimizer, &projected(features.as_ref()))? {
             let mut overrides;
             Resumed { history, best, average, unmeasured: trained, overrides } = resumed;
             history.stopped = None;
@@ -143,7 +145,8 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let in_force = changed.or(history.records.last().map(|record| record.hyperparameters)).unwrap_or(now);
     listener.notify(&Event::Started { history: history.clone(), hyperparameters: now });
 
-    let mut training = Training { settings, task, hard, checkpoint, optimizer, history, best, average, own, in_force };
+    let mut training =
+        Training { settings, task, hard, features, checkpoint, optimizer, history, best, average, own, in_force };
     let ended = training.epochs(trained);
     training.best.restore(model)?;
     ended?;
@@ -151,11 +154,24 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     Ok(training.history)
 }
 
+/// Everything that learns: the model's variables, and the projection of its features.
+fn all_trainable(model: &Model, features: Option<&FeatureTerm>) -> Vec<(String, Tensor)> {
+    let mut all = model.trainable();
+    all.extend(projected(features));
+    all
+}
+
+/// Weights of the projection of features, if there is one.
+fn projected(features: Option<&FeatureTerm>) -> Vec<(String, Tensor)> {
+    features.and_then(|term| term.projection.as_ref()).map_or_else(Vec::new, |projection| projection.state())
+}
+
 /// State of a running fit.
 struct Training<'a> {
     settings: &'a LoopSettings,
     task: Task<'a>,
     hard: HardLabels,
+    features: Option<FeatureTerm>,
     checkpoint: Option<Checkpoint>,
     optimizer: Optimizer,
     history: History,
@@ -174,7 +190,7 @@ impl Training<'_> {
         let (settings, Task { model, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
             if settings.optimizer_per_epoch {
-                self.optimizer = Optimizer::new(&options.recipe, model.trainable())?;
+                self.optimizer = Optimizer::new(&options.recipe, all_trainable(model, self.features.as_ref()))?;
             }
             let Some(done) = trained.take().map_or_else(|| self.train(epoch), |done| Ok(Some(done)))? else {
                 return self.stop(None);
@@ -236,8 +252,8 @@ impl Training<'_> {
     fn save(&self, trained: Option<&TrainedEpoch>) -> Result<()> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
         let overrides = self.task.options.control.overrides();
-        let (best, average) = (&self.best, self.average.as_ref());
-        checkpoint.save(self.task.model, best, average, &self.optimizer, &self.history, trained, overrides)
+        let (best, average, projection) = (&self.best, self.average.as_ref(), projected(self.features.as_ref()));
+        checkpoint.save(self.task.model, best, average, &projection, &self.optimizer, &self.history, trained, overrides)
     }
 
     /// The values in force from here on. Records and reports a change.
@@ -281,10 +297,19 @@ impl Training<'_> {
             let now = self.hyperparameters_at((epoch - 1) as f64 + done as f64 / train.len() as f64);
             let kd = now.kd_loss()?;
             let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
-            let logits = model.forward_in(&batch.inputs, mode, options.precision)?; // [B, C]
-            let loss = criterion.loss(&logits, &batch, kd, &self.hard, soft_share)?;
+            let (logits, tapped) = match &self.features {
+                Some(term) => {
+                    let (logits, tapped) = model.forward_to(&batch.inputs, mode, options.precision, &term.layer)?;
+                    (logits, Some((term, tapped)))
+                }
+                None => (model.forward_in(&batch.inputs, mode, options.precision)?, None),
+            }; // [B, C]
+            let mut loss = criterion.loss(&logits, &batch, kd, &self.hard, soft_share)?;
             if self.optimizer.is_new() {
                 criterion.check_terms(&loss, &logits, &batch, kd)?;
+            }
+            if let Some(((term, student), teacher)) = tapped.zip(batch.features.as_ref()) {
+                loss = loss.f_add(&term.loss(&student, teacher)?)?;
             }
             let factor = plan.factor((epoch - 1) * batches.len() + batch_number);
             self.optimizer.backward_step(&loss, now.learning_rate * factor)?;

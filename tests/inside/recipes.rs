@@ -47,6 +47,17 @@ enum Loss {
     Hard,
     Kd(KdLoss),
     Published(Method),
+    /// Cross-entropy and features.
+    Features(FeatureMethod),
+}
+
+/// The name of a method and its weights.
+fn weights_of(method: FeatureMethod) -> (String, Vec<f64>) {
+    let weights = match method {
+        FeatureMethod::Hint { weight } | FeatureMethod::Attention { weight } => vec![weight],
+        FeatureMethod::Relational { distance, angle } => vec![distance, angle],
+    };
+    (method.to_string(), weights)
 }
 
 struct Runs {
@@ -65,17 +76,27 @@ fn both(cases: Vec<Case>, epochs: usize) -> Runs {
     let labels = data.train.labels().unwrap();
     let unlabelled = Tensor::arange(labels.size()[0], (Kind::Int64, Device::Cpu)).remainder(5).eq(0);
     let few = labels.masked_fill(&unlabelled, UNLABELLED);
+    let features = random([labels.size()[0], 24], 9);
+    let wide = CachedTensor::new(&data.train, features.shallow_clone(), "24 wide").unwrap();
     let (mut histories, mut checkpoints, mut runs) = (vec![], vec![], vec![]);
     for (i, (recipe, loss, partly)) in cases.iter().enumerate() {
         let [train, validation] = parts.each_ref().map(|(split, [features, logits])| {
             let table = |t: &Tensor| CachedTensor::new(split, t.shallow_clone(), "f64").unwrap();
             Examples::features(split, &table(features)).unwrap().with_teacher(&table(logits)).unwrap()
         });
+        let train = match loss {
+            Loss::Features(_) => train.with_teacher_features(&wide).unwrap(),
+            _ => train,
+        };
         let train = if *partly { train.with_labels(&few).unwrap() } else { train };
         let (criterion, kd) = match *loss {
             Loss::Hard => (Criterion::cross_entropy(), Value::Null),
             Loss::Kd(kd) => (Criterion::kd(kd), json!([kd.temperature(), kd.alpha()])),
             Loss::Published(method) => (Criterion::published(method), json!(method)),
+            Loss::Features(method) => {
+                let criterion = Criterion::cross_entropy().with_features(method, "relu").unwrap();
+                (criterion, json!({"features": weights_of(method)}))
+            }
         };
         let run = folder.path().join(i.to_string());
         let options = FitOptions {
@@ -100,12 +121,13 @@ fn both(cases: Vec<Case>, epochs: usize) -> Runs {
         ("labels", &labels),
         ("few", &few),
         ("teacher", teacher),
+        ("features", &features),
         ("validation_inputs", validation_inputs),
         ("validation_labels", &data.validation.labels().unwrap()),
         ("validation_teacher", validation_teacher),
         ("order", &Tensor::stack(&orders, 0)),
     ];
-    let settings: Value = json!({"runs": runs, "batch_size": BATCH, "learning_rate": RATE});
+    let settings: Value = json!({"runs": runs, "batch_size": BATCH, "learning_rate": RATE, "seed": SEED});
     let torch = ask_in(folder, "recipes", &tensors, settings);
     Runs { cases, histories, checkpoints, torch }
 }
@@ -214,6 +236,34 @@ fn methods_run_as_their_authors_ran_them() {
     assert_eq!(runs.histories[1].criterion, "dkd-published");
     let e = Criterion::published(Method::Dkd { target: 1.0, non_target: 8.0 }).check(19).unwrap_err().to_string();
     assert!(e.contains("criterion dkd-published raises its soft term over 20 epochs, and the run has 19"), "{e}");
+}
+
+/// Hints with their projection, and relations, over 110 steps: the projection's weights and moments too.
+#[test]
+fn features_teach_as_their_papers_say() {
+    let hint = FeatureMethod::Hint { weight: 2.0 };
+    let cases = [hint, "relational".parse().unwrap()].map(|method| (Recipe::default(), Loss::Features(method), false));
+    let runs = both(cases.to_vec(), 10);
+    runs.agree();
+    assert!(runs.checkpoints[0].contains_key("mean/projection/weight"));
+    assert!(!runs.checkpoints[1].contains_key("projection/weight"), "relations need none");
+    assert_eq!(runs.histories[0].criterion, "cross-entropy+hint");
+}
+
+/// Values and gradients of all methods on features of convolutions of two sizes.
+#[test]
+fn features_of_convolutions_are_compared_as_their_papers_say() {
+    let (s, t) = (random([6, 5 * 64], 1).view([6, 5, 8, 8]), random([6, 5 * 16], 2).view([6, 5, 4, 4]));
+    let methods = ["hint", "attention", "relational"].map(|name| name.parse::<FeatureMethod>().unwrap());
+    let settings = json!({"methods": methods.map(weights_of)});
+    let torch = ask_in(tempfile::tempdir().unwrap(), "features", &[("student", &s), ("teacher", &t)], settings);
+    for method in methods {
+        let s = s.copy().set_requires_grad(true);
+        let loss = method.loss(&s, &t, None).unwrap();
+        loss.backward();
+        assert!(relative(&loss, torch.get(&format!("loss {method}"))) < 1e-9, "{method}");
+        assert!(relative(&s.grad(), torch.get(&format!("grad {method}"))) < 1e-9, "gradient, {method}");
+    }
 }
 
 #[test]

@@ -78,6 +78,42 @@ SOFT_TERMS = {
 PUBLISHED = {"kd": (4, 0.1, 0.9, 0), "dkd": (4, 1, 1, 20), "standardised-kd": (2, 0.1, 9, 0), "argmax": (4, 0.1, 0.9, 0)}
 
 
+def attention_map(f):
+    return F.normalize(f.pow(2).mean(1).flatten(1))
+
+
+def relations(e):
+    """Distances of pairs and cosines of triples, as the program of Park et al. has them."""
+    square, product = e.pow(2).sum(1), e @ e.t()
+    distance = (square.unsqueeze(1) + square.unsqueeze(0) - 2 * product).clamp(min=1e-12).sqrt()
+    distance = distance.clone()
+    distance[range(len(e)), range(len(e))] = 0
+    direction = F.normalize(e.unsqueeze(0) - e.unsqueeze(1), p=2, dim=2)
+    return distance / distance[distance > 0].mean(), torch.bmm(direction, direction.transpose(1, 2)).view(-1)
+
+
+def feature_loss(name, weights, s, t, projection=None):
+    if name == "relational":
+        pairs = zip(weights, relations(s.flatten(1)), relations(t.flatten(1)))
+        return sum(weight * F.smooth_l1_loss(a, b) for weight, a, b in pairs)
+    if s.ndim == 4:
+        side = min(s.shape[2], t.shape[2])
+        s, t = F.adaptive_avg_pool2d(s, side), F.adaptive_avg_pool2d(t, side)
+    if name == "attention":
+        return weights[0] * (attention_map(s) - attention_map(t)).pow(2).mean()
+    return weights[0] * F.mse_loss(s if projection is None else F.linear(s, *projection), t)
+
+
+def features(x, settings, folder):
+    out = {}
+    for name, weights in settings["methods"]:
+        s = x["student"].clone().requires_grad_()
+        loss = feature_loss(name, weights, s, x["teacher"])
+        loss.backward()
+        out[f"loss {name}"], out[f"grad {name}"] = loss.detach(), s.grad
+    return out
+
+
 def methods(x, settings, folder):
     """DKD (equation 7 and its T**2) and logit standardisation, each as its paper writes it, with PyTorch's own pieces."""
     out = {}
@@ -294,11 +330,11 @@ def recipes(x, settings, folder):
     def named(value):
         return next(iter(value.items())) if isinstance(value, dict) else (value, {})
 
-    def new_optimizer(net, recipe):
+    def new_optimizer(net, recipe, projection):
         rule, constants = named(recipe["optimizer"])
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW, "Sgd": torch.optim.SGD}[rule]
         if not recipe["decay_weights_only"]:
-            return kind(net.parameters(), lr=rate, **constants)
+            return kind([*net.parameters(), *projection], lr=rate, **constants)
         spared = {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0}
         return kind([{"params": [p for p in net.parameters() if p.ndim >= 2]}, spared], lr=rate, **constants)
 
@@ -318,7 +354,7 @@ def recipes(x, settings, folder):
     def loss_of(logits, labels, teacher, recipe, kd, epoch=10**9):
         weight = recipe["class_weights"] and torch.tensor(recipe["class_weights"], dtype=torch.double)
         hard = F.cross_entropy(logits, labels, weight, label_smoothing=recipe["label_smoothing"])
-        if kd is None:
+        if kd is None or isinstance(kd, dict):
             return hard
         if isinstance(kd, str):
             T, of_hard, of_soft, warmup = PUBLISHED[kd]
@@ -333,13 +369,23 @@ def recipes(x, settings, folder):
         net = nn.Sequential()
         net.fc1, net.bn, net.relu, net.fc2 = nn.Linear(12, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
         net.double().load_state_dict(state, strict=False)
-        optimizer = new_optimizer(net, recipe)
+        projection, tapped = [], []
+        if isinstance(kd, dict):
+            name, weights = kd["features"]
+            net.relu.register_forward_hook(lambda module, inputs, output: tapped.append(output))
+        if isinstance(kd, dict) and name == "hint":
+            torch.manual_seed(settings["seed"])
+            sizes = [(x["features"].shape[1], 16), (x["features"].shape[1],)]
+            projection = [torch.empty(size, dtype=torch.double).uniform_(-0.25, 0.25).requires_grad_() for size in sizes]
+        optimizer = new_optimizer(net, recipe, projection)
         scheduler, rates, losses, validation = new_scheduler(optimizer, recipe), [], [], []
         average = recipe["average"] and AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe["average"]), use_buffers=True)
         for epoch, order in enumerate(x["order"], 1):
             for rows in order.split(batch):
                 optimizer.zero_grad()
                 loss = loss_of(net.train()(x["inputs"][rows]), x[labels][rows], x["teacher"][rows], recipe, kd, epoch)
+                if tapped:
+                    loss = loss + feature_loss(name, weights, tapped.pop(), x["features"][rows], projection or None)
                 loss.backward()
                 if recipe["clip_norm"]:
                     nn.utils.clip_grad_norm_(net.parameters(), recipe["clip_norm"])
@@ -355,6 +401,8 @@ def recipes(x, settings, folder):
                 each = [len(r) * loss_of(judged(x["validation_inputs"][r]), x["validation_labels"][r], x["validation_teacher"][r], recipe, kd) for r in parts]
             validation.append(sum(each) / n)
         names = {parameter: name for name, parameter in net.named_parameters()}
+        names |= dict(zip(projection, ("projection/weight", "projection/bias")))
+        out |= {f"{i}/{names[p]}": p for p in projection}
         out |= {f"{i}/weights/{name}": t for name, t in net.state_dict().items()}
         out |= {f"{i}/average/{name}": t for name, t in average.module.state_dict().items()} if average else {}
         for ours, theirs in [("mean", "exp_avg"), ("square", "exp_avg_sq"), ("momentum", "momentum_buffer")]:

@@ -205,6 +205,83 @@ fn two_recipes_never_share_a_run_and_older_checkpoints_go_on() {
     assert_eq!(run(Recipe::default(), 9), 1, "an older checkpoint goes on");
 }
 
+/// A student of convolutions: its layer `relu1` has 4 channels at half the size of the images.
+fn convolutions(channels: i64) -> Model {
+    let build = |vs: &nn::Path| {
+        let config = nn::ConvConfig { stride: 2, padding: 1, ..Default::default() };
+        Layers::new()
+            .add("conv1", nn::conv2d(vs / "conv1", 3, channels, 3, config))
+            .add("relu1", kdlab::models::Op::ReLU)
+            .func("pool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1))
+            .add("fc", nn::linear(vs / "fc", channels, 10, Default::default()))
+    };
+    Model::new("convolutions", Device::Cpu, 1, &build).unwrap()
+}
+
+#[test]
+fn features_are_tapped_by_name_projected_resumed_and_not_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let (teacher, transform) = (convolutions(6), normalised(32));
+    let compute = |layer: &str, split| {
+        let cache = folder.path().join("cache");
+        layer_features(&teacher, layer, split, &transform, 7, Some(&cache), &Listener::default())
+    };
+    let maps = compute("relu1", &data.train).unwrap();
+    assert_eq!(maps.tensor.size(), [data.train.len() as i64, 6 * 16 * 16]);
+    let images = Examples::images(&data.train, &transform).unwrap().batch(&[3], Device::Cpu).unwrap().inputs;
+    let alone = teacher.forward(&images, false).unwrap();
+    let pooled = compute("pool", &data.train).unwrap();
+    let fc = teacher.state();
+    let logits = pooled.tensor.get(3).unsqueeze(0).linear(&fc[3].1, Some(&fc[2].1));
+    assert!((logits - alone).abs().max().double_value(&[]) < 1e-5, "the layer's own output, of its own image");
+    assert!(compute("relu1", &data.train).unwrap().from_disk);
+    assert!(compute("relu9", &data.train).unwrap_err().to_string().contains("no layer \"relu9\"; it has conv1, relu1"));
+
+    let (train, validation) = (train.with_teacher_features(&maps).unwrap(), validation);
+    let [hint, attention, relational] = ["hint", "attention", "relational"].map(|name| name.parse().unwrap());
+    for method in [hint, attention, relational] {
+        let run = |name: &str, (control, listener): (Control, Listener)| {
+            let kd = Criterion::kd(KdLoss::new(4.0, 0.5).unwrap());
+            let criterion = kd.with_features(method, "relu1").unwrap();
+            let mut model = convolutions(4);
+            let folder = Some(folder.path().join(format!("{method} {name}")));
+            let options = FitOptions { folder, control, listener, ..options(3) };
+            (fit(&mut model, &train, &validation, &criterion, &options).unwrap(), values(&model))
+        };
+        let whole = run("whole", Default::default());
+        run("broken", stopping_after(1));
+        let resumed = run("broken", Default::default());
+        assert_eq!((curve(&resumed.0), resumed.1), (curve(&whole.0), whole.1), "{method}");
+        let [saved, checkpoint] = ["best", "checkpoint"].map(|file| {
+            let path = folder.path().join(format!("{method} whole/{file}.safetensors"));
+            Tensor::read_safetensors(path).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        });
+        assert_eq!(saved.len(), 4, "the student alone: {saved:?}");
+        let projected = checkpoint.iter().any(|name| name == "projection/weight");
+        assert_eq!(projected, matches!(method, FeatureMethod::Hint { .. }), "{checkpoint:?}");
+    }
+
+    let refused = |train: &Examples, layer: &str, method: FeatureMethod| {
+        let criterion = Criterion::cross_entropy().with_features(method, layer).unwrap();
+        fit(&mut convolutions(4), train, &validation, &criterion, &options(1)).unwrap_err().to_string()
+    };
+    let e = refused(&train, "relu2", hint);
+    assert!(e.contains("no layer \"relu2\"; it has conv1, relu1, pool, fc"), "{e}");
+    let e = refused(&train, "pool", attention);
+    assert!(
+        e.contains("attention compares layer pool of the student, [1, 4], with the teacher's features, [1, 6, 16, 16]")
+    );
+    let e = refused(&examples(&data).0, "relu1", hint);
+    assert!(e.contains("hint needs the teacher's features") && e.contains("with_teacher_features"), "{e}");
+    let e = Criterion::cross_entropy().with_features(FeatureMethod::Hint { weight: -1.0 }, "relu1").err().unwrap();
+    assert!(e.to_string().contains("hint: a weight must be >= 0, got -1"));
+    let views = kdlab::data::Views::cross(2).unwrap();
+    let e = train.with_views(&views).err().unwrap().to_string();
+    assert!(e.contains("augmentation shows the student other views"), "{e}");
+}
+
 #[test]
 fn recipes_that_do_not_fit_are_refused_before_the_first_step() {
     let folder = tempfile::tempdir().unwrap();
