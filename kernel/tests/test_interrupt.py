@@ -207,8 +207,8 @@ class Interrupt(KernelCase):
              'println!("{}", { let x = 5; loop { std::hint::black_box(x); } });', [], ["x"]),
             # Inner loops that are short otherwise.
             ('let mut s = 0u64; println!("begun"); loop { for i in [1u64, 2].iter().cycle() { s ^= i; } }', ["s"], []),
-            ('let mut s = 0; println!("begun");\n'
-             'loop { s += (0..u64::MAX).map(|x| x ^ 3).filter(|x| x % 7 == 1).count(); }', [], ["s"]),
+            ('let mut s = 0;\n'
+             'loop { println!("begun"); s += (0..u64::MAX).map(|x| x ^ 3).filter(|x| x % 7 == 1).count(); }', [], ["s"]),
             ('println!("begun"); even(90)', [], []),
             ('let t = (0..70).fold(Twig(None), |t, _| Twig(Some(Box::new(t)))); println!("begun");\n'
              't.ends()', [], ["t"]),
