@@ -47,6 +47,9 @@ impl Error {
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
                 "; choose a folder you may write to with KDLAB_CACHE / KDLAB_RUNS"
             }
+            std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::AlreadyExists => "; give the path of a file in a folder",
             _ => "",
         };
         Error::Io(format!("{doing} {}: {e}{hint}", path.display()))

@@ -1,16 +1,16 @@
 //! A student leaves the course: what is saved, and the two programs that use it, in Python and in Rust.
 
-#[allow(dead_code)] // it compares tensors for others
+#[allow(dead_code)] // others read its weights
 mod oracle;
 
 use image::{DynamicImage, Rgb, RgbImage, Rgba, RgbaImage};
 use kdlab::data::{DataOptions, Dataset, Transform, image_folder, read_image};
-use kdlab::models::{Model, ModelCard, student};
+use kdlab::models::{Arch, Layers, Model, ModelCard, Op, student};
 use kdlab::train::{Examples, predict};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, nn};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const CLASSES: [&str; 3] = ["brook", "forêt", "sea shore"];
@@ -185,5 +185,130 @@ fn an_image_that_cannot_be_read_is_named() {
     assert!(read_image(folder.path().join("absent.png"), 5).unwrap_err().to_string().contains("absent.png"));
     for size in [0, -3, 5000] {
         assert!(read_image(&path, size).unwrap_err().to_string().contains("image size"));
+    }
+}
+
+/// A network whose normalisations do something, as after training.
+fn normalised(name: &str, build: &dyn Fn(&nn::Path) -> Layers) -> Model {
+    let model = Model::new(name, Device::Cpu, 5, build).unwrap();
+    tch::manual_seed(5);
+    tch::no_grad(|| {
+        for (name, mut variable) in model.state() {
+            let drawn = variable.rand_like();
+            match name.rsplit('.').next() {
+                Some("running_mean") => variable.copy_(&(drawn - 0.5)),
+                Some("running_var") => variable.copy_(&(drawn + 0.5)),
+                _ => {}
+            }
+        }
+    });
+    model
+}
+
+/// Bytes `[1, H, W, 3]` of a picture.
+fn bytes(image: DynamicImage) -> Tensor {
+    let rgb = image.into_rgb8();
+    Tensor::from_slice(rgb.as_raw()).view([1, rgb.height() as i64, rgb.width() as i64, 3])
+}
+
+/// onnxruntime and PyTorch compute from the files what the crate computes: for images as they are stored, several at
+/// once, and for pictures of other sizes, which the graph has to squeeze as `read_image` does.
+#[test]
+fn saved_networks_say_what_the_crate_says() {
+    let folder = tempfile::tempdir().unwrap();
+    // The student sees images as they are stored, smaller and larger; the odd side pads unevenly.
+    let nets: [(&str, i64, i64, Model); 5] = [
+        ("student-as-stored", 32, 32, normalised("student", &|vs| student(vs, 3))),
+        ("student-smaller", 48, 32, normalised("student", &|vs| student(vs, 3))),
+        ("student-larger", 24, 32, normalised("student", &|vs| student(vs, 3))),
+        ("resnet18", 64, 64, normalised("resnet18", &|vs| Arch::ResNet18.layers(vs, Some(3)))),
+        ("lite0", 64, 97, normalised("lite0", &|vs| Arch::EfficientNetLite0.layers(vs, Some(3)))),
+    ];
+    let (mut inputs, mut expected) = (Vec::new(), Vec::new());
+    for (name, stored_size, size, model) in &nets {
+        let (mean, std) = Arch::EfficientNetLite0.normalisation();
+        let card = ModelCard {
+            classes: CLASSES.map(str::to_owned).into(),
+            stored_size: *stored_size,
+            transform: Transform { size: *size, mean, std },
+        };
+        model.save_onnx(folder.path().join(format!("{name}.onnx")), &card).unwrap();
+        model.save_torchscript(folder.path().join(format!("{name}.pt")), &card).unwrap();
+        assert!(model.trainable().len() > 3, "recording a pass froze the network");
+        let square = |k| pattern(k, *stored_size as u32, *stored_size as u32);
+        let stored = Tensor::cat(&[0, 1, 2].map(|k| bytes(square(k))), 0);
+        let sizes: &[(u32, u32)] = if *name == "student-smaller" { &[(31, 150), (640, 480), (20, 11)] } else { &[] };
+        let others = sizes.iter().map(|&(width, height)| pattern(width, width, height)).map(|picture| {
+            let file = folder.path().join("picture.png");
+            picture.save(&file).unwrap();
+            (bytes(picture), read_image(&file, *stored_size).unwrap().unsqueeze(0))
+        });
+        for (images, pixels) in [(stored.shallow_clone(), stored.permute([0, 3, 1, 2]))].into_iter().chain(others) {
+            let x = card.transform.apply(&pixels, Device::Cpu).unwrap();
+            let logits = tch::no_grad(|| model.forward(&x, false)).unwrap();
+            expected.push((format!("{name}/{}", inputs.len()), card.clone(), logits));
+            inputs.push(images);
+        }
+    }
+    let named: Vec<(&str, &Tensor)> = expected.iter().map(|(name, ..)| name.as_str()).zip(&inputs).collect();
+    let answer = oracle::ask_in(folder, "exported", &named, serde_json::json!({}));
+    let cards = fs::read(answer.folder.path().join("cards.json")).unwrap();
+    let cards: serde_json::Value = serde_json::from_slice(&cards).unwrap();
+    for (name, card, logits) in expected {
+        let spread = (logits.max() - logits.min()).double_value(&[]);
+        assert!(spread > 1e-3, "{name}: logits that are all the same prove nothing: {spread}");
+        for (output, wanted) in
+            [("logits", &logits), ("script", &logits), ("probabilities", &logits.softmax(1, Kind::Float))]
+        {
+            let gap = oracle::relative(answer.get(&format!("{name} {output}")), wanted);
+            println!("{name} {output}: {gap:e}");
+            assert!(gap < 1e-4, "{name}: {output} differ by {gap:e}");
+        }
+        for kind in ["onnx", "torchscript"] {
+            let found = cards[name.split('/').next().unwrap()][kind].clone();
+            assert_eq!(serde_json::from_value::<ModelCard>(found).unwrap(), card, "{name}, {kind}");
+        }
+    }
+}
+
+/// The error names the layer and what to write instead, and leaves no file.
+#[test]
+fn what_cannot_be_exported_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.onnx");
+    let refused = |build: &dyn Fn(&nn::Path) -> Layers| {
+        let text = Model::new("net", Device::Cpu, 0, build).unwrap().save_onnx(&path, &card()).unwrap_err().to_string();
+        assert!(!path.exists() && !text.contains('\n'), "{text}");
+        text
+    };
+    let end = |vs: &nn::Path, layers: Layers, classes| {
+        layers.add("mean", Op::GlobalAvgPool).add("fc", nn::linear(vs / "fc", 3, classes, Default::default()))
+    };
+    let text = refused(&|vs| end(vs, Layers::new().func("bright", |x| x * 2.0), 3));
+    assert!(text.contains("`bright`") && text.contains("Op::ReLU"), "{text}");
+    let text = refused(&|vs| {
+        let body = Layers::new().add("conv", nn::conv2d(vs / "conv", 3, 3, 1, Default::default()));
+        end(vs, Layers::new().residual("block", body, None), 3)
+    });
+    assert!(text.contains("`block.conv`") && text.contains("Op::conv"), "{text}");
+    let text = refused(&|vs| {
+        let padding_mode = nn::PaddingMode::Reflect;
+        let config = nn::ConvConfig { padding: 1, padding_mode, ..Default::default() };
+        end(vs, Layers::new().add("conv", Op::conv(vs / "conv", 3, 3, 3, config)), 3)
+    });
+    assert!(text.contains("`conv`") && text.contains("zeros"), "{text}");
+    let text = refused(&|vs| end(vs, Layers::new(), 4));
+    assert!(text.contains("[4]") && text.contains("3 classes"), "{text}");
+
+    let model = opinionated();
+    for target in [folder.path().to_owned(), Path::new("/proc/net.onnx").to_owned()] {
+        let text = model.save_onnx(&target, &card()).unwrap_err().to_string();
+        assert!(text.contains(target.to_str().unwrap()) && !text.contains('\n'), "{text}");
+    }
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for target in [folder.path().to_owned(), file.join("net.pt")] {
+        let text = model.save_torchscript(target, &card()).unwrap_err().to_string();
+        assert!(text.contains("give the path of a file in a folder"), "{text}");
     }
 }

@@ -44,6 +44,18 @@ impl ModelCard {
         })
     }
 
+    /// Refuses a network whose output for each image is not one logit for each class.
+    pub(super) fn check_classes(&self, model: &str, output: &[i64]) -> Result<()> {
+        let classes = self.classes.len();
+        match output {
+            &[logits] if logits == classes as i64 => Ok(()),
+            _ => Err(Error::Input(format!(
+                "{model} gives {output:?} for each image and its card names {classes} classes; give a network that \
+                 ends in one logit for each of them"
+            ))),
+        }
+    }
+
     /// The metadata of the weight file.
     pub(super) fn entries(&self) -> Result<HashMap<String, String>> {
         let card = serde_json::to_value(self).map_err(|e| Error::Data(format!("model card: {e}")))?;

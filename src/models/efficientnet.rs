@@ -1,7 +1,6 @@
 //! EfficientNet-Lite0 with the structure and the variable names of PyPI's `efficientnet_lite_pytorch`.
 
 use super::{Layers, Op};
-use tch::Tensor;
 use tch::nn::{self, Path};
 
 /// For each stage: repeats, kernel, stride of the first block, expansion, output channels. The stem has 32 channels.
@@ -35,7 +34,7 @@ pub(super) fn efficientnet_lite0(vs: &Path, classes: Option<i64>) -> Layers {
     }
     net = convolve(net, vs, "_conv_head", "_bn1", [320, 1280], 1, 1, 1)
         .add("_relu_head", Op::ReLU6)
-        .func("_avg_pooling", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)); // [N, 1280]
+        .add("_avg_pooling", Op::GlobalAvgPool); // [N, 1280]
     match classes {
         Some(n) => net.add("_fc", nn::linear(vs / "_fc", 1280, n, Default::default())),
         None => net,
@@ -72,18 +71,10 @@ fn convolve(
     let config = nn::ConvConfig { stride, padding, groups, bias: false, ws_init, ..Default::default() };
     let layers = match stride {
         1 => layers,
-        _ => layers.func(&format!("{name}.pad"), move |x| same_padding(x, kernel, stride)),
+        _ => layers.add(&format!("{name}.pad"), Op::SamePadding { kernel, stride }),
     };
     layers.add(name, Op::conv(vs / name, inputs, outputs, kernel, config)).add(
         norm,
         Op::norm(vs / norm, outputs, nn::BatchNormConfig { eps: 1e-3, momentum: 0.01, ..Default::default() }),
     )
-}
-
-/// TensorFlow's padding "SAME": ceil(side / stride) outputs, with the odd pixel of padding at the right and at the
-/// bottom.
-fn same_padding(x: &Tensor, kernel: i64, stride: i64) -> Tensor {
-    let both = |side: i64| ((side + stride - 1) / stride - 1) * stride + kernel - side;
-    let [h, w] = [x.size()[2], x.size()[3]].map(|side| both(side).max(0));
-    x.constant_pad_nd([w / 2, w - w / 2, h / 2, h - h / 2])
 }

@@ -62,7 +62,30 @@ pub enum Op {
     ReLU,
     /// `min(max(x, 0), 6)`
     ReLU6,
-    /// Any other function without parameters of its own.
+    /// Maximum over windows of `kernel` x `kernel` pixels, `stride` apart, as PyTorch's `F.max_pool2d`.
+    MaxPool {
+        /// Side of the window in pixels.
+        kernel: i64,
+        /// Distance of two windows in pixels.
+        stride: i64,
+        /// Pixels added at each edge, which are never the maximum; at most half of `kernel`.
+        padding: i64,
+    },
+    /// Mean over height and width: `[N, C, H, W]` to `[N, C]`.
+    GlobalAvgPool,
+    /// Zeros at the edges, so that the convolution after it gives `ceil(side / stride)` pixels: TensorFlow's padding
+    /// "SAME", with the odd pixel at the right and at the bottom.
+    SamePadding {
+        /// Side of the convolution's kernel in pixels.
+        kernel: i64,
+        /// Stride of the convolution in pixels.
+        stride: i64,
+    },
+    /// `[N, C, H, W]` to `[N, C * H * W]`.
+    Flatten,
+    /// Sets each value to 0 with this probability, in training only.
+    Dropout(f64),
+    /// Any other function without parameters of its own. A network that has one can't be saved as ONNX.
     Func(Func),
     /// `body(x) + shortcut(x)`, or `body(x) + x` without a shortcut.
     Residual {
@@ -122,6 +145,15 @@ impl Op {
             Op::Linear(layer) => x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(Error::from),
             Op::ReLU => Activation::ReLU.apply(x, fresh),
             Op::ReLU6 => Activation::ReLU6.apply(x, fresh),
+            Op::MaxPool { kernel, stride, padding } => {
+                x.f_max_pool2d([*kernel; 2], [*stride; 2], [*padding; 2], [1, 1], false).map_err(Error::from)
+            }
+            Op::GlobalAvgPool => {
+                x.f_adaptive_avg_pool2d([1, 1]).and_then(|mean| mean.f_flatten(1, -1)).map_err(Error::from)
+            }
+            Op::SamePadding { kernel, stride } => same_padding(x, *kernel, *stride),
+            Op::Flatten => x.f_flatten(1, -1).map_err(Error::from),
+            Op::Dropout(share) => x.f_dropout(*share, mode != Mode::Evaluation).map_err(Error::from),
             Op::Func(f) => caught(|| f(x, mode != Mode::Evaluation)),
             Op::Nested(layers) => return layers.walk(x, mode, Some(place), seen),
         }
@@ -181,8 +213,8 @@ impl From<nn::FuncT<'static>> for Op {
 ///         .add("stem", stem(&(vs / "stem"))) // stem.conv, stem.relu
 ///         .add("block", Op::Residual { body, shortcut: None }) // x + bn(conv(x))
 ///         .add("relu", Op::ReLU)
-///         .func("mean", |x| x.mean_dim([2, 3].as_slice(), false, None)) // [N, 8]
-///         .add("dropout", nn::func_t(|x, train| x.dropout(0.5, train)))
+///         .add("mean", Op::GlobalAvgPool) // [N, 8]
+///         .add("dropout", Op::Dropout(0.5))
 ///         .add("fc", nn::linear(vs / "fc", 8, 10, Default::default()))
 /// }
 /// ```
@@ -209,8 +241,8 @@ impl Layers {
         self
     }
 
-    /// Appends a function: an activation, a pooling, a change of shape. For one that acts differently in training, such
-    /// as dropout, add tch's `nn::func_t`.
+    /// Appends a function without parameters, for which [`Op`] has no layer. For one that acts differently in training,
+    /// add tch's `nn::func_t`. A network with a function can't be saved as ONNX.
     pub fn func(self, name: &str, f: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Self {
         self.add(name, Op::Func(Box::new(move |x, _| f(x))))
     }
@@ -339,6 +371,20 @@ pub(super) fn convolve(
 ) -> Result<Tensor> {
     let [stride, padding, dilation] = [settings.stride, settings.padding, settings.dilation].map(|n| [n, n]);
     Ok(x.f_conv2d(weight, bias, stride, padding, dilation, settings.groups)?)
+}
+
+fn same_padding(x: &Tensor, kernel: i64, stride: i64) -> Result<Tensor> {
+    let &[_, _, height, width] = x.size().as_slice() else {
+        return Err(Error::Input("padding takes images [N, C, H, W]".into()));
+    };
+    let [(top, bottom), (left, right)] = [height, width].map(|side| same_margins(side, kernel, stride));
+    Ok(x.f_constant_pad_nd([left, right, top, bottom])?)
+}
+
+/// Pixels that [`Op::SamePadding`] adds before and behind a side of this length.
+pub(super) fn same_margins(side: i64, kernel: i64, stride: i64) -> (i64, i64) {
+    let both = ((side - 1) / stride.max(1) * stride + kernel - side).max(0);
+    (both / 2, both - both / 2)
 }
 
 /// tch hides a layer's stride and padding and has no `f_forward`. So this checks what it can, and turns a panic about

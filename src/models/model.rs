@@ -20,7 +20,7 @@ pub struct Model {
     pub name: String,
     /// Precision of [`Model::forward`], by default f32. A fit computes in the precision of its options.
     pub precision: Precision,
-    layers: Layers,
+    pub(super) layers: Layers,
     vs: VarStore,
 }
 

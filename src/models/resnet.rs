@@ -23,7 +23,7 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
         .add("conv1", conv(vs / "conv1", 3, 64, 7, 2))
         .add("bn1", norm(vs / "bn1", 64))
         .add("relu", Op::ReLU)
-        .func("maxpool", |x| x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)); // [N, 64, S/4, S/4]
+        .add("maxpool", Op::MaxPool { kernel: 3, stride: 2, padding: 1 }); // [N, 64, S/4, S/4]
     let mut inputs = 64;
     for (stage, depth) in depths.into_iter().enumerate() {
         let (layer, width) = (format!("layer{}", stage + 1), 64 << stage);
@@ -43,7 +43,7 @@ fn resnet(vs: &Path, block: Block, depths: [i64; 4], features: i64, classes: Opt
             inputs = outputs;
         }
     }
-    net = net.func("avgpool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)); // [N, features]
+    net = net.add("avgpool", Op::GlobalAvgPool); // [N, features]
     match classes {
         Some(n) => net.add("fc", nn::linear(vs / "fc", features, n, Default::default())),
         None => net,

@@ -10,18 +10,19 @@ use tch::nn;
 /// values.
 pub fn student(vs: &nn::Path, classes: i64) -> Layers {
     let same = nn::ConvConfig { padding: 1, ..Default::default() };
+    let halved = || Op::MaxPool { kernel: 2, stride: 2, padding: 0 };
     Layers::new()
-        .add("conv1", nn::conv2d(vs / "conv1", 3, 64, 3, same))
+        .add("conv1", Op::conv(vs / "conv1", 3, 64, 3, same))
         .add("relu1", Op::ReLU)
-        .add("conv2", nn::conv2d(vs / "conv2", 64, 64, 3, same))
-        .func("pool1", |x| x.max_pool2d_default(2))
+        .add("conv2", Op::conv(vs / "conv2", 64, 64, 3, same))
+        .add("pool1", halved())
         .add("relu2", Op::ReLU)
-        .add("conv3", nn::conv2d(vs / "conv3", 64, 128, 3, same))
+        .add("conv3", Op::conv(vs / "conv3", 64, 128, 3, same))
         .add("relu3", Op::ReLU)
-        .add("conv4", nn::conv2d(vs / "conv4", 128, 128, 3, same))
-        .func("pool2", |x| x.max_pool2d_default(2))
+        .add("conv4", Op::conv(vs / "conv4", 128, 128, 3, same))
+        .add("pool2", halved())
         .add("relu4", Op::ReLU)
-        .func("avgpool", |x| x.adaptive_avg_pool2d([1, 1]).flatten(1, -1)) // [N, 128]
+        .add("avgpool", Op::GlobalAvgPool) // [N, 128]
         .add("fc1", nn::linear(vs / "fc1", 128, 32, Default::default()))
         .add("fc2", nn::linear(vs / "fc2", 32, classes, Default::default()))
 }

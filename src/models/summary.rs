@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 pub(crate) struct SummaryRow {
     /// Full name, such as `layer1.0.conv1`.
     pub layer: String,
-    /// `Conv 3x3`, `BatchNorm`, `Linear`, `ReLU`, `ReLU6`, `Function` or `Sum`.
+    /// Such as `Conv 3x3`, `BatchNorm`, `MaxPool 2x2`, `Function` or `Sum`.
     pub kind: String,
     /// Output shape for one image, with its leading 1.
     pub output: Vec<i64>,
@@ -82,6 +82,11 @@ fn row(layer: String, op: &Op, output: Vec<i64>) -> SummaryRow {
         Op::Linear(linear) => ("Linear".to_owned(), size(&linear.ws) + maybe(&linear.bs), size(&linear.ws)),
         Op::ReLU => ("ReLU".to_owned(), 0, 0),
         Op::ReLU6 => ("ReLU6".to_owned(), 0, 0),
+        Op::MaxPool { kernel, .. } => (format!("MaxPool {kernel}x{kernel}"), 0, 0),
+        Op::GlobalAvgPool => ("GlobalAvgPool".to_owned(), 0, 0),
+        Op::SamePadding { .. } => ("Padding".to_owned(), 0, 0),
+        Op::Flatten => ("Flatten".to_owned(), 0, 0),
+        Op::Dropout(_) => ("Dropout".to_owned(), 0, 0),
         Op::Func(_) | Op::Nested(_) => ("Function".to_owned(), 0, 0),
         Op::Residual { .. } => ("Sum".to_owned(), 0, 0),
     };

@@ -86,7 +86,7 @@ pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, Hash
 }
 
 /// The raw values of a tensor in row-major order.
-fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+pub(crate) fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut bytes = vec![0u8; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
     tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;

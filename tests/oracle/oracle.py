@@ -426,6 +426,30 @@ def metrics(x, settings, folder):
     }
 
 
+def exported(x, settings, folder):
+    """What onnxruntime and libtorch's TorchScript say of images, from files that the crate wrote."""
+    import onnx
+    import onnxruntime
+
+    out, cards = {}, {}
+    for name, images in x.items():
+        network = name.split("/")[0]
+        file = f"{folder}/{network}.onnx"
+        onnx.checker.check_model(file, full_check=True)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for output, values in zip(("logits", "probabilities"), session.run(["logits", "probabilities"], {"images": images.numpy()})):
+            out[f"{name} {output}"] = torch.from_numpy(values)
+        extra = {"card.json": ""}
+        script = torch.jit.load(f"{folder}/{network}.pt", _extra_files=extra)
+        with torch.no_grad():
+            out[f"{name} script"] = script(images)
+        onnx_card = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+        cards[network] = {"onnx": onnx_card, "torchscript": json.loads(extra["card.json"])}
+    with open(f"{folder}/cards.json", "w") as file:
+        json.dump(cards, file)
+    return out
+
+
 def main(case, folder):
     path = f"{folder}/in.safetensors"
     x = load_file(path) if os.path.exists(path) else {}
