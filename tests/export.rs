@@ -6,7 +6,8 @@ mod oracle;
 use image::{DynamicImage, Rgb, RgbImage, Rgba, RgbaImage};
 use kdlab::data::{DataOptions, Dataset, Transform, image_folder, read_image};
 use kdlab::models::{Arch, Layers, Model, ModelCard, Op, student};
-use kdlab::train::{Examples, predict};
+use kdlab::show::save_examples;
+use kdlab::train::{CachedTensor, Examples, predict};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -68,7 +69,7 @@ fn opinionated() -> Model {
 
 fn card() -> ModelCard {
     let classes = CLASSES.map(str::to_owned).into();
-    ModelCard { classes, stored_size: STORED, transform: Transform::imagenet(32) }
+    ModelCard { classes, stored_size: STORED, transform: Transform::imagenet(32), threshold: 0.5 }
 }
 
 /// Probabilities `[3]` of every file, in the order of [`pictures`], by the crate's own loop over the data set.
@@ -231,6 +232,7 @@ fn saved_networks_say_what_the_crate_says() {
             classes: CLASSES.map(str::to_owned).into(),
             stored_size: *stored_size,
             transform: Transform { size: *size, mean, std },
+            threshold: 0.5,
         };
         model.save_onnx(folder.path().join(format!("{name}.onnx")), &card).unwrap();
         model.save_torchscript(folder.path().join(format!("{name}.pt")), &card).unwrap();
@@ -288,7 +290,7 @@ fn what_cannot_be_exported_is_named() {
     assert!(text.contains("`bright`") && text.contains("Op::ReLU"), "{text}");
     let text = refused(&|vs| {
         let body = Layers::new().add("conv", nn::conv2d(vs / "conv", 3, 3, 1, Default::default()));
-        end(vs, Layers::new().residual("block", body, None), 3)
+        end(vs, Layers::new().add("block", Op::Residual { body, shortcut: None }), 3)
     });
     assert!(text.contains("`block.conv`") && text.contains("Op::conv"), "{text}");
     let text = refused(&|vs| {
@@ -310,5 +312,78 @@ fn what_cannot_be_exported_is_named() {
     for target in [folder.path().to_owned(), file.join("net.pt")] {
         let text = model.save_torchscript(target, &card()).unwrap_err().to_string();
         assert!(text.contains("give the path of a file in a folder"), "{text}");
+    }
+}
+
+/// The page in Chromium: the student's and the teacher's probabilities for 50 images, a file, the camera, the keyboard
+/// (tests/oracle/page.py says what of them).
+#[test]
+fn the_page_says_what_the_crate_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    for i in 0..150u32 {
+        let path = images.join("test").join(CLASSES[i as usize % 3]).join(format!("{i}.png"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        pattern(i, 20 + i % 40, 20 + i % 30).save(path).unwrap();
+    }
+    for part in ["train", "val"] {
+        CLASSES.iter().for_each(|class| {
+            let path = images.join(part).join(class);
+            fs::create_dir_all(&path).unwrap();
+            pattern(part.len() as u32, 9, 9).save(path.join(format!("{part} {class}.png"))).unwrap();
+        });
+    }
+    let data = image_folder(&images, STORED, &DataOptions::default()).unwrap();
+    let (model, student) = (opinionated(), folder.path().join("student.onnx"));
+    model.save_onnx(&student, &card()).unwrap();
+    let split = data.test.take(50).unwrap();
+    let logits = predict(&model, &Examples::images(&split, &card().transform).unwrap(), 50).unwrap();
+    let teacher = CachedTensor::new(&split, &logits * 2.0, "a surer student").unwrap();
+    let pictures = folder.path().join("examples.json");
+    save_examples(&pictures, &split, &data.classes, &teacher, 50).unwrap();
+
+    let page = |model: &Path, out: &Path, pictures: &Path| {
+        let mut command = Command::new("cargo");
+        command.args(["lab", "page"]).arg(model).arg("--out").arg(out).arg("--examples").arg(pictures);
+        let output = command.current_dir(ROOT).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let out = folder.path().join("page");
+    for _again in 0..2 {
+        let (done, told) = page(&student, &out, &pictures);
+        assert!(done, "{told}");
+    }
+    let broken = folder.path().join("broken.json");
+    fs::write(&broken, "{}").unwrap();
+    for (model, out, pictures, wanted) in [
+        (&broken, &out, &pictures, "is no student as ONNX"),
+        (&folder.path().join("absent"), &out, &pictures, "there is no file"),
+        (&student, &images, &pictures, "something else than a page"),
+        (&student, &student, &pictures, "something else than a page"),
+        (&student, &out, &broken, "save_examples"),
+    ] {
+        let (done, told) = page(model, out, pictures);
+        assert!(!done && told.contains(wanted) && told.lines().count() == 1, "{wanted}: {told}");
+    }
+
+    let wide = folder.path().join("wide.png");
+    pattern(3, 300, 100).save(&wide).unwrap();
+    let output = oracle::python("tests/oracle/page.py").arg(&out).arg(&wide).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    println!("median time of an image: {} ms", found["milliseconds"]);
+    let rows = |field: &str| serde_json::from_value::<Vec<Vec<f64>>>(found[field].clone()).unwrap();
+    let softmax = |logits: &Tensor| Vec::<Vec<f64>>::try_from(logits.softmax(1, Kind::Double)).unwrap();
+    let x = card().transform.apply(&read_image(&wide, STORED).unwrap().unsqueeze(0), Device::Cpu).unwrap();
+    let file = softmax(&tch::no_grad(|| model.forward(&x, false)).unwrap());
+    for (what, expected, images) in
+        [("student", softmax(&logits), 50), ("teacher", softmax(&teacher.tensor), 50), ("file", file, 1)]
+    {
+        let rows = rows(what);
+        assert_eq!((rows.len(), expected.len()), (images, images));
+        for (row, wanted) in rows.iter().zip(&expected) {
+            let gap = row.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(gap < 1e-3, "{what}: {row:?} instead of {wanted:?}");
+        }
     }
 }

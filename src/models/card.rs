@@ -21,6 +21,10 @@ pub struct ModelCard {
     /// The transform before the network; its `size`, `mean` and `std` are entries of their own.
     #[serde(flatten)]
     pub transform: Transform,
+    /// Probability of the likeliest class below which a program should abstain, 0 to 1:
+    /// [`crate::train::Evaluation::threshold`] chooses it. 0 always answers.
+    #[serde(default)]
+    pub threshold: f64,
 }
 
 impl ModelCard {

@@ -138,6 +138,15 @@ fn class_name(classes: &[String], label: i64) -> Result<String> {
     name.cloned().ok_or_else(|| Error::Input(format!("label {label} has no name among {} classes", classes.len())))
 }
 
+/// The image at a sample index.
+pub(super) fn rgb(split: &Split, index: i64) -> Result<RgbImage> {
+    let image = split.image(index)?; // u8 [3, H, W]
+    let (_, height, width) = image.size3()?;
+    let bytes = Vec::try_from(image.f_permute([1, 2, 0])?.f_contiguous()?.f_reshape(-1)?)?;
+    RgbImage::from_raw(width as u32, height as u32, bytes)
+        .ok_or_else(|| Error::Input(format!("image {index} is not {width} by {height} in RGB")))
+}
+
 /// The images at `indices`, each with its class and the notes on it.
 fn captioned(
     split: &Split,
@@ -155,12 +164,7 @@ fn captioned(
         )));
     }
     let tile = |&i: &i64| {
-        let image = split.image(i)?; // u8 [3, H, W]
-        let (_, height, width) = image.size3()?;
-        let rgb = Vec::try_from(image.f_permute([1, 2, 0])?.f_contiguous()?.f_reshape(-1)?)?;
-        let image = RgbImage::from_raw(width as u32, height as u32, rgb);
-        let image = image.ok_or_else(|| Error::Input(format!("image {i} is not {width} by {height} in RGB")))?;
-        Ok(Tile { image, caption: [vec![class_name(classes, split.label(i)?)?], notes(i)?].concat() })
+        Ok(Tile { image: rgb(split, i)?, caption: [vec![class_name(classes, split.label(i)?)?], notes(i)?].concat() })
     };
     let tiles = indices.iter().map(tile).collect::<Result<Vec<_>>>()?;
     let columns = tiles.len().min(8) as u32;

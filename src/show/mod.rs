@@ -27,6 +27,7 @@ mod tables;
 #[cfg(test)]
 #[path = "../../tests/show/mod.rs"]
 mod tests;
+mod web;
 mod words;
 
 pub(crate) use live_fit::live_progress;
@@ -47,3 +48,4 @@ pub use reliability::reliability_diagram;
 pub use similarity::{class_similarity, likely_confusions};
 pub use softening::soft_targets_over_temperature;
 pub use table::Table;
+pub use web::save_examples;

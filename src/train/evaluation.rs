@@ -115,6 +115,35 @@ impl Evaluation {
         Ok(Calibration { ece: gaps / self.total.max(1) as f64, bins: sums.into_iter().map(mean).collect() })
     }
 
+    /// Returns the least probability of the likeliest class at which to answer, 0 to 1: of the samples with this
+    /// probability or more, a share of at least `accuracy` is right. Without such a probability it is 1, and then
+    /// nothing is answered. Choose it on the validation split; the threshold lies midway between the least probability
+    /// that is answered and the next below.
+    ///
+    /// # Errors
+    /// When `accuracy` is not in [0, 1].
+    pub fn threshold(&self, accuracy: f64) -> Result<f64> {
+        if !(0.0..=1.0).contains(&accuracy) {
+            return Err(Error::Input(format!(
+                "accuracy {accuracy} of the answers: give a share from 0 to 1, such as 0.9"
+            )));
+        }
+        let (confidence, predicted) = self.logits.f_softmax(-1, Kind::Double)?.f_max_dim(-1, false)?;
+        let right = Vec::<bool>::try_from(predicted.f_eq_tensor(&self.labels)?)?;
+        let mut samples: Vec<(f64, bool)> = Vec::<f64>::try_from(confidence)?.into_iter().zip(right).collect();
+        samples.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let (mut threshold, mut correct) = (1.0, 0);
+        for (i, &(least, right)) in samples.iter().enumerate() {
+            correct += usize::from(right);
+            let next = samples.get(i + 1).map_or(0.0, |next| next.0);
+            // Samples with one probability are answered together or not at all.
+            if next < least && correct as f64 >= accuracy * (i + 1) as f64 {
+                threshold = if i + 1 == samples.len() { 0.0 } else { (least + next) / 2.0 };
+            }
+        }
+        Ok(threshold)
+    }
+
     /// Returns the recall of each class, in [0, 1]; 0 for a class without samples.
     ///
     /// # Errors

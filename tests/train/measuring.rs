@@ -66,3 +66,20 @@ fn a_report_card_sums_up_what_can_be_measured_apart() {
     let e = report_card(&data.validation, &[graded("teacher", &a, Some(&logits))], 7).err().unwrap().to_string();
     assert!(e.contains("computed for other data"), "{e}");
 }
+
+/// Two sure answers are right, of the next two one is wrong, and the last is a guess that is right.
+#[test]
+fn a_threshold_keeps_the_answers_that_are_right_often_enough() {
+    let probabilities = [0.95, 0.9, 0.8, 0.7, 0.55f64];
+    let logits: Vec<f64> = probabilities.iter().flat_map(|p| [(p / (1.0 - p)).ln(), 0.0]).collect();
+    let labels = Tensor::from_slice(&[0i64, 0, 1, 0, 0]);
+    let evaluation = Evaluation::new(&Tensor::from_slice(&logits).view([5, 2]), &labels).unwrap();
+    // Of all five, 80 % are right; of the first two, all.
+    for (accuracy, wanted) in [(0.0, 0.0), (0.8, 0.0), (0.81, 0.85), (1.0, 0.85)] {
+        let found = evaluation.threshold(accuracy).unwrap();
+        assert!((found - wanted).abs() < 1e-6, "{accuracy}: {found} instead of {wanted}");
+    }
+    let wrong = Evaluation::new(&evaluation.logits, &Tensor::from_slice(&[1i64; 5])).unwrap();
+    assert_eq!(wrong.threshold(0.5).unwrap(), 1.0);
+    assert!(evaluation.threshold(90.0).unwrap_err().to_string().contains("from 0 to 1"));
+}

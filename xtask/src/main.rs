@@ -1,7 +1,7 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 //!
 //! Each command has a module of its own: [`setup`], [`bundle`], [`doctor`], [`notebooks`] (the command `run`),
-//! [`sweep`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The others serve them.
+//! [`sweep`], [`page`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The others serve them.
 
 mod bench;
 mod build_directories;
@@ -12,6 +12,7 @@ mod exercises;
 mod files;
 mod kernel;
 mod notebooks;
+mod page;
 mod paths;
 mod progress;
 mod setup;
@@ -60,6 +61,8 @@ enum Commands {
     /// Train students over a grid (lists with commas) with several seeds, alone and distilled, and print a verdict; a
     /// sweep that was killed goes on
     Sweep(Box<sweep::SweepArgs>),
+    /// Write a web page in which a student that was saved as ONNX names pictures, without a network
+    Page(page::PageArgs),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
     Exercises(exercises::ExercisesArgs),
     /// Measure speed and memory beside the article's loops and the best PyTorch we can write
@@ -144,6 +147,7 @@ fn real_main() -> Result<()> {
         Some(Commands::Doctor) => doctor::examine(&paths),
         Some(Commands::Run(args)) => notebooks::run(&paths, &args),
         Some(Commands::Sweep(args)) => sweep::run(&paths, &args),
+        Some(Commands::Page(args)) => page::run(&paths, &args),
         Some(Commands::Exercises(args)) => exercises::run(&paths, &args),
         Some(Commands::Test(args)) => test(&paths, &args),
         Some(Commands::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
