@@ -80,6 +80,21 @@ CELLS = [
 ]
 
 
+# A loop with and without the check for Interrupt (functions in a chain of iterators have none), and one with an operation on
+# small tensors: nanoseconds of a round, the least of five.
+CHECK = """{
+let least = |n: u64, f: &dyn Fn(u64)| {
+    let once = || { let begun = std::time::Instant::now(); f(n); begun.elapsed().as_secs_f64() * 1e9 / n as f64 };
+    [once(), once(), once(), once(), once()].into_iter().fold(f64::MAX, f64::min)
+};
+let checked = least(100_000_000, &|n| for i in 0..n { std::hint::black_box(i); });
+let bare = least(100_000_000, &|n| (0..n).map(std::hint::black_box).for_each(drop));
+let small = Tensor::from_slice(&[1f32, 2.0]);
+let operation = least(100_000, &|n| for _ in 0..n { let _ = &small + &small; });
+println!("{}", (checked - bare).max(0.0) / operation);
+}"""
+
+
 def cpu_of(pid):
     """Returns the CPU seconds of a process and of all below it, with those of their children that have ended."""
     root = psutil.Process(pid)
@@ -104,14 +119,22 @@ class Kernel:
         self.client.wait_for_ready(timeout=600)
         self.ready = time.monotonic() - self.begun
 
+    def memory(self):
+        """Returns the memory of all its processes in GB, with their shares of what they share with others."""
+        root = psutil.Process(self.manager.provisioner.pid)
+        return sum(process.memory_full_info().pss for process in [root, *root.children(recursive=True)]) / 1e9
+
     def cpu(self):
         return cpu_of(self.manager.provisioner.pid)
 
     def run(self, code):
         begun, cpu, said = time.monotonic(), self.cpu(), []
+        self.printed = ""
 
         def output(message):
             content = message["content"]
+            if content.get("name") == "stdout":
+                self.printed += content["text"]
             if message["msg_type"] == "error" or content.get("name") == "stderr":
                 said.append(content.get("evalue") or content.get("text"))
 
@@ -126,17 +149,49 @@ class Kernel:
         self.manager.shutdown_kernel(now=True)
 
 
+def wait_for_reserve():
+    """Waits until the kernel that waits in reserve for this process rests."""
+    def found():
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                values = process.environ()
+                own = values.get("JPY_PARENT_PID") == str(os.getpid()) and "LIVE_KERNEL_FOLDER" not in values
+                if own and values.get("LIVE_KERNEL_RESERVE") == "wait" and len(process.children()) > 0:
+                    return cpu_of(process.pid)
+        return None
+
+    last = -1
+    for _ in range(60):
+        time.sleep(2)
+        now = found()
+        if now is not None and now - last < 0.05:
+            return
+        last = now if now is not None else -1
+    raise SystemExit("no kernel waits in reserve")
+
+
 def measure(kind, cells):
     with tempfile.TemporaryDirectory() as folder:
-        kernel = Kernel(kind, folder)
+        # As a Jupyter server starts it, which has a kernel wait in reserve.
+        kernel = Kernel(kind, folder, JPY_SESSION_NAME="bench.ipynb")
         try:
             # A cell without code is answered when the prelude is compiled.
             kernel.run("// ready")
             prelude = time.monotonic() - kernel.begun
             tensor = kernel.run(FIRST)
             opened = time.monotonic() - kernel.begun
-            cpu = kernel.cpu()
+            cpu, memory = kernel.cpu(), kernel.memory()
             seconds, cpus = zip(*[kernel.run(code) for code in cells])
+            kernel.run(CHECK)
+            check, from_reserve = float(kernel.printed), opened
+            if kind == "live":
+                wait_for_reserve()
+                second = Kernel(kind, folder, JPY_SESSION_NAME="second.ipynb")
+                try:
+                    second.run(FIRST)
+                    from_reserve = time.monotonic() - second.begun
+                finally:
+                    second.close()
         finally:
             kernel.close()
     return {
@@ -145,6 +200,9 @@ def measure(kind, cells):
         "first tensor cell": tensor[0],
         "opening to first tensor": opened,
         "CPU of the opening": cpu,
+        "the next opening": from_reserve,
+        "memory after the opening, GB": memory,
+        "a check for Interrupt / a small tensor operation": check,
         "cells": seconds,
         "cells' CPU": cpus,
     }
@@ -170,7 +228,9 @@ def main():
     if args.json:
         args.json.write_text(json.dumps({"code": cells, "runs": runs}, indent=1))
     rows = {}
-    for name in ["kernel answers", "prelude", "first tensor cell", "opening to first tensor", "CPU of the opening"]:
+    for name in runs[args.kernels[0]][0]:
+        if name in ["cells", "cells' CPU"]:
+            continue
         rows[name] = [statistics.median(run[name] for run in runs[kind]) for kind in args.kernels]
     every = {kind: [s for run in runs[kind] for s in run["cells"]] for kind in args.kernels}
     rows["a cell, p50"] = [percentile(every[kind], 0.5) for kind in args.kernels]
@@ -181,8 +241,8 @@ def main():
     print(f"Seconds, median of {args.rounds}, {len(cells)} cells, {len(os.sched_getaffinity(0))} cores\n")
     print("| | " + " | ".join(heads) + " |\n| --- |" + " ---: |" * len(heads))
     for name, values in rows.items():
-        ratio = [f"{values[0] / values[1]:.2f}"] if len(values) == 2 else []
-        print(f"| {name} | " + " | ".join([f"{value:.2f}" for value in values] + ratio) + " |")
+        ratio = [f"{values[0] / max(values[1], 1e-9):.2f}"] if len(values) == 2 else []
+        print(f"| {name} | " + " | ".join([f"{value:.{6 if 'check' in name else 2}f}" for value in values] + ratio) + " |")
     if args.each:
         for i, code in enumerate(cells):
             medians = [statistics.median(run["cells"][i] for run in runs[kind]) for kind in args.kernels]

@@ -27,6 +27,8 @@ pub struct Config {
     pub message_ends: Vec<String>,
     /// Error types that hold nothing but a text. A failed `unwrap` is shown by that text alone.
     pub text_errors: Vec<String>,
+    /// A statement that a kernel in reserve runs, so that rust-analyzer has read what it needs before the first cell.
+    pub warm_up: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -55,6 +57,7 @@ impl Default for Config {
             hints: vec![],
             message_ends: vec![],
             text_errors: vec![],
+            warm_up: "let warm_up = String::new();".into(),
         }
     }
 }

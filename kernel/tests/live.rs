@@ -48,6 +48,11 @@ fn compile() {
 }
 
 #[test]
+fn reserve() {
+    passes("test_reserve");
+}
+
+#[test]
 fn output() {
     passes("test_output");
 }

@@ -290,17 +290,18 @@ def wait_until(condition, what, timeout):
 
 
 class Kernel:
-    """A kernel with a folder of its own for data and runs, and its first client."""
+    """A kernel with a folder of its own for data and runs, or with that of the kernel `beside`, and its first client.
 
-    def __init__(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="kdlab-test-"))
-        self.log = open(self.folder / "kernel.log", "wb")
+    Its environment also has the variables `own`.
+    """
+
+    def __init__(self, beside=None, **own):
+        self.shares = beside is not None
+        self.folder = beside.folder if self.shares else pathlib.Path(tempfile.mkdtemp(prefix="kdlab-test-"))
+        self.log = open(self.folder / "kernel.log", "ab")
         self.manager = KernelManager(kernel_name="kdlab")
-        own = {
-            "KDLAB_RUNS": str(self.folder / "runs"),
-            "KDLAB_DATA": str(tiny_cifar(self.folder / "data")),
-            "KDLAB_PROFILE": "smoke",
-        }
+        data = self.folder / "data" if self.shares else tiny_cifar(self.folder / "data")
+        own = {"KDLAB_RUNS": str(self.folder / "runs"), "KDLAB_DATA": str(data), "KDLAB_PROFILE": "smoke", **own}
         self.manager.start_kernel(cwd=str(self.folder), env={**os.environ, **own}, stdout=self.log, stderr=self.log)
         self.members, self.client = {}, None
         try:
@@ -355,7 +356,8 @@ class Kernel:
             process.kill()
         self.manager.cleanup_resources()
         self.log.close()
-        shutil.rmtree(self.folder)
+        if not self.shares:
+            shutil.rmtree(self.folder)
         return sorted(left.values())
 
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -28,6 +28,12 @@ const LOCK: &str = "LIVE_KERNEL_LOCK";
 
 /// Tells the kernel the folder for what it keeps.
 const CACHE: &str = "LIVE_KERNEL_CACHE";
+
+/// Tells the kernel the program and first arguments that start another one.
+const LAUNCHER: &str = "LIVE_KERNEL_LAUNCHER";
+
+/// Tells the kernel to wait until a notebook takes it.
+const RESERVE: &str = "LIVE_KERNEL_RESERVE";
 
 /// The file in the template that names the folder where cargo kept the crates it was built from.
 const CARGO_HOME_OF: &str = "cargo-home";
@@ -88,8 +94,21 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
         command.env_remove(name);
     }
     command.env_remove(BUILD_DIRECTORY).env("EVCXR_TMPDIR", dir).env("EVCXR_CONFIG_DIR", config);
+    let launcher = serde_json::json!([std::env::current_exe()?, "kernel"]);
+    command.env(LAUNCHER, launcher.to_string());
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", paths.kernel().display()))
+}
+
+/// Starts a kernel that waits in reserve for the first notebook of the Jupyter server with this process number.
+pub fn start_reserve(paths: &Paths, jupyter: u32) -> Result<()> {
+    if tools::variable(KIND).is_none_or(|kind| kind != "stock") {
+        let mut command = Command::new(paths.lab());
+        command.args(["kernel", "reserve"]).current_dir(paths.notebooks()).envs(paths.environment()?);
+        command.env("KDLAB_ROOT", &paths.root).env("JPY_PARENT_PID", jupyter.to_string()).env(RESERVE, "wait");
+        command.process_group(0).stdin(Stdio::null()).spawn().context("cannot start a kernel in reserve")?;
+    }
+    Ok(())
 }
 
 /// Returns the dependencies of every cell. Cells name tch themselves; the rest comes through the crate.

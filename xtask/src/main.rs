@@ -155,7 +155,7 @@ fn real_main() -> Result<()> {
 }
 
 fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
-    let status = tools::end_with_this_process(&mut Command::new(paths.python()))
+    let mut server = tools::end_with_this_process(&mut Command::new(paths.python()))
         .args(["-m", "jupyterlab"])
         .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
         // JupyterLab brings a Python kernel along, which is of no use here.
@@ -166,8 +166,12 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
         .arg("--MappingKernelManager.kernel_info_timeout=600")
         .args(args)
         .envs(paths.environment()?)
-        .status()
+        .spawn()
         .context("cannot start JupyterLab; run `cargo lab setup`")?;
+    if let Err(error) = kernel::start_reserve(paths, server.id()) {
+        eprintln!("the first notebook will open more slowly: {error:#}");
+    }
+    let status = server.wait().context("cannot wait for JupyterLab")?;
     if !status.success() {
         bail!("JupyterLab ended with {status}");
     }

@@ -58,7 +58,7 @@ torch-sys = { opt-level = 0 }
 zstd-sys = { opt-level = 0 }
 "#;
 
-/// The notebook whose run builds the template. It has two cells, because only the second one finds incremental state.
+/// The notebook whose run builds the template. It has two cells, because only the second one is compiled without cargo.
 const PREBUILD: &str = r#"{"cells": [
 {"cell_type": "code", "id": "a", "execution_count": null, "metadata": {}, "outputs": [],
 "source": "let t = tch::Tensor::from_slice(&[1f32, 2.0]);\nprintln!(\"{:?}\", t);"},

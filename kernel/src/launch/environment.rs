@@ -81,7 +81,7 @@ fn shared(cache: &Path) -> Result<(Variables, PathBuf)> {
     Ok((variables, tools))
 }
 
-fn cache() -> Result<PathBuf> {
+pub fn cache() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || set("HOME").with_context(|| format!("HOME is not set: set {CACHE} to a folder for compiled crates"));
     match (set(CACHE), set("XDG_CACHE_HOME")) {

@@ -1,7 +1,7 @@
 //! evcxr_jupyter as a process of its own: its start, its settings, and its end.
 
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -20,14 +20,30 @@ const HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP";
 /// In the interpreter: keeps the lock of the build directory, and does not pass it on to compilers and to programs
 /// that cells start. Such a program may outlive the kernel, and the build directory would stay locked.
 pub fn keep_lock() {
-    if let Some(fd) = std::env::var(LOCK).ok().and_then(|fd| fd.parse().ok()).filter(|fd| *fd > 2) {
-        // SAFETY: no other code in this process uses or closes this descriptor.
-        let lock = unsafe { BorrowedFd::borrow_raw(fd) };
-        // Without a descriptor of this number there is nothing to keep.
-        let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::CLOEXEC);
+    if let Ok(lock) = std::env::var(LOCK) {
+        not_for_programs(&lock);
     }
     // SAFETY: called before there are other threads.
     unsafe { std::env::remove_var(LOCK) };
+}
+
+/// In a kernel that starts no interpreter: releases the lock of the build directory.
+pub fn release_lock() {
+    // SAFETY: no other code in this process uses or closes this descriptor.
+    drop(std::env::var(LOCK).ok().and_then(|fd| lock(&fd)).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+}
+
+fn lock(text: &str) -> Option<RawFd> {
+    text.parse().ok().filter(|fd| *fd > 2)
+}
+
+/// Keeps the descriptor of the lock from programs that this process starts from now on.
+fn not_for_programs(text: &str) {
+    let Some(lock) = lock(text) else { return };
+    // SAFETY: no other code in this process uses or closes this descriptor.
+    let lock = unsafe { BorrowedFd::borrow_raw(lock) };
+    // Without a descriptor of this number there is nothing to keep.
+    let _ = rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::CLOEXEC);
 }
 
 /// In the interpreter: ends when the server does, together with the child and compilers.
@@ -59,7 +75,9 @@ pub fn start(folder: &Path, token: &str, variables: Variables) -> Result<Child> 
     });
     let file = folder.join("interpreter.json");
     std::fs::write(&file, connection.to_string()).with_context(|| format!("cannot write {}", file.display()))?;
-    Command::new(std::env::current_exe().context("cannot find this program's own file")?)
+    let held = variables.iter().find(|(name, _)| *name == LOCK).map(|(_, fd)| fd.to_string_lossy().into_owned());
+    let held = held.or_else(|| std::env::var(LOCK).ok());
+    let started = Command::new(std::env::current_exe().context("cannot find this program's own file")?)
         .arg("--control_file")
         .arg(&file)
         .envs(variables)
@@ -71,6 +89,9 @@ pub fn start(folder: &Path, token: &str, variables: Variables) -> Result<Child> 
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start the process that compiles cells")
+        .spawn();
+    if let Some(lock) = held {
+        not_for_programs(&lock);
+    }
+    started.context("cannot start the process that compiles cells")
 }

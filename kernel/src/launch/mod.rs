@@ -4,3 +4,4 @@ pub mod environment;
 pub mod interpreter;
 pub mod kernelspec;
 pub mod outline;
+pub mod reserve;

@@ -1,6 +1,6 @@
 //! Rust's own library in outline, for rust-analyzer. It reads all of core, alloc and std and expands their macros
 //! before the first cell's variables have types. The bodies of functions, and comments that macros repeat for each
-//! number type, would take a quarter of a kernel's start.
+//! number type, would take a quarter of a kernel's start. Private methods are left out, so that they are not completed.
 
 use std::fs;
 use std::path::Path;
@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use ra_ap_syntax::SyntaxKind::{
     BLOCK_EXPR, COMMENT, IDENT, IMPL, MACRO_DEF, MACRO_RULES, STRING, TOKEN_TREE, TRAIT, WHITESPACE,
 };
+use ra_ap_syntax::ast::HasVisibility;
 use ra_ap_syntax::{AstNode, Edition, NodeOrToken, SourceFile, SyntaxNode, T, TextRange, WalkEvent, ast};
 
 /// Replaces the body of a function; valid for any type that it returns.
@@ -47,7 +48,10 @@ fn outline(code: &str) -> String {
                     && !node.ancestors().any(|outer| matches!(outer.kind(), IMPL | TRAIT) && has_const(&outer))
                     && !function.ret_type().is_some_and(|given| given.syntax().text().to_string().contains("impl "))
                 {
-                    cuts.push((node.text_range(), BODY));
+                    cuts.push(match is_private_method(&function) {
+                        true => (function.syntax().text_range(), ""),
+                        false => (node.text_range(), BODY),
+                    });
                 }
             }
             _ => continue,
@@ -61,6 +65,13 @@ fn outline(code: &str) -> String {
         end = range.end().into();
     }
     text + &code[end..]
+}
+
+/// Returns whether this is a function of a type that only its crate may call. rust-analyzer would offer it.
+fn is_private_method(function: &ast::Fn) -> bool {
+    let block = function.syntax().ancestors().nth(2).and_then(ast::Impl::cast);
+    block.is_some_and(|block| block.trait_().is_none())
+        && function.visibility().is_none_or(|visibility| visibility.syntax().text() != "pub")
 }
 
 /// Returns whether this is an `impl const` or a `const trait`.
@@ -107,6 +118,10 @@ mod tests {
         for (code, left) in [
             ("/// Doc.\npub fn f(x: u8) -> u8 { x + 1 }\n", "/// Doc.\npub fn f(x: u8) -> u8 { loop {} }\n"),
             ("impl A for B { fn f(&self) { fn g() {} g() } }", "impl A for B { fn f(&self) { loop {} } }"),
+            (
+                "impl A { fn f(&self) {} pub fn g() { 1 } pub(crate) unsafe fn h() {} }",
+                "impl A {  pub fn g() { loop {} }  }",
+            ),
             ("trait A { fn f(); fn g() { 1; } }", "trait A { fn f(); fn g() { loop {} } }"),
             ("const fn f() -> usize { 3 }", "const fn f() -> usize { 3 }"),
             ("fn f() -> impl Fn() { || {} }", "fn f() -> impl Fn() { || {} }"),

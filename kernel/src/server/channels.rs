@@ -23,15 +23,23 @@ pub fn token() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-pub fn outbox<S: SocketSend + Send + 'static>(mut socket: Connection<S>) -> Outbox {
-    let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
+/// What was put into an outbox and not yet sent.
+pub type Waiting = UnboundedReceiver<JupyterMessage>;
+
+pub fn outbox<S: SocketSend + Send + 'static>(socket: Connection<S>) -> Outbox {
+    let (sender, receiver) = unbounded_channel();
+    send(receiver, socket);
+    sender
+}
+
+/// Sends the messages of an outbox by `socket`.
+pub fn send<S: SocketSend + Send + 'static>(mut receiver: Waiting, mut socket: Connection<S>) {
     tokio::spawn(async move {
         while let Some(message) = receiver.recv().await {
             // A failure means that the receiver has ended, and then nobody waits for the message.
             let _ = socket.send(message).await;
         }
     });
-    sender
 }
 
 /// Text that follows other text within this time waits for more, so that several lines share a message.
@@ -41,8 +49,7 @@ const FULL: usize = 1 << 20;
 
 /// Starts the iopub channel. It welcomes every subscriber (JEP 65), so that none misses what follows. It joins
 /// printed lines into few messages, because frontends choke on a hundred thousand.
-pub fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
-    let (sender, mut receiver): (Outbox, UnboundedReceiver<JupyterMessage>) = unbounded_channel();
+pub fn publish(mut receiver: Waiting, mut socket: KernelIoPubXPubConnection) {
     tokio::spawn(async move {
         let (mut ahead, mut printed) = (None, Instant::now());
         loop {
@@ -72,7 +79,6 @@ pub fn publisher(mut socket: KernelIoPubXPubConnection) -> Outbox {
             let _ = socket.send(message).await;
         }
     });
-    sender
 }
 
 /// Appends the text of `next` to `message`. Returns `next` where it is of another kind or does not fit.

@@ -37,6 +37,11 @@ impl Server {
             }
             return;
         }
+        if self.ready
+            && let Some(code) = self.warm_up.pop_front()
+        {
+            return self.run_internal(&code);
+        }
         if let (true, Some(interpreter)) = (self.ready, self.interpreter.clone())
             && let Some(request) = self.queue.pop_front()
         {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jupyter_protocol::JupyterMessage;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::cells::child::Child;
 use crate::cells::flood::Flood;
@@ -16,7 +16,7 @@ use crate::cells::interrupt::Interrupt;
 use crate::config::Config;
 use crate::processes::below;
 use crate::server::cell::Cell;
-use crate::server::channels::Outbox;
+use crate::server::channels::{Outbox, Waiting};
 use crate::server::comms::Comms;
 use crate::server::completion::Forwarded;
 use crate::server::evcxr::Connections;
@@ -46,6 +46,8 @@ pub enum Event {
     InterpreterIopub(JupyterMessage),
     /// The interpreter ended; holds the end of its output.
     InterpreterEnded(String),
+    /// A new kernel has taken this one, which waited in reserve.
+    Taken,
     Terminate,
 }
 
@@ -55,6 +57,21 @@ pub struct Channels {
     pub shell: Outbox,
     pub control: Outbox,
     pub stdin: Outbox,
+}
+
+/// What waits in these outboxes until the sockets are connected.
+pub struct Outboxes {
+    pub iopub: Waiting,
+    pub shell: Waiting,
+    pub control: Waiting,
+    pub stdin: Waiting,
+}
+
+impl Channels {
+    pub fn new() -> (Self, Outboxes) {
+        let [(iopub, a), (shell, b), (control, c), (stdin, d)] = std::array::from_fn(|_| unbounded_channel());
+        (Self { iopub, shell, control, stdin }, Outboxes { iopub: a, shell: b, control: c, stdin: d })
+    }
 }
 
 /// The outboxes of the two channels to evcxr_jupyter.
@@ -110,6 +127,11 @@ pub struct Server {
     /// The links by their numbers.
     pub links: BTreeMap<u64, Link>,
     pub comms: Comms,
+    /// Code that a kernel in reserve runs before it is taken.
+    pub warm_up: VecDeque<String>,
+    /// A kernel in reserve is to be started when there is nothing to do.
+    pub wants_reserve: bool,
+    pub idle_since: Option<Instant>,
     pub ended: bool,
 }
 
@@ -157,6 +179,9 @@ impl Server {
             child: None,
             links: BTreeMap::new(),
             comms: Comms::default(),
+            warm_up: VecDeque::new(),
+            wants_reserve: false,
+            idle_since: None,
             ended: false,
         }
     }

@@ -11,16 +11,43 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
+use crate::cells::compile::store::STORE;
+
 /// Beginning of the library's name as a crate.
 pub const NAME: &str = "crates_";
 
 /// Number of libraries to keep, each for another set of crates.
 const KEPT: usize = 3;
 
+/// Folder beside the library, with an empty library for each that it is linked with.
+const EMPTY: &str = "kernel-empty";
+
 /// A library, and the name by which cells refer to it.
 pub struct CrateLibrary {
     pub name: String,
     pub file: PathBuf,
+    empty: PathBuf,
+}
+
+impl CrateLibrary {
+    /// Returns the arguments for rustc before all others. The linker then finds the crates' C libraries empty: cells
+    /// call them through the crates, and to read the names in libtorch takes half of a cell's linking.
+    pub fn before(&self) -> Vec<String> {
+        if cfg!(target_os = "linux") { vec!["-L".into(), format!("native={}", self.empty.display())] } else { vec![] }
+    }
+
+    /// Returns whether rustc's messages are about this library, not just about a place in its source.
+    pub fn is_named(&self, said: &str) -> bool {
+        said.replace(&format!("{}.rs", self.name), "").contains(&self.name)
+    }
+
+    /// Returns the arguments for rustc after all others.
+    pub fn after(&self) -> Vec<String> {
+        let mut args = vec!["--extern".into(), format!("{}={}", self.name, self.file.display())];
+        // What the library lacks is to be noticed here, not when the cell is loaded.
+        args.extend(cfg!(target_os = "linux").then(|| "-Clink-arg=-Wl,-z,defs".into()));
+        args
+    }
 }
 
 /// Returns the library for cells that are compiled by the call with these arguments, and makes it where it is missing.
@@ -36,6 +63,7 @@ pub fn crate_library(rustc: &str, args: &[Value]) -> Option<CrateLibrary> {
         .filter(|(_, file)| file.ends_with(".rlib"))
         .collect();
     let mut hasher = DefaultHasher::new();
+    STORE.hash(&mut hasher);
     for (name, file) in &crates {
         let found = fs::metadata(file).ok()?;
         (name, Path::new(file).file_name(), found.len(), found.modified().ok()).hash(&mut hasher);
@@ -55,14 +83,16 @@ pub fn crate_library(rustc: &str, args: &[Value]) -> Option<CrateLibrary> {
         fs::write(&length_file, made.map_or(0, |()| length()).to_string()).ok()?;
         made?;
     }
-    Some(CrateLibrary { name, file })
+    Some(CrateLibrary { name, file, empty: place.join(EMPTY) })
 }
 
 /// Makes the library at its place, because rustc names other libraries by the way from there.
 fn make(rustc: &str, args: &[&str], crates: &[(&str, &str)], name: &str, file: &Path) -> Option<()> {
     remove_old(file.parent()?);
     let (source, exports) = (file.with_extension("rs"), file.with_extension("exports"));
-    fs::write(&source, crates.iter().map(|(name, _)| format!("pub use ::{name};\n")).collect::<String>()).ok()?;
+    let crates: String = crates.iter().map(|(name, _)| format!("pub use ::{name};\n")).collect();
+    fs::write(&source, format!("{crates}pub mod evcxr_internal_runtime {{\n{STORE}}}\n")).ok()?;
+    write_empty(args, &file.with_file_name(EMPTY)).ok()?;
     // Generic code of the crates, which is compiled in cells, calls C functions that no crate exports. Linkers that
     // take no second list of exports fail here, and cells stay as they were.
     fs::write(&exports, "{ global: *; };").ok()?;
@@ -73,6 +103,20 @@ fn make(rustc: &str, args: &[&str], crates: &[(&str, &str)], name: &str, file: &
     let made = command.output().is_ok_and(|output| output.status.success());
     [source, exports].iter().for_each(|file| drop(fs::remove_file(file)));
     made.then_some(())
+}
+
+/// Writes an empty library for each one in the folders of C libraries.
+fn write_empty(args: &[&str], folder: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(folder)?;
+    for place in args.iter().filter_map(|arg| arg.strip_prefix("native=")) {
+        for library in fs::read_dir(place).into_iter().flatten().flatten().map(|entry| entry.file_name()) {
+            if library.to_string_lossy().contains(".so") {
+                // A script for the linker that names no files.
+                fs::write(folder.join(library), "INPUT()")?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns the folder for what rustc makes.

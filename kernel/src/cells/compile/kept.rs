@@ -97,6 +97,16 @@ impl Kept {
     }
 }
 
+/// Returns whether a source on which the results in `folder` depend has changed after `since`.
+pub fn has_changed(folder: &Path, since: SystemTime) -> bool {
+    let since = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let kept = fs::read_dir(folder.join("target/kernel-kept")).into_iter().flatten().flatten();
+    let kept = kept.filter_map(|file| serde_json::from_slice::<Value>(&fs::read(file.path()).ok()?).ok());
+    let inputs = kept.flat_map(|kept| kept["inputs"].as_array().cloned().unwrap_or_default());
+    let mut sources = inputs.filter_map(|input| input[0].as_str().map(str::to_owned));
+    sources.any(|source| !source.starts_with(BUILD_DIRECTORY) && changed(Path::new(&source)) > since)
+}
+
 /// Writes a file that only the user can read.
 pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     // The mode applies only to new files.
@@ -208,6 +218,7 @@ mod tests {
         assert!(of(&["build", "--release"]).find().is_none());
         write(&source, "two");
         assert!(of(&["build"]).find().is_none(), "a source was edited");
+        assert!(has_changed(&dir, SystemTime::UNIX_EPOCH) && !has_changed(&dir, SystemTime::now()));
         // The source changed after cargo was started, so the result may be about the old one.
         kept.keep("late".into(), [source.clone()].into()).expect("nothing fails");
         assert!(of(&["build"]).find().is_none());

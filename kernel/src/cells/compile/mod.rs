@@ -15,3 +15,4 @@ pub mod own;
 pub mod recursion;
 pub mod rustc;
 pub mod stops;
+pub mod store;

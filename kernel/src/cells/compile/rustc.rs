@@ -16,6 +16,7 @@ use crate::cells::compile::environment::environment;
 use crate::cells::compile::kept::{Kept, copy, write_private};
 use crate::cells::compile::loops::loops;
 use crate::cells::compile::stops;
+use crate::cells::compile::store;
 use crate::cells::replaced;
 use crate::config::Config;
 use crate::private;
@@ -101,32 +102,28 @@ pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i
         report_library(&made);
         return Ok(Some(0));
     }
-    let mut command = Command::new(rustc.as_str().unwrap_or_default());
     let level = level.or((!loops(&code)).then_some("0"));
-    for arg in args.iter().filter_map(Value::as_str) {
-        match arg.strip_prefix("incremental=").zip(level) {
-            // rustc cannot use what was compiled with other options.
-            Some((folder, level)) => command.arg(format!("incremental={folder}-at-{}", level.trim_matches('"'))),
-            None => command.arg(arg),
-        };
-    }
-    // The library is used once, so the linker need not make it small.
-    command.arg("-Clink-arg=-Wl,-O0").args(level.map(|level| format!("-Copt-level={}", level.trim_matches('"'))));
-    if let Some(CrateLibrary { name, file }) = &crates {
-        command.arg("--extern").arg(format!("{name}={}", file.display()));
-        // What the library lacks is to be noticed here, not when the cell is loaded.
-        command.args(cfg!(target_os = "linux").then_some("-Clink-arg=-Wl,-z,defs"));
-    }
-    command.stdin(Stdio::null());
-    for name in OF_ITS_RUN {
-        command.env_remove(name);
-    }
-    for (name, value) in call["environment"].as_object().into_iter().flatten() {
-        if let Some(value) = value.as_str().filter(|_| !OF_ITS_RUN.contains(&name.as_str())) {
-            command.env(name, value);
+    let command = |crates: Option<&CrateLibrary>| {
+        let mut command = Command::new(rustc.as_str().unwrap_or_default());
+        command.args(crates.iter().flat_map(|crates| crates.before()));
+        for arg in args.iter().filter_map(Value::as_str) {
+            // To compare a cell with the one before takes longer than to compile it.
+            command.arg(if arg.starts_with("incremental=") { "codegen-units=2" } else { arg });
         }
-    }
-    let Output { status, stderr, .. } = compile(&mut command, &kept.folder.join("src/lib.rs"), &code, crates)?;
+        // The library is used once, so the linker need not make it small.
+        command.arg("-Clink-arg=-Wl,-O0").args(level.map(|level| format!("-Copt-level={}", level.trim_matches('"'))));
+        command.args(crates.iter().flat_map(|crates| crates.after())).stdin(Stdio::null());
+        for name in OF_ITS_RUN {
+            command.env_remove(name);
+        }
+        for (name, value) in call["environment"].as_object().into_iter().flatten() {
+            if let Some(value) = value.as_str().filter(|_| !OF_ITS_RUN.contains(&name.as_str())) {
+                command.env(name, value);
+            }
+        }
+        command
+    };
+    let Output { status, stderr, .. } = compile(&command, &kept.folder.join("src/lib.rs"), &code, crates)?;
     let mut errors = 0;
     let said = String::from_utf8_lossy(&stderr);
     if !status.success()
@@ -156,29 +153,34 @@ pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i
 /// the library of all crates.
 /// What does not compile with an addition, is compiled without it. So an addition costs no cell, and the errors are
 /// about the code that evcxr wrote. `source`, from which rustc reads, holds this code again afterwards.
-fn compile(rustc: &mut Command, source: &Path, code: &str, mut crates: Option<CrateLibrary>) -> Result<Output> {
-    let mut run = || rustc.output().context("cannot start rustc");
-    let Some(private) = std::env::var_os(private::FOLDER).map(PathBuf::from) else { return run() };
+fn compile(
+    rustc: &dyn Fn(Option<&CrateLibrary>) -> Command,
+    source: &Path,
+    code: &str,
+    mut crates: Option<CrateLibrary>,
+) -> Result<Output> {
+    let run = |crates: Option<&CrateLibrary>| rustc(crates).output().context("cannot start rustc");
+    let Some(private) = std::env::var_os(private::FOLDER).map(PathBuf::from) else { return run(None) };
     let (mut left_out, mut puts_back) = (BTreeSet::new(), true);
     let mut stops = stops::add(code, &left_out);
     let output = loop {
         let stoppable = stops.as_ref().map_or_else(|| code.to_owned(), |stops| stops.text.clone());
         let text = replaced::put_back(&private, &stoppable).filter(|_| puts_back);
         puts_back = text.is_some();
-        let mut text = text.unwrap_or(stoppable);
+        let mut text = store::unused_stay(&text.unwrap_or(stoppable));
         if let Some(CrateLibrary { name, .. }) = &crates {
-            text += &format!("\nextern crate {name} as _;\n");
+            text = store::shared(&text, name).unwrap_or(text) + &format!("\nextern crate {name} as _;\n");
         }
         fs::write(source, text).context("cannot write the cell's source")?;
-        let output = run()?;
+        let output = run(crates.as_ref())?;
         let said = String::from_utf8_lossy(&output.stderr);
         let messages: Vec<Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         if output.status.success() {
             break output;
-        } else if crates.take_if(|crates| said.contains(&crates.name)).is_some() {
-            // It lacks something that this cell needs.
         } else if puts_back && said.contains(replaced::PUT_BACK) {
             puts_back = false;
+        } else if crates.take_if(|crates| crates.is_named(&said)).is_some() {
+            // It lacks something that this cell needs.
         } else if let Some(refused) = stops.as_ref().map(|stops| stops.refused(&messages))
             && !refused.is_empty()
             && !refused.is_subset(&left_out)
