@@ -19,7 +19,8 @@ FLAGS = [
 
 def shown(page, name):
     """Waits for the answer to a picture, and returns its rows: the student's and the teacher's probabilities."""
-    page.wait_for_function("name => document.body.dataset.shown === name", arg=name, timeout=60_000)
+    # Not by wait_for_function: the page's policy forbids what that evaluates.
+    expect(page.locator("body")).to_have_attribute("data-shown", name, timeout=60_000)
     rows = page.locator("tbody tr").all()
     values = [[float(data.get_attribute("value")) for data in row.locator("data").all()] for row in rows]
     return list(zip(*values))
@@ -39,7 +40,7 @@ def main(folder, picture):
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(index)
-        page.wait_for_function("document.body.dataset.shown === 'nothing'", timeout=120_000)
+        expect(page.locator("body")).to_have_attribute("data-shown", "nothing", timeout=120_000)
 
         examples = page.locator("#examples button")
         names = [image.get_attribute("alt") for image in page.locator("#examples img").all()]
