@@ -85,8 +85,8 @@ pub fn on_errors(code: &str, said: &str, dropped: &[String]) -> Vec<String> {
     let mut advice = vec![];
     if said.contains("conflicting implementations of trait") || said.contains("duplicate definitions with name") {
         advice.push(
-            "help: an `impl` of an earlier cell stays beside the new one. Restart the kernel, and define the type \
-             together with its `impl` blocks in one cell, the type first: that cell can be edited and run again."
+            "help: an `impl` of an earlier cell is replaced only by one with the same words before its braces. Write \
+             them as there, or restart the kernel."
                 .to_owned(),
         );
     }

@@ -6,6 +6,7 @@ use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
+use crate::cells::compile::impls;
 use crate::cells::compile::stops;
 use crate::cells::failures::{Failure, end_of_process};
 use crate::cells::interrupt::Stop;
@@ -51,6 +52,7 @@ impl Server {
                 return self.run_question_mark();
             }
             replaced::announce(&self.folder, &replaced::of(&code, &self.variables));
+            impls::announce(&self.folder, &code);
             self.begin(request.clone());
             if let Some(error) = syntax::error(&code) {
                 // evcxr would leave out the code that it cannot parse, and report success.
@@ -76,6 +78,7 @@ impl Server {
     pub fn run_internal(&mut self, code: &str) {
         let Some(interpreter) = &self.interpreter else { return };
         replaced::announce(&self.folder, &Default::default());
+        impls::announce(&self.folder, "");
         let request = message("execute_request", json!({"code": code, "silent": true, "allow_stdin": false}), None);
         let _ = interpreter.shell.send(request.clone());
         self.cell = Some(Cell { internal: true, ..Cell::new(request, code.to_owned(), 0) });

@@ -6,6 +6,7 @@ pub mod checks;
 pub mod crate_library;
 pub mod damaged;
 pub mod environment;
+pub mod impls;
 pub mod kept;
 pub mod level;
 pub mod loops;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::cells::compile::crate_library::{CrateLibrary, crate_library, out_dir};
 use crate::cells::compile::damaged::{LIBRARIES, names_unread_crate};
 use crate::cells::compile::environment::environment;
+use crate::cells::compile::impls::Latest;
 use crate::cells::compile::kept::{Kept, copy, write_private};
 use crate::cells::compile::loops::loops;
 use crate::cells::compile::stops;
@@ -149,7 +150,7 @@ pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
 }
 
-/// Compiles `code` with what the kernel adds to it: checks for Interrupt, lines that put replaced variables back, and
+/// Compiles `code` without what it defines anew, and with what the kernel adds to it: checks for Interrupt, lines that put replaced variables back, and
 /// the library of all crates.
 /// What does not compile with an addition, is compiled without it. So an addition costs no cell, and the errors are
 /// about the code that evcxr wrote. `source`, from which rustc reads, holds this code again afterwards.
@@ -161,10 +162,12 @@ fn compile(
 ) -> Result<Output> {
     let run = |crates: Option<&CrateLibrary>| rustc(crates).output().context("cannot start rustc");
     let Some(private) = std::env::var_os(private::FOLDER).map(PathBuf::from) else { return run(None) };
+    let latest = Latest::of(&private, code);
+    let plain = latest.text.as_str();
     let (mut left_out, mut puts_back) = (BTreeSet::new(), true);
-    let mut stops = stops::add(code, &left_out);
+    let mut stops = stops::add(plain, &left_out);
     let output = loop {
-        let stoppable = stops.as_ref().map_or_else(|| code.to_owned(), |stops| stops.text.clone());
+        let stoppable = stops.as_ref().map_or_else(|| plain.to_owned(), |stops| stops.text.clone());
         let text = replaced::put_back(&private, &stoppable).filter(|_| puts_back);
         puts_back = text.is_some();
         let mut text = store::unused_stay(&text.unwrap_or(stoppable));
@@ -186,13 +189,16 @@ fn compile(
             && !refused.is_subset(&left_out)
         {
             left_out.extend(refused);
-            stops = stops::add(code, &left_out);
+            stops = stops::add(plain, &left_out);
         } else if stops.as_ref().is_some_and(|stops| messages.iter().any(|message| stops.shifts(message))) {
             stops = None;
         } else {
             break output;
         }
     };
+    if output.status.success() {
+        latest.keep(&private);
+    }
     fs::write(source, code).context("cannot write the cell's source")?;
     replaced::set_put_back(&private, puts_back);
     stops::announce(&private, stops.as_ref());
