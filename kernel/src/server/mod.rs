@@ -190,6 +190,7 @@ async fn serve(connection_file: Option<&Path>, folder: &Path) -> Result<()> {
         tokio::spawn(wait(offer, folder.to_owned(), build_directory.clone(), outboxes, events.clone()));
     }
     let mut server = Server::new(config, channels, events, interpreter_pid, folder, &build_directory, stop);
+    server.in_reserve = connection_file.is_none();
     server.warm_up = warm_up;
     server.start_error = wrong;
     server.rust = rust.await.ok().flatten().unwrap_or_default();
@@ -251,8 +252,13 @@ impl Server {
             Event::InterpreterShell(reply) => self.handle_interpreter_reply(&reply),
             Event::InterpreterStdin(request) => self.ask_for_input(&request),
             Event::InterpreterIopub(output) => self.handle_interpreter_output(&output),
+            // A notebook is better off with a kernel of its own, which tells why.
+            Event::InterpreterEnded(_) if self.in_reserve => self.ended = true,
             Event::InterpreterEnded(why) => self.interpreter_ended(&why),
-            Event::Taken => self.wants_reserve = reserve::is_wanted(),
+            Event::Taken => {
+                self.in_reserve = false;
+                self.wants_reserve = reserve::is_wanted();
+            }
             Event::Terminate => self.ended = true,
         }
     }

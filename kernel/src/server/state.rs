@@ -127,6 +127,8 @@ pub struct Server {
     /// The links by their numbers.
     pub links: BTreeMap<u64, Link>,
     pub comms: Comms,
+    /// The kernel waits in reserve.
+    pub in_reserve: bool,
     /// Code that a kernel in reserve runs before it is taken.
     pub warm_up: VecDeque<String>,
     /// A kernel in reserve is to be started when there is nothing to do.
@@ -179,6 +181,7 @@ impl Server {
             child: None,
             links: BTreeMap::new(),
             comms: Comms::default(),
+            in_reserve: false,
             warm_up: VecDeque::new(),
             wants_reserve: false,
             idle_since: None,
