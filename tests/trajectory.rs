@@ -216,7 +216,8 @@ fn cross_entropy_takes_the_same_100_steps() {
     assert!(mean(&here.losses[90..]) < 0.95 * mean(&here.losses[..10]), "it learns something: {:?}", here.losses);
 }
 
-/// `torch.optim.AdamW` and `torch.optim.SGD` with momentum, both with weight decay; of convolutions, whose layout differs.
+/// `torch.optim.AdamW` and `torch.optim.SGD` with momentum, both with weight decay; of convolutions, whose layout
+/// differs.
 #[test]
 fn other_optimizers_take_the_same_100_steps() {
     for rule in

@@ -157,9 +157,9 @@ impl Split {
         Ok(Split::new(&self.name, &self.pool, rows, self.classes))
     }
 
-    /// Returns the sample indices, in split order, of a stratified share of the images with a label: the images that keep their
-    /// labels in an experiment with few labels. There is at least one image of each class. The same seed gives the same
-    /// indices.
+    /// Returns the sample indices, in split order, of a stratified share of the images with a label: the images that
+    /// keep their labels in an experiment with few labels. There is at least one image of each class. The same seed
+    /// gives the same indices.
     ///
     /// # Errors
     /// When `fraction` is outside (0, 1].

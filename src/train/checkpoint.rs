@@ -75,8 +75,8 @@ impl Checkpoint {
     }
 
     /// Writes weights, their average, best weights and optimizer state as one atomic file, the history also as
-    /// `history.json`, and the best weights alone as `best.safetensors`. `unmeasured` is the epoch after the last one of the history, if it was
-    /// trained and its validation was stopped.
+    /// `history.json`, and the best weights alone as `best.safetensors`. `unmeasured` is the epoch after the last one
+    /// of the history, if it was trained and its validation was stopped.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn save(
         &self,

@@ -184,8 +184,8 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Runs the epochs that are left, or fewer if the user stops the fit or its patience ends. `trained` is an epoch that an earlier run
-    /// trained and did not validate.
+    /// Runs the epochs that are left, or fewer if the user stops the fit or its patience ends. `trained` is an epoch
+    /// that an earlier run trained and did not validate.
     fn epochs(&mut self, mut trained: Option<TrainedEpoch>) -> Result<()> {
         let (settings, Task { model, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {

@@ -155,8 +155,8 @@ impl Parameter {
     }
 }
 
-/// Scales gradients so that the norm of all together is at most `largest`: `torch.nn.utils.clip_grad_norm_`. The tensors
-/// are replaced, because autograd may give one tensor for two parameters.
+/// Scales gradients so that the norm of all together is at most `largest`: `torch.nn.utils.clip_grad_norm_`. The
+/// tensors are replaced, because autograd may give one tensor for two parameters.
 fn clip(gradients: &mut [Tensor], largest: f64) -> Result<()> {
     no_grad(|| {
         let norms = gradients.iter().filter(|t| t.defined()).map(|t| Ok(t.f_norm()?)).collect::<Result<Vec<_>>>()?;

@@ -21,13 +21,18 @@ const ARRAYS: &str =
 /// What a reader returns: names of files, and as many numbers for each as there are classes; or what is wrong.
 type Rows = std::result::Result<(Vec<String>, Vec<f32>), String>;
 
-/// The logits of a teacher that ran elsewhere, by the names of image files: a web service, CLIP, or a program in Python.
+/// The logits of a teacher that ran elsewhere, by the names of image files: a web service, CLIP, or a program in
+/// Python.
 ///
 /// | file | what is in it |
 /// | --- | --- |
-/// | `.csv` | a header, then a line for each image. One column, `filename`, names the file, or else the first column. If the header names the classes, their columns may be in any order, and others are passed over; if it names none, there must be as many columns as classes, in their order. timm's `inference.py` writes such a file with `--topk 0 --output-type logit --results-separate-col --fullname`. |
-/// | `.npz` | an array `[classes]` for each image under the name of its file: `np.savez(path, **dict(zip(names, logits)))` |
+/// | `.csv` | a header, then a line for each image; its file is in the column `filename`, or else in the first |
+/// | `.npz` | an array `[classes]` for each image under its file's name: `np.savez(path, **dict(zip(names, logits)))` |
 /// | `.safetensors` | the same, as tensors |
+///
+/// If the header of a CSV file names the classes, their columns may be in any order, and others are passed over. If it
+/// names none, there must be as many columns as classes, in their order. timm's `inference.py` writes such a file with
+/// `--topk 0 --output-type logit --results-separate-col --fullname`.
 ///
 /// A file may be named with as much of its path as tells it apart from the others: `001.png`, `cat/001.png`, or an
 /// absolute path.

@@ -1,7 +1,7 @@
-//! `impl` blocks of earlier cells that a cell defines anew.
+//! `impl` blocks of earlier cells that a cell defines again.
 //!
-//! evcxr keeps the `impl` blocks of all cells, so that a cell with one could not be edited and run again. What the present
-//! cell defines anew is blanked out of the older blocks, in this cell's compilation and in later ones.
+//! evcxr keeps the `impl` blocks of all cells, so that a cell with one could not be edited and run again. Here the
+//! older blocks lose what the present cell defines again, in its compilation and in those of later cells.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ const OLD: &str = "old-impls.json";
 /// Stands for a whole block.
 const WHOLE: &str = "*";
 
-/// The names of the items that were defined anew, by the hash of their block's text.
+/// The names of the items that were defined again, by the hash of their block's text.
 type Old = BTreeMap<String, BTreeSet<String>>;
 
 /// In the server: writes down the code of the next cell.
@@ -27,7 +27,7 @@ pub fn announce(folder: &Path, code: &str) {
     let _ = fs::write(folder.join(CELL), code);
 }
 
-/// The source of a cell without what it, or an earlier cell, has defined anew.
+/// The source of a cell without what it, or an earlier cell, has defined again.
 pub struct Latest {
     pub text: String,
     old: Old,
@@ -41,7 +41,7 @@ impl Latest {
         latest(source, &cell, old)
     }
 
-    /// Writes down what was defined anew, once the cell has compiled.
+    /// Writes down what was defined again, once the cell has compiled.
     pub fn keep(&self, folder: &Path) {
         if !self.old.is_empty() {
             let _ = serde_json::to_vec(&self.old).map(|text| fs::write(folder.join(OLD), text));

@@ -47,7 +47,8 @@ fn names_of(item: &SyntaxNode) -> impl Iterator<Item = String> {
 /// Methods of iterators and collections only, which call their argument once for each element.
 const REPEATING: &str = " all any chunk_by cmp_by dedup_by dedup_by_key filter_map find_map flat_map fold for_each \
     is_sorted_by map_while max_by max_by_key min_by min_by_key partition position reduce retain rposition scan \
-    skip_while sort_by sort_by_cached_key sort_by_key sort_unstable_by sort_unstable_by_key take_while try_fold try_for_each ";
+    skip_while sort_by sort_by_cached_key sort_by_key sort_unstable_by sort_unstable_by_key take_while try_fold \
+    try_for_each ";
 
 /// Methods that go through an iterator, but that other types have too, such as `map` of `Option`.
 const OF_MANY: &str = " collect count cycle filter find inspect last map max min nth product step_by sum unzip ";

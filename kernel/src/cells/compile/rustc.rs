@@ -150,10 +150,10 @@ pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))
 }
 
-/// Compiles `code` without what it defines anew, and with what the kernel adds to it: checks for Interrupt, lines that put replaced variables back, and
-/// the library of all crates.
-/// What does not compile with an addition, is compiled without it. So an addition costs no cell, and the errors are
-/// about the code that evcxr wrote. `source`, from which rustc reads, holds this code again afterwards.
+/// Compiles `code` without what it defines again, and with what the kernel adds to it: checks for Interrupt, lines that
+/// put replaced variables back, and the library of all crates. What does not compile with an addition, is compiled
+/// without it. So an addition costs no cell, and the errors are about the code that evcxr wrote. `source`, from which
+/// rustc reads, holds this code again afterwards.
 fn compile(
     rustc: &dyn Fn(Option<&CrateLibrary>) -> Command,
     source: &Path,
