@@ -316,7 +316,7 @@ fn what_cannot_be_exported_is_named() {
 }
 
 /// The page in Chromium: the student's and the teacher's probabilities for 50 images, a file, the camera, the keyboard
-/// (tests/oracle/page.py says what of them).
+/// (tests/oracle/page.py names what it looks at).
 #[test]
 fn the_page_says_what_the_crate_says() {
     let folder = tempfile::tempdir().unwrap();

@@ -59,8 +59,8 @@ impl Criterion {
     /// | `dkd` | 4 | 1 | 1, with 1 for TCKD and 8 for NCKD | 20 epochs |
     /// | `standardised-kd` | 2 | 0.1 | 9 | |
     ///
-    /// With a warm-up of `n` epochs, the soft term has `min(epoch / n, 1)` of its weight in training. Alpha is the share
-    /// of the soft term in both weights; a live change of it keeps their sum.
+    /// With a warm-up of `n` epochs, the soft term has `min(epoch / n, 1)` of its weight in training. Alpha is the
+    /// share of the soft term in both weights; a live change of it keeps their sum.
     pub fn published(method: Method) -> Self {
         let Published { temperature, hard, soft, warmup } = method.published();
         let kd = KdLoss::of(temperature, soft / (hard + soft));

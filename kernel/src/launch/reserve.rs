@@ -1,6 +1,6 @@
 //! A kernel in reserve, so that the next notebook opens at once.
 //!
-//! A kernel of a Jupyter server that has nothing to do starts another one, which opens without a connection file and
+//! A kernel of a Jupyter server that has nothing to do starts a second one, which opens without a connection file and
 //! waits. The next kernel of the same server hands it the connection file and from then on only passes on its end. At
 //! most one waits for each server, and it ends with the server.
 
@@ -38,7 +38,7 @@ const DIFFERENT: [&str; 8] = [NOTEBOOK, RESERVE, LOCK, "EVCXR_TMPDIR", "PATH", "
 /// With less free memory, in bytes, no kernel is started in reserve. One takes about 0.3 GB.
 const ENOUGH: u64 = 4 << 30;
 
-/// A kernel in reserve answers within this time, or another one is started.
+/// A kernel in reserve answers within this time; if it does not, the notebook starts a kernel of its own.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const TAKEN: &[u8] = b"taken\n";
@@ -145,7 +145,7 @@ pub struct Taken {
 }
 
 impl Offer {
-    /// Offers the kernel with this private folder. Returns `None` where another one waits already.
+    /// Offers the kernel with this private folder. Returns `None` if a kernel waits already.
     pub fn make(folder: &Path) -> Result<Option<Self>> {
         let (place, notice, socket) = (place()?, notice()?, folder.join("reserve"));
         let server = jupyter().context("a kernel in reserve belongs to a Jupyter server")?;

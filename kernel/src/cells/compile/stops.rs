@@ -343,7 +343,7 @@ mod tests {
     fn names_of_the_cell_are_left_alone() {
         let stops = plain(&source("mod live_kernel { }", "loop { b() }", "")).expect("a loop");
         assert!(stops.text.contains("loop { if crate::live_kernel_1::is_set()"), "{}", stops.text);
-        // This `x` is another one.
+        // This `x` is a new variable.
         let statements = "let x = 1;\nprintln!(\"{}\", { let x = 5; loop { b(x) } });";
         let stops = plain(&source("fn run_user_code_1() {}", statements, &put("x", "i32"))).expect("a loop");
         assert_eq!(stops.taken_up, [[""; 0]]);
