@@ -185,8 +185,8 @@ fn agree(here: &Here, torch: &Answer, bounds: &Bounds) {
 }
 
 fn images(data: &Dataset, kind: Kind) -> [Examples; 2] {
-    // 16 px: convolutions in f64 take their time.
-    let transform = Transform::imagenet(16);
+    // Convolutions in f64 take their time.
+    let transform = Transform::imagenet(if kind == Kind::Double { 8 } else { 16 });
     [&data.train, &data.validation]
         .map(|split| Examples::images(split, &transform).unwrap().with_teacher(&teacher(split, kind)).unwrap())
 }
