@@ -5,10 +5,12 @@
 //! | `output`, `words`, `table` | the forms of a result; numbers and values in words; tables |
 //! | `canvas`, then a file for each figure | [`Figure`], its colours, fonts and axes; `bars` to `similarity` |
 //! | `tables` | how values of the other rooms show themselves |
+//! | `card_text`, `web` | files for people: a model card, and the pictures of a student's page |
 //! | `progress`, `live_fit`, `live_sweep`, `knobs`, `explorer` | what changes while a cell runs |
 
 mod bars;
 mod canvas;
+mod card_text;
 mod curves;
 mod explorer;
 mod gallery;
@@ -37,6 +39,7 @@ pub(crate) use words::{counted, short_or_empty};
 
 pub use bars::{class_balance, soft_target_bars};
 pub use canvas::Figure;
+pub use card_text::CardText;
 pub use curves::curves;
 pub use explorer::{TemperatureExplorer, temperature_explorer};
 pub use gallery::{disagreements, gallery, mistakes, soft_target_gallery};

@@ -1,9 +1,11 @@
-//! Files: atomic writes, tensors, checksums and downloads; the folder of data and weights; work on all cores.
+//! Files: atomic writes, tensors, tables, event files, checksums and downloads; the folder of data and weights; work on all cores.
 
 pub(crate) mod atomic;
 pub(crate) mod cores;
+pub(crate) mod csv_file;
 pub(crate) mod digest;
 pub(crate) mod download;
+pub(crate) mod event_file;
 pub(crate) mod folders;
 pub(crate) mod tensors;
 

@@ -169,6 +169,16 @@ impl Distillation {
     }
 }
 
+impl fmt::Display for TeacherLabels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TeacherLabels::All => "all",
+            TeacherLabels::Student => "student",
+            TeacherLabels::Elsewhere(name) => name,
+        })
+    }
+}
+
 impl Setting {
     /// Returns the setting of the student alone under the same conditions.
     pub fn alone(&self) -> Self {

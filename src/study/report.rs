@@ -2,6 +2,7 @@
 
 use super::{Setting, Sweep, Verdict};
 use crate::store::atomic::{set_aside, write_json};
+use crate::store::csv_file::{cell, write_csv};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use statrs::statistics::Statistics;
@@ -163,6 +164,59 @@ impl SweepReport {
         let mut all = self.clone();
         all.runs.extend(before.iter().filter(|b| self.runs.iter().all(|run| !run.is_same(b))).cloned());
         write_json(path, &all)
+    }
+
+    /// Writes a CSV file with a row for each finished run: its setting, its seed, and what was measured. Accuracies and
+    /// recalls are fractions, numbers have all their digits, and a cell without a value is empty. The file is whole or
+    /// absent.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn save_csv(&self, path: impl AsRef<Path>) -> Result<()> {
+        let classes = self.runs.iter().map(|run| run.recall.len()).max().unwrap_or(0);
+        let recalls: Vec<String> = (0..classes).map(|class| format!("recall_{class}")).collect();
+        let setting = ["setting", "method", "temperature", "alpha", "teacher", "published", "labelled", "noise"];
+        let shared = ["augmentation", "recipe", "size", "epochs", "images", "seed"];
+        let measured = ["best_epoch", "validation_accuracy", "test_accuracy", "teacher_accuracy", "seconds"];
+        let last = ["images_per_second", "corrected_bias", "corrected_test_accuracy"];
+        let names = [&setting[..], &shared, &measured, &last].concat().into_iter();
+        let names: Vec<&str> = names.chain(recalls.iter().map(String::as_str)).collect();
+        let rows: Vec<_> = self.runs.iter().map(|run| self.csv_row(run, classes)).collect();
+        write_csv(path.as_ref(), &names, &rows)
+    }
+
+    /// The cells of a run, with recalls for so many classes.
+    fn csv_row(&self, run: &SweepRun, classes: usize) -> Vec<String> {
+        let Setting { distillation, labelled, noise, augmentation, recipe } = &run.setting;
+        let taught = distillation.as_ref();
+        let name = serde_json::to_value(augmentation).unwrap_or_default();
+        let corrected = run.corrected.as_ref();
+        let mut cells = vec![
+            run.setting.to_string(),
+            taught.map_or("alone".into(), |t| t.method.to_string()),
+            cell(taught.map(|t| t.temperature)),
+            cell(taught.map(|t| t.alpha)),
+            taught.map_or(String::new(), |t| t.teacher.to_string()),
+            taught.map_or(String::new(), |t| t.published.to_string()),
+            labelled.to_string(),
+            noise.to_string(),
+            name.as_str().unwrap_or_default().to_owned(),
+            recipe.to_string(),
+            self.sweep.size.to_string(),
+            self.sweep.epochs.to_string(),
+            self.images.to_string(),
+            run.seed.to_string(),
+            run.best_epoch.to_string(),
+            run.validation.to_string(),
+            run.test.to_string(),
+            cell(run.teacher),
+            run.seconds.to_string(),
+            run.images_per_second.to_string(),
+            cell(corrected.map(|c| c.bias)),
+            cell(corrected.map(|c| c.test)),
+        ];
+        cells.extend((0..classes).map(|class| cell(run.recall.get(class).copied())));
+        cells
     }
 
     /// Compares every setting of the grid with the student alone, for settings with at least two completed seeds. The

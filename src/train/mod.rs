@@ -33,6 +33,7 @@ mod evaluate;
 mod evaluation;
 mod event;
 mod examples;
+mod exported;
 mod features;
 mod fit;
 mod hyperparameters;

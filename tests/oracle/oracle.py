@@ -450,6 +450,18 @@ def exported(x, settings, folder):
     return out
 
 
+def tensorboard(x, settings, folder):
+    """Every curve of an event file as rows of wall time, step and value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(folder).Reload()
+
+    def points(tag):
+        return [[point.wall_time, point.step, point.value] for point in events.Scalars(tag)]
+
+    return {tag: torch.tensor(points(tag), dtype=torch.double) for tag in events.Tags()["scalars"]}
+
+
 def main(case, folder):
     path = f"{folder}/in.safetensors"
     x = load_file(path) if os.path.exists(path) else {}

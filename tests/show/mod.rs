@@ -5,6 +5,7 @@ mod recorder;
 
 use super::*;
 use crate::data::{self, DataOptions, Dataset};
+use crate::models::ModelCard;
 use crate::show::heatmap::parameter_map;
 use crate::study::{Candidate, ReportCard, report_card};
 use crate::train::{Change, EpochRecord, Evaluation, History, Hyperparameters, Metrics, Recipe, Schedule};
@@ -541,4 +542,57 @@ fn figures_and_tables_say_in_words_what_they_show() {
     let table = Table::new(&["run", "acc %"]).row(&["a".into(), "9.5".into()]);
     assert_eq!(format!("{table:?}"), "\nrun  acc %\na      9.5\n");
     assert_eq!(format!("{data:?}"), data.to_string());
+}
+
+#[test]
+fn a_model_card_says_what_it_is_how_good_and_within_which_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let build = |vs: &tch::nn::Path| {
+        crate::models::Layers::new()
+            .add("mean", crate::models::Op::GlobalAvgPool)
+            .add("fc", tch::nn::linear(vs / "fc", 3, 10, Default::default()))
+    };
+    let model = crate::models::Model::new("my_net", tch::Device::Cpu, 0, &build).unwrap();
+    let transform = data::Transform::imagenet(16);
+    let card = ModelCard { classes: data.classes.clone(), stored_size: 32, transform, threshold: 0.625 };
+    // Of 20 test images, those of class 0 and 2 are taken for class 1.
+    let labels = data.test.labels().unwrap();
+    let said = labels.masked_fill(&labels.eq(0), 1).masked_fill(&labels.eq(2), 1);
+    let test = Evaluation::new(&(said.one_hot(10).to_kind(Kind::Float) * 9.0), &labels).unwrap();
+    let history = History { stopped: Some("out | of time".into()), epochs: 5, ..history("kd", 3) };
+    let file = folder.path().join("net.onnx");
+    std::fs::write(&file, "abc").unwrap();
+    let files = [file];
+    let text = CardText {
+        model: &model,
+        card: &card,
+        data: &data,
+        history: &history,
+        test: &test,
+        sweep: None,
+        files: &files,
+    };
+    let path = folder.path().join("cards/README.md");
+    text.save(&path).unwrap();
+    let found = std::fs::read_to_string(&path).unwrap();
+    for part in [
+        "# my\\_net\n\nA network that tells 10 classes apart: airplane, automobile, ",
+        "squeezed into a square of 32 pixels,\n  then brought to 16 x 16 pixels",
+        "- Cost: 40 parameters, 0.0 million multiply-adds",
+        "Below a probability of 62.5 %",
+        "\n## Data\n\nCIFAR-10: 10 classes",
+        "- Kept: the weights of epoch 3, the best on the validation split, with T 4, alpha 0.9, learning rate 1e-3\n",
+        "- Optimizer: Adam at a constant learning rate\n",
+        "- Length: 3 of 5 epochs in 5 s, stopped: out \\| of time\n", // 4.5 s
+        "| 20 | 80.0 | 58.4 to 91.9 | ",
+        "| airplane | 2 | 0.0 | 0.0 to 65.8 |\n| automobile | 2 | 100.0 | 34.2 to 100.0 |\n",
+        "learned from another network",
+        "| `net.onnx` | 3 | `ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad` |\n",
+    ] {
+        assert!(found.contains(part), "{part} is missing in\n{found}");
+    }
+    assert!(found.lines().all(|line| line.len() < 200), "{found}");
+    let absent = [folder.path().join("absent.pt")];
+    refused(CardText { files: &absent, ..text }.save(&path), "absent.pt");
 }

@@ -3,8 +3,12 @@
 mod caches;
 #[path = "../common/mod.rs"]
 mod common;
+mod exported;
 mod measuring;
 mod mistakes;
+#[path = "../oracle/mod.rs"]
+#[allow(dead_code)] // others read its weights
+mod oracle;
 mod recipes;
 mod resume;
 mod tables;
