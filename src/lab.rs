@@ -1,7 +1,7 @@
 //! The lab that every notebook opens first: device, profile, and the work of earlier notebooks.
 
 use crate::data::{DataOptions, Dataset, Split, Transform};
-use crate::models::{Backbone, LoadReport, Model, Precision, TorchScript, device_name, head, student};
+use crate::models::{Backbone, LoadReport, Model, Precision, TorchScript, device_name, head};
 use crate::profile::{Profile, variable};
 use crate::show::show_as_text;
 use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
@@ -263,6 +263,7 @@ impl Lab {
         Sweep {
             name: name.to_owned(),
             epochs: self.profile.sweep_epochs,
+            student: self.profile.student,
             size: self.profile.sweep_size,
             batch_size: self.profile.batch_size,
             learning_rate: self.profile.student_learning_rate,
@@ -271,7 +272,7 @@ impl Lab {
         }
     }
 
-    /// Runs a sweep of the article's student with the teacher of notebook 2. The live kernel shows its progress.
+    /// Runs a sweep of students with the teacher of notebook 2. The live kernel shows its progress.
     ///
     /// Runs that are on disk are not repeated, whatever sweep of this name they were made for. After a kill, call it
     /// again: a run that was cut short continues after its last epoch. Interrupt ends the sweep; the report then holds
@@ -322,7 +323,7 @@ impl Lab {
             validation_features: &self.features(&backbone, &data.validation)?,
             others,
             head_options: &FitOptions { folder: None, ..self.teacher_options() },
-            student: &|vs| student(vs, classes),
+            student: &|vs| sweep.student.layers(vs, classes, sweep.size),
             cache: &self.folder.join("cache"),
             afterwards: &format!("kdlab::study::SweepReport::load(lab.folder.join({file:?}))?"),
         };

@@ -1,6 +1,6 @@
 //! Profiles: all sizes and lengths of a run in one place. A cell may change each field.
 
-use crate::models::Arch;
+use crate::models::{Arch, Student};
 use crate::{Error, Result};
 
 /// Sizes and lengths of a run.
@@ -18,6 +18,8 @@ pub struct Profile {
     pub test_images: Option<usize>,
     /// Side in pixels to which the teacher's images are resized.
     pub teacher_size: i64,
+    /// The students of a sweep: small, medium (the article's) or large.
+    pub student: Student,
     /// Side in pixels of the student's images.
     pub student_size: i64,
     /// Images in a batch, at least 1.
@@ -52,7 +54,8 @@ impl Profile {
             validation_images: None,
             test_images: None,
             teacher_size: 224, // what ResNet-50 was trained on
-            student_size: 32,  // CIFAR-10's own size; at 224 the student costs more than its teacher
+            student: Student::Medium,
+            student_size: 32, // CIFAR-10's own size; at 224 the student costs more than its teacher
             batch_size: 64,
             teacher_epochs: 10,
             student_epochs: 20,

@@ -5,7 +5,7 @@ mod oracle;
 
 use image::{DynamicImage, Rgb, RgbImage, Rgba, RgbaImage};
 use kdlab::data::{DataOptions, Dataset, Transform, image_folder, read_image};
-use kdlab::models::{Arch, Layers, Model, ModelCard, Op, student};
+use kdlab::models::{Arch, Layers, Model, ModelCard, Op, Student, student};
 use kdlab::show::save_examples;
 use kdlab::train::{CachedTensor, Examples, predict};
 use std::fs;
@@ -218,10 +218,11 @@ fn bytes(image: DynamicImage) -> Tensor {
 fn saved_networks_say_what_the_crate_says() {
     let folder = tempfile::tempdir().unwrap();
     // The student sees images as they are stored, smaller and larger; the odd side pads unevenly.
-    let nets: [(&str, i64, i64, Model); 5] = [
+    let nets: [(&str, i64, i64, Model); 6] = [
         ("student-as-stored", 32, 32, normalised("student", &|vs| student(vs, 3))),
         ("student-smaller", 48, 32, normalised("student", &|vs| student(vs, 3))),
         ("student-larger", 24, 32, normalised("student", &|vs| student(vs, 3))),
+        ("student-64", 64, 64, normalised("student", &|vs| Student::Small.layers(vs, 3, 64))),
         ("resnet18", 64, 64, normalised("resnet18", &|vs| Arch::ResNet18.layers(vs, Some(3)))),
         ("lite0", 64, 97, normalised("lite0", &|vs| Arch::EfficientNetLite0.layers(vs, Some(3)))),
     ];

@@ -30,7 +30,7 @@ pub use layers::{Layers, Op};
 pub(crate) use model::device_name;
 pub use model::{Model, head};
 pub use precision::Precision;
-pub use student::student;
+pub use student::{Student, student};
 pub use summary::Summary;
 pub use torch_script::{Outputs, TorchScript};
 pub use weights::{LoadReport, read_weights};

@@ -51,4 +51,5 @@ pub use reliability::reliability_diagram;
 pub use similarity::{class_similarity, likely_confusions};
 pub use softening::soft_targets_over_temperature;
 pub use table::Table;
+pub use tables::student_sizes;
 pub use web::save_examples;

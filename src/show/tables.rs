@@ -7,7 +7,7 @@ use super::output::{emit, emit_text, escape, show_as_text};
 use super::table::Table;
 use super::words::{counted, duration, percent, short, short_or_empty};
 use crate::data::{Batch, Dataset};
-use crate::models::{LoadReport, Summary};
+use crate::models::{LoadReport, Model, Student, Summary};
 use crate::study::{Measure, ReportCard, SweepReport, Verdict};
 use crate::train::{CachedTensor, Evaluation, History, LogitsTable, Run};
 use crate::{Error, Result};
@@ -87,6 +87,33 @@ impl fmt::Display for SweepReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.runs_table().fmt(f)
     }
+}
+
+/// Returns a table of the students for so many classes, with what each costs at 32, 64 and 128 pixels: parameters, size
+/// of the file in f32, and multiply-adds for an image.
+///
+/// # Errors
+/// When there are no classes.
+pub fn student_sizes(classes: i64) -> Result<Table> {
+    if classes < 1 {
+        return Err(Error::Input(format!("students for {classes} classes; give data.classes.len() as i64")));
+    }
+    let mut table = Table::new(&["student", "image (px)", "parameters", "file", "MACs per image"]);
+    for student in Student::ALL {
+        for side in [32, 64, 128] {
+            let name = format!("Student::{student:?}");
+            let model = Model::new(&name, tch::Device::Cpu, 0, &|vs| student.layers(vs, classes, side))?;
+            let Summary { parameters, macs, .. } = model.summary([3, side, side])?;
+            table = table.row(&[
+                name,
+                side.to_string(),
+                format!("{:.2} M", parameters as f64 / 1e6),
+                format!("{:.1} MB", model.file_size()? as f64 / 1e6),
+                format!("{:.1} M", macs as f64 / 1e6),
+            ]);
+        }
+    }
+    Ok(table)
 }
 
 impl Measure {

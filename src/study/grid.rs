@@ -1,7 +1,7 @@
 //! The grid of a sweep: every setting with every seed.
 
 use crate::data::{Dataset, Views};
-use crate::models::Precision;
+use crate::models::{Precision, Student};
 use crate::train::{
     Criterion, KdLoss, Method, Recipe, check_alpha, check_learning_rate, check_temperature, six_digits,
 };
@@ -57,6 +57,9 @@ pub struct Sweep {
     pub batch_size: usize,
     /// Learning rate of each student, above 0.
     pub learning_rate: f64,
+    /// The network that learns: small, medium (the article's) or large.
+    #[serde(default)]
+    pub student: Student,
     /// Side of the student's images in pixels.
     pub size: i64,
     /// Precision of the students' forward and backward passes.
@@ -90,6 +93,7 @@ impl Default for Sweep {
             epochs: 10,
             batch_size: 64,
             learning_rate: 1e-3,
+            student: Student::Medium,
             size: 32,
             precision: Precision::F32,
         }

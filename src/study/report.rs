@@ -176,7 +176,7 @@ impl SweepReport {
         let classes = self.runs.iter().map(|run| run.recall.len()).max().unwrap_or(0);
         let recalls: Vec<String> = (0..classes).map(|class| format!("recall_{class}")).collect();
         let setting = ["setting", "method", "temperature", "alpha", "teacher", "published", "labelled", "noise"];
-        let shared = ["augmentation", "recipe", "size", "epochs", "images", "seed"];
+        let shared = ["augmentation", "recipe", "student", "size", "epochs", "images", "seed"];
         let measured = ["best_epoch", "validation_accuracy", "test_accuracy", "teacher_accuracy", "seconds"];
         let last = ["images_per_second", "corrected_bias", "corrected_test_accuracy"];
         let names = [&setting[..], &shared, &measured, &last].concat().into_iter();
@@ -202,6 +202,7 @@ impl SweepReport {
             noise.to_string(),
             name.as_str().unwrap_or_default().to_owned(),
             recipe.to_string(),
+            self.sweep.student.to_string(),
             self.sweep.size.to_string(),
             self.sweep.epochs.to_string(),
             self.images.to_string(),

@@ -5,9 +5,9 @@
 //! below what any mistake in a layer, a constant or a formula does. Where a looser bound is used, its reason stands
 //! beside it.
 
-use super::oracle::{ask, difference, relative, weights};
+use super::oracle::{ask, ask_in, difference, relative, weights};
 use kdlab::data::{DataOptions, Dataset, Transform};
-use kdlab::models::{Arch, Backbone, Model, read_weights, student};
+use kdlab::models::{Arch, Backbone, Model, Student, read_weights, student};
 use kdlab::study::mistakes::kd_loss_over_classes;
 use kdlab::train::{Evaluation, KdLoss, Method, soft_targets};
 use serde_json::json;
@@ -237,6 +237,43 @@ fn the_student_starts_like_pytorch_s() {
         let distance = kolmogorov_smirnov(&ours, theirs);
         assert!(distance < limit, "{name}: {distance} of {limit}, {} numbers, first shape {:?}", n, first.size());
     }
+}
+
+/// Parameters, multiply-adds and logits of every student at every size of images.
+#[test]
+fn students_of_all_sizes_are_pytorch_s() {
+    // Width, and channels of the convolutions in front.
+    let twins = [
+        (Student::Small, 32, [&[][..], &[16], &[8, 16]]),
+        (Student::Medium, 64, [&[], &[32], &[16, 32]]),
+        (Student::Large, 128, [&[], &[64], &[32, 64]]),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let (mut settings, mut images, mut nets) = (serde_json::Map::new(), Vec::new(), Vec::new());
+    for (student, width, stems) in twins {
+        for (side, stems) in [32, 64, 128].into_iter().zip(stems) {
+            let name = format!("{student}-{side}");
+            let net = Model::new(&name, Device::Cpu, 1, &|vs| student.layers(vs, 7, side)).unwrap();
+            net.save(folder.path().join(format!("{name}.safetensors"))).unwrap();
+            settings.insert(name.clone(), json!([width, stems]));
+            tch::manual_seed(side);
+            images.push((name, Tensor::randn([1, 3, side, side], (Kind::Float, Device::Cpu))));
+            nets.push((side, net));
+        }
+    }
+    let inputs: Vec<_> = images.iter().map(|(name, x)| (name.as_str(), x)).collect();
+    let torch = ask_in(folder, "students", &inputs, json!({"students": settings}));
+    for ((name, x), (side, net)) in images.iter().zip(&nets) {
+        let summary = net.summary([3, *side, *side]).unwrap();
+        assert_eq!(summary.parameters as f64, torch.number(&format!("{name} parameters")), "{name}");
+        assert_eq!(summary.macs as f64, torch.number(&format!("{name} macs")), "{name}");
+        let logits = tch::no_grad(|| net.forward(x, false)).unwrap();
+        let gap = relative(&logits, torch.get(&format!("{name} logits")));
+        assert!(gap < 1e-5, "{name}: {gap:e}");
+    }
+    // Larger images cost little more.
+    let macs = |i: usize| nets[i].1.summary([3, nets[i].0, nets[i].0]).unwrap().macs as f64;
+    assert!((0..3).all(|row| macs(3 * row + 2) < 1.3 * macs(3 * row)));
 }
 
 /// `transforms.Compose([Resize((size, size)), ToTensor(), Normalize(mean, std)])` on real images.

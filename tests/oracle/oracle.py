@@ -189,6 +189,47 @@ def student(x, settings, folder):
     return out | {"parameters": torch.tensor(sum(p.numel() for p in nets[0].parameters()))}
 
 
+class Sized(Net):
+    """A student with other numbers of channels, and convolutions of stride 2 in front."""
+
+    def __init__(self, width, stems, classes):
+        super().__init__()
+        self.stems, channels = [], 3
+        for i, outputs in enumerate(stems, 1):
+            self.add_module(f"stem{i}", nn.Conv2d(channels, outputs, 3, stride=2, padding=1))
+            channels = outputs
+            self.stems.append(f"stem{i}")
+        self.conv1, self.conv2 = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.conv3, self.conv4 = nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(2 * width, width // 2), nn.Linear(width // 2, classes)
+
+    def forward(self, x):
+        for stem in self.stems:
+            x = F.relu(getattr(self, stem)(x))
+        return super().forward(x)
+
+
+def students(x, settings, folder):
+    """Parameters, multiply-adds and logits of students with the crate's weights."""
+    out, macs = {}, []
+
+    def count(module, inputs, output):
+        macs.append(module.weight.numel() * output.shape[2:].numel())
+
+    for name, (width, stems) in settings["students"].items():
+        net = Sized(width, stems, 7)
+        net.load_state_dict(load_file(f"{folder}/{name}.safetensors"))
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_hook(count)
+        macs.clear()
+        with torch.no_grad():
+            out[f"{name} logits"] = net(x[name])
+        out[f"{name} macs"] = torch.tensor(sum(macs))
+        out[f"{name} parameters"] = torch.tensor(sum(p.numel() for p in net.parameters()))
+    return out
+
+
 def transforms(x, settings, folder):
     import torchvision.transforms.v2 as v2
     from torchvision import transforms as v1

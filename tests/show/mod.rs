@@ -596,3 +596,15 @@ fn a_model_card_says_what_it_is_how_good_and_within_which_limits() {
     let absent = [folder.path().join("absent.pt")];
     refused(CardText { files: &absent, ..text }.save(&path), "absent.pt");
 }
+
+#[test]
+fn students_are_shown_with_what_they_cost() {
+    let text = student_sizes(10).unwrap().to_string();
+    let row = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(text.lines().count(), 10);
+    for part in ["32", "0.26 M", "1.1 MB", "96.1 M"] {
+        assert!(row("Student::Medium").contains(part), "{part} is missing in\n{text}");
+    }
+    assert!(row("Student::Small").contains("0.07 M"), "{text}");
+    refused(student_sizes(0), "students for 0 classes");
+}

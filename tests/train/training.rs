@@ -286,3 +286,24 @@ fn what_makes_a_loss_no_number_is_named() {
     let e = fit(&mut model, &images(), &validation, &Criterion::cross_entropy(), &options).unwrap_err().to_string();
     assert!(e.contains("more than 1 value per channel when training, got input size [1, 10]"), "{e}");
 }
+
+/// Pictures of three colours in a folder, at 64 pixels.
+#[test]
+fn a_small_student_learns_from_pictures_of_64_pixels() {
+    let folder = tempfile::tempdir().unwrap();
+    for (class, colour) in [("blue", [40, 60, 200u8]), ("green", [30, 180, 60]), ("red", [210, 50, 40])] {
+        std::fs::create_dir(folder.path().join(class)).unwrap();
+        for i in 0..16u8 {
+            let shade = |x: u32, y: u32| colour.map(|c| c.saturating_add(i).saturating_sub((x * y % 23) as u8));
+            let picture = image::RgbImage::from_fn(60 + u32::from(i), 50, |x, y| image::Rgb(shade(x, y)));
+            picture.save(folder.path().join(class).join(format!("{i}.png"))).unwrap();
+        }
+    }
+    let data = kdlab::data::image_folder(folder.path(), 64, &DataOptions::default()).unwrap();
+    let of = |split| Examples::images(split, &Transform::imagenet(64)).unwrap();
+    let mut model = Model::new("small", Device::Cpu, 0, &|vs| Student::Small.layers(vs, 3, 64)).unwrap();
+    let options = FitOptions { learning_rate: 3e-3, batch_size: 8, ..options(6) };
+    fit(&mut model, &of(&data.train), &of(&data.validation), &Criterion::cross_entropy(), &options).unwrap();
+    let found = evaluate(&model, &of(&data.test), 8).unwrap();
+    assert_eq!((found.correct, found.total), (5, 5)); // a tenth
+}

@@ -56,6 +56,9 @@ pub struct SweepArgs {
     /// Passes over the training images [default: the profile's]
     #[arg(long)]
     epochs: Option<u64>,
+    /// The network that learns; medium is the article's [default: medium]
+    #[arg(long, value_parser = ["small", "medium", "large"])]
+    student: Option<String>,
     /// Side of the student's images in pixels [default: the profile's]
     #[arg(long)]
     size: Option<u64>,
@@ -84,6 +87,7 @@ impl SweepArgs {
             ("omitted", json!(self.omitted)),
             ("images", json!(self.images)),
             ("epochs", json!(self.epochs)),
+            ("student", json!(self.student)),
             ("size", json!(self.size)),
             ("learning_rate", json!(self.learning_rate)),
         ];
@@ -146,6 +150,10 @@ mod tests {
         let wanted = json!({"name": "map", "temperatures": [1.0, 4.0], "alphas": [0.5, 1.0], "methods": ["kd", "dkd"],
             "teachers": ["student"], "epochs": 8, "omitted": 3});
         assert_eq!(fields(given), wanted);
+        assert_eq!(
+            fields("cargo lab sweep s --student small --size 64"),
+            json!({"name": "s", "student": "small", "size": 64})
+        );
         assert_eq!(fields("cargo lab sweep m --published"), json!({"name": "m", "published": true}));
         let recipes = r#"cargo lab sweep rates --recipe {} --recipe {"schedule":"Cosine","warmup":1}"#;
         let wanted = json!({"name": "rates", "recipes": [{}, {"schedule": "Cosine", "warmup": 1}]});
