@@ -81,6 +81,16 @@ impl Arch {
         Published { name, sha256, source }
     }
 
+    /// The layers whose features students are compared with: the last at a sixteenth of the image's sides, and the
+    /// features themselves.
+    pub(crate) fn compared_layers(self) -> [&'static str; 2] {
+        match self {
+            Arch::ResNet50 => ["layer3.5.relu", "avgpool"],
+            Arch::ResNet18 => ["layer3.1.relu", "avgpool"],
+            Arch::EfficientNetLite0 => ["_blocks.10", "_avg_pooling"],
+        }
+    }
+
     /// The prefix of its classifier's variables, which a backbone leaves out.
     pub(super) fn classifier(self) -> &'static str {
         match self {

@@ -28,14 +28,17 @@ pub enum Student {
 }
 
 impl Student {
+    /// The layers that are compared with the teacher's features: the last at a quarter of the sides that `conv1` sees,
+    /// and the features.
+    pub(crate) const COMPARED_LAYERS: [&str; 2] = ["relu4", "avgpool"];
     pub(crate) const ALL: [Student; 3] = [Student::Small, Student::Medium, Student::Large];
 
     /// Builds the student for images of `side` pixels. It maps images f32 `[N, 3, S, S]` with `S >= 4` to logits f32
     /// `[N, classes]`.
     ///
-    /// For images below 64 pixels it has the layers of the article's network. From 64 on there is a convolution of stride
-    /// 2 in front, from 128 on two, and so on: each halves the sides, so that the layers behind see 32 to 63 pixels and
-    /// the cost does not grow with the area of the image.
+    /// For images below 64 pixels it has the layers of the article's network. From 64 on there is a convolution of
+    /// stride 2 in front, from 128 on two, and so on: each halves the sides, so that the layers behind see 32 to 63
+    /// pixels and the cost does not grow with the area of the image.
     pub fn layers(self, vs: &nn::Path, classes: i64, side: i64) -> Layers {
         let width = match self {
             Student::Small => 32,

@@ -38,8 +38,8 @@ impl CardText<'_> {
     /// Writes the card: what the network is, data, training, results with intervals, limits, and files with their
     /// checksums.
     ///
-    /// The interval of an accuracy is Wilson's, with 95 % confidence: it covers other images of the same kind. That of a
-    /// sweep covers other seeds.
+    /// The interval of an accuracy is Wilson's, with 95 % confidence: it covers other images of the same kind. That of
+    /// a sweep covers other seeds.
     ///
     /// # Errors
     /// When the card is of another network, one of `files` is missing, or the card can't be written.
@@ -132,7 +132,7 @@ impl CardText<'_> {
 
     fn limits(&self) -> Vec<String> {
         let mut text = vec![
-            "\n## Limits\n\n- It knows these classes only: of a picture of anything else it names one of them all the same.",
+            "\n## Limits\n\n- It knows these classes only: of a picture of anything else it names one all the same.",
             "- The results hold for pictures of the same kind as its data. Another camera, place or season is",
             "  another kind: measure again.",
             "- Pictures are squeezed into a square, which changes their proportions.",

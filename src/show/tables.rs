@@ -160,6 +160,13 @@ impl SweepReport {
     /// # Errors
     /// When the sweep has no temperature or no alpha, or more of them than fit on a screen.
     pub fn map(&self, measure: Measure) -> Result<Figure> {
+        if !self.sweep.compares_logits() {
+            return Err(Error::Input(format!(
+                "sweep {} compares features, which have no T and no alpha, so there is no map over them; show \
+                 table(...)",
+                self.sweep.name
+            )));
+        }
         if self.sweep.published {
             return Err(Error::Input(format!(
                 "sweep {} ran each method at its authors' temperature and weights, so there is no map over them; show \

@@ -1,4 +1,5 @@
-//! Files: atomic writes, tensors, tables, event files, checksums and downloads; the folder of data and weights; work on all cores.
+//! Files: atomic writes, tensors, tables, event files, checksums and downloads; the folder of data and weights; work on
+//! all cores.
 
 pub(crate) mod atomic;
 pub(crate) mod cores;

@@ -2,12 +2,12 @@
 
 use crate::data::{Dataset, Views};
 use crate::models::{Precision, Student};
-use crate::train::{
-    Criterion, KdLoss, Method, Recipe, check_alpha, check_learning_rate, check_temperature, six_digits,
-};
+use crate::train::{Criterion, FeatureMethod, KdLoss, Method, Recipe};
+use crate::train::{check_alpha, check_learning_rate, check_temperature, six_digits};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 
 /// A grid of fits: every method with every temperature and alpha, for every share of labels and of noise, every
 /// augmentation, every teacher and every recipe. With every seed, each is compared with the student alone under the
@@ -22,8 +22,13 @@ pub struct Sweep {
     pub name: String,
     /// Each setting is trained once with each seed; a verdict needs two seeds or more.
     pub seeds: Vec<u64>,
-    /// How the student is compared with its teacher.
-    pub methods: Vec<Method>,
+    /// How the student is compared with its teacher: by logits or by features. `"kd".parse()?` reads a name.
+    pub methods: Vec<SweepMethod>,
+    /// The layers of student and teacher that a method of features compares, by the names of their summaries. `None`
+    /// takes `relu4` and the teacher's last layer at a sixteenth of the image's sides; for `relational`, both networks'
+    /// features after the average pooling.
+    #[serde(default)]
+    pub layers: Option<[String; 2]>,
     /// Above 0.
     pub temperatures: Vec<f64>,
     /// Weights of the teacher, in [0, 1].
@@ -78,7 +83,8 @@ impl Default for Sweep {
         Self {
             name: "sweep".into(),
             seeds: vec![0, 1, 2],
-            methods: vec![Method::Kd],
+            methods: vec![Method::Kd.into()],
+            layers: None,
             temperatures: vec![4.0],
             alphas: vec![0.9],
             published: false,
@@ -96,6 +102,77 @@ impl Default for Sweep {
             student: Student::Medium,
             size: 32,
             precision: Precision::F32,
+        }
+    }
+}
+
+/// How a student of a sweep is compared with its teacher.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum SweepMethod {
+    /// By logits, at each temperature and alpha.
+    Logits(Method),
+    /// By features of the course's teacher, beside cross-entropy of the labels, as in the comparisons of Tian et al.,
+    /// "Contrastive Representation Distillation" (ICLR 2020). Temperature and alpha have no part in it.
+    Features(FeatureMethod),
+}
+
+impl SweepMethod {
+    fn logits(self) -> Option<Method> {
+        match self {
+            SweepMethod::Logits(method) => Some(method),
+            SweepMethod::Features(_) => None,
+        }
+    }
+
+    fn features(self) -> Option<FeatureMethod> {
+        match self {
+            SweepMethod::Logits(_) => None,
+            SweepMethod::Features(method) => Some(method),
+        }
+    }
+}
+
+impl From<Method> for SweepMethod {
+    fn from(method: Method) -> Self {
+        SweepMethod::Logits(method)
+    }
+}
+
+impl FromStr for SweepMethod {
+    type Err = Error;
+
+    /// Reads the names of [`Method`] and of [`FeatureMethod`].
+    fn from_str(name: &str) -> Result<Self> {
+        let logits = name.parse().map(SweepMethod::Logits);
+        logits.or_else(|_| name.parse().map(SweepMethod::Features)).map_err(|_| {
+            Error::Input(format!(
+                "no method named {name:?}; there are kd, dkd, dkd(1,2), standardised-kd, argmax, hint, attention and \
+                 relational"
+            ))
+        })
+    }
+}
+
+impl TryFrom<String> for SweepMethod {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+impl From<SweepMethod> for String {
+    fn from(method: SweepMethod) -> Self {
+        method.to_string()
+    }
+}
+
+impl fmt::Display for SweepMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SweepMethod::Logits(method) => method.fmt(f),
+            SweepMethod::Features(method) => method.fmt(f),
         }
     }
 }
@@ -145,10 +222,10 @@ pub struct Setting {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distillation {
     /// How it is compared with its teacher.
-    pub method: Method,
-    /// Above 0.
+    pub method: SweepMethod,
+    /// Above 0; 1 for a method of features, which has none.
     pub temperature: f64,
-    /// Weight of the teacher, in [0, 1].
+    /// Weight of the teacher's soft targets, in [0, 1]; 0 for a method of features.
     pub alpha: f64,
     /// Which labels the teacher was trained on.
     pub teacher: TeacherLabels,
@@ -161,14 +238,21 @@ impl Distillation {
     /// The method as its authors ran it.
     fn published(method: Method, teacher: TeacherLabels) -> Option<Self> {
         let kd = Criterion::published(method).kd_loss()?;
-        Some(Self { method, temperature: kd.temperature(), alpha: kd.alpha(), teacher, published: true })
+        let (temperature, alpha, method) = (kd.temperature(), kd.alpha(), method.into());
+        Some(Self { method, temperature, alpha, teacher, published: true })
     }
 
-    /// The loss.
-    pub(super) fn criterion(&self) -> Result<Criterion> {
-        match self.published {
-            true => Ok(Criterion::published(self.method)),
-            false => Ok(Criterion::distil(self.method, KdLoss::new(self.temperature, self.alpha)?)),
+    /// A method of features, which has the weights of its authors or its own.
+    fn by_features(method: FeatureMethod, teacher: TeacherLabels) -> Self {
+        Self { method: SweepMethod::Features(method), temperature: 1.0, alpha: 0.0, teacher, published: false }
+    }
+
+    /// The loss. `layer` is the student's, for a method of features.
+    pub(super) fn criterion(&self, layer: &str) -> Result<Criterion> {
+        match self.method {
+            SweepMethod::Features(method) => Criterion::cross_entropy().with_features(method, layer),
+            SweepMethod::Logits(method) if self.published => Ok(Criterion::published(method)),
+            SweepMethod::Logits(method) => Ok(Criterion::distil(method, KdLoss::new(self.temperature, self.alpha)?)),
         }
     }
 }
@@ -201,9 +285,10 @@ impl fmt::Display for Setting {
             None => f.write_str("alone")?,
             Some(t) => {
                 let (temperature, alpha) = (six_digits(t.temperature), six_digits(t.alpha));
-                match t.published {
-                    true => write!(f, "{}-published", t.method)?,
-                    false => write!(f, "{}-T{temperature}-alpha{alpha}", t.method)?,
+                match t.method {
+                    SweepMethod::Features(method) => write!(f, "{method}")?,
+                    SweepMethod::Logits(method) if t.published => write!(f, "{method}-published")?,
+                    SweepMethod::Logits(method) => write!(f, "{method}-T{temperature}-alpha{alpha}")?,
                 }
                 match &t.teacher {
                     TeacherLabels::All => {}
@@ -249,21 +334,37 @@ impl Sweep {
         all
     }
 
-    /// Every method with every temperature and alpha.
+    /// Every method with every temperature and alpha. Methods of features have neither, and compare with the course's
+    /// teacher alone.
     fn distillations(&self, teacher: &TeacherLabels) -> Vec<Distillation> {
-        if self.published {
-            let published = |&method: &Method| Distillation::published(method, teacher.clone());
-            return self.methods.iter().filter_map(published).collect();
-        }
         let mut all = Vec::new();
         for &method in &self.methods {
-            for &temperature in &self.temperatures {
-                for &alpha in &self.alphas {
-                    all.push(Distillation { method, temperature, alpha, teacher: teacher.clone(), published: false });
+            match method {
+                SweepMethod::Features(method) if *teacher == TeacherLabels::All => {
+                    all.push(Distillation::by_features(method, teacher.clone()));
+                }
+                SweepMethod::Features(_) => {}
+                SweepMethod::Logits(method) if self.published => {
+                    all.extend(Distillation::published(method, teacher.clone()));
+                }
+                SweepMethod::Logits(_) => {
+                    let grid = self.temperatures.iter().flat_map(|&t| self.alphas.iter().map(move |&alpha| (t, alpha)));
+                    all.extend(grid.map(|(temperature, alpha)| Distillation {
+                        method,
+                        temperature,
+                        alpha,
+                        teacher: teacher.clone(),
+                        published: false,
+                    }));
                 }
             }
         }
         all
+    }
+
+    /// Whether the grid has a method that compares logits, and so temperatures and alphas.
+    pub(crate) fn compares_logits(&self) -> bool {
+        self.methods.iter().any(|method| method.logits().is_some())
     }
 
     /// Returns every run, seed after seed: the whole grid is run once before any of it is repeated.
@@ -292,7 +393,8 @@ impl Sweep {
         let (classes, images) = (data.classes.len(), data.train.len());
         let wrong = |what: String| Err(Error::Input(format!("sweep {}: {what}", self.name)));
         if self.published && self.epochs > 0 {
-            self.methods.iter().try_for_each(|&method| Criterion::published(method).check(self.epochs))?;
+            let logits = self.methods.iter().filter_map(|method| method.logits());
+            logits.map(Criterion::published).try_for_each(|criterion| criterion.check(self.epochs))?;
         }
         let axes = [
             ("seeds", faults(&self.seeds)),
@@ -314,6 +416,7 @@ impl Sweep {
                 "the name names a folder: use letters, digits, -, _ and ., and no dot at the beginning".into(),
             );
         }
+        self.methods.iter().filter_map(|method| method.features()).try_for_each(FeatureMethod::check)?;
         self.temperatures.iter().try_for_each(|&t| check_temperature(t).map(drop))?;
         self.alphas.iter().try_for_each(|&a| check_alpha(a).map(drop))?;
         check_learning_rate(self.learning_rate)?;
@@ -324,7 +427,8 @@ impl Sweep {
         let elsewhere: Vec<&String> = self.elsewhere().collect();
         let of_student = self.teachers.contains(&TeacherLabels::Student);
         let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
-        let dkd = self.methods.iter().any(|m| matches!(m, Method::Dkd { .. }));
+        let dkd = self.methods.iter().any(|m| matches!(m, SweepMethod::Logits(Method::Dkd { .. })));
+        let features = self.methods.iter().find(|method| method.features().is_some());
         let outside = |values: &[f64], range: &dyn Fn(f64) -> bool| values.iter().copied().find(|v| !range(*v));
         let faults = [
             (self.epochs == 0).then(|| "epochs must be at least 1, got 0".into()),
@@ -335,6 +439,12 @@ impl Sweep {
                 .map(|share| format!("a share of wrong labels must be in [0, 1), got {share}; try 0.3")),
             (dkd && self.labelled.iter().any(|share| *share < 1.0))
                 .then(|| "dkd looks at the label of every image; leave it out, or set labelled to 1".into()),
+            features.filter(|_| augmented).map(|method| {
+                format!("{method} has the teacher's features of the images as they are; sweep it without augmentation")
+            }),
+            features.filter(|_| !self.teachers.contains(&TeacherLabels::All)).map(|method| {
+                format!("{method} compares with features of the course's teacher; add TeacherLabels::All to teachers")
+            }),
             (augmented && of_student).then(|| {
                 "a teacher of the student's labels has no logits of views; sweep it without augmentation".into()
             }),

@@ -7,7 +7,7 @@ mod report_card;
 mod runner;
 mod verdict;
 
-pub use grid::{Augmentation, Distillation, Setting, Sweep, TeacherLabels};
+pub use grid::{Augmentation, Distillation, Setting, Sweep, SweepMethod, TeacherLabels};
 pub use report::{Comparison, Measure, SweepReport, SweepRun};
 pub use report_card::{Candidate, ReportCard, ReportRow, ResultRow, report_card};
 pub use runner::OtherTeacher;

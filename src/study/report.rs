@@ -1,6 +1,6 @@
 //! The results of a sweep: its runs on file, and their comparison with the student alone.
 
-use super::{Setting, Sweep, Verdict};
+use super::{Distillation, Setting, Sweep, SweepMethod, Verdict};
 use crate::store::atomic::{set_aside, write_json};
 use crate::store::csv_file::{cell, write_csv};
 use crate::{Error, Result};
@@ -189,13 +189,14 @@ impl SweepReport {
     fn csv_row(&self, run: &SweepRun, classes: usize) -> Vec<String> {
         let Setting { distillation, labelled, noise, augmentation, recipe } = &run.setting;
         let taught = distillation.as_ref();
+        let by_logits = taught.filter(|t| matches!(t.method, SweepMethod::Logits(_)));
         let name = serde_json::to_value(augmentation).unwrap_or_default();
         let corrected = run.corrected.as_ref();
         let mut cells = vec![
             run.setting.to_string(),
             taught.map_or("alone".into(), |t| t.method.to_string()),
-            cell(taught.map(|t| t.temperature)),
-            cell(taught.map(|t| t.alpha)),
+            cell(by_logits.map(|t| t.temperature)),
+            cell(by_logits.map(|t| t.alpha)),
             taught.map_or(String::new(), |t| t.teacher.to_string()),
             taught.map_or(String::new(), |t| t.published.to_string()),
             labelled.to_string(),
@@ -250,7 +251,9 @@ impl SweepReport {
     pub(crate) fn grid(&self, measure: Measure) -> Vec<Vec<Option<f64>>> {
         let settings = self.sweep.settings();
         let one = |t: f64, a: f64| {
-            let at = |s: &&Setting| s.distillation.as_ref().is_some_and(|x| x.temperature == t && x.alpha == a);
+            let logits = |x: &Distillation| matches!(x.method, SweepMethod::Logits(_));
+            let here = |x: &Distillation| logits(x) && x.temperature == t && x.alpha == a;
+            let at = |s: &&Setting| s.distillation.as_ref().is_some_and(here);
             let (alone, distilled) = self.pairs(settings.iter().find(at)?, measure);
             Some(100.0 * (mean(&distilled)? - mean(&alone)?))
         };

@@ -1,16 +1,16 @@
 //! Runs a sweep: every fit of its grid that is not on disk yet, one after the other.
 
-use super::grid::{Augmentation, Setting, Sweep, TeacherLabels};
+use super::grid::{Augmentation, Setting, Sweep, SweepMethod, TeacherLabels};
 use super::report::{Corrected, mean};
 use super::{SweepReport, SweepRun};
 use crate::data::{Dataset, Split, Transform, Views};
 use crate::error::lock;
-use crate::models::{Backbone, Layers, Model, head};
+use crate::models::{Backbone, Layers, Model, Student, head};
 use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Criterion, Evaluation, Event, Examples, FitOptions, Listener, LoopSettings, Progress, Task,
-    UNLABELLED, evaluate, fingerprint, fit, in_foreground, teacher_logits, view_logits,
+    CachedTensor, Criterion, Evaluation, Event, Examples, FeatureMethod, FitOptions, Listener, LoopSettings, Progress,
+    Task, UNLABELLED, evaluate, fingerprint, fit, in_foreground, layer_features, teacher_logits, view_logits,
 };
 use crate::{Error, Result};
 use std::path::Path;
@@ -102,7 +102,7 @@ impl Sweep {
         let all = self.all_runs();
         let total = all.len();
         let mut spent = Vec::new();
-        let mut runner = Runner { sweep: self, data: &data, own: Vec::new(), views: None };
+        let mut runner = Runner { sweep: self, data: &data, own: Vec::new(), views: None, layers: Vec::new() };
         for (i, (setting, seed)) in all.iter().enumerate() {
             if let Some(reason) = interrupt.reason() {
                 lock(&report).stopped = Some(reason);
@@ -242,6 +242,8 @@ struct Runner<'a> {
     own: Vec<((f64, f64, u64), [CachedTensor; 2])>,
     /// The logits of a teacher of all labels, for every view of the training images.
     views: Option<CachedTensor>,
+    /// Features of the teacher by the name of their layer, for the training images.
+    layers: Vec<(String, CachedTensor)>,
 }
 
 impl Runner<'_> {
@@ -350,6 +352,12 @@ impl Runner<'_> {
         let mut known = labels.f_full_like(UNLABELLED)?;
         let _ = known.f_index_copy_(0, &Tensor::f_from_slice(&labelled)?, &labels_of(&labelled)?)?;
         let images = Examples::images(&data.split, &data.transform)?;
+        let [layer, of_teacher] = self.compared_layers(distillation.method);
+        let criterion = distillation.criterion(&layer)?;
+        if matches!(distillation.method, SweepMethod::Features(_)) {
+            let images = images.with_teacher_features(self.layer_features(&of_teacher, listener)?)?;
+            return Ok((images.with_labels(&known)?, criterion, &data.validation_logits));
+        }
         let (images, validation_logits) = match (setting.augmentation, &distillation.teacher) {
             (Augmentation::None, TeacherLabels::All) => (images.with_teacher(&data.logits)?, &data.validation_logits),
             (Augmentation::None, TeacherLabels::Student) => {
@@ -370,7 +378,7 @@ impl Runner<'_> {
                 (images.with_teacher_of_views(logits, apart)?, &data.validation_logits)
             }
         };
-        Ok((images.with_labels(&known)?, distillation.criterion()?, validation_logits))
+        Ok((images.with_labels(&known)?, criterion, validation_logits))
     }
 
     /// Returns the logits, for the training and the validation images, of a head that is trained on the student's
@@ -406,6 +414,34 @@ impl Runner<'_> {
             }
         };
         Ok(&self.own[index].1)
+    }
+
+    /// The layers of student and teacher that a method compares.
+    fn compared_layers(&self, method: SweepMethod) -> [String; 2] {
+        let last = matches!(method, SweepMethod::Features(FeatureMethod::Relational { .. }));
+        let arch = self.data.inputs.backbone.arch;
+        let usual =
+            || [Student::COMPARED_LAYERS, arch.compared_layers()].map(|pair| pair[usize::from(last)].to_owned());
+        self.sweep.layers.clone().unwrap_or_else(usual)
+    }
+
+    /// Returns the teacher's features of the training images after one of its layers.
+    fn layer_features(&mut self, layer: &str, listener: &Listener) -> Result<&CachedTensor> {
+        let SweepData { inputs, split, features, .. } = self.data;
+        if layer == inputs.backbone.arch.compared_layers()[1] {
+            return Ok(features); // known already
+        }
+        let index = match self.layers.iter().position(|(name, _)| name == layer) {
+            Some(index) => index,
+            None => {
+                let (teacher, cache) = (&inputs.backbone.model, Some(inputs.cache));
+                let (transform, batch) = (inputs.teacher_transform, self.sweep.batch_size);
+                let made = layer_features(teacher, layer, split, transform, batch, cache, listener)?;
+                self.layers.push((layer.to_owned(), made));
+                self.layers.len() - 1
+            }
+        };
+        Ok(&self.layers[index].1)
     }
 
     /// Returns the teacher's logits of every view of the training images.

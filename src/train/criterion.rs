@@ -78,7 +78,7 @@ impl Criterion {
     /// When a weight of `method` is negative.
     pub fn with_features(self, method: FeatureMethod, layer: &str) -> Result<Self> {
         method.check()?;
-        let name = format!("{}+{method}", self.name);
+        let name = format!("{}+{}", self.name, method.name());
         Ok(Self { name, features: Some((method, layer.to_owned())), ..self })
     }
 

@@ -26,9 +26,9 @@ const NAMES: [(&str, &str); 13] = [
 ];
 
 impl History {
-    /// Writes a CSV file with a row for each finished epoch. Accuracies are fractions, numbers have all their digits, and
-    /// a cell without a value is empty. `learning_rate` is that of the epoch's last step, with its schedule. The file is
-    /// whole or absent.
+    /// Writes a CSV file with a row for each finished epoch. Accuracies are fractions, numbers have all their digits,
+    /// and a cell without a value is empty. `learning_rate` is that of the epoch's last step, with its schedule. The
+    /// file is whole or absent.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -43,8 +43,8 @@ impl History {
     /// Writes the curve for TensorBoard: the file `events.out.tfevents.kdlab` in `folder`, which should hold no other
     /// run. `tensorboard --logdir` takes this folder, or the one around the folders of several runs.
     ///
-    /// A step is an epoch. A fit records how long each epoch took, not when it ended, so the last epoch gets the time of
-    /// the call; times relative to the first one are right.
+    /// A step is an epoch. A fit records how long each epoch took, not when it ended, so the last epoch gets the time
+    /// of the call; times relative to the first one are right.
     ///
     /// # Errors
     /// When the file can't be written.

@@ -38,14 +38,24 @@ pub enum FeatureMethod {
 }
 
 impl FeatureMethod {
-    pub(super) fn check(self) -> Result<()> {
+    /// Its name without its weights.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            FeatureMethod::Hint { .. } => "hint",
+            FeatureMethod::Attention { .. } => "attention",
+            FeatureMethod::Relational { .. } => "relational",
+        }
+    }
+
+    pub(crate) fn check(self) -> Result<()> {
         let weights = match self {
             FeatureMethod::Hint { weight } | FeatureMethod::Attention { weight } => [weight, 0.0],
             FeatureMethod::Relational { distance, angle } => [distance, angle],
         };
         match weights.into_iter().find(|weight| !(*weight >= 0.0 && weight.is_finite())) {
             Some(weight) => {
-                Err(Error::Input(format!("{self}: a weight must be >= 0, got {weight}; try the weight of its name")))
+                let name = self.name();
+                Err(Error::Input(format!("{name}: a weight must be >= 0, got {weight}; try the weight of its name")))
             }
             None => Ok(()),
         }
@@ -80,26 +90,40 @@ impl FromStr for FeatureMethod {
     type Err = Error;
 
     /// Reads `attention` and `relational`, with their authors' weights, or `hint`, with weight 100, which comparisons
-    /// use.
+    /// use; `hint(50)`, `attention(500)` and `relational(25,100)` have other weights.
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "hint" => Ok(FeatureMethod::Hint { weight: 100.0 }),
-            "attention" => Ok(FeatureMethod::Attention { weight: 1000.0 }),
-            "relational" => Ok(FeatureMethod::Relational { distance: 25.0, angle: 50.0 }),
-            _ => Err(Error::Input(format!(
-                "no method of features named {name:?}; there are hint, attention and relational"
-            ))),
-        }
+        let (plain, weights) = match name.strip_suffix(')').and_then(|name| name.split_once('(')) {
+            Some((plain, weights)) => {
+                (plain, weights.split(',').map(|w| w.trim().parse().ok()).collect::<Option<Vec<f64>>>())
+            }
+            None => (name, Some(vec![])),
+        };
+        let found = match (plain, weights.as_deref()) {
+            ("hint", Some([])) => Some(FeatureMethod::Hint { weight: 100.0 }),
+            ("attention", Some([])) => Some(FeatureMethod::Attention { weight: 1000.0 }),
+            ("relational", Some([])) => Some(FeatureMethod::Relational { distance: 25.0, angle: 50.0 }),
+            ("hint", Some(&[weight])) => Some(FeatureMethod::Hint { weight }),
+            ("attention", Some(&[weight])) => Some(FeatureMethod::Attention { weight }),
+            ("relational", Some(&[distance, angle])) => Some(FeatureMethod::Relational { distance, angle }),
+            _ => None,
+        };
+        found.filter(|method| method.check().is_ok()).ok_or_else(|| {
+            Error::Input(format!("no method of features named {name:?}; there are hint, attention and relational"))
+        })
     }
 }
 
 impl fmt::Display for FeatureMethod {
+    /// Writes the name, with its weights if they are not those of the name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            FeatureMethod::Hint { .. } => "hint",
-            FeatureMethod::Attention { .. } => "attention",
-            FeatureMethod::Relational { .. } => "relational",
-        })
+        let name = self.name();
+        if name.parse().is_ok_and(|usual: Self| usual == *self) {
+            return f.write_str(name);
+        }
+        match self {
+            FeatureMethod::Hint { weight } | FeatureMethod::Attention { weight } => write!(f, "{name}({weight})"),
+            FeatureMethod::Relational { distance, angle } => write!(f, "{name}({distance},{angle})"),
+        }
     }
 }
 
@@ -187,10 +211,11 @@ impl FeatureTerm {
     /// # Errors
     /// When the student has no such layer, the examples have no features, or the two do not fit the method.
     pub(super) fn new(method: FeatureMethod, layer: &str, model: &Model, train: &Examples, seed: u64) -> Result<Self> {
+        let name = method.name();
         let batch = train.batch(&[0], model.device())?;
         let Some(teacher) = &batch.features else {
             return Err(Error::Input(format!(
-                "{method} needs the teacher's features, and the train examples carry none; add \
+                "{name} needs the teacher's features, and the train examples carry none; add \
                  with_teacher_features(&layer_features(...)?)"
             )));
         };
@@ -200,7 +225,7 @@ impl FeatureTerm {
         let fits = matches!(method, FeatureMethod::Relational { .. }) || s.len() == t.len() && dims.contains(&s.len());
         if !fits {
             return Err(Error::Input(format!(
-                "{method} compares layer {layer} of the student, {s:?}, with the teacher's features, {t:?}: take layers \
+                "{name} compares layer {layer} of the student, {s:?}, with the teacher's features, {t:?}: take layers \
                  of {} in both",
                 if dims.len() == 1 { "[N, C, H, W]" } else { "as many dimensions" }
             )));

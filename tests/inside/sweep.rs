@@ -2,12 +2,15 @@
 
 use super::{dataset, tiny};
 use kdlab::data::{Dataset, Transform};
-use kdlab::models::{Arch, Backbone, Model, head};
+use kdlab::models::{Arch, Backbone, Layers, Model, Student, head};
 use kdlab::study::*;
 use kdlab::train::*;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use tch::Device;
+use tch::{Device, nn};
+
+/// A row of a CSV file by its columns.
+type Row = std::collections::HashMap<String, String>;
 
 /// A backbone without trained weights, its features, and a head: all that a sweep needs, and small.
 struct Bench {
@@ -18,6 +21,7 @@ struct Bench {
     validation: CachedTensor,
     transform: Transform,
     cache: PathBuf,
+    student: fn(&nn::Path) -> Layers,
 }
 
 impl Bench {
@@ -33,7 +37,7 @@ impl Bench {
         let (a, b) = (seen(&data.train, &train), seen(&data.validation, &validation));
         let options = FitOptions { epochs: 20, learning_rate: 1e-2, ..FitOptions::default() };
         fit(&mut head, &a, &b, &Criterion::cross_entropy(), &options).unwrap();
-        Self { data, backbone, head, train, validation, transform, cache: folder.join("cache") }
+        Self { data, backbone, head, train, validation, transform, cache: folder.join("cache"), student: tiny }
     }
 
     fn run(&self, sweep: &Sweep, folder: &Path) -> kdlab::Result<SweepReport> {
@@ -62,7 +66,7 @@ impl Bench {
             validation_features: &self.validation,
             others,
             head_options: &FitOptions { epochs: 3, ..FitOptions::default() },
-            student: &tiny,
+            student: &self.student,
             cache: &self.cache,
             afterwards: "report",
         };
@@ -78,7 +82,8 @@ fn small() -> Sweep {
 fn a_grid_is_run_once_paired_by_seed_and_found_again() {
     let folder = tempfile::tempdir().unwrap();
     let bench = Bench::new(folder.path());
-    let sweep = Sweep { temperatures: vec![1.0, 4.0], alphas: vec![0.0, 0.5], methods: vec![Method::Kd], ..small() };
+    let sweep =
+        Sweep { temperatures: vec![1.0, 4.0], alphas: vec![0.0, 0.5], methods: vec![Method::Kd.into()], ..small() };
     let heard = Arc::new(Mutex::new(Vec::new()));
     let ear = Arc::clone(&heard);
     let listener: SweepListener = Arc::new(move |report: &SweepReport, now: &SweepProgress| {
@@ -228,7 +233,7 @@ fn recipes_are_an_axis_and_older_reports_have_the_default() {
 fn methods_are_swept_as_their_authors_ran_them() {
     let folder = tempfile::tempdir().unwrap();
     let bench = Bench::new(folder.path());
-    let methods = vec![Method::Kd, Method::StandardisedKd, Method::Argmax];
+    let methods = [Method::Kd, Method::StandardisedKd, Method::Argmax].map(SweepMethod::from).to_vec();
     let sweep = Sweep { seeds: vec![0, 1], methods, published: true, temperatures: vec![1.0, 2.0], ..small() };
     let report = bench.run(&sweep, &folder.path().join("s")).unwrap();
     let names: Vec<_> = report.runs[..4].iter().map(|r| r.setting.to_string()).collect();
@@ -240,6 +245,65 @@ fn methods_are_swept_as_their_authors_ran_them() {
     let dkd = Sweep { methods: vec!["dkd".parse().unwrap()], published: true, ..small() };
     let e = bench.run(&dkd, &folder.path().join("d")).unwrap_err().to_string();
     assert!(e.contains("raises its soft term over 20 epochs, and the run has 2"), "{e}");
+}
+
+#[test]
+fn methods_of_features_are_swept_beside_those_of_logits() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench { student: |vs| Student::Small.layers(vs, 10, 16), ..Bench::new(folder.path()) };
+    let named = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<SweepMethod>>();
+    let methods = named(&["kd", "dkd", "hint", "attention(500)", "relational"]);
+    let sweep = Sweep { seeds: vec![0, 1], methods, temperatures: vec![1.0, 4.0], ..small() };
+    let runs = folder.path().join("s");
+    let report = bench.run(&sweep, &runs).unwrap();
+    let names: Vec<_> = report.runs[..8].iter().map(|r| r.setting.to_string()).collect();
+    let logits = ["alone", "kd-T1-alpha0.9", "kd-T4-alpha0.9", "dkd-T1-alpha0.9", "dkd-T4-alpha0.9"];
+    assert_eq!(names, [&logits[..], &["hint", "attention(500)", "relational"]].concat(), "features have no T");
+    assert_eq!(report.runs.len(), 16);
+    let compared = report.compare(Measure::Test).unwrap();
+    assert_eq!((compared.len(), compared[4].alone.len(), compared[4].setting.to_string()), (7, 2, "hint".into()));
+    assert!(report.table(Measure::Validation).unwrap().to_string().contains("attention(500)"));
+    // Each learns from another loss, so each gets other weights from the same first ones.
+    let weights = |name: &str| std::fs::read(runs.join(format!("{name}-seed0/best.safetensors"))).unwrap();
+    assert!((0..8).all(|i| (0..i).all(|j| weights(&names[i]) != weights(&names[j]))));
+    let history = History::load(runs.join("hint-seed1/history.json")).unwrap();
+    assert_eq!((history.criterion.as_str(), history.records[0].hyperparameters.alpha), ("cross-entropy+hint", None));
+    assert_eq!(bench.run(&sweep, &runs).unwrap(), report, "nothing is trained twice");
+    assert_eq!(SweepReport::load(runs.join("sweep.json")).unwrap(), report);
+
+    let table = folder.path().join("sweep.csv");
+    report.save_csv(&table).unwrap();
+    let rows = csv::Reader::from_path(&table).unwrap().into_deserialize().collect::<Result<Vec<Row>, _>>().unwrap();
+    assert_eq!((rows.len(), &rows[0]["method"], &rows[7]["method"]), (16, &"alone".into(), &"relational".into()));
+    for (row, run) in rows.iter().zip(&report.runs) {
+        let number = |column: &str| row[column].parse::<f64>().unwrap();
+        assert_eq!((row["setting"].clone(), number("seed")), (run.setting.to_string(), run.seed as f64));
+        assert_eq!((number("test_accuracy"), number("recall_9")), (run.test, run.recall[9]));
+    }
+    assert_eq!([&rows[2]["temperature"], &rows[5]["temperature"], &rows[5]["teacher"]], ["4", "", "all"]);
+
+    // Other layers are other runs. Features alone have no map.
+    let layers = Some(["relu2".to_owned(), "layer2.1.relu".to_owned()]);
+    let other = Sweep { methods: named(&["hint"]), layers, ..sweep.clone() };
+    let found = bench.run(&other, &runs).unwrap();
+    assert_ne!(found.runs[1].key, report.runs[5].key);
+    assert_eq!(found.runs[0], report.runs[0], "the student alone is the same");
+    assert!(found.map(Measure::Test).err().unwrap().to_string().contains("compares features"));
+    let augmentations = vec![Augmentation::Same];
+    let absent = Some(["relu9".to_owned(), "layer2.1.relu".to_owned()]);
+    for (sweep, says) in [
+        (Sweep { augmentations, ..other.clone() }, "hint has the teacher's features of the images as they are"),
+        (Sweep { teachers: vec![TeacherLabels::Student], ..other.clone() }, "add TeacherLabels::All to teachers"),
+        (Sweep { layers: absent, ..other.clone() }, "no layer \"relu9\"; it has conv1"),
+    ] {
+        let text = bench.run(&sweep, &folder.path().join("r")).unwrap_err().to_string();
+        assert!(text.contains(says), "{text}");
+    }
+    let text = "hints".parse::<SweepMethod>().unwrap_err().to_string();
+    assert!(text.contains("no method named \"hints\"; there are kd, dkd") && text.contains("relational"), "{text}");
+    for wrong in ["hint(-1)", "relational(1)", "attention()", "hint(1"] {
+        assert!(wrong.parse::<SweepMethod>().is_err(), "{wrong}");
+    }
 }
 
 #[test]
@@ -273,7 +337,7 @@ fn wrong_settings_are_refused_before_anything_is_trained() {
         (Sweep { alphas: vec![1.5], ..small() }, "alpha must be in [0, 1], got 1.5"),
         (Sweep { labelled: vec![0.0], ..small() }, "labelled share must be in (0, 1], got 0"),
         (Sweep { noise: vec![1.0], ..small() }, "wrong labels must be in [0, 1), got 1"),
-        (Sweep { methods: vec![dkd], labelled: vec![0.5], ..small() }, "dkd looks at the label of every image"),
+        (Sweep { methods: vec![dkd.into()], labelled: vec![0.5], ..small() }, "dkd looks at the label of every image"),
         (Sweep { omitted: Some(10), ..small() }, "omitted class 10; classes are 0 to 9"),
         (Sweep { images: Some(1_000), ..small() }, "images must be 1 to 64, got 1000"),
         (Sweep { images: Some(0), ..small() }, "images must be 1 to 64, got 0"),

@@ -9,11 +9,12 @@ fn cut_short() -> History {
             |x: f64| serde_json::json!({"loss": x, "accuracy": x / 4.0, "cross_entropy": 2.0 * x, "divergence": 0.0});
         let (train, validation) = (of(1.0 / epoch as f64), of(1.5 / epoch as f64));
         serde_json::json!({"epoch": epoch, "train": train, "validation": validation, "temperature": 4.0,
-            "alpha": 0.25 * epoch as f64, "learning_rate": 0.1, "seconds": 10.0 * epoch as f64, "images_per_second": 50.0})
+            "alpha": 0.25 * epoch as f64, "learning_rate": 0.1, "seconds": 10.0 * epoch as f64,
+            "images_per_second": 50.0})
     };
     let history = serde_json::json!({"name": "cut, short", "criterion": "kd", "data_key": "", "epochs": 4,
-        "records": [epoch(1), epoch(2)], "stopped": null, "recipe": {"schedule": {"Step": {"epochs": 1, "factor": 0.5}}},
-        "steps_per_epoch": 3});
+        "records": [epoch(1), epoch(2)], "stopped": null, "steps_per_epoch": 3,
+        "recipe": {"schedule": {"Step": {"epochs": 1, "factor": 0.5}}}});
     serde_json::from_value(history).unwrap()
 }
 

@@ -10,6 +10,8 @@ use serde_json::{Map, Value, json};
 use crate::paths::Paths;
 use crate::{progress, setup, tools};
 
+const METHODS: [&str; 7] = ["kd", "dkd", "standardised-kd", "argmax", "hint", "attention", "relational"];
+
 #[derive(Args)]
 pub struct SweepArgs {
     /// The name of the sweep and of its folder. A sweep that was run before goes on, with those of its runs that
@@ -19,9 +21,14 @@ pub struct SweepArgs {
     /// least 3 [default: 0,1,2]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// The distillation loss [default: kd]
-    #[arg(long, value_delimiter = ',', value_parser = ["kd", "dkd", "standardised-kd", "argmax"])]
+    /// How the student is compared with its teacher: by logits, or by features (hint, attention, relational)
+    /// [default: kd]
+    #[arg(long, value_delimiter = ',', value_parser = METHODS)]
     method: Vec<String>,
+    /// The layers of student and teacher whose features are compared, such as relu2,_blocks.4 [default: relu4 and the
+    /// teacher's last layer at a sixteenth of the image's sides; of relational, the features after the pooling]
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<String>,
     /// Temperatures, above 0 [default: 4]
     #[arg(short = 'T', long, value_delimiter = ',')]
     temperature: Vec<f64>,
@@ -76,6 +83,7 @@ impl SweepArgs {
         let axes = [
             ("seeds", json!(self.seeds)),
             ("methods", json!(self.method)),
+            ("layers", json!(self.layers)),
             ("temperatures", json!(self.temperature)),
             ("alphas", json!(self.alpha)),
             ("published", json!(self.published.then_some(true))),
@@ -154,6 +162,12 @@ mod tests {
             fields("cargo lab sweep s --student small --size 64"),
             json!({"name": "s", "student": "small", "size": 64})
         );
+        let given = "cargo lab sweep f --method kd,hint,relational --layers relu2,_blocks.4";
+        let wanted = json!({"name": "f", "methods": ["kd", "hint", "relational"], "layers": ["relu2", "_blocks.4"]});
+        assert_eq!(fields(given), wanted);
+        let wrong =
+            Alone::try_parse_from(["sweep", "f", "--method", "hints"]).err().expect("no such method").to_string();
+        assert!(METHODS.iter().all(|method| wrong.contains(method)), "{wrong}");
         assert_eq!(fields("cargo lab sweep m --published"), json!({"name": "m", "published": true}));
         let recipes = r#"cargo lab sweep rates --recipe {} --recipe {"schedule":"Cosine","warmup":1}"#;
         let wanted = json!({"name": "rates", "recipes": [{}, {"schedule": "Cosine", "warmup": 1}]});
