@@ -58,8 +58,8 @@ pub(super) fn one_image(logits: &Tensor, classes: &[String], label: Option<i64>)
     Ok(logits.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_reshape(-1)?)
 }
 
-/// A panel for each series, with the same classes on every x axis. `top` is the upper end of the y axis; `None` fits
-/// each panel. `mark` is a class with a colour of its own, such as the true one.
+/// A panel for each series, with the same classes on every x axis. `top` is the upper end of the y axis; `None` takes the
+/// values for counts and fits each panel. `mark` is a class with a colour of its own, such as the true one.
 fn bars(
     classes: &[String],
     panels: Vec<(String, Vec<f64>)>,
@@ -78,8 +78,9 @@ fn bars(
     Figure::new([width, 300], alt, move |area| {
         let places = area.split_evenly((1, panels.len()));
         panels.iter().zip(places).try_for_each(|((title, values), place)| {
+            let counts = top.is_none();
             let top = top.unwrap_or_else(|| values.iter().copied().fold(1.0, f64::max) * 1.1);
-            panel(area, &place, &classes, (title, values), (y, top), mark)
+            panel(area, &place, &classes, (title, values), (y, top, counts), mark)
         })
     })
 }
@@ -89,15 +90,17 @@ fn panel(
     area: &Area,
     classes: &[String],
     (title, values): (&str, &[f64]),
-    (y, top): (&str, f64),
+    (y, top, counts): (&str, f64, bool),
     mark: Option<usize>,
 ) -> Drawn {
     let longest = classes.iter().map(|c| c.chars().count()).max().unwrap_or(0) as u32;
     let mut chart = chart(area, (title, 15), [8, 8], [(7 * longest).clamp(30, 90), 52])
         .build_cartesian_2d(-0.5..values.len() as f64 - 0.5, 0.0..top)?;
-    let number = |y: &f64| if top <= 2.0 { format!("{y:.1}") } else { format!("{y:.0}") };
+    // Counts are whole, also at the labels of few.
+    let (labels, digits) = if counts { ((top as usize + 1).min(6), 0) } else { (6, 1) };
+    let number = |y: &f64| format!("{y:.digits$}");
     let mut mesh = chart.configure_mesh();
-    mesh.disable_x_mesh().disable_x_axis().y_desc(y).y_labels(6).y_label_formatter(&number);
+    mesh.disable_x_mesh().disable_x_axis().y_desc(y).y_labels(labels).y_label_formatter(&number);
     styled(&mut mesh).draw()?;
     chart.draw_series(values.iter().enumerate().map(|(i, &v)| {
         let fill = if mark == Some(i) { color(1) } else { color(0) };

@@ -204,6 +204,11 @@ fn galleries_and_bars_show_what_was_asked() {
     for text in ["train: 64 images", "validation: 16 images", "test: 20 images", "automobile"] {
         assert!(said.contains(text), "{text} is missing");
     }
+    // Whole numbers, each once in a panel: the test split has two images of each class.
+    for number in said.lines().filter(|text| text.parse::<f64>().is_ok()) {
+        let times = said.lines().filter(|text| *text == number).count();
+        assert!(number.parse::<u32>().is_ok() && times <= 3, "{number} stands {times} times at three axes: {said}");
+    }
 
     let logits = Tensor::arange(10, (Kind::Float, tch::Device::Cpu));
     let bars = soft_target_bars(&logits, &data.classes, Some(3), &[1.0, 4.0]).unwrap();
