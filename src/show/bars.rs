@@ -58,8 +58,8 @@ pub(super) fn one_image(logits: &Tensor, classes: &[String], label: Option<i64>)
     Ok(logits.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_reshape(-1)?)
 }
 
-/// A panel for each series, with the same classes on every x axis. `top` is the upper end of the y axis; `None` takes the
-/// values for counts and fits each panel. `mark` is a class with a colour of its own, such as the true one.
+/// A panel for each series, with the same classes on every x axis. `top` is the upper end of the y axis; `None` is for
+/// counts, and fits each panel. `mark` is a class with a colour of its own, such as the true one.
 fn bars(
     classes: &[String],
     panels: Vec<(String, Vec<f64>)>,

@@ -7,7 +7,7 @@ use super::*;
 use crate::data::{self, DataOptions, Dataset};
 use crate::models::ModelCard;
 use crate::show::heatmap::parameter_map;
-use crate::study::{Candidate, ReportCard, report_card};
+use crate::study::{Candidate, ReportCard, Verdict, report_card};
 use crate::train::{Change, EpochRecord, Evaluation, History, Hyperparameters, Metrics, Recipe, Schedule};
 pub(super) use recorder::Recorder;
 use recorder::{drawn, texts};
@@ -223,6 +223,33 @@ fn galleries_and_bars_show_what_was_asked() {
     );
     assert!(soft_target_bars(&logits, &data.classes[..3], None, &[1.0]).is_err());
     refused(soft_target_bars(&logits, &data.classes, Some(10), &[1.0]), "label 10 is none of the 10 classes, 0 to 9");
+}
+
+#[test]
+fn the_diagram_names_both_losses_and_where_the_gradient_goes() {
+    let figure = distillation_diagram();
+    nothing_is_clipped(&figure);
+    let said = texts(&figure);
+    for text in ["teacher", "student", "KL divergence", "weight α T²", "cross-entropy", "weight 1 − α", "no gradient"]
+    {
+        assert!(said.iter().any(|there| there == text), "{text} is missing: {said:?}");
+    }
+}
+
+#[test]
+fn a_forest_has_a_dot_for_each_seed() {
+    let gains = Verdict::new(&[0.45, 0.46, 0.44], &[0.49, 0.49, 0.48], 1).unwrap();
+    let unclear = Verdict::new(&[0.45, 0.46], &[0.47, 0.45], 3).unwrap();
+    let figure = forest(&[("few labels", &gains), ("another one", &unclear)]).unwrap();
+    nothing_is_clipped(&figure);
+    assert_eq!(drawn(&figure).circles, 5);
+    let said = texts(&figure);
+    for text in ["few labels", "+3.7 (+2.2 to +5.1)  BEATS", "another one"] {
+        assert!(said.iter().any(|there| there == text), "{text} is missing: {said:?}");
+    }
+    refused(forest(&[]), "give at least one name");
+    let odd = Verdict { mean: f64::NAN, ..gains };
+    refused(forest(&[("odd", &odd)]), "the verdict on odd holds NaN");
 }
 
 #[test]
