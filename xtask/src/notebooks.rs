@@ -14,12 +14,12 @@ use crate::{files, setup, table};
 
 /// The notebooks of a run without arguments: the article, step by step. The experiments after them train a hundred
 /// students.
-const WALK: [&str; 7] = ["1", "2", "3", "4", "5", "6", "7"];
+const WALK: [&str; 8] = ["0", "1", "2", "3", "4", "5", "6", "7"];
 const REPORT: &str = include_str!("report.py");
 
 #[derive(Args)]
 pub struct RunArgs {
-    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: 1 to 7]
+    /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: 0 to 7]
     notebooks: Vec<PathBuf>,
     /// Run the experiments too: all of notebooks/
     #[arg(long, conflicts_with = "notebooks")]

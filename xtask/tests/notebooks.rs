@@ -143,8 +143,16 @@ fn outputs(runs: &TempDir, name: &str) -> Vec<Value> {
     cells.flat_map(|cell| cell["outputs"].as_array().cloned().unwrap_or_default()).collect()
 }
 
-const ARTICLE: [&str; 7] =
-    ["01_data", "02_teacher", "03_student", "04_distillation", "05_tweak", "06_spot_the_bug", "07_report_card"];
+const ARTICLE: [&str; 8] = [
+    "00_start",
+    "01_data",
+    "02_teacher",
+    "03_student",
+    "04_distillation",
+    "05_tweak",
+    "06_spot_the_bug",
+    "07_report_card",
+];
 const WORKSHOP: [&str; 7] = [
     "08_dark_knowledge",
     "09_few_labels",
@@ -163,7 +171,7 @@ fn figures(runs: &TempDir, names: &[&str]) -> Vec<usize> {
 #[test]
 fn the_course_runs() {
     let runs = TempDir::new().expect("a temporary folder");
-    // Without names it runs notebooks 1 to 7.
+    // Without names it runs notebooks 0 to 7.
     let said = course(&runs, "live", &[]);
     for row in ["teacher efficientnet-lite0", "student alone", "student distilled", "cargo lab run --all"] {
         assert!(said.contains(row), "{row} is missing in: {said}");
@@ -171,7 +179,7 @@ fn the_course_runs() {
     assert!(!runs.path().join("smoke/executed/08_dark_knowledge.ipynb").exists());
     let said = |name: &str| Value::from(outputs(&runs, name)).to_string();
     // Each fit leaves the last state of its live figure.
-    assert_eq!(figures(&runs, &ARTICLE), [2, 3, 0, 6, 5, 4, 4]);
+    assert_eq!(figures(&runs, &ARTICLE), [1, 2, 3, 0, 6, 5, 4, 4]);
     assert!(said("03_student").contains("264618 parameters, largest difference 0"));
     for defect in ["teacher outputs of other images", "KL averaged over batch x classes", "best weights picked on test"]
     {
@@ -211,7 +219,7 @@ fn the_workshop_runs() {
 fn the_course_runs_on_stock_evcxr_jupyter() {
     let runs = TempDir::new().expect("a temporary folder");
     // One of the sweeps is enough.
-    let names = [&ARTICLE[..5], &WORKSHOP[1..2]].concat();
+    let names = [&ARTICLE[1..6], &WORKSHOP[1..2]].concat();
     course(&runs, "stock", &names);
     assert_eq!(figures(&runs, &names), [2, 2, 0, 4, 3, 1]);
     let sweep = Value::from(outputs(&runs, WORKSHOP[1])).to_string();
