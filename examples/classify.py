@@ -24,17 +24,28 @@ class Student(nn.Module):
         return self.fc2(self.fc1(F.adaptive_avg_pool2d(x, 1).flatten(1)))  # [N, classes]
 
 
-def resize(x, size):
-    return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+def resize(x, height, width):
+    return F.interpolate(x, (height, width), mode="bilinear", antialias=True)
+
+
+def square(x, size, framing):
+    """Squeezed, or resized until the shorter side fits and cropped around the centre."""
+    height, width = x.shape[2:]
+    if framing == "squeeze":
+        return resize(x, size, size)
+    x = resize(x, size * height // min(height, width), size * width // min(height, width))
+    top, left = (round((side - size) / 2) for side in x.shape[2:])
+    return x[:, :, top : top + size, left : left + size]
 
 
 def prepare(path, card):
-    """What training did: upright, on white, squeezed into a square of whole grey levels, then the network's size."""
+    """What training did: upright, on white, a square of whole grey levels, then the network's size."""
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     x = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, image.height, image.width, 3)
-    x = (resize(x.permute(0, 3, 1, 2).float(), card["stored_size"]) + 0.5).floor()
-    x = resize(x / 255, card["size"])
+    framing = card.get("framing", "squeeze")
+    x = (square(x.permute(0, 3, 1, 2).float(), card["stored_size"], framing) + 0.5).floor()
+    x = resize(x / 255, card["size"], card["size"])
     mean, std = (torch.tensor(card[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     return (x - mean) / std
 

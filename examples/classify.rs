@@ -10,7 +10,7 @@ fn main() -> kdlab::Result<()> {
     let mut net = Model::new("student", Device::Cpu, 0, &|vs| student(vs, card.classes.len() as i64))?;
     net.load(&file)?;
     for path in arguments {
-        let x = card.transform.apply(&read_image(&path, card.stored_size)?.unsqueeze(0), Device::Cpu)?;
+        let x = card.transform.apply(&read_image(&path, card.stored_size, card.framing)?.unsqueeze(0), Device::Cpu)?;
         let probabilities = no_grad(|| net.forward(&x, false))?.softmax(1, Kind::Float).squeeze(); // [classes]
         for (class, probability) in card.classes.iter().zip(Vec::<f32>::try_from(probabilities)?) {
             println!("{path}\t{class}\t{probability:.6}");

@@ -78,6 +78,7 @@ impl Lab {
             validation_images: p.validation_images,
             test_images: p.test_images,
             folder_size: p.teacher_size,
+            framing: p.framing,
             cache: self.cache.clone(),
             ..DataOptions::default()
         })

@@ -1,5 +1,6 @@
 //! Profiles: all sizes and lengths of a run in one place. A cell may change each field.
 
+use crate::data::Framing;
 use crate::models::{Arch, Student};
 use crate::{Error, Result};
 
@@ -16,6 +17,8 @@ pub struct Profile {
     pub validation_images: Option<usize>,
     /// The same for test images.
     pub test_images: Option<usize>,
+    /// How the images of a folder become squares.
+    pub framing: Framing,
     /// Side in pixels to which the teacher's images are resized.
     pub teacher_size: i64,
     /// The students of a sweep: small, medium (the article's) or large.
@@ -53,6 +56,7 @@ impl Profile {
             train_images: None,
             validation_images: None,
             test_images: None,
+            framing: Framing::Squeeze,
             teacher_size: 224, // what ResNet-50 was trained on
             student: Student::Medium,
             student_size: 32, // CIFAR-10's own size; at 224 the student costs more than its teacher

@@ -4,7 +4,7 @@
 mod oracle;
 
 use image::{DynamicImage, Rgb, RgbImage, Rgba, RgbaImage};
-use kdlab::data::{DataOptions, Dataset, Transform, image_folder, read_image};
+use kdlab::data::{DataOptions, Dataset, Framing, Transform, image_folder, read_image};
 use kdlab::models::{Arch, Layers, Model, ModelCard, Op, Student, student};
 use kdlab::show::save_examples;
 use kdlab::train::{CachedTensor, Examples, predict};
@@ -69,7 +69,8 @@ fn opinionated() -> Model {
 
 fn card() -> ModelCard {
     let classes = CLASSES.map(str::to_owned).into();
-    ModelCard { classes, stored_size: STORED, transform: Transform::imagenet(32), threshold: 0.5 }
+    let (framing, transform) = (Framing::Squeeze, Transform::imagenet(32));
+    ModelCard { classes, stored_size: STORED, framing, transform, threshold: 0.5 }
 }
 
 /// Probabilities `[3]` of every file, in the order of [`pictures`], by the crate's own loop over the data set.
@@ -117,24 +118,26 @@ fn both_programs_say_what_the_crate_says() {
     let folder = tempfile::tempdir().unwrap();
     let images = folder.path().join("images");
     let files = pictures(&images);
-    let data = image_folder(&images, STORED, &DataOptions::default()).unwrap();
-    let (model, saved) = (opinionated(), folder.path().join("student.safetensors"));
-    model.save_with(&saved, &card()).unwrap();
-    let expected = expected(&data, &model);
-    let first: Vec<f64> = expected.iter().map(|row| row[0]).collect();
-    let spread = first.iter().copied().fold(f64::MIN, f64::max) - first.iter().copied().fold(f64::MAX, f64::min);
-    assert!(spread > 0.1, "a student that says the same of all images proves nothing: {first:?}");
+    for framing in [Framing::Squeeze, Framing::CentreCrop] {
+        let data = image_folder(&images, STORED, &DataOptions { framing, ..DataOptions::default() }).unwrap();
+        let (model, saved) = (opinionated(), folder.path().join("student.safetensors"));
+        model.save_with(&saved, &ModelCard { framing: data.framing, ..card() }).unwrap();
+        let expected = expected(&data, &model);
+        let first: Vec<f64> = expected.iter().map(|row| row[0]).collect();
+        let spread = first.iter().copied().fold(f64::MIN, f64::max) - first.iter().copied().fold(f64::MAX, f64::min);
+        assert!(spread > 0.1, "a student that says the same of all images proves nothing: {first:?}");
 
-    let rust = said(&mut example(), &saved, &files);
-    let python = said(&mut oracle::python("examples/classify.py"), &saved, &files);
-    for (who, rows) in [("Rust", rust), ("Python", python)] {
-        for ((file, row), wanted) in files.iter().zip(rows).zip(&expected) {
-            let gap = row.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            // Six printed digits. But JPEG leaves its decoders free to differ by a grey level here and there, and what
-            // falls half-way between two levels, as many values from 32 to 48 px do, is rounded either way.
-            let free = ["halves.png", "photograph.jpg"].iter().any(|name| file.ends_with(name));
-            let tolerance = if who == "Python" && free { 2e-3 } else { 1e-5 };
-            assert!(gap < tolerance, "{who}, {}: {row:?} instead of {wanted:?}", file.display());
+        let rust = said(&mut example(), &saved, &files);
+        let python = said(&mut oracle::python("examples/classify.py"), &saved, &files);
+        for (who, rows) in [("Rust", rust), ("Python", python)] {
+            for ((file, row), wanted) in files.iter().zip(rows).zip(&expected) {
+                let gap = row.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                // Six printed digits. But JPEG leaves its decoders free to differ by a grey level here and there, and what
+                // falls half-way between two levels, as many values from 32 to 48 px do, is rounded either way.
+                let free = ["halves.png", "photograph.jpg"].iter().any(|name| file.ends_with(name));
+                let tolerance = if who == "Python" && free { 2e-3 } else { 1e-5 };
+                assert!(gap < tolerance, "{who}, {}: {row:?} instead of {wanted:?}", file.display());
+            }
         }
     }
 }
@@ -178,14 +181,19 @@ fn an_image_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("photo.png");
     pattern(0, 6, 4).save(&path).unwrap();
-    let image: Tensor = read_image(&path, 5).unwrap();
+    let image: Tensor = read_image(&path, 5, Framing::Squeeze).unwrap();
     assert_eq!((image.size(), image.kind()), (vec![3, 5, 5], Kind::Uint8));
     fs::write(&path, "no picture").unwrap();
-    let text = read_image(&path, 5).unwrap_err().to_string();
+    let text = read_image(&path, 5, Framing::Squeeze).unwrap_err().to_string();
     assert!(text.contains("photo.png") && text.contains("not a whole PNG or JPEG"), "{text}");
-    assert!(read_image(folder.path().join("absent.png"), 5).unwrap_err().to_string().contains("absent.png"));
+    assert!(
+        read_image(folder.path().join("absent.png"), 5, Framing::CentreCrop)
+            .unwrap_err()
+            .to_string()
+            .contains("absent.png")
+    );
     for size in [0, -3, 5000] {
-        assert!(read_image(&path, size).unwrap_err().to_string().contains("image size"));
+        assert!(read_image(&path, size, Framing::Squeeze).unwrap_err().to_string().contains("image size"));
     }
 }
 
@@ -218,9 +226,10 @@ fn bytes(image: DynamicImage) -> Tensor {
 fn saved_networks_say_what_the_crate_says() {
     let folder = tempfile::tempdir().unwrap();
     // The student sees images as they are stored, smaller and larger; the odd side pads unevenly.
-    let nets: [(&str, i64, i64, Model); 6] = [
+    let nets: [(&str, i64, i64, Model); 7] = [
         ("student-as-stored", 32, 32, normalised("student", &|vs| student(vs, 3))),
         ("student-smaller", 48, 32, normalised("student", &|vs| student(vs, 3))),
+        ("student-cropped", 48, 32, normalised("student", &|vs| student(vs, 3))),
         ("student-larger", 24, 32, normalised("student", &|vs| student(vs, 3))),
         ("student-64", 64, 64, normalised("student", &|vs| Student::Small.layers(vs, 3, 64))),
         ("resnet18", 64, 64, normalised("resnet18", &|vs| Arch::ResNet18.layers(vs, Some(3)))),
@@ -232,6 +241,7 @@ fn saved_networks_say_what_the_crate_says() {
         let card = ModelCard {
             classes: CLASSES.map(str::to_owned).into(),
             stored_size: *stored_size,
+            framing: if *name == "student-cropped" { Framing::CentreCrop } else { Framing::Squeeze },
             transform: Transform { size: *size, mean, std },
             threshold: 0.5,
         };
@@ -240,11 +250,12 @@ fn saved_networks_say_what_the_crate_says() {
         assert!(model.trainable().len() > 3, "recording a pass froze the network");
         let square = |k| pattern(k, *stored_size as u32, *stored_size as u32);
         let stored = Tensor::cat(&[0, 1, 2].map(|k| bytes(square(k))), 0);
-        let sizes: &[(u32, u32)] = if *name == "student-smaller" { &[(31, 150), (640, 480), (20, 11)] } else { &[] };
+        let resized = ["student-smaller", "student-cropped"].contains(name);
+        let sizes: &[(u32, u32)] = if resized { &[(31, 150), (640, 480), (20, 11)] } else { &[] };
         let others = sizes.iter().map(|&(width, height)| pattern(width, width, height)).map(|picture| {
             let file = folder.path().join("picture.png");
             picture.save(&file).unwrap();
-            (bytes(picture), read_image(&file, *stored_size).unwrap().unsqueeze(0))
+            (bytes(picture), read_image(&file, *stored_size, card.framing).unwrap().unsqueeze(0))
         });
         for (images, pixels) in [(stored.shallow_clone(), stored.permute([0, 3, 1, 2]))].into_iter().chain(others) {
             let x = card.transform.apply(&pixels, Device::Cpu).unwrap();
@@ -375,7 +386,10 @@ fn the_page_says_what_the_crate_says() {
     println!("median time of an image: {} ms", found["milliseconds"]);
     let rows = |field: &str| serde_json::from_value::<Vec<Vec<f64>>>(found[field].clone()).unwrap();
     let softmax = |logits: &Tensor| Vec::<Vec<f64>>::try_from(logits.softmax(1, Kind::Double)).unwrap();
-    let x = card().transform.apply(&read_image(&wide, STORED).unwrap().unsqueeze(0), Device::Cpu).unwrap();
+    let x = card()
+        .transform
+        .apply(&read_image(&wide, STORED, Framing::Squeeze).unwrap().unsqueeze(0), Device::Cpu)
+        .unwrap();
     let file = softmax(&tch::no_grad(|| model.forward(&x, false)).unwrap());
     for (what, expected, images) in
         [("student", softmax(&logits), 50), ("teacher", softmax(&teacher.tensor), 50), ("file", file, 1)]

@@ -1,6 +1,6 @@
 //! What the fuzz targets share: a folder in memory whose files hold the fuzzer's bytes.
 
-use kdlab::data::{DataOptions, Dataset, Transform, Views};
+use kdlab::data::{DataOptions, Dataset, Framing, Transform, Views};
 use kdlab::train::{CachedTensor, Control, Criterion, Event, Examples, FitOptions, History, Listener, fit, view_logits};
 use kdlab::models::{Layers, Model};
 use std::io::Write;
@@ -75,6 +75,7 @@ pub fn options(folder: &Path) -> DataOptions {
         cache: folder.join("cache"),
         download: false,
         folder_size: 8,
+        framing: Framing::Squeeze,
     }
 }
 

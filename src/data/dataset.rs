@@ -1,5 +1,6 @@
 //! A dataset: labelled images in three splits, and how a reader's images are divided among them.
 
+use super::framing::Framing;
 use super::pool::Pool;
 use super::sampling::{Purpose, stratified};
 use super::split::Split;
@@ -24,6 +25,8 @@ pub struct Dataset {
     pub notices: Vec<String>,
     /// Hex SHA-256 over pixels, labels and the rows of the splits.
     pub key: String,
+    /// How its pictures became squares, which pictures that a student meets later must become too.
+    pub framing: Framing,
     /// Rows in the pool of the images without a label.
     unlabelled: Vec<i64>,
 }
@@ -61,6 +64,8 @@ pub struct DataOptions {
     pub download: bool,
     /// Height and width in pixels to which [`open`](super::open) resizes the images of a folder.
     pub folder_size: i64,
+    /// How the images of a folder become squares.
+    pub framing: Framing,
 }
 
 impl Default for DataOptions {
@@ -75,6 +80,7 @@ impl Default for DataOptions {
             cache: cache_folder(),
             download: true,
             folder_size: 64,
+            framing: Framing::Squeeze,
         }
     }
 }
@@ -162,7 +168,8 @@ impl Found {
         let validation = split("validation", validation, options.validation_images)?;
         let test = split("test", test, options.test_images)?;
         let key = sha256([train.key.as_bytes(), validation.key.as_bytes(), test.key.as_bytes()]);
-        Ok(Dataset { name, classes, train, validation, test, notices, key, unlabelled })
+        let framing = Framing::Squeeze;
+        Ok(Dataset { name, classes, train, validation, test, notices, key, framing, unlabelled })
     }
 }
 
@@ -172,7 +179,8 @@ impl fmt::Display for Dataset {
         let Dataset { name, classes, train, validation, test, notices, .. } = self;
         writeln!(f, "{name}: {} classes ({}),", classes.len(), classes.join(", "))?;
         // On its own line: JupyterLab breaks a long line anywhere, even inside a number.
-        write!(f, "{height}x{width} pixels, ")?;
+        let framing = if self.framing.is_squeeze() { "" } else { " cropped from the centre" };
+        write!(f, "{height}x{width} pixels{framing}, ")?;
         write!(f, "{} train, {} validation, {} test images", train.len(), validation.len(), test.len())?;
         if !self.unlabelled.is_empty() {
             write!(f, ", {} without a label", self.unlabelled.len())?;

@@ -11,6 +11,7 @@
 //! ```
 
 mod dataset;
+mod framing;
 mod pool;
 mod preprocessing;
 mod sampling;
@@ -20,6 +21,7 @@ mod transform;
 mod views;
 
 pub use dataset::{DataOptions, Dataset};
+pub use framing::Framing;
 pub use preprocessing::{Channels, Preprocessing};
 pub use sampling::{batches, shuffled};
 pub(crate) use sources::shortened;

@@ -1,6 +1,6 @@
 //! The model card: what a user of a saved network must know besides its weights.
 
-use crate::data::Transform;
+use crate::data::{Framing, Transform};
 use crate::store::tensors;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ pub struct ModelCard {
     pub classes: Vec<String>,
     /// Side in pixels of the images before the transform, as [`crate::data::read_image`] returns them.
     pub stored_size: i64,
+    /// How a picture of any shape becomes such a square.
+    #[serde(default, skip_serializing_if = "Framing::is_squeeze")]
+    pub framing: Framing,
     /// The transform before the network; its `size`, `mean` and `std` are entries of their own.
     #[serde(flatten)]
     pub transform: Transform,

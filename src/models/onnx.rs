@@ -3,6 +3,7 @@
 use super::layers::{Layers, Mode, Op, Pair, Place, same_margins};
 use super::onnx_file::{Dim, Graph, Setting, Type};
 use super::{Model, ModelCard};
+use crate::data::Framing;
 use crate::store::{atomic, tensors::tensor_bytes};
 use crate::{Error, Result};
 use std::path::Path;
@@ -61,7 +62,10 @@ fn prepared(graph: &mut Graph, card: &ModelCard) -> String {
         let axis = graph.long(axis);
         graph.node("", "Gather", &[&shape, &axis], &[])
     });
-    let x = resized(graph, &x, &height, &width, card.stored_size);
+    let x = match card.framing {
+        Framing::Squeeze => resized(graph, &x, &height, &width, card.stored_size),
+        Framing::CentreCrop => cropped(graph, &x, &height, &width, card.stored_size),
+    };
     // Whole grey levels, as they are stored.
     let half = graph.floats(&[], &[0.5]);
     let x = graph.node("", "Add", &[&x, &half], &[]);
@@ -81,17 +85,42 @@ fn prepared(graph: &mut Graph, card: &ModelCard) -> String {
 /// Squeezes `x` `[N, 3, height, width]` into `[N, 3, size, size]` by a product with a matrix from each side. ONNX's own
 /// `Resize` has filters that reach over several pixels (antialias) only from version 18 on, which few programs know.
 fn resized(graph: &mut Graph, x: &str, height: &str, width: &str, size: i64) -> String {
-    let rows = filter(graph, height, size);
-    let x = graph.node("", "MatMul", &[&rows, x], &[]);
-    let columns = filter(graph, width, size);
-    let columns = graph.node("", "Transpose", &[&columns], &[]);
+    let [rows, columns] = [height, width].map(|length| filter(graph, length, size, None));
+    multiplied(graph, x, &rows, &columns)
+}
+
+/// Resizes `x` until its shorter side has `size` pixels, and crops the square in the centre, which is all that is
+/// computed.
+fn cropped(graph: &mut Graph, x: &str, height: &str, width: &str, size: i64) -> String {
+    let to_float = [("to", Setting::Int(Type::Float as i64))];
+    let short = graph.node("", "Min", &[height, width], &[]);
+    let [rows, columns] = [height, width].map(|length| {
+        let (wanted, half) = (graph.long(size), graph.floats(&[], &[0.5]));
+        let resized = graph.node("", "Mul", &[length, &wanted], &[]);
+        let resized = graph.node("", "Div", &[&resized, &short], &[]);
+        let left = graph.node("", "Sub", &[&resized, &wanted], &[]);
+        let [resized, left] = [resized, left].map(|side| graph.node("", "Cast", &[&side], &to_float));
+        let left = graph.node("", "Mul", &[&left, &half], &[]);
+        // Half to even, as torchvision does.
+        let left = graph.node("", "Round", &[&left], &[]);
+        filter(graph, length, size, Some([&resized, &left]))
+    });
+    multiplied(graph, x, &rows, &columns)
+}
+
+fn multiplied(graph: &mut Graph, x: &str, rows: &str, columns: &str) -> String {
+    let x = graph.node("", "MatMul", &[rows, x], &[]);
+    let columns = graph.node("", "Transpose", &[columns], &[]);
     graph.node("", "MatMul", &[&x, &columns], &[])
 }
 
 /// The matrix `[size, length]` that resizes `length` pixels to `size`: bilinear, and anti-aliased when it shrinks. Each
 /// new pixel is a mean of the old ones with weights that fall linearly with their distance to its centre, to zero at
 /// the distance of one pixel, old or new, whichever is larger.
-fn filter(graph: &mut Graph, length: &str, size: i64) -> String {
+///
+/// With a `crop`, the pixels are resized to as many as its first value says, and `size` of them are taken from the
+/// second on.
+fn filter(graph: &mut Graph, length: &str, size: i64, crop: Option<[&str; 2]>) -> String {
     let [one, half] = [1.0, 0.5].map(|value| graph.floats(&[], &[value]));
     let [first, step, axis] = [graph.long(0), graph.long(1), graph.longs(&[1])];
     let to_float = [("to", Setting::Int(Type::Float as i64))];
@@ -99,7 +128,11 @@ fn filter(graph: &mut Graph, length: &str, size: i64) -> String {
     let (size_, centres) = (graph.floats(&[], &[size as f32]), graph.floats(&[size, 1], &centres));
 
     let pixels = graph.node("", "Cast", &[length], &to_float);
-    let scale = graph.node("", "Div", &[&pixels, &size_], &[]);
+    let (resized, centres) = match crop {
+        Some([resized, left]) => (resized.to_owned(), graph.node("", "Add", &[&centres, left], &[])),
+        None => (size_, centres),
+    };
+    let scale = graph.node("", "Div", &[&pixels, &resized], &[]);
     let reach = graph.node("", "Max", &[&scale, &one], &[]);
     let centres = graph.node("", "Mul", &[&centres, &scale], &[]);
     let positions = graph.node("", "Range", &[&first, length, &step], &[]);

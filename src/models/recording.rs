@@ -2,6 +2,7 @@
 
 use super::layers::Mode;
 use super::{Model, ModelCard};
+use crate::data::Framing;
 use crate::store::atomic;
 use crate::{Error, Result};
 use std::io::Write;
@@ -29,7 +30,11 @@ fn save(model: &Model, path: &Path, card: &ModelCard) -> Result<()> {
         let square = |x: &Tensor, size: i64| x.f_internal_upsample_bilinear2d_aa([size, size], false, None, None);
         let x = images.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?;
         // Whole grey levels, as they are stored.
-        let stored = square(&x, card.stored_size)?.f_add_scalar(0.5)?.f_floor()?;
+        let stored = match card.framing {
+            Framing::Squeeze => square(&x, card.stored_size)?,
+            Framing::CentreCrop => cropped(&x, card.stored_size)?,
+        };
+        let stored = stored.f_add_scalar(0.5)?.f_floor()?;
         let x = match card.transform.size == card.stored_size {
             true => stored,
             false => square(&stored, card.transform.size)?,
@@ -56,6 +61,32 @@ fn save(model: &Model, path: &Path, card: &ModelCard) -> Result<()> {
         saved?;
         atomic::write_bytes(path, &with_card(&file, card).map_err(|e| Error::io("writing", &file, e))?)
     })
+}
+
+/// Resizes `x` f32 `[N, 3, H, W]` until its shorter side has `size` pixels, and crops the square in the centre, by a
+/// product with a matrix from each side. All sides are tensors, because a number would be recorded as that of the
+/// picture at hand.
+fn cropped(x: &Tensor, size: i64) -> Result<Tensor> {
+    let first = x.f_select(0, 0)?.f_select(0, 0)?.f_to_kind(Kind::Double)?; // [H, W]
+    let ones = [first.f_select(1, 0)?.f_ones_like()?, first.f_select(0, 0)?.f_ones_like()?];
+    let [height, width] = [ones[0].f_sum(Kind::Double)?, ones[1].f_sum(Kind::Double)?];
+    let short = height.f_minimum(&width)?;
+    let matrix = |ones: &Tensor, length: &Tensor| -> Result<Tensor> {
+        let resized = length.f_mul_scalar(size)?.f_div(&short)?.f_floor()?;
+        // Half to even, as torchvision does.
+        let left = resized.f_sub_scalar(size)?.f_div_scalar(2)?.f_round()?;
+        let scale = length.f_div(&resized)?;
+        let centres =
+            Tensor::f_arange(size, (Kind::Double, x.device()))?.f_add_scalar(0.5)?.f_add(&left)?.f_mul(&scale)?;
+        let positions = ones.f_cumsum(0, Kind::Double)?.f_sub_scalar(0.5)?;
+        // Weights fall linearly to zero at the distance of one pixel, old or new, whichever is larger.
+        let distance = positions.f_unsqueeze(0)?.f_sub(&centres.f_unsqueeze(1)?)?.f_abs()?; // [size, length]
+        let weights = distance.f_div(&scale.f_clamp_min(1.0)?)?.f_neg()?.f_add_scalar(1.0)?.f_relu()?;
+        let sums = weights.f_sum_dim_intlist([1i64].as_slice(), true, Kind::Double)?;
+        Ok(weights.f_div(&sums)?.f_to_kind(Kind::Float)?)
+    };
+    let (rows, columns) = (matrix(&ones[0], &height)?, matrix(&ones[1], &width)?);
+    Ok(rows.f_matmul(x)?.f_matmul(&columns.f_transpose(0, 1)?)?)
 }
 
 /// The bytes of a TorchScript file with the card where `torch.jit.load(..., _extra_files={"card.json": ""})` looks for

@@ -1,7 +1,7 @@
 //! A model card in Markdown: what people must know before they use a trained network.
 
 use super::words::{counted, duration, percent};
-use crate::data::Dataset;
+use crate::data::{Dataset, Framing};
 use crate::models::{Model, ModelCard};
 use crate::store::atomic::write_bytes;
 use crate::store::digest::file_sha256;
@@ -55,12 +55,13 @@ impl CardText<'_> {
     fn network(&self) -> Result<Vec<String>> {
         let Self { model, card, data, .. } = self;
         let (stored, size, classes) = (card.stored_size, card.transform.size, &card.classes);
+        let framed = if card.framing == Framing::Squeeze { "squeezed into" } else { "cropped around its centre to" };
         let summary = model.summary([3, size, size])?;
         let (parameters, macs) = (summary.parameters, summary.macs as f64 / 1e6);
         let names = classes.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", ");
         let mut text = vec![
             format!("# {}\n\nA network that tells {} classes apart: {names}.\n", plain(&model.name), classes.len()),
-            format!("- Input: a picture of any size, squeezed into a square of {stored} pixels,"),
+            format!("- Input: a picture of any size, {framed} a square of {stored} pixels,"),
             format!("  then brought to {size} x {size} pixels, red, green, blue"),
             "- Output: a probability for each class".to_owned(),
             format!("- Cost: {parameters} parameters, {macs:.1} million multiply-adds for a picture"),
@@ -135,7 +136,10 @@ impl CardText<'_> {
             "\n## Limits\n\n- It knows these classes only: of a picture of anything else it names one all the same.",
             "- The results hold for pictures of the same kind as its data. Another camera, place or season is",
             "  another kind: measure again.",
-            "- Pictures are squeezed into a square, which changes their proportions.",
+            match self.card.framing {
+                Framing::Squeeze => "- Pictures are squeezed into a square, which changes their proportions.",
+                Framing::CentreCrop => "- It does not see the ends of a picture that is no square.",
+            },
         ];
         if self.history.records.iter().any(|record| record.validation.divergence.is_some()) {
             text.push("- It learned from another network, and may have learned that network's errors.");

@@ -441,3 +441,46 @@ fn data_sets_of_boxes_and_splits_without_classes_are_refused_by_name() -> Done {
     assert_says(&message(data::open(&options(folder.path()))), &["labels", "boxes", "Folder Structure"]);
     Ok(())
 }
+
+/// Pictures of three stripes, of which a crop shows the one in the middle.
+#[test]
+fn pictures_are_cropped_around_their_centre_where_asked() -> Done {
+    let folder = tempfile::tempdir()?;
+    let of = |stripe: u32| Rgb([[200u8, 0, 0], [0, 200, 0], [0, 0, 200]][stripe.min(2) as usize]);
+    for class in ["a", "b"] {
+        fs::create_dir(folder.path().join(class))?;
+        for i in 0..6 {
+            let side = 20 + i;
+            let stripes = |long: u32| of(long / side);
+            let picture = match class {
+                "a" => RgbImage::from_fn(3 * side, side, |x, _| stripes(x)),
+                _ => RgbImage::from_fn(side, 3 * side, |_, y| stripes(y)),
+            };
+            picture.save(folder.path().join(class).join(format!("{i}.png")))?;
+        }
+    }
+    let squeezed = data::image_folder(folder.path(), 8, &options(folder.path()))?;
+    let cropping = DataOptions { framing: data::Framing::CentreCrop, ..options(folder.path()) };
+    let cropped = data::image_folder(folder.path(), 8, &cropping)?;
+    assert_eq!((squeezed.framing, cropped.framing), (data::Framing::Squeeze, data::Framing::CentreCrop));
+    assert_ne!(squeezed.key, cropped.key);
+    assert_says(&cropped.to_string(), &["8x8 pixels cropped from the centre, "]);
+    assert!(!squeezed.to_string().contains("cropped"));
+    for i in 0..cropped.train.len() as i64 {
+        let colour = |image: &Tensor, y, x| [0, 1, 2].map(|c| image.int64_value(&[c, y, x]));
+        let (crop, all) = (cropped.train.image(i)?, squeezed.train.image(i)?);
+        // All but the border is of the stripe in the middle; squeezed, the corners are of the other two.
+        assert!((1..7).all(|y| (1..7).all(|x| colour(&crop, y, x) == [0, 200, 0])), "{i}");
+        assert_eq!((colour(&all, 0, 0), colour(&all, 7, 7)), ([200, 0, 0], [0, 0, 200]));
+    }
+    // A picture that is a strip, and a square, which is the same either way.
+    RgbImage::from_pixel(100, 4, Rgb([1, 2, 3])).save(folder.path().join("a/strip.png"))?;
+    let said = data::image_folder(folder.path(), 8, &cropping)?.to_string();
+    assert_says(&said, &["1 of 13 files skipped", "strip.png", "of 100 x 4 pixels, of which no square shows much"]);
+    let square = folder.path().join("square.png");
+    RgbImage::from_fn(50, 50, |x, y| Rgb([x as u8, y as u8, 7])).save(&square)?;
+    let [a, b] =
+        [data::Framing::Squeeze, data::Framing::CentreCrop].map(|framing| data::read_image(&square, 8, framing));
+    assert!(a?.equal(&b?));
+    Ok(())
+}

@@ -9,7 +9,7 @@ pub fn two_halves() -> RgbImage {
 
 /// The pixels of an image near its corners: top left, top right, bottom left.
 fn corners(path: &Path) -> Result<[[i64; 3]; 3], Box<dyn std::error::Error>> {
-    let image = data::read_image(path, 8)?;
+    let image = data::read_image(path, 8, data::Framing::Squeeze)?;
     Ok([(1, 1), (1, 6), (6, 1)].map(|(y, x)| [0, 1, 2].map(|c| image.int64_value(&[c, y, x]))))
 }
 
@@ -104,11 +104,11 @@ fn cut_and_empty_pictures_of_every_kind_are_skipped_with_a_reason() -> Done {
     let noise = RgbImage::from_fn(90, 90, |x, y| {
         Rgb([0, 7, 13].map(|k| (x.wrapping_mul(2_654_435_761) ^ (y + k).wrapping_mul(40_503_001) >> 7) as u8))
     });
-    let said = |path: &Path| message(data::read_image(path, 8));
+    let said = |path: &Path| message(data::read_image(path, 8, data::Framing::Squeeze));
     for kind in ["png", "jpg", "webp", "gif", "bmp", "tiff"] {
         let path = folder.path().join(format!("cut.{kind}"));
         noise.save(&path)?;
-        let _ = data::read_image(&path, 8)?;
+        let _ = data::read_image(&path, 8, data::Framing::Squeeze)?;
         let bytes = fs::read(&path)?;
         for part in [bytes.len() / 2, bytes.len() / 10, 20, 3] {
             fs::write(&path, &bytes[..part])?;
@@ -134,6 +134,6 @@ fn a_picture_that_claims_too_many_pixels_is_refused() -> Done {
     sum.update(&bytes[12..29]);
     bytes[29..33].copy_from_slice(&sum.sum().to_be_bytes());
     fs::write(&path, bytes)?;
-    assert_says(&message(data::read_image(&path, 8)), &["49152 x 49152 pixels are too many"]);
+    assert_says(&message(data::read_image(&path, 8, data::Framing::Squeeze)), &["49152 x 49152 pixels are too many"]);
     Ok(())
 }

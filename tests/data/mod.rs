@@ -31,6 +31,7 @@ fn options(folder: &Path) -> DataOptions {
         cache: folder.join("cache"),
         download: false,
         folder_size: 8,
+        framing: data::Framing::Squeeze,
     }
 }
 

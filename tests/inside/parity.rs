@@ -6,7 +6,7 @@
 //! beside it.
 
 use super::oracle::{ask, ask_in, difference, relative, weights};
-use kdlab::data::{DataOptions, Dataset, Transform};
+use kdlab::data::{DataOptions, Dataset, Framing, Transform, read_image};
 use kdlab::models::{Arch, Backbone, Model, Student, read_weights, student};
 use kdlab::study::mistakes::kd_loss_over_classes;
 use kdlab::train::{Evaluation, KdLoss, Method, soft_targets};
@@ -274,6 +274,31 @@ fn students_of_all_sizes_are_pytorch_s() {
     // Larger images cost little more.
     let macs = |i: usize| nets[i].1.summary([3, nets[i].0, nets[i].0]).unwrap().macs as f64;
     assert!((0..3).all(|row| macs(3 * row + 2) < 1.3 * macs(3 * row)));
+}
+
+/// `transforms.Compose([Resize(size), CenterCrop(size)])` of pictures of any shape.
+#[test]
+fn crops_are_torchvision_s() {
+    let folder = tempfile::tempdir().unwrap();
+    let shapes = [(31, 150), (640, 480), (101, 100), (20, 11), (48, 48), (57, 133)];
+    let sizes = [48, 33];
+    let pattern =
+        |k: u32, x: u32, y: u32| [0, 1, 2].map(|c| ((x * (3 + c) + y * (5 + k) + x * y / 9) % 200 + 20) as u8);
+    for (k, (width, height)) in (0..).zip(shapes) {
+        let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb(pattern(k, x, y)));
+        picture.save(folder.path().join(format!("{k}.png"))).unwrap();
+    }
+    let ours = |k: usize, size: i64| {
+        read_image(folder.path().join(format!("{k}.png")), size, Framing::CentreCrop).unwrap().to_kind(Kind::Double)
+    };
+    let ours: Vec<_> = (0..shapes.len()).flat_map(|k| sizes.map(|size| (k, size, ours(k, size)))).collect();
+    let torch = ask_in(folder, "crops", &[], json!({"files": shapes.len(), "sizes": sizes}));
+    for (k, size, ours) in ours {
+        let theirs = |how: &str| torch.get(&format!("{k} {size} {how}"));
+        // Rounded to a whole level here, not rounded there; Pillow rounds after each of its two passes.
+        let [exact, pil] = ["tensor", "pil"].map(|how| difference(&ours, theirs(how)));
+        assert!(exact < 0.501 && pil <= 1.0, "{:?} at {size}: {exact} and {pil} levels", shapes[k]);
+    }
 }
 
 /// `transforms.Compose([Resize((size, size)), ToTensor(), Normalize(mean, std)])` on real images.

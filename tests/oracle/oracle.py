@@ -244,6 +244,21 @@ def transforms(x, settings, folder):
     return out
 
 
+def crops(x, settings, folder):
+    from PIL import Image
+    from torchvision import transforms as v1
+    from torchvision.transforms import v2
+
+    out = {}
+    for file in range(settings["files"]):
+        image = Image.open(f"{folder}/{file}.png")
+        for size in settings["sizes"]:
+            out[f"{file} {size} pil"] = v1.Compose([v1.Resize(size), v1.CenterCrop(size), v1.PILToTensor()])(image)
+            unrounded = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+            out[f"{file} {size} tensor"] = unrounded(v1.functional.pil_to_tensor(image).float())
+    return out
+
+
 def scripts(x, settings, folder):
     """TorchScript files, good and bad ones, and what a good one says of images prepared by torchvision."""
     import torchvision

@@ -587,7 +587,13 @@ fn a_model_card_says_what_it_is_how_good_and_within_which_limits() {
     };
     let model = crate::models::Model::new("my_net", tch::Device::Cpu, 0, &build).unwrap();
     let transform = data::Transform::imagenet(16);
-    let card = ModelCard { classes: data.classes.clone(), stored_size: 32, transform, threshold: 0.625 };
+    let card = ModelCard {
+        classes: data.classes.clone(),
+        stored_size: 32,
+        framing: data.framing,
+        transform,
+        threshold: 0.625,
+    };
     // Of 20 test images, those of class 0 and 2 are taken for class 1.
     let labels = data.test.labels().unwrap();
     let said = labels.masked_fill(&labels.eq(0), 1).masked_fill(&labels.eq(2), 1);

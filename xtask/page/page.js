@@ -146,7 +146,8 @@ function stop() {
 }
 
 async function load() {
-    $("about").textContent = `A small network that tells ${card.classes.length} classes apart: ${card.classes.join(", ")}.`;
+    const sees = card.framing === "squeeze" ? "" : " It sees the square in the centre of a picture.";
+    $("about").textContent = `A small network that tells ${card.classes.length} classes apart: ${card.classes.join(", ")}.${sees}`;
     ort.env.wasm.numThreads = 1; // More would need headers that only a server can send.
     ort.env.wasm.wasmBinary = bytes(kdlab.wasm);
     const loader = new Blob([bytes(kdlab.loader)], { type: "text/javascript" });

@@ -45,7 +45,8 @@ def card(file):
     try:
         entries = [dict(fields(entry)) for number, entry in fields(file.read_bytes()) if number == 14]
         found = {entry[1].decode(): json.loads(entry[2]) for entry in entries}
-        return {"classes": found["classes"], "stored_size": found["stored_size"], "threshold": found.get("threshold", 0)}
+        optional = {name: found.get(name, usual) for name, usual in (("threshold", 0), ("framing", "squeeze"))}
+        return {"classes": found["classes"], "stored_size": found["stored_size"]} | optional
     except (ValueError, IndexError, KeyError):
         sys.exit(f"{file} is no student as ONNX; Model::save_onnx writes one (notebook 14)")
 

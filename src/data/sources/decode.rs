@@ -1,5 +1,6 @@
 //! One image file as pixels of a fixed size.
 
+use crate::data::Framing;
 use crate::{Error, Result};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage, imageops};
@@ -12,6 +13,9 @@ use xxhash_rust::xxh3::xxh3_128;
 /// size.
 const LARGEST: u64 = (3 * 178) << 20;
 
+/// A picture is cropped if its longer side is at most so many times its shorter one.
+const LONGEST: u64 = 20;
+
 /// A decoded file.
 pub(super) struct Decoded {
     /// u8 `[3, size, size]`.
@@ -23,14 +27,14 @@ pub(super) struct Decoded {
 }
 
 /// Reads one image file as [`image_folder`](super::image_folder) does: u8 `[3, size, size]`, red, green, blue, 0 to
-/// 255, on the CPU.
+/// 255, on the CPU. Give it the `stored_size` and the `framing` of a student's card.
 ///
 /// # Errors
 /// When the file is missing or is not a whole image of a supported format, or `size` is not in 1..=4096.
-pub fn read_image(path: impl AsRef<Path>, size: i64) -> Result<Tensor> {
+pub fn read_image(path: impl AsRef<Path>, size: i64, framing: Framing) -> Result<Tensor> {
     let path = path.as_ref();
     check_size(size)?;
-    let decoded = read(path, size).map_err(|why| {
+    let decoded = read(path, size, framing).map_err(|why| {
         Error::Data(format!("the image {} cannot be used: {why}; give a PNG or JPEG", path.display()))
     })?;
     Ok(Tensor::f_from_slice(&decoded.pixels)?.f_view([3, size, size])?)
@@ -45,7 +49,7 @@ pub(super) fn check_size(size: i64) -> Result<()> {
 }
 
 /// Reads and decodes one file; the error says why it cannot be used.
-pub(super) fn read(path: &Path, size: i64) -> std::result::Result<Decoded, String> {
+pub(super) fn read(path: &Path, size: i64, framing: Framing) -> std::result::Result<Decoded, String> {
     if !std::fs::metadata(path).map_err(|e| e.to_string())?.is_file() {
         return Err("it is no file".to_owned());
     }
@@ -61,7 +65,7 @@ pub(super) fn read(path: &Path, size: i64) -> std::result::Result<Decoded, Strin
     if image.width() == 0 || image.height() == 0 {
         return Err("it has no pixels".to_owned());
     }
-    let image = imageops::resize(&on_white(image), size as u32, size as u32, imageops::FilterType::Triangle);
+    let image = square(&on_white(image), size as u32, framing)?;
     let raw = image.as_raw();
     let pixels = (0..3).flat_map(|c| raw.iter().skip(c).step_by(3).copied()).collect();
     Ok(Decoded { pixels, digest: xxh3_128(&bytes), is_animated: is_animated(&bytes).unwrap_or(false) })
@@ -97,6 +101,25 @@ fn is_animated(bytes: &[u8]) -> image::ImageResult<bool> {
         ImageFormat::Png => PngDecoder::new(bytes)?.is_apng()?,
         _ => false,
     })
+}
+
+/// A square with sides of `size` pixels.
+fn square(image: &RgbImage, size: u32, framing: Framing) -> std::result::Result<RgbImage, String> {
+    let resize = |width, height| imageops::resize(image, width, height, imageops::FilterType::Triangle);
+    if framing == Framing::Squeeze {
+        return Ok(resize(size, size));
+    }
+    let (width, height) = image.dimensions();
+    let short = width.min(height);
+    if u64::from(width.max(height)) > LONGEST * u64::from(short) {
+        return Err(format!("of {width} x {height} pixels, of which no square shows much"));
+    }
+    let scaled = |side: u32| (u64::from(side) * u64::from(size) / u64::from(short)) as u32;
+    let resized = resize(scaled(width), scaled(height));
+    // torchvision rounds half to even.
+    let from = |side: u32| (f64::from(side - size) / 2.0).round_ties_even() as u32;
+    let (left, top) = (from(resized.width()), from(resized.height()));
+    Ok(imageops::crop_imm(&resized, left, top, size, size).to_image())
 }
 
 /// Whether the end marker follows the pixels. Decoders fill the missing part of a truncated file with grey, which would

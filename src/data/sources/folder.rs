@@ -3,6 +3,7 @@
 use super::decode::{check_size, read};
 use super::files::file_name;
 use super::layout::{Labelled, Layout, Part, class_folders, pictures_are, read_layout, shortened};
+use crate::data::Framing;
 use crate::data::dataset::{DataOptions, Dataset, Found};
 use crate::data::pool::Pool;
 use crate::data::sampling::{Purpose, shuffled_rows, stratified};
@@ -19,8 +20,8 @@ const TEST: f64 = 0.1;
 const WAITING: usize = 256 << 20;
 
 /// Opens images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it. Each
-/// image is resized to `size` x `size` pixels, whatever its shape. Grey images get three equal channels, transparent
-/// ones a white background. The first frame of an animated image is used.
+/// image becomes a square of `size` x `size` pixels, as [`DataOptions::framing`] says. Grey images get three equal
+/// channels, transparent ones a white background. The first frame of an animated image is used.
 ///
 /// A tenth of each class becomes the test split; or `path` holds `train/`, `test/` and `val/` (or `valid/`,
 /// `validation/`) with the class folders in them, of which the last two may be missing. Tiny-ImageNet's layout is read
@@ -44,7 +45,7 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
 /// Decodes the images of a layout and divides them among the splits.
 pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions) -> Result<Dataset> {
     let (classes, images, mut notices) = (layout.classes, layout.images, layout.notices);
-    let (mut pool, kept) = decode(&images, size, &mut notices)?;
+    let (mut pool, kept) = decode(&images, size, options.framing, &mut notices)?;
     let file = |image: &Labelled| image.path.strip_prefix(path).unwrap_or(&image.path).to_string_lossy().into_owned();
     pool.files = Arc::new(kept.iter().map(|(image, _)| file(image)).collect());
     notices.extend(repeated(&kept));
@@ -73,7 +74,10 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
     let said = notices.join("; ");
     let found = Found { name: file_name(path), classes, pool, train, validation, test, unlabelled, notices };
     // The notices help to understand why a class has no images.
-    found.into_dataset(options).map_err(|e| if said.is_empty() { e } else { Error::Data(format!("{e} ({said})")) })
+    let explained = |e| if said.is_empty() { e } else { Error::Data(format!("{e} ({said})")) };
+    let mut data = found.into_dataset(options).map_err(explained)?;
+    data.framing = options.framing;
+    Ok(data)
 }
 
 /// Images that occur twice: in two splits they make the test too easy, in two classes one label is wrong. Each image
@@ -112,12 +116,14 @@ fn repeated(kept: &[(&Labelled, u128)]) -> Vec<String> {
 fn decode<'a>(
     images: &'a [Labelled],
     size: i64,
+    framing: Framing,
     notices: &mut Vec<String>,
 ) -> Result<(Pool, Vec<(&'a Labelled, u128)>)> {
     let mut pool = Pool::new(images.len(), [3, size, size])?;
     let (mut kept, mut bad, mut animated) = (Vec::new(), Vec::new(), Vec::new());
-    let decoded =
-        |path: &PathBuf| catch_unwind(|| read(path, size)).unwrap_or_else(|_| Err("the decoder panicked".to_owned()));
+    let decoded = |path: &PathBuf| {
+        catch_unwind(|| read(path, size, framing)).unwrap_or_else(|_| Err("the decoder panicked".to_owned()))
+    };
     for piece in images.chunks((WAITING / (3 * size * size) as usize).max(16)) {
         let decoded = on_all_cores(piece.iter().map(|image| &image.path).collect(), decoded);
         for (image, decoded) in piece.iter().zip(decoded) {
