@@ -145,8 +145,10 @@ char* kdlab_fused_sgd(size_t count, const Handles lists[3], double learning_rate
                       double weight_decay, bool nesterov) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    at::_fused_sgd_(tensors(lists[0], count), tensors(lists[1], count), tensors(lists[2], count), weight_decay,
-                    momentum, learning_rate, 0.0, nesterov, false, false);
+    // Without momentum the kernel takes no list of them.
+    auto momenta = tensors(lists[2], momentum == 0.0 ? 0 : count);
+    at::_fused_sgd_(tensors(lists[0], count), tensors(lists[1], count), momenta, weight_decay, momentum, learning_rate,
+                    0.0, nesterov, false, false);
   });
 }
 
