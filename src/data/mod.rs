@@ -10,6 +10,7 @@
 //! # Ok::<(), kdlab::Error>(())
 //! ```
 
+mod augment;
 mod dataset;
 mod framing;
 mod pool;
@@ -20,6 +21,8 @@ mod split;
 mod transform;
 mod views;
 
+pub use augment::Augment;
+pub(crate) use augment::Mixing;
 pub use dataset::{DataOptions, Dataset};
 pub use framing::Framing;
 pub use preprocessing::{Channels, Preprocessing};

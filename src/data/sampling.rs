@@ -36,14 +36,23 @@ pub(crate) enum Purpose {
     LabelNoise = 7,
     StudentView = 8,
     TeacherView = 9,
+    NumberedView = 10,
+    FreshView = 11,
+    Mixing = 12,
 }
 
 /// Returns the generator of a purpose. `part` is the epoch or the class that it is for, or 0.
 fn rng(purpose: Purpose, seed: u64, part: u64) -> ChaCha8Rng {
+    generator(purpose, seed, part, 0)
+}
+
+/// Returns the generator of a purpose for one `item` of a `part`, such as a sample of an epoch.
+pub(crate) fn generator(purpose: Purpose, seed: u64, part: u64, item: u64) -> ChaCha8Rng {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     bytes[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
     bytes[16..24].copy_from_slice(&part.to_le_bytes());
+    bytes[24..].copy_from_slice(&item.to_le_bytes());
     ChaCha8Rng::from_seed(bytes)
 }
 

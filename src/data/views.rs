@@ -1,17 +1,29 @@
 //! Augmentation by a fixed list of views: each augmented view of an image has a number, so that the teacher's logits of
 //! it can be cached.
 
-use super::sampling::{Purpose, draws};
-use crate::store::tensors::upload;
+use super::augment::{Augment, MOST_SHIFT, View, seen, size_of};
+use super::sampling::{Purpose, draws, generator};
 use crate::{Error, Result};
+use std::fmt;
 use tch::Tensor;
 
-/// The augmented views of an image: shifted, and mirrored or not. View 0 is the image as it is.
+/// The augmented views of an image: shifted, and mirrored or not, or drawn from an [`Augment`]. View 0 is the image as
+/// it is. A view is the same augmentation for every image.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Views {
-    flip: bool,
-    /// In pixels of the stored image, to the right and down.
-    shifts: Vec<(i64, i64)>,
+pub struct Views(List);
+
+#[derive(Clone, Debug, PartialEq)]
+enum List {
+    Shifts {
+        flip: bool,
+        /// In pixels of the stored image, to the right and down.
+        shifts: Vec<(i64, i64)>,
+    },
+    Drawn {
+        augment: Augment,
+        count: usize,
+        seed: u64,
+    },
 }
 
 /// The number of each sample's view in one epoch, for the student and for the teacher.
@@ -29,14 +41,15 @@ impl Views {
     pub fn new(flip: bool, shifts: &[(i64, i64)]) -> Result<Self> {
         let mut all = vec![(0, 0)];
         for &(x, y) in shifts {
-            if all.contains(&(x, y)) || x.abs().max(y.abs()) > 64 {
+            if all.contains(&(x, y)) || x.abs().max(y.abs()) > MOST_SHIFT {
                 return Err(Error::Input(format!(
-                    "shift ({x}, {y}): shifts must differ from each other and from (0, 0), and be 64 pixels at most"
+                    "shift ({x}, {y}): shifts must differ from each other and from (0, 0), and be {MOST_SHIFT} pixels at \
+                     most"
                 )));
             }
             all.push((x, y));
         }
-        Ok(Self { flip, shifts: all })
+        Ok(Self(List::Shifts { flip, shifts: all }))
     }
 
     /// Makes 10 views: the image as it is and shifted by `pixels` to the left, right, up and down, each also mirrored.
@@ -47,9 +60,44 @@ impl Views {
         Self::new(true, &[(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)])
     }
 
+    /// Draws `count` views from `augment`, the same for the same `seed`; the first is the image as it is. 10 to 100 are
+    /// usual: a teacher judges each view of each image once.
+    ///
+    /// # Errors
+    /// When `count` is not 2 to 1000, `augment` changes nothing or mixes images: an image mixed with others has no
+    /// number.
+    pub fn drawn(augment: &Augment, count: usize, seed: u64) -> Result<Self> {
+        let wrong = |what: String| Err(Error::Input(what));
+        if !(2..=1000).contains(&count) {
+            return wrong(format!("{count} views were asked for: draw 2 to 1000"));
+        }
+        if augment.mixup.is_some() {
+            return wrong(
+                "mixup mixes the images of a batch, so no numbered view can show it: leave mixup out of the views, or \
+                 give it to Examples::augmented with a teacher that judges each batch (taught_by)"
+                    .into(),
+            );
+        }
+        if *augment == Augment::default() {
+            return wrong("these views would all show the image as it is: set a field of Augment, such as flip".into());
+        }
+        Ok(Self(List::Drawn { augment: augment.clone(), count, seed }))
+    }
+
     /// Returns the number of views, at least 1.
     pub fn count(&self) -> usize {
-        self.shifts.len() * if self.flip { 2 } else { 1 }
+        match &self.0 {
+            List::Shifts { flip, shifts } => shifts.len() * if *flip { 2 } else { 1 },
+            List::Drawn { count, .. } => *count,
+        }
+    }
+
+    /// Refuses what images of `size` (height, width) are too small for.
+    pub(crate) fn check(&self, size: (i64, i64)) -> Result<()> {
+        match &self.0 {
+            List::Shifts { .. } => Ok(()),
+            List::Drawn { augment, .. } => augment.check(size),
+        }
     }
 
     /// Returns `images` u8 `[B, 3, H, W]` in their views, same shape and device: image i in view `views[i]`, which is
@@ -67,34 +115,24 @@ impl Views {
                 self.count() - 1
             )));
         }
-        let mut viewed = images.f_empty_like()?;
-        for view in 0..self.count() as i64 {
-            let rows: Vec<i64> = (0..).zip(views).filter(|(_, v)| **v == view).map(|(row, _)| row).collect();
-            if !rows.is_empty() {
-                let rows = upload(&rows, images.device())?;
-                let _ = viewed.f_index_copy_(0, &rows, &self.in_view(&images.f_index_select(0, &rows)?, view)?)?;
-            }
-        }
-        Ok(viewed)
+        let size = size_of(images)?;
+        self.check(size)?;
+        seen(images, &views.iter().map(|&view| self.view(view as usize, size)).collect::<Vec<_>>())
     }
 
-    /// Returns all of `images` `[B, 3, H, W]` in the same view.
-    fn in_view(&self, images: &Tensor, view: i64) -> Result<Tensor> {
-        let (mirrored, (right, down)) = match (self.flip, view) {
-            (true, v) => (v % 2 == 1, self.shifts[v as usize / 2]),
-            (false, v) => (false, self.shifts[v as usize]),
-        };
-        // For each row or column of the view, the one of the image that it shows.
-        let sources =
-            |length: i64, shift: i64| -> Vec<i64> { (0..length).map(|i| (i - shift).clamp(0, length - 1)).collect() };
-        let mut columns = sources(images.size()[3], right);
-        if mirrored {
-            columns.reverse();
+    /// The view of this number, of images of `size` (height, width).
+    fn view(&self, number: usize, size: (i64, i64)) -> View {
+        match &self.0 {
+            List::Shifts { flip, shifts } => {
+                let (mirrored, (right, down)) =
+                    if *flip { (number % 2 == 1, shifts[number / 2]) } else { (false, shifts[number]) };
+                View { mirrored, shift: [right, down], ..View::default() }
+            }
+            List::Drawn { .. } if number == 0 => View::default(),
+            List::Drawn { augment, seed, .. } => {
+                augment.draw(size, &mut generator(Purpose::NumberedView, *seed, number as u64, 0))
+            }
         }
-        let pick = |t: &Tensor, dim: i64, index: &[i64]| -> Result<Tensor> {
-            Ok(t.f_index_select(dim, &upload(index, t.device())?)?)
-        };
-        pick(&pick(images, 2, &sources(images.size()[2], down))?, 3, &columns)
     }
 
     /// Draws a view for each of `samples` in an epoch. The teacher's views are the student's, or with `apart`
@@ -108,6 +146,21 @@ impl Views {
 
     /// Returns a text that differs whenever the views differ.
     pub(crate) fn key(&self) -> String {
-        format!("{self:?}")
+        match &self.0 {
+            // As files of logits and checkpoints had it before views could be drawn.
+            List::Shifts { flip, shifts } => format!("Views {{ flip: {flip:?}, shifts: {shifts:?} }}"),
+            drawn => format!("{drawn:?}"),
+        }
+    }
+}
+
+impl fmt::Display for Views {
+    /// Writes `10 views: flips and shifts`, or what they are drawn from: `16 views: flip, crop 0.5`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} views: ", self.count())?;
+        match &self.0 {
+            List::Shifts { .. } => f.write_str("flips and shifts"),
+            List::Drawn { augment, .. } => augment.fmt(f),
+        }
     }
 }

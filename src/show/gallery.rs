@@ -2,8 +2,8 @@
 
 use super::canvas::{Area, Drawn, Figure, INK, anchored, px, text_color};
 use super::words::{counted, percent};
-use crate::data::{Dataset, Split, UNLABELLED};
-use crate::train::{Evaluation, soft_targets};
+use crate::data::{Dataset, Mixing, Split, UNLABELLED};
+use crate::train::{Evaluation, Examples, soft_targets};
 use crate::{Error, Result};
 use image::RgbImage;
 use image::imageops::{FilterType, resize};
@@ -30,6 +30,33 @@ struct Tile {
 /// When there is no index or more than 400, or one is outside the split.
 pub fn gallery(split: &Split, classes: &[String], indices: &[i64]) -> Result<Figure> {
     captioned(split, classes, indices, |_| Ok(Vec::new()))
+}
+
+/// Draws what training sees of the samples at `indices`: a row for each, in epochs 1 to 8 of a fit with this `seed`.
+/// With mixup, they are mixed with each other, and the captions give the shares.
+///
+/// # Errors
+/// When there is no index or more than 50, one is outside the split, or the examples are features.
+pub fn augmented(examples: &Examples, classes: &[String], indices: &[i64], seed: u64) -> Result<Figure> {
+    const EPOCHS: usize = 8;
+    check_count(indices.len() * EPOCHS)?;
+    let labels = Vec::<i64>::try_from(examples.labels())?;
+    let mut rows: Vec<Vec<Tile>> = indices.iter().map(|_| Vec::new()).collect();
+    for epoch in 1..=EPOCHS {
+        let (images, mixing) = examples.pictures(indices, Some((&examples.draw(seed, epoch), 0)))?;
+        for (i, row) in rows.iter_mut().enumerate() {
+            let name = |position: usize| class_name(classes, labels[indices[position] as usize]);
+            let caption = match &mixing {
+                None => vec![name(i)?],
+                Some(Mixing { partners, share }) => vec![
+                    format!("{} {} %", name(i)?, percent(*share, 0)),
+                    format!("{} {} %", name(partners[i] as usize)?, percent(1.0 - share, 0)),
+                ],
+            };
+            row.push(Tile { image: rgb_of(&images.f_get(i as i64)?)?, caption });
+        }
+    }
+    arranged(rows.into_iter().flatten().collect())
 }
 
 /// Draws the first `count` images whose predicted class is wrong, or if there are none, those with the lowest
@@ -140,11 +167,28 @@ fn class_name(classes: &[String], label: i64) -> Result<String> {
 
 /// The image at a sample index.
 pub(super) fn rgb(split: &Split, index: i64) -> Result<RgbImage> {
-    let image = split.image(index)?; // u8 [3, H, W]
+    rgb_of(&split.image(index)?)
+}
+
+/// An image u8 `[3, H, W]`.
+fn rgb_of(image: &Tensor) -> Result<RgbImage> {
     let (_, height, width) = image.size3()?;
     let bytes = Vec::try_from(image.f_permute([1, 2, 0])?.f_contiguous()?.f_reshape(-1)?)?;
     RgbImage::from_raw(width as u32, height as u32, bytes)
-        .ok_or_else(|| Error::Input(format!("image {index} is not {width} by {height} in RGB")))
+        .ok_or_else(|| Error::Input(format!("an image is not {width} by {height} in RGB")))
+}
+
+/// Refuses a gallery of no images, and of more than fit into a figure.
+fn check_count(images: usize) -> Result<()> {
+    if images == 0 {
+        return Err(Error::Input("a gallery of no images; give at least one index".into()));
+    }
+    if images > MOST {
+        return Err(Error::Input(format!(
+            "a gallery of {images} images; at most {MOST} fit into one figure, so give fewer, such as the first {MOST}"
+        )));
+    }
+    Ok(())
 }
 
 /// The images at `indices`, each with its class and the notes on it.
@@ -154,19 +198,15 @@ fn captioned(
     indices: &[i64],
     notes: impl Fn(i64) -> Result<Vec<String>>,
 ) -> Result<Figure> {
-    if indices.is_empty() {
-        return Err(Error::Input("a gallery of no images; give at least one index".into()));
-    }
-    if indices.len() > MOST {
-        return Err(Error::Input(format!(
-            "a gallery of {} images; at most {MOST} fit into one figure, so give fewer, such as the first {MOST}",
-            indices.len()
-        )));
-    }
+    check_count(indices.len())?;
     let tile = |&i: &i64| {
         Ok(Tile { image: rgb(split, i)?, caption: [vec![class_name(classes, split.label(i)?)?], notes(i)?].concat() })
     };
-    let tiles = indices.iter().map(tile).collect::<Result<Vec<_>>>()?;
+    arranged(indices.iter().map(tile).collect::<Result<Vec<_>>>()?)
+}
+
+/// The tiles, eight to a row.
+fn arranged(tiles: Vec<Tile>) -> Result<Figure> {
     let columns = tiles.len().min(8) as u32;
     let rows = (tiles.len() as u32).div_ceil(columns);
     let lines = tiles.iter().map(|tile| tile.caption.len()).max().unwrap_or(1).max(2) as u32;

@@ -46,7 +46,7 @@ pub use curves::curves;
 pub use diagram::distillation_diagram;
 pub use explorer::{TemperatureExplorer, temperature_explorer};
 pub use forest::forest;
-pub use gallery::{disagreements, gallery, mistakes, soft_target_gallery};
+pub use gallery::{augmented, disagreements, gallery, mistakes, soft_target_gallery};
 pub use heatmap::confusion_matrix;
 pub use line::plot;
 pub use output::ShowDebug;

@@ -1,6 +1,6 @@
 //! The grid of a sweep: every setting with every seed.
 
-use crate::data::{Dataset, Views};
+use crate::data::{Augment, Dataset, Views};
 use crate::models::{Precision, Student};
 use crate::train::{Criterion, FeatureMethod, KdLoss, Method, Recipe};
 use crate::train::{check_alpha, check_learning_rate, check_temperature, six_digits};
@@ -46,6 +46,9 @@ pub struct Sweep {
     pub augmentations: Vec<Augmentation>,
     /// Pixels by which augmentation shifts an image left, right, up or down, or not. Each view also exists mirrored.
     pub shift: i64,
+    /// What [`Augmentation::Online`] draws.
+    #[serde(default)]
+    pub augment: Augment,
     /// Which labels the teacher was trained on, or which teacher from elsewhere it is.
     pub teachers: Vec<TeacherLabels>,
     /// Optimizers, schedules and regularisation of the students. A distilled student is compared with the student alone
@@ -92,6 +95,7 @@ impl Default for Sweep {
             noise: vec![0.0],
             augmentations: vec![Augmentation::None],
             shift: 3,
+            augment: Augment::default(),
             teachers: vec![TeacherLabels::All],
             recipes: article(),
             omitted: None,
@@ -187,6 +191,8 @@ pub enum Augmentation {
     Same,
     /// Draws one view per image and epoch for the student, and independently one for the teacher.
     Apart,
+    /// Draws every image anew in every epoch, from [`Sweep::augment`]; the teacher judges the very batch.
+    Online,
 }
 
 /// Which labels the teacher was trained on.
@@ -273,6 +279,7 @@ impl Setting {
         let augmentation = match self.augmentation {
             Augmentation::None => Augmentation::None,
             Augmentation::Same | Augmentation::Apart => Augmentation::Same,
+            Augmentation::Online => Augmentation::Online,
         };
         Self { distillation: None, augmentation, ..self.clone() }
     }
@@ -305,6 +312,8 @@ impl fmt::Display for Setting {
         }
         match (self.augmentation, &self.distillation) {
             (Augmentation::None, _) => {}
+            (Augmentation::Online, None) => f.write_str("-augmented-anew")?,
+            (Augmentation::Online, _) => f.write_str("-online")?,
             (_, None) => f.write_str("-augmented")?,
             (Augmentation::Same, _) => f.write_str("-same-view")?,
             (Augmentation::Apart, _) => f.write_str("-other-view")?,
@@ -424,6 +433,8 @@ impl Sweep {
             self.recipes.iter().try_for_each(|r| r.check(self.epochs).and(r.check_classes(classes as i64)))?;
         }
         Views::cross(self.shift)?;
+        self.augment.check(data.train.size())?;
+        let online = self.augmentations.contains(&Augmentation::Online);
         let elsewhere: Vec<&String> = self.elsewhere().collect();
         let of_student = self.teachers.contains(&TeacherLabels::Student);
         let augmented = self.augmentations.iter().any(|a| *a != Augmentation::None);
@@ -445,6 +456,11 @@ impl Sweep {
             features.filter(|_| !self.teachers.contains(&TeacherLabels::All)).map(|method| {
                 format!("{method} compares with features of the course's teacher; add TeacherLabels::All to teachers")
             }),
+            (online == (self.augment == Augment::default())).then(|| {
+                "the augmentation online draws what augment says, and nothing else does: give both or neither".into()
+            }),
+            (self.augment.mixup.is_some() && self.labelled.iter().any(|share| *share < 1.0))
+                .then(|| "mixup mixes the labels of two images; leave it out, or set labelled to 1".into()),
             (augmented && of_student).then(|| {
                 "a teacher of the student's labels has no logits of views; sweep it without augmentation".into()
             }),

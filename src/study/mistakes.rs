@@ -86,13 +86,16 @@ pub fn kd_loss_over_classes(student: &Tensor, labels: &Tensor, teacher: &Tensor,
 fn check(
     mistake: Mistake,
     model: &Model,
-    validation: &Examples,
+    (train, validation): (&Examples, &Examples),
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<()> {
     let no_teacher = criterion.kd_loss().is_none_or(|kd| kd.alpha() == 0.0);
     let lacks = match mistake {
         Mistake::MismatchedTeacher if no_teacher => "a criterion with a teacher and alpha > 0; take Criterion::kd",
+        Mistake::MismatchedTeacher if train.is_taught_online() => {
+            "logits that were computed once; take Examples::with_teacher"
+        }
         Mistake::KlOverClasses if no_teacher || !criterion.is_kd() => "Criterion::kd with alpha > 0",
         Mistake::AdamRebuilt if options.epochs < 2 => "more than one epoch",
         Mistake::BatchNormDrift if !model.has_frozen_norm() => {
@@ -119,7 +122,7 @@ pub fn fit_with_mistake(
     criterion: &Criterion,
     options: &FitOptions,
 ) -> Result<History> {
-    check(mistake, model, validation, criterion, options)?;
+    check(mistake, model, (train, validation), criterion, options)?;
     let over_classes = criterion
         .kd_loss()
         .filter(|_| mistake == Mistake::KlOverClasses)

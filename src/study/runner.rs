@@ -9,8 +9,9 @@ use crate::models::{Backbone, Layers, Model, Student, head};
 use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Criterion, Evaluation, Event, Examples, FeatureMethod, FitOptions, Listener, LoopSettings, Progress,
-    Task, UNLABELLED, evaluate, fingerprint, fit, in_foreground, layer_features, teacher_logits, view_logits,
+    CachedTensor, Criterion, Evaluation, Event, Examples, FeatureMethod, FitOptions, Listener, LoopSettings,
+    OnlineTeacher, Progress, Task, UNLABELLED, evaluate, fingerprint, fit, in_foreground, layer_features,
+    teacher_logits, view_logits,
 };
 use crate::{Error, Result};
 use std::path::Path;
@@ -102,7 +103,8 @@ impl Sweep {
         let all = self.all_runs();
         let total = all.len();
         let mut spent = Vec::new();
-        let mut runner = Runner { sweep: self, data: &data, own: Vec::new(), views: None, layers: Vec::new() };
+        let mut runner =
+            Runner { sweep: self, data: &data, own: Vec::new(), views: None, layers: Vec::new(), online: None };
         for (i, (setting, seed)) in all.iter().enumerate() {
             if let Some(reason) = interrupt.reason() {
                 lock(&report).stopped = Some(reason);
@@ -244,6 +246,8 @@ struct Runner<'a> {
     views: Option<CachedTensor>,
     /// Features of the teacher by the name of their layer, for the training images.
     layers: Vec<(String, CachedTensor)>,
+    /// The same teacher, which judges each batch.
+    online: Option<OnlineTeacher>,
 }
 
 impl Runner<'_> {
@@ -345,9 +349,14 @@ impl Runner<'_> {
                 Examples::images(&data.split.select(&seen)?, &data.transform)?.with_labels(&labels_of(&seen)?)?;
             let images = match setting.augmentation {
                 Augmentation::None => images,
-                _ => images.with_views(&data.views)?,
+                Augmentation::Online => images.augmented(&self.sweep.augment)?,
+                Augmentation::Same | Augmentation::Apart => images.with_views(&data.views)?,
             };
-            return Ok((images, Criterion::cross_entropy(), &data.validation_logits));
+            let criterion = match (setting.augmentation, self.sweep.augment.mixup) {
+                (Augmentation::Online, Some(_)) => Criterion::mixed_cross_entropy(),
+                _ => Criterion::cross_entropy(),
+            };
+            return Ok((images, criterion, &data.validation_logits));
         };
         let mut known = labels.f_full_like(UNLABELLED)?;
         let _ = known.f_index_copy_(0, &Tensor::f_from_slice(&labelled)?, &labels_of(&labelled)?)?;
@@ -371,6 +380,10 @@ impl Runner<'_> {
                     .find(|(of, ..)| of == name)
                     .ok_or_else(|| Error::Input(format!("there is no teacher {name:?}; give it to sweep_with")))?;
                 (images.with_teacher(train)?, *validation)
+            }
+            (Augmentation::Online, _) => {
+                let images = images.augmented(&self.sweep.augment)?.taught_by(self.online()?)?;
+                (images, &data.validation_logits)
             }
             (augmentation, _) => {
                 let logits = self.view_logits(listener)?;
@@ -442,6 +455,18 @@ impl Runner<'_> {
             }
         };
         Ok(&self.layers[index].1)
+    }
+
+    /// Returns the teacher that judges each batch.
+    fn online(&mut self) -> Result<&OnlineTeacher> {
+        let made = match self.online.take() {
+            Some(made) => made,
+            None => {
+                let SweepInputs { backbone, head, teacher_transform, .. } = self.data.inputs;
+                OnlineTeacher::network(backbone.with_head(head)?, teacher_transform)?
+            }
+        };
+        Ok(self.online.insert(made))
     }
 
     /// Returns the teacher's logits of every view of the training images.

@@ -86,6 +86,9 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
             criterion.name()
         )));
     }
+    if train.mixes() {
+        check_mixup(task)?;
+    }
     if criterion.kd_loss().is_none() {
         return Ok(());
     }
@@ -105,6 +108,32 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
                 )));
             }
         }
+    }
+    Ok(())
+}
+
+/// Refuses mixup where an image could not have two labels, or there is nothing to mix it with.
+fn check_mixup(task: &Task) -> Result<()> {
+    let Task { train, criterion, options, .. } = *task;
+    let wrong = |what: String| Err(Error::Input(what));
+    if criterion.takes_one_label() {
+        return wrong(format!(
+            "mixup gives every image two labels, and criterion {} takes one hard label: take Criterion::kd and a teacher \
+             that judges each batch (taught_by), or Criterion::mixed_cross_entropy() for both labels without a teacher",
+            criterion.name()
+        ));
+    }
+    if train.is_partly_labelled() {
+        return wrong(
+            "mixup mixes the labels of two images, and some images have none: leave mixup out, or train on \
+             split.select(...) of those that have one"
+                .into(),
+        );
+    }
+    if options.batch_size == 1 {
+        return wrong(
+            "mixup mixes the images of a batch, and a batch has 1 image: take a batch size of 2 or more".into(),
+        );
     }
     Ok(())
 }
@@ -148,7 +177,7 @@ pub(super) fn probe(task: &Task, hard: &HardLabels) -> Result<Vec<f64>> {
 /// The likely cause of a loss that is not finite.
 pub(super) fn cause_of_divergence(train: &Examples, model: &Model, learning_rate: f64) -> String {
     let extremes = train.batch(&[0], model.device()).ok().and_then(|batch| {
-        let logits = batch.teacher.as_ref()?;
+        let logits = batch.teacher().ok()?;
         let value = |t: tch::Tensor| t.f_double_value(&[]).ok();
         Some((value(logits.f_min().ok()?)?, value(logits.f_max().ok()?)?))
     });

@@ -10,7 +10,10 @@ type HardLoss = Box<dyn Fn(&Tensor, &Tensor) -> Tensor + Send + Sync>;
 type SoftLoss = Box<dyn Fn(&Tensor, &Tensor, &Tensor, KdLoss) -> Result<Tensor> + Send + Sync>;
 
 enum Function {
-    CrossEntropy,
+    CrossEntropy {
+        /// Whether mixup may give an image two labels.
+        mixed: bool,
+    },
     /// With the temperature and alpha that a fit begins with.
     Kd(Method, KdLoss),
     Hard(HardLoss),
@@ -37,7 +40,13 @@ fn times(loss: Tensor, factor: f64) -> Result<Tensor> {
 impl Criterion {
     /// Returns cross-entropy against the hard labels.
     pub fn cross_entropy() -> Self {
-        Self::new("cross-entropy", Function::CrossEntropy)
+        Self::new("cross-entropy", Function::CrossEntropy { mixed: false })
+    }
+
+    /// Returns cross-entropy for images that mixup mixes: that of both labels, each by its share, as in Zhang et al.
+    /// (2018). It is what a distilled student with mixup is compared with.
+    pub fn mixed_cross_entropy() -> Self {
+        Self::new("mixed-cross-entropy", Function::CrossEntropy { mixed: true })
     }
 
     /// Returns distillation as [`KdLoss`] computes it. It needs examples with teacher logits.
@@ -153,8 +162,13 @@ impl Criterion {
     pub(crate) fn kd_loss(&self) -> Option<KdLoss> {
         match self.function {
             Function::Kd(_, kd) | Function::Soft(_, kd) => Some(kd),
-            Function::CrossEntropy | Function::Hard(_) => None,
+            Function::CrossEntropy { .. } | Function::Hard(_) => None,
         }
+    }
+
+    /// Whether the loss takes one hard label for each image, and nothing else.
+    pub(super) fn takes_one_label(&self) -> bool {
+        matches!(self.function, Function::CrossEntropy { mixed: false } | Function::Hard(_))
     }
 
     /// Whether the loss needs the label of every image.
@@ -179,14 +193,17 @@ impl Criterion {
         soft_share: f64,
     ) -> Result<Tensor> {
         let loss = match &self.function {
-            Function::CrossEntropy => return batch.hard_loss(logits, hard),
+            Function::CrossEntropy { .. } => return batch.hard_loss(logits, hard),
             Function::Kd(method, kd) => {
                 let kd = now.unwrap_or(*kd);
-                let soft = || times(method.divergence(kd, logits, &batch.labels, batch.teacher()?)?, soft_share);
+                let of_labels = |labels: &Tensor| method.divergence(kd, logits, labels, batch.teacher()?);
+                let soft = || times(batch.by_label(&of_labels)?, soft_share);
                 return times(kd.mix(&soft, &|| batch.hard_loss(logits, hard))?, self.scale);
             }
             Function::Hard(f) => f(logits, &batch.labels),
-            Function::Soft(f, kd) => f(logits, &batch.labels, batch.teacher()?, now.unwrap_or(*kd))?,
+            Function::Soft(f, kd) => {
+                batch.by_label(&|labels| f(logits, labels, batch.teacher()?, now.unwrap_or(*kd)))?
+            }
         };
         if loss.numel() != 1 {
             return Err(Error::Input(format!(

@@ -1,9 +1,10 @@
 //! Training examples by sample index: inputs, hard labels and, for distillation, the teacher's logits.
 
-use super::CachedTensor;
 use super::cached::{features_key, pick_views};
-use super::loss::{HardLabels, UNLABELLED};
-use crate::data::{EpochViews, Split, Transform, Views};
+use super::loss::UNLABELLED;
+use super::minibatch::Answer;
+use super::{CachedTensor, Minibatch, OnlineTeacher};
+use crate::data::{Augment, EpochViews, Mixing, Split, Transform, Views};
 use crate::models::Backbone;
 use crate::store::digest::digest;
 use crate::store::tensors::upload;
@@ -25,49 +26,45 @@ struct Images {
 /// A split of at most so many bytes is copied to a GPU. Training and validation then leave room for the network.
 const RESIDENT_BYTES: usize = 2 << 30;
 
+/// How training sees the images.
+#[derive(Clone)]
+enum Seen {
+    AsTheyAre,
+    /// In one of these views, drawn in every epoch.
+    In(Views),
+    /// Augmented anew in every epoch.
+    Augmented(Augment),
+}
+
+/// Where the teacher's logits come from.
+enum Teacher {
+    Absent,
+    /// f32 `[N, C]`, or f16 `[N, V, C]` with the logits of all views; on the CPU or where the examples are.
+    Cached(Tensor),
+    Online(OnlineTeacher),
+}
+
 /// A split as a model sees it: inputs, labels and perhaps the teacher's logits. A sample index is a position in the
 /// split, whatever the order of the batches.
 pub struct Examples {
     inputs: Inputs,
     labels: Tensor, // i64 [N], CPU; UNLABELLED for images without a label
     partly_labelled: bool,
-    teacher: Option<Tensor>,  // f32 [N, C], or f16 [N, V, C] with the logits of all views; CPU
+    teacher: Teacher,
     features: Option<Tensor>, // f32 [N, D] or [N, C, H, W]: of the teacher; CPU
     /// The teacher sees another view than the student, drawn independently.
     apart: bool,
-    views: Option<Views>,
+    seen: Seen,
     pub(crate) split_name: String,
     split_key: String,
     key: String,
 }
 
-/// One batch on the device.
-pub struct Minibatch {
-    /// f32 `[B, 3, S, S]` for images, `[B, D]` for features.
-    pub inputs: Tensor,
-    /// i64 `[B]`.
-    pub labels: Tensor,
-    pub(super) teacher: Option<Tensor>,
-    /// The teacher's features `[B, D]` or `[B, C, H, W]`.
-    pub(super) features: Option<Tensor>,
-    pub(super) partly_labelled: bool,
-}
-
-impl Minibatch {
-    /// Mean cross-entropy over the images with a label.
-    pub(super) fn hard_loss(&self, logits: &Tensor, hard: &HardLabels) -> Result<Tensor> {
-        hard.mean(logits, &self.labels, self.partly_labelled)
-    }
-
-    /// Returns the teacher's logits `[B, C]` of these samples.
-    ///
-    /// # Errors
-    /// When the examples have no teacher.
-    pub fn teacher(&self) -> Result<&Tensor> {
-        self.teacher.as_ref().ok_or_else(|| {
-            Error::Input("this loss needs a teacher, and the examples carry none; add with_teacher(&logits)".into())
-        })
-    }
+/// What an epoch of a fit draws for its examples.
+pub(crate) struct EpochDraws {
+    seed: u64,
+    epoch: u64,
+    views: Option<EpochViews>,
 }
 
 impl Examples {
@@ -104,14 +101,55 @@ impl Examples {
     /// Adds the teacher's logits `[N, C]`.
     ///
     /// # Errors
-    /// When they were computed for other data, or for views.
-    pub fn with_teacher(mut self, logits: &CachedTensor) -> Result<Self> {
+    /// When they were computed for other data, or for views, or these examples are augmented: the teacher saw the images
+    /// as they are.
+    pub fn with_teacher(self, logits: &CachedTensor) -> Result<Self> {
+        match self.seen {
+            Seen::AsTheyAre => self.with_fixed_teacher(logits),
+            _ => Err(teacher_and_augmentation()),
+        }
+    }
+
+    /// Adds the teacher's logits `[N, C]` of the images as they are to examples that are augmented already: the teacher
+    /// then sees other images than the student. Beyer et al. (2022) call this fixed teaching, and found it worse than
+    /// showing both the same.
+    ///
+    /// # Errors
+    /// When they were computed for other data, or for views, or the augmentation is mixup.
+    pub fn with_fixed_teacher(mut self, logits: &CachedTensor) -> Result<Self> {
         logits.check(&self.split_key, self.len(), "teacher logits")?;
         if logits.views.is_some() {
             return Err(Error::Input("these are logits of several views: use with_teacher_of_views".into()));
         }
+        if self.mixes() {
+            return Err(Error::Input(
+                "mixup shows the student mixed images, and these logits are of whole ones: let the teacher judge each \
+                 batch, by taught_by(&OnlineTeacher)"
+                    .into(),
+            ));
+        }
         self.key = digest(&[self.key.as_bytes(), logits.key.as_bytes()]);
-        (self.teacher, self.apart) = (Some(logits.tensor.shallow_clone()), false);
+        (self.teacher, self.apart) = (Teacher::Cached(logits.tensor.shallow_clone()), false);
+        Ok(self)
+    }
+
+    /// Adds a teacher that judges each batch as the student sees it, whatever its augmentation. For validation, where
+    /// images are seen as they are, logits that are computed once are faster.
+    ///
+    /// # Errors
+    /// When these examples are features, or the teacher refuses their images or has another number of classes.
+    pub fn taught_by(mut self, teacher: &OnlineTeacher) -> Result<Self> {
+        let Inputs::Images(images) = &self.inputs else {
+            return Err(Error::Input(
+                "features have no images that a teacher could judge: make these examples with Examples::images, or add \
+                 with_teacher(&logits)"
+                    .into(),
+            ));
+        };
+        let two = images.split.batch(&[0, self.len() as i64 - 1])?.images;
+        teacher.check(&two, images.split.classes())?;
+        self.key = digest(&[self.key.as_bytes(), teacher.key.as_bytes()]);
+        (self.teacher, self.apart) = (Teacher::Online(teacher.clone()), false);
         Ok(self)
     }
 
@@ -122,7 +160,7 @@ impl Examples {
     /// When they were computed for other data, or these examples are augmented: the teacher saw the images as they are.
     pub fn with_teacher_features(mut self, features: &CachedTensor) -> Result<Self> {
         features.check(&self.split_key, self.len(), "features")?;
-        if self.views.is_some() {
+        if !matches!(self.seen, Seen::AsTheyAre) {
             return Err(features_and_views());
         }
         let size: Vec<i64> = match &features.row {
@@ -159,24 +197,58 @@ impl Examples {
     /// Augments the images: training sees each in one of `views`, drawn anew in every epoch.
     ///
     /// # Errors
-    /// When these examples are features, or their teacher saw other views.
+    /// When these examples are features, the images are too small for the views, or their teacher saw other views.
     pub fn with_views(mut self, views: &Views) -> Result<Self> {
-        if matches!(self.inputs, Inputs::Features(_)) {
-            return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
-        }
-        if self.features.is_some() {
-            return Err(features_and_views());
-        }
-        if self.teacher.as_ref().is_some_and(judges_views) && self.views.as_ref() != Some(views) {
+        let same = matches!(&self.seen, Seen::In(judged) if judged == views);
+        if matches!(&self.teacher, Teacher::Cached(logits) if judges_views(logits)) && !same {
             return Err(Error::Input(
                 "the teacher of these examples judged other views; give with_teacher_of_views the logits of these \
                  views instead"
                     .into(),
             ));
         }
+        if matches!(self.seen, Seen::Augmented(_)) {
+            return Err(self.augmented_already());
+        }
+        views.check(self.augmentable()?)?;
         self.key = digest(&[self.key.as_bytes(), views.key().as_bytes()]);
-        self.views = Some(views.clone());
+        self.seen = Seen::In(views.clone());
         Ok(self)
+    }
+
+    /// Augments the images: training sees each as `augment` draws it anew in every epoch. What is drawn depends on seed,
+    /// epoch and sample alone. Distillation needs a teacher that judges each batch: [`Examples::taught_by`].
+    ///
+    /// # Errors
+    /// When a value of `augment` is out of its range, these examples are features, or their teacher saw the images
+    /// otherwise.
+    pub fn augmented(mut self, augment: &Augment) -> Result<Self> {
+        augment.check(self.augmentable()?)?;
+        if !matches!(self.seen, Seen::AsTheyAre) {
+            return Err(self.augmented_already());
+        }
+        self.key = digest(&[self.key.as_bytes(), b"augmented", format!("{augment:?}").as_bytes()]);
+        self.seen = Seen::Augmented(augment.clone());
+        Ok(self)
+    }
+
+    fn augmented_already(&self) -> Error {
+        Error::Input(format!(
+            "these examples are augmented already ({}): begin with Examples::images, and name all in one Augment",
+            self.augmentation()
+        ))
+    }
+
+    /// Height and width of the images, if they may be augmented.
+    fn augmentable(&self) -> Result<(i64, i64)> {
+        let Inputs::Images(images) = &self.inputs else {
+            return Err(Error::Input("features have no views: augment images, with Examples::images".into()));
+        };
+        match (&self.features, &self.teacher) {
+            (Some(_), _) => Err(features_and_views()),
+            (None, Teacher::Cached(logits)) if !judges_views(logits) => Err(teacher_and_augmentation()),
+            _ => Ok(images.split.size()),
+        }
     }
 
     /// Augments the images as [`Examples::with_views`] does, and adds the teacher's `logits` of all views. The teacher
@@ -192,11 +264,11 @@ impl Examples {
             return Err(Error::Input("these are logits of the images as they are: use with_teacher".into()));
         };
         // This teacher replaces an earlier one.
-        self.teacher = None;
+        self.teacher = Teacher::Absent;
         let mut made = self.with_views(views)?;
         let pairing: &[u8] = if apart { b"apart" } else { b"same" };
         made.key = digest(&[made.key.as_bytes(), logits.key.as_bytes(), pairing]);
-        (made.teacher, made.apart) = (Some(logits.tensor.shallow_clone()), apart);
+        (made.teacher, made.apart) = (Teacher::Cached(logits.tensor.shallow_clone()), apart);
         Ok(made)
     }
 
@@ -215,10 +287,14 @@ impl Examples {
             inputs,
             labels: self.labels(),
             partly_labelled: self.partly_labelled,
-            teacher: self.teacher.as_ref().map(Tensor::shallow_clone),
+            teacher: match &self.teacher {
+                Teacher::Absent => Teacher::Absent,
+                Teacher::Cached(logits) => Teacher::Cached(logits.shallow_clone()),
+                Teacher::Online(teacher) => Teacher::Online(teacher.clone()),
+            },
             features: self.features.as_ref().map(Tensor::shallow_clone),
             apart: self.apart,
-            views: self.views.clone(),
+            seen: self.seen.clone(),
             split_name: self.split_name.clone(),
             split_key: self.split_key.clone(),
             key: self.key.clone(),
@@ -240,7 +316,9 @@ impl Examples {
             Inputs::Images(images) => images.split = images.split.on(device)?,
             Inputs::Features(features) => *features = features.f_to_device(device)?,
         }
-        if let Some(rows) = moved.teacher.as_mut().filter(|logits| !judges_views(logits)) {
+        if let Teacher::Cached(rows) = &mut moved.teacher
+            && !judges_views(rows)
+        {
             *rows = rows.f_to_device(device)?;
         }
         moved.labels = moved.labels.f_to_device(device)?;
@@ -266,18 +344,23 @@ impl Examples {
         self.batch_in(indices, indices, None, device)
     }
 
-    /// The views of an epoch; `None` without augmentation.
-    pub(super) fn draw_views(&self, seed: u64, epoch: usize) -> Option<EpochViews> {
-        self.views.as_ref().map(|views| views.draw(self.len(), self.apart, seed, epoch as u64))
+    /// What an epoch draws for these examples.
+    pub(crate) fn draw(&self, seed: u64, epoch: usize) -> EpochDraws {
+        let epoch = epoch as u64;
+        let views = match &self.seen {
+            Seen::In(views) => Some(views.draw(self.len(), self.apart, seed, epoch)),
+            Seen::AsTheyAre | Seen::Augmented(_) => None,
+        };
+        EpochDraws { seed, epoch, views }
     }
 
-    /// The samples at `indices` in their views, with the teacher's logits of the samples at `others`. The two are the
-    /// same, except in [`crate::study::mistakes`].
+    /// The samples at `indices` as a step of an epoch sees them, with the teacher's logits of the samples at `others`.
+    /// The two are the same, except in [`crate::study::mistakes`]. Without a step, they are as they are.
     pub(super) fn batch_in(
         &self,
         indices: &[i64],
         others: &[i64],
-        drawn: Option<&EpochViews>,
+        step: Option<(&EpochDraws, usize)>,
         device: Device,
     ) -> Result<Minibatch> {
         let own = upload(indices, self.labels.device())?;
@@ -288,32 +371,64 @@ impl Examples {
             };
             Ok(t.f_index_select(0, &at)?.f_to_device(device)?)
         };
-        let of = |views: &[i64], rows: &[i64]| -> Vec<i64> { rows.iter().map(|&i| views[i as usize]).collect() };
-        let inputs = match &self.inputs {
-            Inputs::Features(features) => pick(features, indices)?,
+        let (inputs, images, mixing) = match &self.inputs {
+            Inputs::Features(features) => (pick(features, indices)?, None, None),
             Inputs::Images(inputs) => {
-                let mut images = inputs.split.batch(indices)?.images;
-                if let Some((views, drawn)) = self.views.as_ref().zip(drawn) {
-                    images = views.apply(&images, &of(&drawn.student, indices))?;
-                }
-                let images = inputs.transform.apply(&images, device)?;
-                match &inputs.backbone {
-                    Some(backbone) => backbone.features(&images)?,
-                    None => images,
-                }
+                let (images, mixing) = self.pictures(indices, step)?;
+                let transformed = inputs.transform.apply(&images, device)?;
+                let x = match &inputs.backbone {
+                    Some(backbone) => backbone.features(&transformed)?,
+                    None => transformed,
+                };
+                (x, Some(images), mixing)
             }
         };
-        let teacher = match &self.teacher {
-            Some(logits) if judges_views(logits) => {
+        let answer = match (&self.teacher, images) {
+            (Teacher::Cached(logits), _) if judges_views(logits) => {
+                let drawn = step.and_then(|(draws, _)| draws.views.as_ref());
                 let judged = drawn.map_or_else(|| vec![0; others.len()], |drawn| of(&drawn.teacher, others));
-                Some(pick_views(logits, others, &judged)?.f_to_device(device)?)
+                Answer::known(pick_views(logits, others, &judged)?.f_to_device(device)?)
             }
-            Some(rows) => Some(pick(rows, others)?),
-            None => None,
+            (Teacher::Cached(rows), _) => Answer::known(pick(rows, others)?),
+            (Teacher::Online(teacher), Some(images)) => Answer::later(teacher.clone(), images, device),
+            _ => Answer::default(),
         };
         let labels = pick(&self.labels, indices)?;
+        let mixed = match mixing {
+            Some(Mixing { partners, share }) => Some((labels.f_index_select(0, &upload(&partners, device)?)?, share)),
+            None => None,
+        };
         let features = self.features.as_ref().map(|rows| pick(rows, others)).transpose()?;
-        Ok(Minibatch { inputs, labels, teacher, features, partly_labelled: self.partly_labelled })
+        Ok(Minibatch { inputs, labels, answer, features, partly_labelled: self.partly_labelled, mixed })
+    }
+
+    /// The images u8 `[B, 3, H, W]` of the samples at `indices` as a step of an epoch sees them, and how they are mixed.
+    ///
+    /// # Errors
+    /// When these examples are features, or an index is out of range.
+    pub(crate) fn pictures(
+        &self,
+        indices: &[i64],
+        step: Option<(&EpochDraws, usize)>,
+    ) -> Result<(Tensor, Option<Mixing>)> {
+        let Inputs::Images(inputs) = &self.inputs else {
+            return Err(Error::Input("these examples are features, and have no images: take Examples::images".into()));
+        };
+        let images = inputs.split.batch(indices)?.images;
+        match (&self.seen, step) {
+            (Seen::In(views), Some((EpochDraws { views: Some(drawn), .. }, _))) => {
+                Ok((views.apply(&images, &of(&drawn.student, indices))?, None))
+            }
+            (Seen::Augmented(augment), Some((draws, step))) => {
+                let images = augment.apply(&images, indices, draws.seed, draws.epoch)?;
+                let mixing = augment.mixing(indices.len(), draws.seed, draws.epoch, step as u64)?;
+                Ok((
+                    mixing.as_ref().map_or_else(|| Ok(images.shallow_clone()), |mixing| mixing.apply(&images))?,
+                    mixing,
+                ))
+            }
+            _ => Ok((images, None)),
+        }
     }
 
     /// Digest of the data, its transform, the backbone and the teacher.
@@ -323,7 +438,31 @@ impl Examples {
 
     /// Classes of the teacher's logits.
     pub(super) fn teacher_classes(&self) -> Option<i64> {
-        self.teacher.as_ref()?.size().last().copied()
+        match (&self.teacher, &self.inputs) {
+            (Teacher::Cached(logits), _) => logits.size().last().copied(),
+            // It was checked when it was added.
+            (Teacher::Online(_), Inputs::Images(images)) => Some(images.split.classes() as i64),
+            _ => None,
+        }
+    }
+
+    /// Whether the teacher judges each batch.
+    pub(crate) fn is_taught_online(&self) -> bool {
+        matches!(self.teacher, Teacher::Online(_))
+    }
+
+    /// Whether training mixes images.
+    pub(super) fn mixes(&self) -> bool {
+        matches!(&self.seen, Seen::Augmented(augment) if augment.mixup.is_some())
+    }
+
+    /// How training augments the images; empty where it doesn't.
+    pub(super) fn augmentation(&self) -> String {
+        match &self.seen {
+            Seen::AsTheyAre => String::new(),
+            Seen::In(views) => views.to_string(),
+            Seen::Augmented(augment) => augment.to_string(),
+        }
     }
 
     pub(super) fn is_partly_labelled(&self) -> bool {
@@ -337,10 +476,10 @@ impl Examples {
             inputs,
             labels,
             partly_labelled,
-            teacher: None,
+            teacher: Teacher::Absent,
             features: None,
             apart: false,
-            views: None,
+            seen: Seen::AsTheyAre,
             split_name: split.name.clone(),
             split_key: split.key.clone(),
             key,
@@ -354,6 +493,20 @@ fn features_and_views() -> Error {
          leave one of the two out"
             .into(),
     )
+}
+
+fn teacher_and_augmentation() -> Error {
+    Error::Input(
+        "the teacher's logits are of the images as they are, and augmentation shows the student others: let the teacher \
+         judge the same images, by taught_by(&OnlineTeacher) or with_teacher_of_views(&view_logits(...)?, false), or add \
+         with_fixed_teacher(&logits) after the augmentation to let the two differ"
+            .into(),
+    )
+}
+
+/// The numbers of the samples at `rows`.
+fn of(numbers: &[i64], rows: &[i64]) -> Vec<i64> {
+    rows.iter().map(|&i| numbers[i as usize]).collect()
 }
 
 /// Whether logits of the teacher are those of several views, `[N, V, C]`.

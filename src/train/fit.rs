@@ -283,7 +283,7 @@ impl Training<'_> {
             Some(order) => crate::data::batches(order, options.batch_size)?,
             None => batches.clone(),
         };
-        let views = train.draw_views(options.seed, epoch);
+        let draws = train.draw(options.seed, epoch);
         let (plan, soft_share) = (self.history.plan(), criterion.soft_share(epoch));
         let mode = if settings.frozen_norm_trains { Mode::TrainingFrozenToo } else { Mode::Training };
         let (mut done, mut paused) = (0, Duration::ZERO);
@@ -296,7 +296,7 @@ impl Training<'_> {
             }
             let now = self.hyperparameters_at((epoch - 1) as f64 + done as f64 / train.len() as f64);
             let kd = now.kd_loss()?;
-            let batch = train.batch_in(indices, teachers, views.as_ref(), model.device())?;
+            let batch = train.batch_in(indices, teachers, Some((&draws, batch_number)), model.device())?;
             let (logits, tapped) = match &self.features {
                 Some(term) => {
                     let (logits, tapped) = model.forward_to(&batch.inputs, mode, options.precision, &term.layer)?;

@@ -93,6 +93,7 @@ impl FitOptions {
             mistake: None,
             changes: Vec::new(),
             recipe: self.recipe.clone(),
+            augmentation: train.augmentation(),
             steps_per_epoch: train.len().div_ceil(self.batch_size.max(1)),
         }
     }

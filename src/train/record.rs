@@ -90,6 +90,9 @@ pub struct History {
     /// Optimizer, schedule and regularisation.
     #[serde(default, skip_serializing_if = "Recipe::is_default")]
     pub recipe: Recipe,
+    /// How the training images were augmented, such as `flip, crop 0.5`; empty where they were not, and in older files.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub augmentation: String,
     /// Updates in each epoch; 0 in older files.
     #[serde(default)]
     pub steps_per_epoch: usize,

@@ -1,6 +1,7 @@
 //! Reading, dividing and transforming data, against small files made here and, where `KDLAB_DATA` names one, a real
 //! data set. The crate compiles this file as a part of itself, so that the images of each class can be counted.
 
+mod augment;
 mod cifar;
 mod folders;
 mod idx;

@@ -1,11 +1,12 @@
 //! Tests of what the crate keeps to itself. It compiles them as a part of itself, where `kdlab` is its own name.
 
+mod augmenting;
 #[path = "../common/mod.rs"]
 mod common;
 mod loss;
 mod methods;
 #[path = "../oracle/mod.rs"]
-mod oracle;
+pub(crate) mod oracle;
 mod parity;
 mod recipes;
 mod sweep;

@@ -1,7 +1,7 @@
 //! Sweeps: pairs by seed, axes, files that are found again.
 
 use super::{dataset, tiny};
-use kdlab::data::{Dataset, Transform};
+use kdlab::data::{Augment, Dataset, Transform};
 use kdlab::models::{Arch, Backbone, Layers, Model, Student, head};
 use kdlab::study::*;
 use kdlab::train::*;
@@ -148,6 +148,15 @@ fn labels_noise_views_and_teachers_are_axes() {
     let names: Vec<_> = report.runs[..3].iter().map(|r| r.setting.to_string()).collect();
     assert_eq!(names, ["alone-augmented", "kd-T4-alpha0.9-same-view", "kd-T4-alpha0.9-other-view"]);
     assert!(std::fs::read_dir(&bench.cache).unwrap().any(|f| f.unwrap().path().extension().unwrap() == "safetensors"));
+    let augment = Augment { flip: true, crop: Some(0.5), mixup: Some(0.5), ..Augment::default() };
+    let online = Sweep { seeds: vec![0], augmentations: vec![Augmentation::Online], augment, ..small() };
+    let run = |sweep: &Sweep| bench.run(sweep, &folder.path().join("online")).unwrap();
+    let report = run(&online);
+    let names: Vec<_> = report.runs.iter().map(|r| r.setting.to_string()).collect();
+    assert_eq!(names, ["alone-augmented-anew", "kd-T4-alpha0.9-online"]);
+    assert_eq!(run(&online), report);
+    let other = Augment { crop: Some(0.6), ..online.augment.clone() };
+    assert!(run(&Sweep { augment: other, ..online }).runs.iter().all(|run| !report.runs.contains(run)));
 }
 
 /// A teacher from elsewhere that knows every label, beside the course's.
@@ -345,6 +354,21 @@ fn wrong_settings_are_refused_before_anything_is_trained() {
         (
             Sweep { omitted: Some(3), teachers: vec![TeacherLabels::Student], ..small() },
             "does not know the omitted class",
+        ),
+        (Sweep { augmentations: vec![Augmentation::Online], ..small() }, "give both or neither"),
+        (Sweep { augment: Augment { flip: true, ..Augment::default() }, ..small() }, "give both or neither"),
+        (
+            Sweep { augment: Augment { jitter: 2.0, ..Augment::default() }, ..small() },
+            "colour jitter must be in [0, 1), got 2",
+        ),
+        (
+            Sweep {
+                augmentations: vec![Augmentation::Online],
+                augment: Augment { mixup: Some(0.2), ..Augment::default() },
+                labelled: vec![0.5],
+                ..small()
+            },
+            "mixup mixes the labels of two images; leave it out, or set labelled to 1",
         ),
         (Sweep { epochs: 0, ..small() }, "epochs must be at least 1"),
         (Sweep { name: "../out".into(), ..small() }, "letters, digits"),

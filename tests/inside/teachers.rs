@@ -2,9 +2,9 @@
 
 use super::dataset;
 use super::oracle::{ask, relative};
-use kdlab::data::{Channels, Dataset, Preprocessing};
+use kdlab::data::{Channels, Dataset, Preprocessing, Transform};
 use kdlab::models::{Outputs, TorchScript};
-use kdlab::train::{CachedTensor, Listener, script_logits};
+use kdlab::train::{CachedTensor, Examples, Listener, OnlineTeacher, script_logits};
 use serde_json::json;
 use std::path::Path;
 use tch::{Device, Tensor};
@@ -43,6 +43,15 @@ fn a_torch_script_teacher_says_in_rust_what_it_says_in_python() {
     let probable = logits(&load(&file("probabilities"), Outputs::Probabilities).unwrap(), &data, None).unwrap();
     let of = |x: &Tensor| x.softmax(1, tch::Kind::Float);
     assert!(relative(&of(&probable.tensor), &of(torch.get("small"))) < 1e-4);
+
+    // It judges batches as they come, prepared in its own way: the student's images have 32 pixels.
+    let images = || Examples::images(&data.validation, &Transform::imagenet(32)).unwrap();
+    let online = OnlineTeacher::script(load(&file("traced"), Outputs::Logits).unwrap());
+    let batch = images().taught_by(&online).unwrap().batch(&all, Device::Cpu).unwrap();
+    assert!(relative(batch.teacher().unwrap(), &first.tensor) < 1e-5);
+    let few = OnlineTeacher::script(load(&file("few"), Outputs::Logits).unwrap());
+    let refused = images().taught_by(&few).err().unwrap().to_string();
+    assert!(refused.contains("few.pt gives 9 outputs and the dataset has 10 classes"), "{refused}");
 
     // Found again by what the file holds, and not for another preprocessing.
     assert!(!first.from_disk);

@@ -259,6 +259,52 @@ def crops(x, settings, folder):
     return out
 
 
+def views(x, settings, folder):
+    """Images in views with the boxes, shifts and factors that settings give, in f64 and not rounded."""
+    from torchvision.transforms.v2 import functional as T
+
+    out = []
+    for image, view in zip(x["images"].double(), settings["views"]):
+        y, (height, width) = image[None], image.shape[1:]
+        if view["crop"]:
+            left, top, right, bottom = view["crop"]
+            y = F.interpolate(y[:, :, top:bottom, left:right], (height, width), mode="bilinear", align_corners=False)
+        (right, down), p = view["shift"], 64
+        y = F.pad(y, (p, p, p, p), mode="replicate")[:, :, p - down : p - down + height, p - right : p - right + width]
+        y = y.flip(3) if view["mirrored"] else y
+        if view["colour"]:
+            brightness, contrast, saturation = view["colour"]
+            y = T.adjust_saturation(T.adjust_contrast(T.adjust_brightness(y / 255, brightness), contrast), saturation) * 255
+        if view["cutout"]:
+            left, top, right, bottom = view["cutout"]
+            y = y.clone()
+            y[0, :, top:bottom, left:right] = torch.tensor([124.0, 116.0, 104.0], dtype=y.dtype).view(3, 1, 1)
+        out.append(y[0])
+    return {"views": torch.stack(out)}
+
+
+def mixup(x, settings, folder):
+    """Steps of SGD on mixed images with a teacher that judges them: `mixup_criterion` of Zhang et al., and KD."""
+    out, T = {}, settings["temperature"]
+    recipe = {"weight": x["weights"], "label_smoothing": settings["label_smoothing"]}
+    parts = [x[name].split(settings["sizes"]) for name in ("inputs", "labels", "partners")]
+    for alpha in settings["alphas"]:
+        student = nn.Linear(48, 10).double()
+        student.load_state_dict({name: x[name] for name in ("weight", "bias")})
+        optimizer = torch.optim.SGD(student.parameters(), lr=settings["learning_rate"])
+        for share, inputs, y_a, y_b in zip(x["shares"].tolist(), *parts):
+            s, t = student(inputs), F.linear(inputs, x["teacher.weight"], x["teacher.bias"])
+            loss = share * F.cross_entropy(s, y_a, **recipe) + (1 - share) * F.cross_entropy(s, y_b, **recipe)
+            if alpha is not None:
+                soft = F.kl_div(F.log_softmax(s / T, 1), F.softmax(t / T, 1), reduction="batchmean")
+                loss = alpha * T**2 * soft + (1 - alpha) * loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        out |= {f"{alpha} {name}": p for name, p in student.named_parameters()}
+    return out
+
+
 def scripts(x, settings, folder):
     """TorchScript files, good and bad ones, and what a good one says of images prepared by torchvision."""
     import torchvision

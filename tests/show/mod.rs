@@ -4,11 +4,13 @@
 mod recorder;
 
 use super::*;
-use crate::data::{self, DataOptions, Dataset};
+use crate::data::{self, Augment, DataOptions, Dataset, Transform, Views};
 use crate::models::ModelCard;
 use crate::show::heatmap::parameter_map;
 use crate::study::{Candidate, ReportCard, Verdict, report_card};
-use crate::train::{Change, EpochRecord, Evaluation, History, Hyperparameters, Metrics, Recipe, Schedule};
+use crate::train::{
+    CachedTensor, Change, EpochRecord, Evaluation, Examples, History, Hyperparameters, Metrics, Recipe, Schedule,
+};
 pub(super) use recorder::Recorder;
 use recorder::{drawn, texts};
 use std::cell::Cell;
@@ -52,6 +54,7 @@ fn history(name: &str, epochs: usize) -> History {
         mistake: None,
         changes: Vec::new(),
         recipe: Recipe::default(),
+        augmentation: String::new(),
         steps_per_epoch: 10,
     }
 }
@@ -524,6 +527,40 @@ fn plot_draws_a_line_of_ones_own_with_axes_and_gaps() {
     refused(plot::<f64, f64>(&[], &[]), "x and y are empty; give at least one point");
     refused(plot(&[1.0, f64::NAN], &[f64::INFINITY, 2.0]), "none of the 2 points has a finite x and a finite y");
     refused(plot(&[f64::MIN, f64::MAX], &[0, 1]), "scale it first");
+}
+
+/// A row for each image, in eight epochs of its training.
+#[test]
+fn what_training_sees_is_drawn_epoch_by_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let images = || Examples::images(&data.train, &Transform::imagenet(32)).unwrap();
+    let draw =
+        |examples: kdlab::Result<Examples>, seed| augmented(&examples.unwrap(), &data.classes, &[3, 5], seed).unwrap();
+    let augment = Augment { flip: true, shift: 4, crop: Some(0.4), cutout: 8, jitter: 0.5, mixup: None };
+    let mixed = Augment { mixup: Some(1.0), ..augment.clone() };
+    let classes = [3, 5].map(|i| data.classes[data.train.label(i).unwrap() as usize].clone());
+    for (examples, caption) in [
+        (Ok(images()), classes[0].clone()),
+        (images().with_views(&Views::drawn(&augment, 6, 0).unwrap()), classes[1].clone()),
+        (images().augmented(&augment), classes[0].clone()),
+        (images().augmented(&mixed), format!("{} ", classes[1])),
+    ] {
+        let figure = draw(examples, 0);
+        nothing_is_clipped(&figure);
+        let texts = texts(&figure);
+        assert!(texts.iter().filter(|text| text.starts_with(&caption)).count() >= 8, "{caption}: {texts:?}");
+        assert!(figure.alt.starts_with("16 images: "), "{}", figure.alt);
+    }
+    let png = |seed| draw(images().augmented(&augment), seed).png().unwrap();
+    assert_eq!(png(0), png(0));
+    assert_ne!(png(0), png(1));
+    refused(augmented(&images(), &data.classes, &[], 0), "a gallery of no images");
+    refused(augmented(&images(), &data.classes, &[0; 51], 0), "a gallery of 408 images; at most 400");
+    refused(augmented(&images(), &data.classes, &[1000], 0), "outside the train split");
+    let zeros = Tensor::zeros([data.train.len() as i64, 2], (Kind::Float, tch::Device::Cpu));
+    let features = Examples::features(&data.train, &CachedTensor::new(&data.train, zeros, "zeros").unwrap()).unwrap();
+    refused(augmented(&features, &data.classes, &[0], 0), "these examples are features, and have no images");
 }
 
 #[test]

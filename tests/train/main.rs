@@ -1,5 +1,6 @@
 //! What the room `train` promises to who uses it.
 
+mod augmenting;
 mod caches;
 #[path = "../common/mod.rs"]
 mod common;

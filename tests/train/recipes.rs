@@ -30,7 +30,7 @@ fn everything() -> Recipe {
 }
 
 /// A control that is stopped after an epoch, and the listener that stops it.
-fn stopping_after(epoch: usize) -> (Control, Listener) {
+pub fn stopping_after(epoch: usize) -> (Control, Listener) {
     let control = Control::default();
     let hand = control.clone();
     let listener = Listener::new(move |event| {

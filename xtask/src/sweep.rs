@@ -44,9 +44,14 @@ pub struct SweepArgs {
     /// Shares of these labels that are wrong [default: 0]
     #[arg(long, value_delimiter = ',')]
     noise: Vec<f64>,
-    /// Flips and shifts: none; the teacher judges the same view that the student sees; or a view apart [default: none]
-    #[arg(long, value_delimiter = ',', value_parser = ["none", "same", "apart"])]
+    /// Flips and shifts: none; the teacher judges the same view that the student sees; or a view apart. online: what
+    /// --augment says, and the teacher judges each batch [default: none]
+    #[arg(long, value_delimiter = ',', value_parser = ["none", "same", "apart", "online"])]
     augmentation: Vec<String>,
+    /// What --augmentation online draws, as JSON with the fields of kdlab::data::Augment, such as
+    /// '{"flip": true, "crop": 0.5, "mixup": 0.2}'
+    #[arg(long, value_parser = |text: &str| serde_json::from_str::<Value>(text))]
+    augment: Option<Value>,
     /// Labels that the teacher's head is trained on: all of the training split, or the student's [default: all]
     #[arg(long, value_delimiter = ',', value_parser = ["all", "student"])]
     teacher: Vec<String>,
@@ -90,6 +95,7 @@ impl SweepArgs {
             ("labelled", json!(self.labelled)),
             ("noise", json!(self.noise)),
             ("augmentations", json!(self.augmentation)),
+            ("augment", json!(self.augment)),
             ("teachers", json!(self.teacher)),
             ("recipes", json!(self.recipe)),
             ("omitted", json!(self.omitted)),
@@ -172,6 +178,9 @@ mod tests {
         let recipes = r#"cargo lab sweep rates --recipe {} --recipe {"schedule":"Cosine","warmup":1}"#;
         let wanted = json!({"name": "rates", "recipes": [{}, {"schedule": "Cosine", "warmup": 1}]});
         assert_eq!(fields(recipes), wanted);
+        let online = r#"cargo lab sweep online --augmentation online --augment {"crop":0.5}"#;
+        let wanted = json!({"name": "online", "augmentations": ["online"], "augment": {"crop": 0.5}});
+        assert_eq!(fields(online), wanted);
     }
 
     /// Every `cargo lab sweep` command in the README, the pages of docs/ and the notebooks parses.
