@@ -8,6 +8,7 @@ use kdlab::data::{DataOptions, Dataset, Framing, Transform, image_folder, read_i
 use kdlab::models::{Arch, Layers, Model, ModelCard, Op, Student, student};
 use kdlab::show::save_examples;
 use kdlab::train::{CachedTensor, Examples, predict};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,11 +75,11 @@ fn card() -> ModelCard {
 }
 
 /// Probabilities `[3]` of every file, in the order of [`pictures`], by the crate's own loop over the data set.
-fn expected(data: &Dataset, model: &Model) -> Vec<Vec<f64>> {
+fn expected(data: &Dataset, model: &Model, transform: &Transform) -> Vec<Vec<f64>> {
     assert_eq!(data.classes, CLASSES);
     let mut rows = Vec::new();
     for split in [&data.train, &data.validation, &data.test] {
-        let examples = Examples::images(split, &card().transform).unwrap();
+        let examples = Examples::images(split, transform).unwrap();
         let probabilities = predict(model, &examples, 2).unwrap().softmax(1, Kind::Double);
         let by_label = probabilities.index_select(0, &split.labels().unwrap().argsort(0, false));
         rows.extend(Vec::<Vec<f64>>::try_from(by_label).unwrap());
@@ -122,7 +123,7 @@ fn both_programs_say_what_the_crate_says() {
         let data = image_folder(&images, STORED, &DataOptions { framing, ..DataOptions::default() }).unwrap();
         let (model, saved) = (opinionated(), folder.path().join("student.safetensors"));
         model.save_with(&saved, &ModelCard { framing: data.framing, ..card() }).unwrap();
-        let expected = expected(&data, &model);
+        let expected = expected(&data, &model, &card().transform);
         let first: Vec<f64> = expected.iter().map(|row| row[0]).collect();
         let spread = first.iter().copied().fold(f64::MIN, f64::max) - first.iter().copied().fold(f64::MAX, f64::min);
         assert!(spread > 0.1, "a student that says the same of all images proves nothing: {first:?}");
@@ -324,6 +325,105 @@ fn what_cannot_be_exported_is_named() {
     for target in [folder.path().to_owned(), file.join("net.pt")] {
         let text = model.save_torchscript(target, &card()).unwrap_err().to_string();
         assert!(text.contains("give the path of a file in a folder"), "{text}");
+    }
+}
+
+/// What `cargo lab classify` prints: its exit status, the rows of its table, and the rest.
+fn classified(arguments: &[&OsStr]) -> (i32, Vec<Vec<String>>, String) {
+    let output = Command::new("cargo").args(["lab", "classify"]).args(arguments).current_dir(ROOT).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let row = |line: &str| line.split(',').map(str::to_owned).collect();
+    (output.status.code().unwrap(), text.lines().map(row).collect(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The program without libtorch, with tract: each picture's class, probability and margin are the crate's.
+#[test]
+fn the_program_without_libtorch_says_what_the_crate_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    let files = pictures(&images);
+    let lite0 = normalised("lite0", &|vs| Arch::EfficientNetLite0.layers(vs, Some(3)));
+    let resnet18 = normalised("resnet18", &|vs| Arch::ResNet18.layers(vs, Some(3)));
+    let nets: [(&str, Framing, Transform, Model); 3] = [
+        ("student.onnx", Framing::Squeeze, card().transform, opinionated()),
+        ("lite0.onnx", Framing::CentreCrop, Transform::imagenet(65), lite0),
+        ("resnet18.onnx", Framing::Squeeze, Transform::imagenet(64), resnet18),
+    ];
+    let mut rows_of = Vec::new();
+    for (name, framing, transform, model) in &nets {
+        let path = folder.path().join(name);
+        let data = image_folder(&images, STORED, &DataOptions { framing: *framing, ..DataOptions::default() }).unwrap();
+        let card = ModelCard { framing: *framing, transform: transform.clone(), ..card() };
+        model.save_onnx(&path, &card).unwrap();
+        rows_of.push((*name, path, expected(&data, model, transform)));
+    }
+    let best = |row: &[f64]| {
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        (order[0], row[order[0]], row[order[0]] - row[order[1]])
+    };
+    let broken = images.join("test/torn.png");
+    fs::write(&broken, "no picture").unwrap();
+    for (name, path, expected) in &rows_of {
+        let (status, rows, told) = classified(&[images.as_ref(), "--model".as_ref(), path.as_ref()]);
+        assert_eq!(status, 3, "{told}");
+        assert!(
+            told.contains("torn.png: not a whole PNG or JPEG") && told.contains("10 pictures, 1 of them"),
+            "{told}"
+        );
+        assert!(told.contains("p50") && told.contains("p95") && told.contains("peak memory"), "{told}");
+        assert_eq!(rows[0], ["file", "class", "probability", "margin"]);
+        assert_eq!(rows.len(), 1 + files.len());
+        let mut largest: f64 = 0.0;
+        for row in &rows[1..] {
+            let at = files.iter().position(|file| file.strip_prefix(&images).unwrap() == Path::new(&row[0])).unwrap();
+            let (class, probability, margin) = best(&expected[at]);
+            for (text, wanted) in [(&row[2], probability), (&row[3], margin)] {
+                largest = largest.max((text.parse::<f64>().unwrap() - wanted).abs());
+            }
+            assert_eq!(row[1], if probability < card().threshold { "" } else { CLASSES[class] }, "{name}: {row:?}");
+        }
+        println!("{name}: largest difference {largest:e}");
+        assert!(largest < 1e-5, "{name}: probabilities differ by {largest:e}");
+    }
+
+    // Where subfolders have the names of classes, answers can be right. A second student is compared with the first.
+    fs::remove_file(broken).unwrap();
+    let (_, ours, expected) = &rows_of[0];
+    let other = folder.path().join("other.onnx");
+    normalised("other", &|vs| student(vs, 3)).save_onnx(&other, &card()).unwrap();
+    let (labelled, out) = (images.join("train"), folder.path().join("answers.csv"));
+    let mut arguments = vec![labelled.as_os_str(), "--model".as_ref(), ours.as_ref(), "--out".as_ref(), out.as_ref()];
+    let (status, rows, told) = classified(&arguments);
+    assert_eq!((status, rows.len()), (0, 0), "{told}");
+    assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 4);
+    let right = (0..3).filter(|&label| best(&expected[label]).0 == label).count();
+    let accuracy = format!("accuracy {:.2} % of the 3 with a label", 100.0 * right as f64 / 3.0);
+    assert!(told.contains(&accuracy), "{accuracy}: {told}");
+    arguments.truncate(3);
+    arguments.extend::<[&OsStr; 4]>(["--model".as_ref(), other.as_ref(), "--threshold".as_ref(), "1".as_ref()]);
+    let (status, rows, told) = classified(&arguments);
+    assert_eq!((status, rows.len()), (0, 7), "{told}");
+    assert_eq!(rows[0][0], "model");
+    assert!(rows[1..].iter().all(|row| row[2].is_empty()), "nobody is as sure as 1: {rows:?}");
+    assert!(told.contains("abstained from 3 of 3"), "{told}");
+    assert!(told.contains("agrees with student.onnx on") && told.contains("95 % interval"), "{told}");
+
+    let (empty, torn) = (folder.path().join("empty"), folder.path().join("torn.onnx"));
+    fs::create_dir(&empty).unwrap();
+    fs::write(&torn, "no network").unwrap();
+    let model = OsStr::new("--model");
+    for (arguments, wanted) in [
+        (vec![empty.as_os_str(), model, ours.as_ref()], "has no picture"),
+        (vec![torn.as_os_str(), model, ours.as_ref()], "is no folder"),
+        (vec![labelled.as_os_str(), model, torn.as_ref()], "is no ONNX file"),
+        (vec![labelled.as_os_str(), model, empty.as_ref()], "there is no file"),
+        (vec![labelled.as_os_str(), model, ours.as_ref(), "--threshold".as_ref(), "2".as_ref()], "give 0 to 1"),
+        (vec![labelled.as_os_str(), model, ours.as_ref(), "--out".as_ref(), empty.as_ref()], "the path of a file"),
+    ] {
+        let (status, rows, told) = classified(&arguments);
+        assert_eq!((status, rows.len(), told.lines().count()), (1, 0, 1), "{wanted}: {told}");
+        assert!(told.contains(wanted), "{wanted}: {told}");
     }
 }
 

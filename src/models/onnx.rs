@@ -83,7 +83,7 @@ fn prepared(graph: &mut Graph, card: &ModelCard) -> String {
 }
 
 /// Squeezes `x` `[N, 3, height, width]` into `[N, 3, size, size]` by a product with a matrix from each side. ONNX's own
-/// `Resize` has filters that reach over several pixels (antialias) only from version 18 on, which few programs know.
+/// `Resize` has filters that reach over several pixels (antialias) from version 18 on only, and the file is of 17.
 fn resized(graph: &mut Graph, x: &str, height: &str, width: &str, size: i64) -> String {
     let [rows, columns] = [height, width].map(|length| filter(graph, length, size, None));
     multiplied(graph, x, &rows, &columns)

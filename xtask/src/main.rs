@@ -1,11 +1,13 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 //!
 //! Each command has a module of its own: [`setup`], [`bundle`], [`doctor`], [`notebooks`] (the command `run`),
-//! [`sweep`], [`page`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The others serve them.
+//! [`sweep`], [`classify`], [`page`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The others serve
+//! them.
 
 mod bench;
 mod build_directories;
 mod bundle;
+mod classify;
 mod doctor;
 mod execute;
 mod exercises;
@@ -61,6 +63,8 @@ enum Commands {
     /// Train students over a grid (lists with commas) with several seeds, alone and distilled, and print a verdict; a
     /// sweep that was killed goes on
     Sweep(Box<sweep::SweepArgs>),
+    /// Classify the pictures of a folder with a student that was saved as ONNX: file, class, probability, margin
+    Classify(classify::ClassifyArgs),
     /// Write a web page in which a student that was saved as ONNX names pictures, without a network
     Page(page::PageArgs),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
@@ -147,6 +151,7 @@ fn real_main() -> Result<()> {
         Some(Commands::Doctor) => doctor::examine(&paths),
         Some(Commands::Run(args)) => notebooks::run(&paths, &args),
         Some(Commands::Sweep(args)) => sweep::run(&paths, &args),
+        Some(Commands::Classify(args)) => classify::run(&paths, &args),
         Some(Commands::Page(args)) => page::run(&paths, &args),
         Some(Commands::Exercises(args)) => exercises::run(&paths, &args),
         Some(Commands::Test(args)) => test(&paths, &args),

@@ -7,6 +7,7 @@ mod files;
 mod folder;
 mod idx;
 mod layout;
+mod picture;
 mod tables;
 
 pub use decode::read_image;
