@@ -125,12 +125,12 @@ fn filter(graph: &mut Graph, length: &str, size: i64, crop: Option<[&str; 2]>) -
     let [first, step, axis] = [graph.long(0), graph.long(1), graph.longs(&[1])];
     let to_float = [("to", Setting::Int(Type::Float as i64))];
     let centres: Vec<f32> = (0..size).map(|i| i as f32 + 0.5).collect();
-    let (size_, centres) = (graph.floats(&[], &[size as f32]), graph.floats(&[size, 1], &centres));
+    let centres = graph.floats(&[size, 1], &centres);
 
     let pixels = graph.node("", "Cast", &[length], &to_float);
     let (resized, centres) = match crop {
         Some([resized, left]) => (resized.to_owned(), graph.node("", "Add", &[&centres, left], &[])),
-        None => (size_, centres),
+        None => (graph.floats(&[], &[size as f32]), centres),
     };
     let scale = graph.node("", "Div", &[&pixels, &resized], &[]);
     let reach = graph.node("", "Max", &[&scale, &one], &[]);
