@@ -45,8 +45,10 @@ impl Error {
         let hint = match e.kind() {
             std::io::ErrorKind::StorageFull => "; free some space or point KDLAB_CACHE / KDLAB_RUNS to another disk",
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
-                "; choose a folder you may write to with KDLAB_CACHE / KDLAB_RUNS"
+                "; choose a folder you may write to (KDLAB_CACHE and KDLAB_RUNS name the lab's)"
             }
+            std::io::ErrorKind::NotFound if doing == "writing" => "; choose a folder you may write to",
+            std::io::ErrorKind::NotFound => "; check the path",
             std::io::ErrorKind::IsADirectory
             | std::io::ErrorKind::NotADirectory
             | std::io::ErrorKind::AlreadyExists => "; give the path of a file in a folder",
@@ -80,6 +82,13 @@ mod tests {
         let full = std::io::Error::from(ErrorKind::StorageFull);
         let text = Error::io("writing", Path::new("runs/x"), full).to_string();
         assert!(text.starts_with("writing runs/x: ") && text.contains("free some space"), "{text}");
+    }
+
+    #[test]
+    fn a_path_that_leads_nowhere_is_named_with_a_way_out() {
+        let error = |doing| Error::io(doing, Path::new("x"), ErrorKind::NotFound.into()).to_string();
+        assert!(error("writing").ends_with("; choose a folder you may write to"));
+        assert!(error("reading").starts_with("reading x: ") && error("reading").ends_with("; check the path"));
     }
 
     #[test]

@@ -196,8 +196,14 @@ pub(super) fn seen(images: &Tensor, views: &[View]) -> Result<Tensor> {
         return Ok(images.shallow_clone());
     }
     let size = size_of(images)?;
-    let mut x = images.f_to_kind(Kind::Float)?;
-    if views.iter().any(|v| v.mirrored || v.shift != [0, 0] || v.crop.is_some()) {
+    let [cropped, coloured] = [|v: &View| v.crop.is_some(), |v: &View| v.colour.is_some() || v.cutout.is_some()]
+        .map(|changes| views.iter().any(changes));
+    let bytes = if cropped { images.shallow_clone() } else { moved(images, views, size)? };
+    if !cropped && !coloured {
+        return Ok(bytes);
+    }
+    let mut x = bytes.f_to_kind(Kind::Float)?;
+    if cropped {
         x = x.f_grid_sampler(&grid(views, size, &x)?, 0, 0, false)?; // bilinear
     }
     if views.iter().any(|v| v.colour.is_some()) {
@@ -210,22 +216,37 @@ pub(super) fn seen(images: &Tensor, views: &[View]) -> Result<Tensor> {
     Ok(x.f_round()?.f_to_kind(Kind::Uint8)?)
 }
 
-/// Where each pixel of the views lies in the images: `[B, H, W, 2]`, x and y on the scale of `F.grid_sample`.
+/// Where each pixel of the views lies in the images, in pixels along an axis (0 for x, 1 for y): `length` for each view.
+fn places(views: &[View], axis: usize, length: i64) -> impl Iterator<Item = f64> {
+    views.iter().flat_map(move |view| {
+        let (first, last) = view.crop.map_or((0, length), |sides| (sides[axis], sides[axis + 2]));
+        let side = (last - first) as f64;
+        (0..length).map(move |i| {
+            // Undone in reverse order: the image is cropped, shifted and then mirrored.
+            let i = if view.mirrored && axis == 0 { length - 1 - i } else { i };
+            let i = (i - view.shift[axis]).clamp(0, length - 1) as f64;
+            ((i + 0.5) * side / length as f64 - 0.5).clamp(0.0, side - 1.0) + first as f64
+        })
+    })
+}
+
+/// Images u8 shifted and mirrored. Every place is a whole pixel.
+fn moved(images: &Tensor, views: &[View], (height, width): (i64, i64)) -> Result<Tensor> {
+    let whole = images.size();
+    let pick = |x: &Tensor, axis: usize, length: i64| -> Result<Tensor> {
+        let at: Vec<i64> = places(views, axis, length).map(|place| place as i64).collect();
+        let shape = if axis == 0 { [whole[0], 1, 1, length] } else { [whole[0], 1, length, 1] };
+        let at = upload(&at, x.device())?.f_view(shape)?.f_expand(&whole, false)?;
+        Ok(x.f_gather(3 - axis as i64, &at, false)?)
+    };
+    pick(&pick(images, 0, width)?, 1, height)
+}
+
+/// The places of all pixels `[B, H, W, 2]`, x and y on the scale of `F.grid_sample`.
 fn grid(views: &[View], (height, width): (i64, i64), like: &Tensor) -> Result<Tensor> {
     let axis = |axis: usize, length: i64| -> Result<Tensor> {
-        let mut places = Vec::with_capacity(views.len() * length as usize);
-        for view in views {
-            let (first, last) = view.crop.map_or((0, length), |sides| (sides[axis], sides[axis + 2]));
-            let side = (last - first) as f64;
-            for i in 0..length {
-                // Undone in reverse order: the image is cropped, shifted and then mirrored.
-                let i = if view.mirrored && axis == 0 { length - 1 - i } else { i };
-                let i = (i - view.shift[axis]).clamp(0, length - 1) as f64;
-                let place = ((i + 0.5) * side / length as f64 - 0.5).clamp(0.0, side - 1.0) + first as f64;
-                places.push((2.0 * (place + 0.5) / length as f64 - 1.0) as f32);
-            }
-        }
-        upload(&places, like.device())
+        let scaled = |place: f64| (2.0 * (place + 0.5) / length as f64 - 1.0) as f32;
+        upload(&places(views, axis, length).map(scaled).collect::<Vec<_>>(), like.device())
     };
     let (images, whole) = (views.len() as i64, [views.len() as i64, height, width]);
     let x = axis(0, width)?.f_view([images, 1, width])?.f_expand(whole, false)?;

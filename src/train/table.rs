@@ -176,6 +176,15 @@ fn columns(header: &[String], file: usize, classes: &[String]) -> std::result::R
             false => Err("its first line must name the columns: filename, then the classes".to_owned()),
         };
     }
+    if known.is_empty() {
+        return Err(format!(
+            "it has {} columns besides that of the file names, for {} classes: give one for each class, in their order \
+             or named like them ({})",
+            others.len(),
+            classes.len(),
+            shortened(classes.iter().map(|class| format!("{class:?}")).collect())
+        ));
+    }
     let first = shortened(missing.iter().map(|class| format!("{class:?}")).collect());
     Err(format!(
         "{} of the {} classes have no column ({first}); it has {} columns besides that of the file names: give one for \

@@ -114,11 +114,15 @@ fn a_table_that_does_not_fit_says_why() {
     let head = "filename,cat,dog\n";
     for (text, part) in [
         (format!("filename,cat\n{rows}"), "1 of the 2 classes have no column (\"dog\"); it has 1 columns"),
-        (format!("filename,a,b,c\n{rows}"), "2 of the 2 classes have no column (\"cat\", \"dog\"); it has 3 columns"),
+        (
+            format!("filename,a,b,c\n{rows}"),
+            "it has 3 columns besides that of the file names, for 2 classes: give one for each class, in their order or \
+             named like them (\"cat\", \"dog\")",
+        ),
         (format!("filename,cat,dog,cat\n{rows}"), "two columns are named \"cat\""),
         (rows.clone(), "its first line must name the columns"),
         (head.to_owned(), "it holds no rows"),
-        (String::new(), "have no column"),
+        (String::new(), "it has 0 columns besides that of the file names, for 2 classes"),
         (format!("{head}{rows}cat/cat01.png,1\n"), "found record with 2 fields, but the previous record has 3 fields"),
         (
             format!("{head}{rows}cat/cat01.png,1,2\n"),
