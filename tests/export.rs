@@ -4,10 +4,10 @@
 mod oracle;
 
 use image::{DynamicImage, Rgb, RgbImage, Rgba, RgbaImage};
-use kdlab::data::{DataOptions, Dataset, Framing, Transform, image_folder, read_image};
-use kdlab::models::{Arch, Layers, Model, ModelCard, Op, Student, student};
+use kdlab::data::{DataOptions, Dataset, Framing, Transform, image_folder, open, read_image};
+use kdlab::models::{Arch, Layers, Model, ModelCard, Op, Precision, Student, student};
 use kdlab::show::save_examples;
-use kdlab::train::{CachedTensor, Examples, predict};
+use kdlab::train::{CachedTensor, Criterion, Examples, FitOptions, evaluate, fit, predict};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -315,10 +315,31 @@ fn what_cannot_be_exported_is_named() {
     let text = refused(&|vs| end(vs, Layers::new(), 4));
     assert!(text.contains("[4]") && text.contains("3 classes"), "{text}");
 
+    let pixels = |side| {
+        let place = folder.path().join(format!("data{side}"));
+        pictures(&place);
+        image_folder(&place, side, &DataOptions::default()).unwrap().train
+    };
+    let int8 = |model: Model, side| model.save_onnx_int8(&path, &card(), &pixels(side)).unwrap_err().to_string();
+    let closure = |vs: &nn::Path| end(vs, Layers::new().func("bright", |x| x * 2.0), 3);
+    let text = int8(Model::new("net", Device::Cpu, 0, &closure).unwrap(), STORED);
+    assert!(text.contains("`bright`") && text.contains("Op::ReLU"), "{text}");
+    let text = int8(opinionated(), 24);
+    assert!(text.contains("24x24") && text.contains("stored_size is 48"), "{text}");
+    let broken = opinionated();
+    let _ = tch::no_grad(|| broken.state()[0].1.shallow_clone().fill_(f64::NAN));
+    let text = int8(broken, STORED);
+    assert!(text.contains("conv1") && text.contains("not finite"), "{text}");
+    // A split without images, which nothing can be calibrated on, cannot be made.
+    assert!(pixels(STORED).take(0).err().unwrap().to_string().contains("take 1 to 3"));
+    assert!(!path.exists());
+
     let model = opinionated();
     for target in [folder.path().to_owned(), Path::new("/proc/net.onnx").to_owned()] {
-        let text = model.save_onnx(&target, &card()).unwrap_err().to_string();
-        assert!(text.contains(target.to_str().unwrap()) && !text.contains('\n'), "{text}");
+        for saved in [model.save_onnx(&target, &card()), model.save_onnx_int8(&target, &card(), &pixels(STORED))] {
+            let text = saved.unwrap_err().to_string();
+            assert!(text.contains(target.to_str().unwrap()) && !text.contains('\n'), "{text}");
+        }
     }
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -424,6 +445,67 @@ fn the_program_without_libtorch_says_what_the_crate_says() {
         let (status, rows, told) = classified(&arguments);
         assert_eq!((status, rows.len(), told.lines().count()), (1, 0, 1), "{wanted}: {told}");
         assert!(told.contains(wanted), "{wanted}: {told}");
+    }
+}
+
+/// In integers the files are a quarter as large, onnxruntime computes them with its integer layers, and a trained
+/// student hardly changes its mind.
+#[test]
+fn int8_files_say_nearly_what_the_network_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DataOptions {
+        train_images: Some(2560),
+        validation_images: Some(100),
+        test_images: Some(500),
+        ..DataOptions::default()
+    };
+    let data = open(&options).unwrap();
+    let (mean, std) = Arch::EfficientNetLite0.normalisation();
+    let card = |size| ModelCard {
+        classes: data.classes.clone(),
+        stored_size: data.train.size().0,
+        framing: Framing::Squeeze,
+        transform: Transform { size, mean, std },
+        threshold: 0.0,
+    };
+    let mut trained = Model::new("student", Device::Cpu, 1, &|vs| student(vs, 10)).unwrap();
+    let of = |split| Examples::images(split, &card(16).transform).unwrap();
+    let (train, validation, test) = (of(&data.train), of(&data.validation), of(&data.test));
+    let precision = Precision::of(Device::Cpu, 16);
+    let options = FitOptions { epochs: 5, learning_rate: 2e-3, precision, ..FitOptions::default() };
+    fit(&mut trained, &train, &validation, &Criterion::cross_entropy(), &options).unwrap();
+    let accuracy = evaluate(&trained, &test, 100).unwrap().accuracy();
+    println!("accuracy of the student: {accuracy:.3}");
+    assert!(accuracy > 0.2, "a student that has learned nothing proves nothing: {accuracy}");
+
+    let nets = [
+        ("student", 16, trained),
+        ("resnet18", 32, normalised("resnet18", &|vs| Arch::ResNet18.layers(vs, Some(10)))),
+        ("lite0", 33, normalised("lite0", &|vs| Arch::EfficientNetLite0.layers(vs, Some(10)))),
+    ];
+    let all: Vec<i64> = (0..data.test.len() as i64).collect();
+    let images = data.test.batch(&all).unwrap().images.permute([0, 2, 3, 1]).contiguous();
+    let mut named = Vec::new();
+    for (name, size, model) in &nets {
+        let file = |end: &str| folder.path().join(format!("{name}-{end}.onnx"));
+        model.save_onnx(file("f32"), &card(*size)).unwrap();
+        model.save_onnx_int8(file("int8"), &card(*size), &data.train.take(512).unwrap()).unwrap();
+        let bytes = |end| fs::metadata(file(end)).unwrap().len() as f64;
+        let share = bytes("int8") / bytes("f32");
+        println!("{name}: {share:.3} of the bytes");
+        assert!(share < 0.35, "{name} in integers has {share} of the bytes");
+        named.push((*name, if *name == "student" { images.shallow_clone() } else { images.narrow(0, 0, 50) }));
+    }
+    let named: Vec<(&str, &Tensor)> = named.iter().map(|(name, images)| (*name, images)).collect();
+    let answer = oracle::ask_in(folder, "quantised", &named, serde_json::json!({}));
+    for (name, ..) in &nets {
+        let [exact, rounded] = ["f32", "int8"].map(|end| answer.get(&format!("{name} {end}")));
+        let same = exact.argmax(1, false).eq_tensor(&rounded.argmax(1, false)).to_kind(Kind::Double).mean(Kind::Double);
+        let (agreement, mean) = (same.double_value(&[]), |t: Tensor| t.abs().mean(Kind::Double).double_value(&[]));
+        let gap = mean(rounded - exact) / mean(exact.shallow_clone());
+        println!("{name}: agreement {agreement:.3}, mean difference of the logits {gap:.3} of the mean logit");
+        assert!(gap < 0.1, "{name}: the logits differ by {gap}");
+        assert!(agreement >= 0.97 || *name != "student", "{name} agrees on {agreement}");
     }
 }
 

@@ -6,6 +6,7 @@ mod card;
 mod efficientnet;
 mod fetch;
 mod inference;
+mod int8;
 mod layers;
 mod model;
 mod onednn;

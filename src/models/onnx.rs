@@ -1,9 +1,10 @@
 //! A network as an ONNX file, from the bytes of pictures to probabilities: what [`Model::save_onnx`] writes.
 
-use super::layers::{Layers, Mode, Op, Pair, Place, same_margins};
+use super::int8::Int8;
+use super::layers::{Activation, Layers, Mode, Op, Pair, Place, same_margins};
 use super::onnx_file::{Dim, Graph, Setting, Type};
 use super::{Model, ModelCard};
-use crate::data::Framing;
+use crate::data::{Framing, Split};
 use crate::store::{atomic, tensors::tensor_bytes};
 use crate::{Error, Result};
 use std::path::Path;
@@ -22,12 +23,26 @@ impl Model {
     /// When a layer is a closure or hides its settings, when the card is of another network, or when the file cannot be
     /// written.
     pub fn save_onnx(&self, path: impl AsRef<Path>, card: &ModelCard) -> Result<()> {
-        atomic::write_bytes(path.as_ref(), &file(self, card)?)
+        atomic::write_bytes(path.as_ref(), &file(self, card, None)?)
+    }
+
+    /// As [`Model::save_onnx`], with weights and values of 8 bits: a quarter of the size, and faster where a processor
+    /// multiplies integers.
+    ///
+    /// A normalisation is first folded into its convolution. Weights are i8 from -64 to 64 with a step for each output
+    /// channel, values u8 with a step and a zero point for each layer; the logits are f32. The ranges of the values are
+    /// the least and the largest ones that `images` give, some hundreds of the training split with sides of the card's
+    /// `stored_size`. The metadata has one more entry, `precision`: `int8`.
+    ///
+    /// # Errors
+    /// As [`Model::save_onnx`], and when the images have another size or give values that are not finite.
+    pub fn save_onnx_int8(&self, path: impl AsRef<Path>, card: &ModelCard, images: &Split) -> Result<()> {
+        atomic::write_bytes(path.as_ref(), &file(self, card, Some(images))?)
     }
 }
 
-/// The bytes of the file.
-fn file(model: &Model, card: &ModelCard) -> Result<Vec<u8>> {
+/// The bytes of the file; in integers if there are images to calibrate them.
+fn file(model: &Model, card: &ModelCard, images: Option<&Split>) -> Result<Vec<u8>> {
     let stored = card.stored_size;
     let mut shapes = Vec::new();
     let logits = tch::no_grad(|| {
@@ -37,8 +52,12 @@ fn file(model: &Model, card: &ModelCard) -> Result<Vec<u8>> {
     })?
     .size();
     card.check_classes(&model.name, &logits[1..])?;
-    let mut export = Export { graph: Graph::new(&model.name), shapes: shapes.into_iter() };
-    let x = prepared(&mut export.graph, card);
+    let int8 = images.map(|images| Int8::calibrated(model, card, images)).transpose()?;
+    let mut export = Export { graph: Graph::new(&model.name), shapes: shapes.into_iter(), int8 };
+    let mut x = prepared(&mut export.graph, card);
+    if let Some(int8) = &mut export.int8 {
+        x = int8.rounded_input(&mut export.graph, x);
+    }
     let (x, _) = export.layers(&model.layers, None, x, vec![1, 3, card.transform.size, card.transform.size])?;
     let mut graph = export.graph;
     let batch = || Dim::Named("images".to_owned());
@@ -49,7 +68,11 @@ fn file(model: &Model, card: &ModelCard) -> Result<Vec<u8>> {
     for name in ["logits", "probabilities"] {
         graph.output(name, Type::Float, vec![batch(), Dim::Fixed(card.classes.len() as i64)]);
     }
-    Ok(graph.file(card.entries()?))
+    let mut entries = card.entries()?;
+    if images.is_some() {
+        entries.insert("precision".to_owned(), "\"int8\"".to_owned());
+    }
+    Ok(graph.file(entries))
 }
 
 /// From bytes `[N, H, W, 3]` to the network's input `[N, 3, S, S]`: what [`crate::data::read_image`] does after it has
@@ -151,6 +174,7 @@ struct Export {
     graph: Graph,
     /// Output shapes of the layers for one image, in the order in which [`Layers::walk`] reports them.
     shapes: std::vec::IntoIter<Vec<i64>>,
+    int8: Option<Int8>,
 }
 
 impl Export {
@@ -162,15 +186,26 @@ impl Export {
         mut x: String,
         mut shape: Vec<i64>,
     ) -> Result<(String, Vec<i64>)> {
-        let mut ops = layers.iter().peekable();
-        while let Some((name, op)) = ops.next() {
+        let ops: Vec<_> = layers.iter().collect();
+        let mut rest = &ops[..];
+        while let [(name, op), after @ ..] = rest {
             let place = Place { up, name };
-            let pair = ops.peek().and_then(|(_, next)| Pair::of(op, next));
+            let pair = after.first().and_then(|(_, next)| Pair::of(op, next));
+            let input = x.clone();
             x = self.layer(&place, op, pair.as_ref(), x, &shape)?;
             shape = self.shapes.next().unwrap_or_default();
-            if pair.is_some() {
-                ops.next();
+            let mut last = *name;
+            rest = after;
+            if let (Some(_), [(name, _), after @ ..]) = (&pair, after) {
                 shape = self.shapes.next().unwrap_or_default();
+                last = name;
+                rest = after;
+            }
+            if let Some(int8) = &mut self.int8 {
+                // Pooling and an activation commute.
+                let mut next = rest.iter().filter(|(_, op)| !matches!(op, Op::MaxPool { .. } | Op::Dropout(_)));
+                let name = next.next().filter(|(_, op)| op.activation().is_some()).map_or(last, |(name, _)| name);
+                x = int8.rounded(&mut self.graph, op, &input, x, &Place { up, name }.to_string());
             }
         }
         Ok((x, shape))
@@ -191,10 +226,7 @@ impl Export {
                 };
                 let size = weight.size();
                 let [stride, padding, dilation] = [settings.stride, settings.padding, settings.dilation];
-                let mut inputs = vec![x, self.tensor(&format!("{name}.weight"), &weight)?];
-                if let Some(bias) = bias {
-                    inputs.push(self.tensor(&format!("{name}.bias"), &bias)?);
-                }
+                let inputs = self.weighted(&name, x, &weight, bias.as_ref())?;
                 let settings = [
                     ("kernel_shape", Setting::Ints(&size[2..])),
                     ("strides", Setting::Ints(&[stride; 2])),
@@ -223,12 +255,10 @@ impl Export {
                 if shape.len() != 2 {
                     return Err(refused("its input is no table [N, features]; put Op::Flatten before it"));
                 }
-                let mut inputs = vec![x, self.tensor(&format!("{name}.weight"), &linear.ws)?];
-                if let Some(bias) = &linear.bs {
-                    inputs.push(self.tensor(&format!("{name}.bias"), bias)?);
-                }
+                let inputs = self.weighted(&name, x, &linear.ws, linear.bs.as_ref())?;
                 self.node(&name, "Gemm", &inputs, &[("transB", Setting::Int(1))])
             }
+            op if op.activation().is_some_and(|activation| self.is_clipped(&x, activation)) => x,
             Op::ReLU => self.node(&name, "Relu", &[x], &[]),
             Op::ReLU6 => {
                 let [least, most] = [0.0, 6.0].map(|value| self.graph.floats(&[], &[value]));
@@ -273,6 +303,25 @@ impl Export {
     fn node(&mut self, name: &str, op: &str, inputs: &[String], settings: &[(&str, Setting)]) -> String {
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         self.graph.node(name, op, &inputs, settings)
+    }
+
+    /// Whether rounding has already done what the activation does.
+    fn is_clipped(&self, x: &str, activation: Activation) -> bool {
+        self.int8.as_ref().is_some_and(|int8| int8.is_clipped(x, activation))
+    }
+
+    /// The inputs of a layer: `x`, its weight and its bias.
+    fn weighted(&mut self, name: &str, x: String, weight: &Tensor, bias: Option<&Tensor>) -> Result<Vec<String>> {
+        if let Some(int8) = &self.int8
+            && let Some(weights) = int8.weights(&mut self.graph, name, &x, weight, bias)?
+        {
+            return Ok([vec![x], weights].concat());
+        }
+        let mut inputs = vec![x, self.tensor(&format!("{name}.weight"), weight)?];
+        if let Some(bias) = bias {
+            inputs.push(self.tensor(&format!("{name}.bias"), bias)?);
+        }
+        Ok(inputs)
     }
 
     /// A weight as a constant.

@@ -12,6 +12,8 @@ const OPERATORS: i64 = 17;
 pub(super) enum Type {
     Float = 1,
     Byte = 2,
+    Int8 = 3,
+    Int32 = 6,
     Long = 7,
 }
 

@@ -567,6 +567,32 @@ def tensorboard(x, settings, folder):
     return {tag: torch.tensor(points(tag), dtype=torch.double) for tag in events.Tags()["scalars"]}
 
 
+def quantised(x, settings, folder):
+    """The logits of networks in f32 and in integers. onnxruntime has to compute the latter with its integer layers."""
+    import onnx
+    import onnxruntime
+
+    out = {}
+    for name, images in x.items():
+        for precision in ("f32", "int8"):
+            file = f"{folder}/{name}-{precision}.onnx"
+            onnx.checker.check_model(file, full_check=True)
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+            options.optimized_model_filepath = f"{folder}/optimised.onnx"
+            options.log_severity_level = 3  # it warns that the optimised file is for this machine
+            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+            print(name, precision, sorted((kinds.count(kind), kind) for kind in set(kinds)))
+            if precision == "int8":
+                assert "QLinearConv" in kinds and not {"Conv", "FusedConv", "Gemm", "FusedGemm"} & set(kinds), kinds
+                precisions = session.get_modelmeta().custom_metadata_map["precision"]
+                assert json.loads(precisions) == "int8", precisions
+            parts = [session.run(["logits"], {"images": part.numpy()})[0] for part in images.split(50)]
+            out[f"{name} {precision}"] = torch.cat([torch.from_numpy(part) for part in parts])
+    return out
+
+
 def main(case, folder):
     path = f"{folder}/in.safetensors"
     x = load_file(path) if os.path.exists(path) else {}
