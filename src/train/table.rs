@@ -3,11 +3,12 @@
 use super::CachedTensor;
 use crate::data::{Dataset, Split, shortened};
 use crate::models::Outputs;
-use crate::store::tensors::{digest_tensors, load_tensors};
+use crate::store::tensors::{digest_tensors, load_tensors, tensor_from_bytes};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::catch_unwind;
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -15,8 +16,20 @@ use tch::{Kind, Tensor};
 const FILE: [&str; 5] = ["filename", "file", "path", "image", "name"];
 
 /// How to write a file that holds an array for each image.
-const ARRAYS: &str =
-    "give an array of numbers for each image, under the name of its file: np.savez(path, **dict(zip(names, logits)))";
+const ARRAYS: &str = "give an array of numbers for each image, under the name of its file: np.savez(path, \
+     **dict(zip(names, logits))), with logits in np.float32";
+
+/// Types of numbers in NumPy's files. Others are refused: big-endian ones, and those that are no logits.
+const TYPES: [(&str, Kind); 8] = [
+    ("<f2", Kind::Half),
+    ("<f4", Kind::Float),
+    ("<f8", Kind::Double),
+    ("|i1", Kind::Int8),
+    ("<i2", Kind::Int16),
+    ("<i4", Kind::Int),
+    ("<i8", Kind::Int64),
+    ("|u1", Kind::Uint8),
+];
 
 /// What a reader returns: names of files, and as many numbers for each as there are classes; or what is wrong.
 type Rows = std::result::Result<(Vec<String>, Vec<f32>), String>;
@@ -31,8 +44,8 @@ type Rows = std::result::Result<(Vec<String>, Vec<f32>), String>;
 /// | `.safetensors` | the same, as tensors |
 ///
 /// If the header of a CSV file names the classes, their columns may be in any order, and others are passed over. If it
-/// names none, there must be as many columns as classes, in their order. timm's `inference.py` writes such a file with
-/// `--topk 0 --output-type logit --results-separate-col --fullname`.
+/// names none, there must be as many columns as classes, in their order and numbered, such as `logit_0`. timm's
+/// `inference.py` writes such a file with `--topk 0 --output-type logit --results-separate-col --fullname`.
 ///
 /// A file may be named with as much of its path as tells it apart from the others: `001.png`, `cat/001.png`, or an
 /// absolute path.
@@ -64,7 +77,8 @@ impl LogitsTable {
     ///
     /// # Errors
     /// When the file cannot be read; when a number is missing, is none, or is not finite (logits of minus infinity are
-    /// allowed); when a class has no column; when two rows name the same image, or a row names several.
+    /// allowed beside finite ones); when a class has no column, or nothing says which column is whose; when two rows
+    /// name the same image, or a row names several.
     pub fn read(path: impl AsRef<Path>, data: &Dataset, outputs: Outputs) -> Result<Self> {
         let path = path.as_ref();
         let bad = |why: String| Error::Data(format!("the table {}: {why}", path.display()));
@@ -75,7 +89,11 @@ impl LogitsTable {
         let (files, values) = match extension.as_str() {
             "csv" => read_csv(path, classes),
             "npz" => read_npz(path, classes),
-            "safetensors" => rows(load_tensors(path)?.0.into_iter().collect(), classes),
+            "safetensors" => match load_tensors(path) {
+                Ok((arrays, _)) => rows(arrays.into_iter().collect(), classes),
+                Err(Error::Data(why)) => return Err(Error::Data(format!("the table {why}; write it again"))),
+                Err(other) => return Err(other),
+            },
             _ => Err("its name must end in .csv, .npz or .safetensors".to_owned()),
         }
         .map_err(bad)?;
@@ -84,6 +102,8 @@ impl LogitsTable {
         }
         let values = Tensor::f_from_slice(&values)?.f_view([files.len() as i64, classes.len() as i64])?;
         let wrong = values.f_isnan()?.f_logical_or(&values.f_eq(f64::INFINITY)?)?.f_any_dim(1, false)?;
+        // Logits that rule all classes out have no softmax.
+        let wrong = wrong.f_logical_or(&values.f_eq(f64::NEG_INFINITY)?.f_all_dim(1, false)?)?;
         let wrong = Vec::<bool>::try_from(wrong)?;
         let wrong: Vec<String> = files.iter().zip(wrong).filter(|(_, wrong)| *wrong).map(|(f, _)| f.clone()).collect();
         if !wrong.is_empty() {
@@ -132,11 +152,19 @@ impl fmt::Display for LogitsTable {
 }
 
 fn read_csv(path: &Path, classes: &[String]) -> Rows {
-    let text = |e: csv::Error| e.to_string();
+    let text = |e: csv::Error| match e.kind() {
+        csv::ErrorKind::Utf8 { .. } => format!("{e}; save it as UTF-8"),
+        _ => e.to_string(),
+    };
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(text)?;
     let header: Vec<String> = reader.headers().map_err(text)?.iter().map(str::to_owned).collect();
-    let is_file = |name: &&String| FILE.contains(&name.to_lowercase().as_str()) && !classes.contains(name);
-    let file = header.iter().position(|name| is_file(&name)).unwrap_or(0);
+    if let [line] = header.as_slice()
+        && let Some(mark) = line.chars().find(|c| ";\t".contains(*c))
+    {
+        return Err(format!("{mark:?} separates its cells; separate them by commas, and write numbers with a point"));
+    }
+    let named = |wanted: &str| header.iter().position(|name| name.to_lowercase() == wanted && !classes.contains(name));
+    let file = FILE.iter().find_map(|name| named(name)).unwrap_or(0);
     let columns = columns(&header, file, classes)?;
     let (mut files, mut values) = (Vec::new(), Vec::new());
     for row in reader.records() {
@@ -145,10 +173,18 @@ fn read_csv(path: &Path, classes: &[String]) -> Rows {
         files.push(plain(cell(file)));
         for &column in &columns {
             values.push(cell(column).parse().map_err(|_| {
-                let (line, name) = (row.position().map_or(0, csv::Position::line), &header[column]);
-                format!("line {line}, column {name:?}: {:?} is no number; ask the teacher again", cell(column))
+                let (line, name) = (row.position().map_or(0, csv::Position::line), brief(&header[column]));
+                format!("line {line}, column {name:?}: {:?} is no number; ask the teacher again", brief(cell(column)))
             })?);
         }
+    }
+    let is_numbered = !classes.iter().any(|class| header.contains(class));
+    let falls = |row: &[f32]| row.is_sorted_by(|a, b| a >= b);
+    // Of a few rows, or of two classes, it may be chance.
+    if is_numbered && classes.len() > 2 && files.len() >= 10 && values.chunks(classes.len()).all(falls) {
+        return Err("in every row the numbers fall from column to column, so they are sorted, and nothing says whose \
+                    they are: write them in the order of the classes (timm: --topk 0)"
+            .to_owned());
     }
     Ok((files, values))
 }
@@ -171,10 +207,24 @@ fn columns(header: &[String], file: usize, classes: &[String]) -> std::result::R
         let is_name = |(number, column): (usize, &usize)| {
             header[*column].parse::<f64>().is_err() || header[*column] == number.to_string()
         };
-        return match others.iter().enumerate().all(is_name) {
-            true => Ok(others),
-            false => Err("its first line must name the columns: filename, then the classes".to_owned()),
-        };
+        if !others.iter().enumerate().all(is_name) {
+            return Err("its first line must name the columns: filename, then the classes".to_owned());
+        }
+        let number = |column: &usize| header[*column].rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+        let numbers: Vec<usize> = others.iter().filter_map(number).collect();
+        // From 0 as in Python, or from 1 as in R.
+        let first = numbers.first().map_or(0, |first| (*first).min(1));
+        if numbers == (first..first + others.len()).collect::<Vec<_>>() {
+            return Ok(others);
+        }
+        let quoted =
+            |names: &mut dyn Iterator<Item = &String>| shortened(names.map(|n| format!("{:?}", brief(n))).collect());
+        return Err(format!(
+            "nothing says whose numbers are in its columns {}: name them like the classes ({}), or number them in that \
+             order, such as logit_0",
+            quoted(&mut others.iter().map(|column| &header[*column])),
+            quoted(&mut classes.iter())
+        ));
     }
     if known.is_empty() {
         return Err(format!(
@@ -196,12 +246,47 @@ fn columns(header: &[String], file: usize, classes: &[String]) -> std::result::R
 }
 
 fn read_npz(path: &Path, classes: &[String]) -> Rows {
-    // tch panics at an entry that is encrypted, or compressed in a way that NumPy does not write.
-    match catch_unwind(|| Tensor::read_npz(path)) {
-        Ok(Ok(arrays)) => rows(arrays, classes),
-        Ok(Err(e)) => Err(format!("{}; {ARRAYS}", e.to_string().lines().next().unwrap_or_default())),
-        Err(_) => Err(format!("its archive is not one that NumPy wrote; {ARRAYS}")),
+    let odd = || format!("its archive is not one that NumPy wrote; {ARRAYS}");
+    let file = File::open(path).map_err(|e| e.to_string())?;
+    let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(|_| odd())?;
+    let mut arrays = Vec::new();
+    for i in 0..archive.len() {
+        let mut entry = archive.by_index(i).map_err(|_| odd())?;
+        let name = entry.name().map_err(|_| odd())?.into_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).map_err(|_| odd())?;
+        let array = read_npy(&bytes).map_err(|why| format!("{:?} {why}; {ARRAYS}", brief(&name)))?;
+        arrays.push((name.strip_suffix(".npy").unwrap_or(&name).to_owned(), array));
     }
+    rows(arrays, classes)
+}
+
+/// Reads NumPy's format of one array. tch's reader copies as many values as the header announces, even from beyond the
+/// end of the data.
+///
+/// Source: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
+fn read_npy(bytes: &[u8]) -> std::result::Result<Tensor, String> {
+    let parts = || {
+        let (version, rest) = bytes.strip_prefix(b"\x93NUMPY")?.split_at_checked(2)?;
+        let (length, rest) = rest.split_at_checked(if version[0] == 1 { 2 } else { 4 })?;
+        let length = length.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        let (header, data) = rest.split_at_checked(length)?;
+        // {'descr': '<f4', 'fortran_order': False, 'shape': (3,), }
+        let header = std::str::from_utf8(header).ok()?;
+        let of = |key: &str| Some(header.split_once(key)?.1.trim_start());
+        let kind = of("'descr':")?.split(", 'fortran_order'").next()?.trim_matches('\'').to_owned();
+        let sides = of("'shape':")?.strip_prefix('(')?.split_once(')')?.0.split(',').map(str::trim);
+        let sides = sides.filter(|side| !side.is_empty()).map(|side| side.parse::<u32>().map(i64::from));
+        Some((kind, sides.collect::<std::result::Result<Vec<_>, _>>().ok()?, data))
+    };
+    let (name, size, data) = parts().ok_or("is no array of NumPy, or damaged")?;
+    let kind = TYPES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
+    let kind = kind.ok_or_else(|| format!("is an array of type {:?}", brief(&name)))?;
+    let bytes = size.iter().try_fold(kind.elt_size_in_bytes(), |bytes, side| bytes.checked_mul(*side as usize));
+    if bytes != Some(data.len()) {
+        return Err(format!("announces an array {size:?} and holds {} bytes", data.len()));
+    }
+    tensor_from_bytes(data, &size, kind)
 }
 
 /// The rows of a file that holds an array for each image.
@@ -209,7 +294,9 @@ fn rows(mut arrays: Vec<(String, Tensor)>, classes: &[String]) -> Rows {
     arrays.sort_by(|a, b| a.0.cmp(&b.0));
     let (mut files, mut values) = (Vec::new(), Vec::new());
     for (file, array) in arrays {
-        if array.numel() != classes.len() {
+        let one_row = array.size().into_iter().filter(|side| *side != 1).count() <= 1;
+        if array.numel() != classes.len() || !one_row {
+            let file = brief(&file);
             return Err(format!(
                 "{file:?} is an array {:?}, and {} numbers are needed, one for each class; {ARRAYS}",
                 array.size(),
@@ -280,7 +367,17 @@ fn matched(files: &[String], images: &[String]) -> std::result::Result<(HashMap<
 /// "3 rows (a, b, c)"
 fn counted(files: Vec<String>) -> String {
     let n = files.len();
+    let files = files.iter().map(|file| brief(file)).collect();
     format!("{n} row{} ({})", if n == 1 { "" } else { "s" }, shortened(files))
+}
+
+/// A text of a file for a message of one line: at most 200 characters, and none that moves the cursor.
+fn brief(text: &str) -> String {
+    let mut short: String = text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
+    }
+    short
 }
 
 /// `a/b/c.png`, `b/c.png` and `c.png`.

@@ -185,6 +185,62 @@ fn a_table_that_does_not_fit_says_why() {
     assert!(text.contains("have no file names; open a folder of images"), "{text}");
 }
 
+/// Rows and columns whose owner is not certain are refused, and so are files that hold less than they announce.
+#[test]
+fn a_table_in_which_numbers_could_be_of_another_class_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = folder.path().join("pictures");
+    std::fs::create_dir_all(pictures.join("eel")).unwrap();
+    for i in 0..20u8 {
+        image::RgbImage::from_pixel(4, 4, image::Rgb([200 + i; 3]))
+            .save(pictures.join(format!("eel/eel{i:02}.png")))
+            .unwrap();
+    }
+    let data = self::pictures(&pictures);
+    let answers = answers(&data);
+    let path = |name: &str| folder.path().join(name);
+    let read = |text: String| {
+        std::fs::write(path("t.csv"), text).unwrap();
+        LogitsTable::read(path("t.csv"), &data, Outputs::Logits)
+    };
+    let says = |found: kdlab::Result<LogitsTable>, part: &str| {
+        let text = found.err().expect(part).to_string();
+        assert!(text.lines().count() == 1 && text.len() < 700 && text.contains(part), "{part:?}: {text}");
+    };
+    let rows =
+        |row: &dyn Fn(f32) -> String| answers.iter().map(|(f, x)| format!("{f},{}\n", row(*x))).collect::<String>();
+    let some = rows(&|x| format!("{x},-{x},7"));
+    for header in ["prob_eel,prob_dog,prob_cat", "EEL,DOG,CAT", "logit_2,logit_1,logit_0", "label,top1_index,top1_prob"]
+    {
+        says(read(format!("filename,{header}\n{some}")), "nothing says whose numbers are in its columns \"");
+    }
+    for header in ["filename,logit_0,logit_1,logit_2", "filename,X1,X2,X3", "name,filename,eel,dog,cat"] {
+        let first = if header.starts_with("name") { "no image," } else { "" };
+        let lines: String = some.lines().map(|line| format!("{first}{line}\n")).collect();
+        assert!(read(format!("{header}\n{lines}")).is_ok(), "{header}");
+    }
+    says(read(format!("filename,p_0,p_1,p_2\n{}", rows(&|_| "3,2,2".into()))), "they are sorted");
+    says(read(format!("filename,cat,dog,eel\n{}", rows(&|_| "-inf,-inf,-inf".into()))), "not finite in 60 rows");
+    says(read(format!("filename;cat;dog;eel\n{}", some.replace(',', ";"))), "';' separates its cells");
+    says(read(format!("filename,cat,dog,eel\nx,{},1,2\n", "z".repeat(9999))), "is no number");
+    says(read(format!("filename,cat,dog,eel\n\"x\ny\",1,2,3\n\"{}\",1,2,3\n", "z".repeat(9999))), "2 rows (x y, zzz");
+
+    let array = |header: &str, values: &[u8]| {
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(path("t.npz")).unwrap());
+        archive.start_file(format!("{}.npy", answers[0].0), zip::write::SimpleFileOptions::default()).unwrap();
+        let length = (header.len() as u16).to_le_bytes();
+        archive.write_all(&[b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), values].concat()).unwrap();
+        archive.finish().unwrap();
+        LogitsTable::read(path("t.npz"), &data, Outputs::Logits)
+    };
+    let header =
+        |kind: &str, shape: &str| format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    assert!(array(&header("<f2", "(1, 3)"), &[0, 60, 0, 64, 0, 66]).unwrap().to_string().contains("for 1 images"));
+    says(array(&header("<f4", "(3,)"), &[0; 5]), "announces an array [3] and holds 5 bytes");
+    says(array(&header("<f4", "(4000000000, 4000000000)"), &[0; 12]), "holds 12 bytes");
+    says(array(&header(">f4", "(3,)"), &[0; 12]), "is an array of type \">f4\"");
+}
+
 /// A student learns from images without labels by their soft targets.
 #[test]
 fn images_without_labels_teach_by_their_soft_targets_alone() {
