@@ -105,7 +105,7 @@ impl TorchScript {
         let x = self.preprocessing.apply(images, self.device)?;
         let found = tch::no_grad(|| self.module.forward_ts(&[&x])).map_err(|e| self.refused(&x.size(), &e))?;
         let outputs = found.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
-        if outputs.dim() != 2 || outputs.size()[0] != images.size()[0] {
+        if outputs.dim() != 2 || outputs.size()[0] != images.size()[0] || outputs.size()[1] == 0 {
             return Err(Error::Data(format!(
                 "{} gives {:?} for {} images, and [images, classes] is needed: let its forward return the outputs of \
                  the last layer alone, and trace it with a batch of 2",
@@ -123,13 +123,26 @@ impl TorchScript {
         self.outputs.logits(&outputs).map_err(|why| Error::Data(format!("the outputs of {}: {why}", self.name)))
     }
 
-    /// Tries the network on two images, before hours are spent on all: it must accept them and give `classes` outputs.
+    /// Tries the network on two images, before hours are spent on all: it must accept them, give `classes` outputs, and
+    /// judge an image alike whatever image is beside it.
     pub(crate) fn check(&self, images: &Tensor, classes: usize) -> Result<()> {
-        let found = self.logits(images)?.size()[1];
+        let logits = self.logits(images)?;
+        let found = logits.size()[1];
         if found != classes as i64 {
             return Err(Error::Data(format!(
                 "{} gives {found} outputs and the dataset has {classes} classes: train its last layer for these \
                  classes, in this order, and trace it again",
+                self.name
+            )));
+        }
+        let twice = self.logits(&images.f_narrow(0, 0, 1)?.f_expand(images.size(), false)?.f_contiguous()?)?;
+        let largest = |t: Tensor| Ok::<_, Error>(t.f_abs()?.f_max()?.f_double_value(&[])?);
+        let gap = largest(logits.f_select(0, 0)?.f_sub(&twice.f_select(0, 0)?)?)?;
+        // Far more than rounding.
+        if gap > 0.02 * largest(logits)? {
+            return Err(Error::Data(format!(
+                "{} judges the same image differently beside another image or a second time, by up to {gap:.3}: it was \
+                 traced in training mode; call model.eval() and trace it again",
                 self.name
             )));
         }
@@ -148,7 +161,7 @@ impl TorchScript {
         let fix = if self.device == Device::Cpu && why.to_lowercase().contains("cuda") {
             "it was traced on a GPU, which is written into it; trace model.cpu() with an input on the CPU"
         } else if why.contains("did not return a tensor") {
-            "its forward returns several values; wrap the network so that forward returns the logits alone"
+            "its forward returns several values or none; wrap the network so that forward returns the logits alone"
         } else {
             "check the size in its preprocessing against the one it was traced at, and trace it in f32"
         };

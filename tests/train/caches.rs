@@ -197,3 +197,30 @@ fn rows_are_believed_by_their_sums_and_not_by_their_length() {
     let anew = run();
     assert!(!anew.from_disk && anew.tensor == numbers);
 }
+
+/// A trace in training mode has dropout in it for good, so its logits would be others for every pass.
+#[test]
+fn a_script_that_was_traced_in_training_mode_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let model = tiny_model(5);
+    let logits = |train: bool| {
+        let mut forward = |x: &[Tensor]| vec![model.forward(&x[0], false).unwrap().detach().dropout(0.5, train)];
+        let images = Tensor::zeros([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        for (_, mut weight) in model.var_store().variables() {
+            let _ = weight.requires_grad_(false);
+        }
+        let path = folder.path().join(format!("{train}.pt"));
+        let traced = tch::CModule::create_by_tracing("__torch__.Net", "forward", &[images], &mut forward).unwrap();
+        traced.save(&path).unwrap();
+        let preprocessing =
+            kdlab::data::Preprocessing { resize: 32, size: 32, ..kdlab::data::Preprocessing::imagenet() };
+        let teacher =
+            kdlab::models::TorchScript::load(&path, Device::Cpu, preprocessing, kdlab::models::Outputs::Logits)
+                .unwrap();
+        kdlab::train::script_logits(&teacher, &data.train, 7, None, &Listener::default())
+    };
+    assert!(logits(false).is_ok());
+    let text = logits(true).err().expect("an error").to_string();
+    assert!(text.contains("true.pt judges the same image differently") && text.contains("model.eval()"), "{text}");
+}
