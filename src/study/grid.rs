@@ -450,6 +450,10 @@ impl Sweep {
                 .map(|share| format!("a share of wrong labels must be in [0, 1), got {share}; try 0.3")),
             (dkd && self.labelled.iter().any(|share| *share < 1.0))
                 .then(|| "dkd looks at the label of every image; leave it out, or set labelled to 1".into()),
+            (self.layers.is_some() && features.is_none()).then(|| {
+                "layers are compared by hint, attention and relational alone; add one of them, or leave layers out"
+                    .into()
+            }),
             features.filter(|_| augmented).map(|method| {
                 format!("{method} has the teacher's features of the images as they are; sweep it without augmentation")
             }),

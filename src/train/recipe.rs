@@ -8,6 +8,7 @@ use std::fmt;
 
 /// How a fit turns gradients into updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum UpdateRule {
     /// `torch.optim.Adam` (Kingma and Ba, 2015): betas 0.9 and 0.999, epsilon 1e-8, no weight decay.
     #[default]
@@ -112,7 +113,11 @@ impl Recipe {
             return wrong(format!("label smoothing must be in [0, 1), got {}; try 0.1", self.label_smoothing));
         }
         let weights = self.class_weights.as_deref().unwrap_or_default();
-        if let Some(weight) = weights.iter().find(|weight| !(**weight > 0.0 && weight.is_finite())) {
+        // As f32, in which the loss is computed.
+        if let Some(weight) = weights.iter().find(|weight| **weight > 0.0 && !(**weight as f32).is_normal()) {
+            return wrong(format!("class weights must be 1e-37 to 1e38, got {weight:e}; 1 leaves a class as it is"));
+        }
+        if let Some(weight) = weights.iter().find(|weight| !(**weight > 0.0)) {
             return wrong(format!("class weights must be > 0, got {weight}; leave the class's images out instead"));
         }
         if self.patience == Some(0) {

@@ -7,6 +7,7 @@ use std::f64::consts::PI;
 /// How the learning rate changes from step to step, as a multiple of the fit's learning rate. The schedule begins after
 /// the warm-up and spans the rest of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Schedule {
     /// The learning rate itself.
     #[default]

@@ -282,6 +282,19 @@ fn features_are_tapped_by_name_projected_resumed_and_not_saved() {
     assert!(e.contains("augmentation shows the student other views"), "{e}");
 }
 
+/// Also inside of an optimizer or a schedule, where a setting that is passed over would go unnoticed.
+#[test]
+fn a_setting_that_does_not_exist_is_refused_wherever_it_stands() {
+    for (text, unknown) in [
+        (r#"{"optimiser": "Adam"}"#, "optimiser"),
+        (r#"{"optimizer": {"AdamW": {"weight_decay": 0.01, "betas": [0.5, 0.9]}}}"#, "betas"),
+        (r#"{"schedule": {"Step": {"epochs": 3, "factor": 0.1, "gamma": 0.5}}}"#, "gamma"),
+    ] {
+        let error = serde_json::from_str::<Recipe>(text).expect_err(unknown).to_string();
+        assert!(error.contains(&format!("unknown field `{unknown}`")), "{error}");
+    }
+}
+
 #[test]
 fn recipes_that_do_not_fit_are_refused_before_the_first_step() {
     let folder = tempfile::tempdir().unwrap();
@@ -303,6 +316,7 @@ fn recipes_that_do_not_fit_are_refused_before_the_first_step() {
         (Recipe { label_smoothing: -0.1, ..plain() }, "label smoothing must be in [0, 1), got -0.1; try 0.1"),
         (Recipe { class_weights: Some(vec![1.0; 9]), ..plain() }, "9 class weights for 10 classes: give one for each"),
         (Recipe { class_weights: Some(vec![0.0; 10]), ..plain() }, "class weights must be > 0, got 0"),
+        (Recipe { class_weights: Some(vec![1e-60; 10]), ..plain() }, "class weights must be 1e-37 to 1e38, got 1e-60"),
         (Recipe { patience: Some(0), ..plain() }, "patience must be at least 1 epoch, got 0; None runs all epochs"),
         (
             Recipe { optimizer: UpdateRule::AdamW { weight_decay: -0.1 }, ..plain() },
