@@ -23,6 +23,8 @@ impl Model {
 /// Writes the file. The weights become constants of the recorded function.
 fn save(model: &Model, path: &Path, card: &ModelCard) -> Result<()> {
     let device = model.device();
+    // Refuses a transform that nothing passes.
+    let _ = card.transform.apply(&Tensor::f_zeros([1, 3, 1, 1], (Kind::Uint8, device))?, device)?;
     let column = |values: [f64; 3]| Ok::<_, Error>(Tensor::f_from_slice(&values)?.f_view([3, 1, 1])?);
     let to_float = |t: Tensor| Ok::<_, Error>(t.f_to_kind(Kind::Float)?.f_to_device(device)?);
     let (mean, std) = (to_float(column(card.transform.mean)?)?, to_float(column(card.transform.std)?)?);

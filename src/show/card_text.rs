@@ -48,6 +48,12 @@ impl CardText<'_> {
     }
 
     fn markdown(&self) -> Result<String> {
+        let (named, tested) = (self.card.classes.len(), self.test.confusion()?.len());
+        if named != tested {
+            return Err(Error::Input(format!(
+                "the card names {named} classes and the test has {tested}: give the card of this network"
+            )));
+        }
         let sections = [self.network()?, self.training(), self.results()?, self.limits(), self.listed()?];
         Ok(sections.into_iter().flatten().collect::<Vec<_>>().join("\n") + "\n")
     }
@@ -165,10 +171,10 @@ impl CardText<'_> {
 fn plain(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars() {
-        if "\\`*_{}[]<>#|".contains(c) {
+        if "\\`*_{}[]<>#|&~".contains(c) {
             escaped.push('\\');
         }
-        escaped.push(if c == '\n' { ' ' } else { c });
+        escaped.push(if c.is_control() { ' ' } else { c });
     }
     escaped
 }
@@ -191,6 +197,11 @@ fn interval(right: usize, of: usize) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_classes_stay_text_on_one_line() {
+        assert_eq!(plain("salt & <b>\r\n|~`"), "salt \\& \\<b\\>  \\|\\~\\`");
+    }
 
     #[test]
     fn intervals_are_wilson_s() {

@@ -7,7 +7,7 @@ use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
 use std::sync::{Arc, Mutex};
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// A frozen teacher that judges the very batch that the student sees: in evaluation mode, without gradients, and with
 /// its own preparation of the images.
@@ -63,8 +63,9 @@ impl OnlineTeacher {
     pub(super) fn logits(&self, images: &Tensor, device: Device) -> Result<Tensor> {
         let logits = match &*lock(&self.network) {
             Network::Model(model, transform) => {
-                let x = transform.apply(images, model.device())?;
-                no_grad(|| model.forward(&x, false))?
+                // Its weights may be f64.
+                let x = transform.apply(images, model.device())?.f_to_kind(model.kind())?;
+                no_grad(|| model.forward(&x, false))?.f_to_kind(Kind::Float)?
             }
             Network::Script(script) => script.logits(images)?,
         };
