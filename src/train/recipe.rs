@@ -113,12 +113,12 @@ impl Recipe {
             return wrong(format!("label smoothing must be in [0, 1), got {}; try 0.1", self.label_smoothing));
         }
         let weights = self.class_weights.as_deref().unwrap_or_default();
-        // As f32, in which the loss is computed.
-        if let Some(weight) = weights.iter().find(|weight| **weight > 0.0 && !(**weight as f32).is_normal()) {
-            return wrong(format!("class weights must be 1e-37 to 1e38, got {weight:e}; 1 leaves a class as it is"));
-        }
-        if let Some(weight) = weights.iter().find(|weight| !(**weight > 0.0)) {
+        if let Some(weight) = weights.iter().find(|weight| !(**weight > 0.0 && weight.is_finite())) {
             return wrong(format!("class weights must be > 0, got {weight}; leave the class's images out instead"));
+        }
+        // The loss is computed in f32.
+        if let Some(weight) = weights.iter().find(|weight| !(**weight as f32).is_normal()) {
+            return wrong(format!("class weights must be 1e-37 to 1e38, got {weight:e}; 1 leaves a class as it is"));
         }
         if self.patience == Some(0) {
             return wrong("patience must be at least 1 epoch, got 0; None runs all epochs".into());
