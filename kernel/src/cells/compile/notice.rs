@@ -52,7 +52,8 @@ pub fn run(cargo: &mut Command) -> Result<(ExitStatus, String)> {
         }
         if notice.shown {
             let seconds = begun.elapsed().as_secs();
-            notice.tell(&format!("Compiled {count} crates that cells depend on, in {seconds} s."));
+            let crates = if count == 1 { "1 crate".to_owned() } else { format!("{count} crates") };
+            notice.tell(&format!("Compiled {crates} that cells depend on, in {seconds} s."));
         }
     });
     let mut said = vec![];
