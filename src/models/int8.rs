@@ -4,7 +4,7 @@
 use super::layers::{Activation, Mode, Op};
 use super::onnx_file::{Graph, Setting, Type};
 use super::{Model, ModelCard};
-use crate::data::{Split, batches};
+use crate::data::{Split, batches, shuffled};
 use crate::store::tensors::tensor_bytes;
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -16,6 +16,8 @@ const LARGEST: f64 = 64.0;
 
 /// Images in a batch of the calibration.
 const BATCH: usize = 64;
+/// More images hardly widen the ranges.
+const IMAGES: usize = 512;
 
 /// What the integers of a tensor mean: `value = step * (integer - zero)` with integers from 0 to 255. The value 0 has
 /// an integer, so padding with zeros stays exact.
@@ -55,8 +57,10 @@ impl Int8 {
             )));
         }
         let mut ranges: HashMap<String, [f32; 2]> = HashMap::new();
-        let all: Vec<i64> = (0..images.len() as i64).collect();
-        for indices in batches(&all, BATCH)? {
+        // A split may hold one class after the other.
+        let mut drawn = shuffled(images.len(), 0, 0);
+        drawn.truncate(IMAGES);
+        for indices in batches(&drawn, BATCH)? {
             let x = card.transform.apply(&images.batch(&indices)?.images, model.device())?;
             let mut seen = vec![(String::new(), x.f_aminmax(None, false))];
             let _logits = tch::no_grad(|| {

@@ -31,8 +31,8 @@ impl Model {
     ///
     /// A normalisation is first folded into its convolution. Weights are i8 from -64 to 64 with a step for each output
     /// channel, values u8 with a step and a zero point for each layer; the logits are f32. The ranges of the values are
-    /// the least and the largest ones that `images` give, some hundreds of the training split with sides of the card's
-    /// `stored_size`. The metadata has one more entry, `precision`: `int8`.
+    /// the least and the largest ones that `images` give, such as the training split: 512 of them, drawn at random,
+    /// with sides of the card's `stored_size`. The metadata has one more entry, `precision`: `int8`.
     ///
     /// # Errors
     /// As [`Model::save_onnx`], and when the images have another size or give values that are not finite.

@@ -221,6 +221,6 @@ fn a_script_that_was_traced_in_training_mode_is_refused() {
         kdlab::train::script_logits(&teacher, &data.train, 7, None, &Listener::default())
     };
     assert!(logits(false).is_ok());
-    let text = logits(true).err().expect("an error").to_string();
+    let text = logits(true).expect_err("an error").to_string();
     assert!(text.contains("true.pt judges the same image differently") && text.contains("model.eval()"), "{text}");
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::paths::Paths;
-use crate::{progress, tools};
+use crate::tools;
 
 #[derive(Args)]
 pub struct ClassifyArgs {
@@ -35,7 +35,8 @@ pub fn run(paths: &Paths, args: &ClassifyArgs) -> Result<()> {
     let target = paths.root.join("target/onnx");
     let program = target.join("release/classify");
     if !program.exists() {
-        progress::line("compiling the program that classifies, once: two minutes on two cores, 0.3 GB");
+        // The output is the table.
+        eprintln!("compiling the program that classifies, once: minutes on two cores, 0.5 GB");
     }
     let built = tools::end_with_this_process(tools::without_cargo_variables(&mut Command::new(tools::cargo())))
         .args(["build", "--quiet", "--release", "--locked", "--manifest-path"])
