@@ -122,21 +122,29 @@ fn both_programs_say_what_the_crate_says() {
     for framing in [Framing::Squeeze, Framing::CentreCrop] {
         let data = image_folder(&images, STORED, &DataOptions { framing, ..DataOptions::default() }).unwrap();
         let (model, saved) = (opinionated(), folder.path().join("student.safetensors"));
-        model.save_with(&saved, &ModelCard { framing: data.framing, ..card() }).unwrap();
-        let expected = expected(&data, &model, &card().transform);
+        let onnx = folder.path().join("student.onnx");
+        let card = ModelCard { framing: data.framing, ..card() };
+        model.save_with(&saved, &card).unwrap();
+        model.save_onnx(&onnx, &card).unwrap();
+        let expected = expected(&data, &model, &card.transform);
         let first: Vec<f64> = expected.iter().map(|row| row[0]).collect();
         let spread = first.iter().copied().fold(f64::MIN, f64::max) - first.iter().copied().fold(f64::MAX, f64::min);
         assert!(spread > 0.1, "a student that says the same of all images proves nothing: {first:?}");
 
         let rust = said(&mut example(), &saved, &files);
-        let python = said(&mut oracle::python("examples/classify.py"), &saved, &files);
+        let python = said(&mut oracle::python("examples/classify.py"), &onnx, &files);
         for (who, rows) in [("Rust", rust), ("Python", python)] {
             for ((file, row), wanted) in files.iter().zip(rows).zip(&expected) {
                 let gap = row.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-                // Six printed digits. But JPEG leaves its decoders free to differ by a grey level here and there, and what
-                // falls half-way between two levels, as many values from 32 to 48 px do, is rounded either way.
+                // Six printed digits; in Python the sums are onnxruntime's. But JPEG leaves its decoders free to differ
+                // by a grey level here and there, and what falls half-way between two levels, as many values from 32
+                // to 48 px do, is rounded either way.
                 let free = ["halves.png", "photograph.jpg"].iter().any(|name| file.ends_with(name));
-                let tolerance = if who == "Python" && free { 2e-3 } else { 1e-5 };
+                let tolerance = match who {
+                    "Python" if free => 2e-3,
+                    "Python" => 1e-4,
+                    _ => 1e-5,
+                };
                 assert!(gap < tolerance, "{who}, {}: {row:?} instead of {wanted:?}", file.display());
             }
         }
@@ -351,7 +359,10 @@ fn what_cannot_be_exported_is_named() {
 
 /// What `cargo lab classify` prints: its exit status, the rows of its table, and the rest.
 fn classified(arguments: &[&OsStr]) -> (i32, Vec<Vec<String>>, String) {
-    let output = Command::new("cargo").args(["lab", "classify"]).args(arguments).current_dir(ROOT).output().unwrap();
+    let mut command = Command::new("cargo");
+    // Without optimisation tract compiles in two minutes instead of many.
+    command.args(["lab", "classify"]).args(arguments).env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0").current_dir(ROOT);
+    let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let row = |line: &str| line.split(',').map(str::to_owned).collect();
     (output.status.code().unwrap(), text.lines().map(row).collect(), String::from_utf8(output.stderr).unwrap())
@@ -489,7 +500,7 @@ fn int8_files_say_nearly_what_the_network_says() {
     for (name, size, model) in &nets {
         let file = |end: &str| folder.path().join(format!("{name}-{end}.onnx"));
         model.save_onnx(file("f32"), &card(*size)).unwrap();
-        model.save_onnx_int8(file("int8"), &card(*size), &data.train.take(512).unwrap()).unwrap();
+        model.save_onnx_int8(file("int8"), &card(*size), &data.train).unwrap();
         let bytes = |end| fs::metadata(file(end)).unwrap().len() as f64;
         let share = bytes("int8") / bytes("f32");
         println!("{name}: {share:.3} of the bytes");
