@@ -59,13 +59,14 @@ impl OnlineTeacher {
         Self { network: Arc::new(Mutex::new(Network::Script(teacher))), key }
     }
 
-    /// Computes logits f32 `[B, C]` on `device` for images u8 `[B, 3, H, W]`.
+    /// Computes logits `[B, C]`, f64 of a network in f64 and else f32, on `device` for images u8 `[B, 3, H, W]`.
     pub(super) fn logits(&self, images: &Tensor, device: Device) -> Result<Tensor> {
         let logits = match &*lock(&self.network) {
             Network::Model(model, transform) => {
                 // Its weights may be f64.
                 let x = transform.apply(images, model.device())?.f_to_kind(model.kind())?;
-                no_grad(|| model.forward(&x, false))?.f_to_kind(Kind::Float)?
+                let logits = no_grad(|| model.forward(&x, false))?;
+                if logits.kind() == Kind::Double { logits } else { logits.f_to_kind(Kind::Float)? }
             }
             Network::Script(script) => script.logits(images)?,
         };

@@ -103,6 +103,22 @@ fn mixup_trains_as_in_pytorch() {
 }
 
 #[test]
+fn a_teacher_in_f64_judges_for_a_student_in_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let online = OnlineTeacher::network(network(2).0, &normalised(4)).unwrap();
+    let of = |split| Examples::images(split, &normalised(4)).unwrap().taught_by(&online).unwrap();
+    let fc = |vs: &nn::Path| nn::linear(vs / "fc", 48, 10, Default::default());
+    let build = |vs: &nn::Path| Layers::new().func("flat", |x| x.flatten(1, -1)).add("fc", fc(vs));
+    let mut student = Model::new("student", Device::Cpu, 1, &build).unwrap();
+    let criterion = Criterion::kd(KdLoss::new(3.0, 0.5).unwrap());
+    let options = FitOptions { epochs: 1, ..FitOptions::default() };
+    let history = fit(&mut student, &of(&data.train), &of(&data.validation), &criterion, &options).unwrap();
+    assert!(history.records[0].train.divergence.unwrap() > 0.0);
+    assert!(student.state().iter().all(|(_, weights)| weights.kind() == Kind::Float));
+}
+
+#[test]
 fn mixup_of_images_without_labels_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let data = dataset(folder.path(), 0);

@@ -57,7 +57,8 @@ fn weights_of(method: FeatureMethod) -> (String, Vec<f64>) {
         FeatureMethod::Hint { weight } | FeatureMethod::Attention { weight } => vec![weight],
         FeatureMethod::Relational { distance, angle } => vec![distance, angle],
     };
-    (method.to_string(), weights)
+    let text = method.to_string(); // such as hint(2)
+    (text.split('(').next().unwrap().to_owned(), weights)
 }
 
 struct Runs {
