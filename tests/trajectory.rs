@@ -69,6 +69,7 @@ fn both_with(
     epochs: usize,
     watched: bool,
 ) -> (Here, Answer) {
+    tch::set_num_threads(1); // as in the oracle
     let folder = tempfile::tempdir().unwrap();
     model.save(folder.path().join("first.safetensors")).unwrap();
     let losses = Arc::new(Mutex::new(Vec::new()));

@@ -36,8 +36,8 @@ pub fn python(program: &str) -> Command {
     let python = root.join(".kdlab/venv/bin/python");
     assert!(python.exists(), "{} is missing: run `cargo lab test`, which sets it up", python.display());
     let mut command = Command::new(python);
-    // Python's torch brings its own libtorch.
-    command.arg(root.join(program)).env_remove("LD_LIBRARY_PATH");
+    // Python's torch brings its own libtorch. Tests run side by side: with a thread each they don't slow each other.
+    command.arg(root.join(program)).env_remove("LD_LIBRARY_PATH").env("OMP_NUM_THREADS", "1");
     command
 }
 
