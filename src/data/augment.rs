@@ -18,8 +18,8 @@ const MEAN_COLOUR: [f32; 3] = [124.0, 116.0, 104.0];
 
 /// How images are augmented at random. Each field is one augmentation, and the default changes nothing.
 ///
-/// [`Views::drawn`](super::Views::drawn) draws numbered views from it, of which a teacher's logits are computed once.
-/// [`Examples::augmented`](crate::train::Examples::augmented) draws anew for every image in every epoch.
+/// [`Views::drawn`](super::Views::drawn) draws numbered views from it: a teacher judges each once.
+/// [`Examples::augmented`](crate::train::Examples::augmented) draws other values for every image in every epoch.
 ///
 /// ```
 /// use kdlab::data::Augment;
@@ -42,7 +42,7 @@ pub struct Augment {
     /// Multiplies brightness, contrast and saturation by factors between `1 - jitter` and `1 + jitter`, in this order:
     /// `ColorJitter(jitter, jitter, jitter)`. In [0, 1).
     pub jitter: f64,
-    /// Mixes each image of a batch with another one, `share * image + (1 - share) * other`, where `share` is drawn for
+    /// Mixes each image of a batch with a second one, `share * image + (1 - share) * other`, where `share` is drawn for
     /// the batch from Beta(mixup, mixup): Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018).
     /// 0.01 to 100, and 0.2 is usual; `None` mixes nothing.
     ///
@@ -98,8 +98,8 @@ impl Augment {
         Ok(())
     }
 
-    /// Draws a view of an image of `size` (height, width). Every number is drawn whatever the fields are, so that one
-    /// augmentation does not change what another one draws.
+    /// Draws a view of an image of `size` (height, width). Every number is drawn whatever the fields are, so that each
+    /// augmentation draws the same with and without the others.
     pub(super) fn draw(&self, (height, width): (i64, i64), rng: &mut ChaCha8Rng) -> View {
         let mirrored = rng.random_bool(0.5) && self.flip;
         let shift = [(); 2].map(|()| rng.random_range(-self.shift..=self.shift));
@@ -119,8 +119,8 @@ impl Augment {
         }
     }
 
-    /// Returns `images` u8 `[B, 3, H, W]` augmented anew, without mixup: image i, of sample `samples[i]`, as it is drawn
-    /// for this epoch.
+    /// Returns `images` u8 `[B, 3, H, W]` as this epoch draws them, without mixup. Image i is that of sample
+    /// `samples[i]`.
     pub(crate) fn apply(&self, images: &Tensor, samples: &[i64], seed: u64, epoch: u64) -> Result<Tensor> {
         let size = size_of(images)?;
         let draw = |sample: &i64| self.draw(size, &mut generator(Purpose::FreshView, seed, epoch, *sample as u64));
@@ -216,7 +216,7 @@ pub(super) fn seen(images: &Tensor, views: &[View]) -> Result<Tensor> {
     Ok(x.f_round()?.f_to_kind(Kind::Uint8)?)
 }
 
-/// Where each pixel of the views lies in the images, in pixels along an axis (0 for x, 1 for y): `length` for each view.
+/// Where each pixel of the views lies in the images, in pixels along an axis (0 is x, 1 is y): `length` for each view.
 fn places(views: &[View], axis: usize, length: i64) -> impl Iterator<Item = f64> {
     views.iter().flat_map(move |view| {
         let (first, last) = view.crop.map_or((0, length), |sides| (sides[axis], sides[axis + 2]));

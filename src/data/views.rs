@@ -43,8 +43,8 @@ impl Views {
         for &(x, y) in shifts {
             if all.contains(&(x, y)) || x.abs().max(y.abs()) > MOST_SHIFT {
                 return Err(Error::Input(format!(
-                    "shift ({x}, {y}): shifts must differ from each other and from (0, 0), and be {MOST_SHIFT} pixels at \
-                     most"
+                    "shift ({x}, {y}): shifts must differ from each other and from (0, 0), and be {MOST_SHIFT} pixels \
+                     at most"
                 )));
             }
             all.push((x, y));

@@ -118,8 +118,9 @@ fn check_mixup(task: &Task) -> Result<()> {
     let wrong = |what: String| Err(Error::Input(what));
     if criterion.takes_one_label() {
         return wrong(format!(
-            "mixup gives every image two labels, and criterion {} takes one hard label: take Criterion::kd and a teacher \
-             that judges each batch (taught_by), or Criterion::mixed_cross_entropy() for both labels without a teacher",
+            "mixup gives every image two labels, and criterion {} takes one hard label: take Criterion::kd and a \
+             teacher that judges each batch (taught_by), or Criterion::mixed_cross_entropy() for both labels without a \
+             teacher",
             criterion.name()
         ));
     }

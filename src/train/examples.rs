@@ -32,7 +32,7 @@ enum Seen {
     AsTheyAre,
     /// In one of these views, drawn in every epoch.
     In(Views),
-    /// Augmented anew in every epoch.
+    /// Augmented differently in every epoch.
     Augmented(Augment),
 }
 
@@ -101,8 +101,8 @@ impl Examples {
     /// Adds the teacher's logits `[N, C]`.
     ///
     /// # Errors
-    /// When they were computed for other data, or for views, or these examples are augmented: the teacher saw the images
-    /// as they are.
+    /// When they were computed for other data, or for views, or these examples are augmented: the teacher saw the
+    /// images as they are.
     pub fn with_teacher(self, logits: &CachedTensor) -> Result<Self> {
         match self.seen {
             Seen::AsTheyAre => self.with_fixed_teacher(logits),
@@ -194,7 +194,7 @@ impl Examples {
         Ok(self)
     }
 
-    /// Augments the images: training sees each in one of `views`, drawn anew in every epoch.
+    /// Augments the images: training sees each in one of `views`, drawn for each epoch.
     ///
     /// # Errors
     /// When these examples are features, the images are too small for the views, or their teacher saw other views.
@@ -216,7 +216,7 @@ impl Examples {
         Ok(self)
     }
 
-    /// Augments the images: training sees each as `augment` draws it anew in every epoch. What is drawn depends on seed,
+    /// Augments the images: training sees each as `augment` draws it for the epoch. What it draws depends on seed,
     /// epoch and sample alone. Distillation needs a teacher that judges each batch: [`Examples::taught_by`].
     ///
     /// # Errors
@@ -402,7 +402,7 @@ impl Examples {
         Ok(Minibatch { inputs, labels, answer, features, partly_labelled: self.partly_labelled, mixed })
     }
 
-    /// The images u8 `[B, 3, H, W]` of the samples at `indices` as a step of an epoch sees them, and how they are mixed.
+    /// The images u8 `[B, 3, H, W]` of the samples at `indices` as a step of an epoch sees them, and how it mixes them.
     ///
     /// # Errors
     /// When these examples are features, or an index is out of range.
@@ -497,9 +497,10 @@ fn features_and_views() -> Error {
 
 fn teacher_and_augmentation() -> Error {
     Error::Input(
-        "the teacher's logits are of the images as they are, and augmentation shows the student others: let the teacher \
-         judge the same images, by taught_by(&OnlineTeacher) or with_teacher_of_views(&view_logits(...)?, false), or add \
-         with_fixed_teacher(&logits) after the augmentation to let the two differ"
+        "the teacher's logits are of the images as they are, and augmentation shows the student others: let the \
+         teacher judge the same images, by taught_by(&OnlineTeacher) or \
+         with_teacher_of_views(&view_logits(...)?, false), or add with_fixed_teacher(&logits) after the augmentation \
+         to let the two differ"
             .into(),
     )
 }

@@ -30,8 +30,8 @@ pub enum Method {
     /// The logits of each image, the student's and the teacher's, are brought to mean 0 and standard deviation 1 before
     /// they are divided by T.
     StandardisedKd,
-    /// Cross-entropy against the class that the teacher finds likeliest: hard labels from the teacher. What soft targets
-    /// add shows beside it. The temperature has no effect.
+    /// Cross-entropy against the class that the teacher finds likeliest: hard labels from the teacher. What soft
+    /// targets add shows beside it. The temperature has no effect.
     Argmax,
 }
 

@@ -116,8 +116,8 @@ fn a_table_that_does_not_fit_says_why() {
         (format!("filename,cat\n{rows}"), "1 of the 2 classes have no column (\"dog\"); it has 1 columns"),
         (
             format!("filename,a,b,c\n{rows}"),
-            "it has 3 columns besides that of the file names, for 2 classes: give one for each class, in their order or \
-             named like them (\"cat\", \"dog\")",
+            "it has 3 columns besides that of the file names, for 2 classes: give one for each class, in their order \
+             or named like them (\"cat\", \"dog\")",
         ),
         (format!("filename,cat,dog,cat\n{rows}"), "two columns are named \"cat\""),
         (rows.clone(), "its first line must name the columns"),
