@@ -59,7 +59,7 @@ fn compile() {
 
 #[test]
 fn reserve() {
-    passes("test_reserve");
+    passes_alone("test_reserve");
 }
 
 #[test]

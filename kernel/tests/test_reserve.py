@@ -84,6 +84,8 @@ class Reserve(unittest.TestCase):
         self.assertEqual(second.stop(), [])
         wait_until(lambda: not still_there(members), f"the end of {list(members.values())}", 15)
         third = self.start(first)
+        third.client.ok("1")  # it has taken the one in reserve
+        self.assertEqual(below(third.pid), [], "another kernel serves")
         members = family(next_one)
         os.kill(third.pid, signal.SIGKILL)
         wait_until(lambda: not still_there(members), "the end of a kernel with the one that took it", 15)
