@@ -476,7 +476,7 @@ fn pictures_are_cropped_around_their_centre_where_asked() -> Done {
     // A picture that is a strip, and a square, which is the same either way.
     RgbImage::from_pixel(100, 4, Rgb([1, 2, 3])).save(folder.path().join("a/strip.png"))?;
     let said = data::image_folder(folder.path(), 8, &cropping)?.to_string();
-    assert_says(&said, &["1 of 13 files skipped", "strip.png", "of 100 x 4 pixels, of which no square shows much"]);
+    assert_says(&said, &["1 of 13 files skipped", "strip.png", "of 100 x 4 pixels: no square of it shows much"]);
     let square = folder.path().join("square.png");
     RgbImage::from_fn(50, 50, |x, y| Rgb([x as u8, y as u8, 7])).save(&square)?;
     let [a, b] =

@@ -149,10 +149,15 @@ pub const NO_MEMORY: &str = "memory allocation of ";
 /// Says why a process ended with `status` after it wrote `said` to stderr.
 pub fn end_of_process(status: &str, said: &str) -> String {
     let memory = said.lines().rev().find(|line| line.starts_with(NO_MEMORY));
+    // evcxr's words when it can't load a compiled cell, before it exits with status 99.
+    let not_loaded = said.lines().rev().find_map(|line| Some(line.split_once("While processing instruction")?.1));
     if status.contains("SIGKILL") {
         format!("something ended the cell's process: {status}; out of memory?")
     } else if let Some(line) = memory {
         format!("the cell ended its process: {status}; out of memory: {line}")
+    } else if let Some(words) = not_loaded {
+        let reason = words.split_once("got error: ").map_or(words, |(_, reason)| reason);
+        format!("the cell ended its process: {status}; the compiled cell could not be loaded: {reason}")
     } else if status.contains("SIGSEGV") || said.contains("has overflowed its stack") {
         // evcxr's signal handler needs some stack itself, so it cannot report a full one.
         format!("the cell ended its process: {status}; its stack is full: calls are nested too deeply")

@@ -254,6 +254,8 @@ mod tests {
         assert!(end_of_process(abort, "Segmentation fault.\n").contains("unsafe code"));
         assert!(end_of_process("signal: 9 (SIGKILL)", "").contains("out of memory?"));
         assert_eq!(end_of_process(abort, ""), "the cell ended its process: signal: 6 (SIGABRT)");
+        let said = "While processing instruction `Ok(\"LOAD_AND_RUN a.so f\")`, got error: a.so: undefined symbol: g";
+        assert!(end_of_process("exit status: 99", said).ends_with("could not be loaded: a.so: undefined symbol: g"));
         // The cell's own words on memory, and the cell goes on.
         assert_eq!(stderr.feed(b"memory allocation of the plan\n"), "");
         assert_eq!(stderr.release(), "memory allocation of the plan\n");

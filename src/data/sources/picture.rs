@@ -33,7 +33,7 @@ pub(super) fn square(bytes: &[u8], size: u32, crop: bool) -> Result<RgbImage, St
     let (width, height) = image.dimensions();
     let short = width.min(height);
     if u64::from(width.max(height)) > LONGEST * u64::from(short) {
-        return Err(format!("of {width} x {height} pixels, of which no square shows much"));
+        return Err(format!("of {width} x {height} pixels: no square of it shows much"));
     }
     let scaled = |side: u32| (u64::from(side) * u64::from(size) / u64::from(short)) as u32;
     let resized = resize(scaled(width), scaled(height));
