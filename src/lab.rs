@@ -273,7 +273,8 @@ impl Lab {
         }
     }
 
-    /// Runs a sweep of students with the teacher of notebook 2. The live kernel shows its progress.
+    /// Runs a sweep of students with the teacher of notebook 2. It prints first what difference the sweep could find. The
+    /// live kernel shows its progress.
     ///
     /// Runs that are on disk are not repeated, whatever sweep of this name they were made for. After a kill, call it
     /// again: a run that was cut short continues after its last epoch. Interrupt ends the sweep; the report then holds
@@ -310,6 +311,7 @@ impl Lab {
         // Refuses wrong values before the teacher is trained, which may take a minute.
         sweep.check(data)?;
         sweep.check_others(others, data)?;
+        println!("{sweep}");
         let (backbone, head, features) = self.teacher(data)?;
         let classes = data.classes.len() as i64;
         let file = format!("sweeps/{}/sweep.json", sweep.name);

@@ -88,24 +88,28 @@ fn intervals_hold_the_truth_as_often_as_they_say() {
 #[test]
 fn verdicts_follow_the_truth() {
     let decided = |verdicts: &[Verdict], decision| share(verdicts, |v| v.decision == decision);
-    // No gain at all: it is said to beat in one of forty sweeps, half of 5 %.
+    // No gain at all: it looks better in one of forty sweeps, half of 5 %.
     for seeds in [3, 5, 10] {
-        let false_alarms = decided(&simulate(0.0, 0.01, seeds, 1), Decision::Beats);
+        let false_alarms = decided(&simulate(0.0, 0.01, seeds, 1), Decision::Better);
         assert!((0.015..0.035).contains(&false_alarms), "{seeds} seeds: {false_alarms}");
     }
     // A gain of ten standard deviations is seen with three seeds, one of two with five, mostly.
-    assert!(decided(&simulate(0.05, 0.005, 3, 1), Decision::Beats) > 0.97);
-    assert!(decided(&simulate(0.02, 0.01, 5, 1), Decision::Beats) > 0.8);
-    // A loss never beats, and a large one is told as such.
+    assert!(decided(&simulate(0.05, 0.005, 3, 1), Decision::Better) > 0.97);
+    assert!(decided(&simulate(0.02, 0.01, 5, 1), Decision::Better) > 0.8);
+    // A loss is never better, and a large one is called worse.
     let losing = simulate(-0.05, 0.005, 3, 1);
-    assert_eq!(decided(&losing, Decision::Beats), 0.0);
-    assert!(decided(&losing, Decision::DoesNotBeat) > 0.97);
+    assert_eq!(decided(&losing, Decision::Better), 0.0);
+    assert!(decided(&losing, Decision::Worse) > 0.97);
+    // No gain, measured well: a gain worth having is ruled out, and a loss is seldom claimed.
+    let none = simulate(0.0, 0.002, 10, 1);
+    assert!(decided(&none, Decision::NoWorthwhileGain) > 0.9);
+    assert!(decided(&none, Decision::Worse) < 0.035);
     // A gain that is lost in the spread of three seeds leaves the question open.
-    assert!(decided(&simulate(0.01, 0.02, 3, 1), Decision::Inconclusive) > 0.8);
+    assert!(decided(&simulate(0.01, 0.02, 3, 1), Decision::Undecided) > 0.8);
     // A gain worth having is seldom denied.
-    assert!(decided(&simulate(0.01, 0.01, 5, 1), Decision::DoesNotBeat) < 0.03);
-    // Of ten comparisons without any gain, fewer than one sweep in twenty has one that beats.
-    assert!(decided(&simulate(0.0, 0.01, 3, 10), Decision::Beats) * 10.0 < 0.05);
+    assert!(decided(&simulate(0.01, 0.01, 5, 1), Decision::NoWorthwhileGain) < 0.03);
+    // Of ten comparisons without any gain, fewer than one sweep in twenty has one that looks better.
+    assert!(decided(&simulate(0.0, 0.01, 3, 10), Decision::Better) * 10.0 < 0.05);
 }
 
 #[test]
@@ -113,8 +117,31 @@ fn the_interval_is_student_s() {
     // scipy.stats.t.interval(0.95, 2, loc=0.03, scale=scipy.stats.sem([0.02, 0.03, 0.04]))
     let v = Verdict::new(&[0.5, 0.4, 0.6], &[0.52, 0.43, 0.64], 1).unwrap();
     assert!((v.low - 0.005158623).abs() < 1e-6 && (v.high - 0.054841377).abs() < 1e-6, "{v:?}");
-    assert_eq!(v.decision, Decision::Beats);
-    assert_eq!(v.to_string(), "BEATS: +3.0 points on average over 3 seeds, +0.5 to +5.5 with 95.0 % confidence");
+    assert_eq!(v.decision, Decision::Better);
+    assert_eq!(v.to_string(), "BETTER: +3.0 points on average over 3 seeds, +0.5 to +5.5 with 95.0 % confidence");
+    // scipy.stats.t.ppf(0.9875, 4)
+    assert!((t_quantile(0.975, 4).unwrap() - 3.495406).abs() < 1e-5);
+    let says = |t: kdlab::Result<f64>| t.unwrap_err().to_string();
+    assert!(says(t_quantile(1.0, 4)).contains("between 0 and 1, got 1"));
+    assert!(says(t_quantile(0.95, 0)).contains("2 values or more"));
     let two = Verdict::new(&[0.5, 0.4], &[0.52], 1).unwrap_err().to_string();
     assert!(two.contains("1 runs against 2"), "{two}");
+}
+
+#[test]
+fn a_plan_says_what_it_could_find() {
+    let plan = |seeds: u64, temperatures: &[f64]| Sweep {
+        seeds: (0..seeds).collect(),
+        temperatures: temperatures.to_vec(),
+        ..Sweep::default()
+    };
+    let said = plan(5, &[1.0, 4.0]).to_string();
+    // (t(0.975, 4) + t(0.6, 4)) * 2 / sqrt(5), with 3.495 and 0.941
+    assert!(said.starts_with("sweep: 2 settings with 5 seeds; finds differences of 4.0 points or more"), "{said}");
+    assert!(plan(1, &[4.0]).to_string().contains("one seed gives no verdict"));
+    // Simulated sweeps with the spread that the plan assumes find it about as often as they should.
+    for (seeds, comparisons, gain) in [(5, 2, 0.0397), (3, 1, 0.0620)] {
+        let found = share(&simulate(gain, 0.02, seeds, comparisons), |v| v.decision == Decision::Better);
+        assert!((0.7..0.85).contains(&found), "{seeds} seeds: {found}");
+    }
 }

@@ -22,7 +22,7 @@ struct Row {
 }
 
 /// Draws a row for each comparison: a dot for the difference of each seed, the interval of their mean as a line, and
-/// the mean as a bar across it, in percentage points. Right of zero, distillation gains.
+/// the mean as a bar across it, in percentage points. Right of zero, the second of the two is better.
 ///
 /// # Errors
 /// When there is no row, or a number of a verdict is not finite.
@@ -38,7 +38,7 @@ pub fn forest(rows: &[(&str, &Verdict)]) -> Result<Figure> {
     let (left, right) = (width(&|row| row.name.chars().count()), width(&|row| row.said.chars().count()));
     let size = [left + PLOT + right, 58 + ROW * rows.len() as u32];
     let alt = rows.iter().map(|row| format!("{}: {}", row.name, row.said)).collect::<Vec<_>>().join("; ");
-    Ok(Figure::new(size, format!("difference to the student alone, {alt}"), move |area| {
+    Ok(Figure::new(size, format!("differences in percentage points, {alt}"), move |area| {
         draw(area, &rows, (low - margin)..(high + margin), [left, right])
     }))
 }
@@ -53,9 +53,10 @@ impl Row {
         }
         let said = format!("{mean:+.1} ({:+.1} to {:+.1})  {}", interval[0], interval[1], verdict.decision);
         let color = match verdict.decision {
-            Decision::Beats => 0,
-            Decision::DoesNotBeat => 1,
-            Decision::Inconclusive => 6,
+            Decision::Better => 0,
+            Decision::Worse => 1,
+            Decision::NoWorthwhileGain => 4,
+            Decision::Undecided => 6,
         };
         Ok(Self { name: name.to_owned(), differences, mean, interval, said, color })
     }
@@ -67,7 +68,7 @@ fn draw(area: &Area, rows: &[Row], across: std::ops::Range<f64>, [left, right]: 
     let whole = |x: &f64| format!("{x:+.0}").replace("+0", "0").replace("-0", "0");
     let mut mesh = plot.configure_mesh();
     mesh.disable_y_mesh().disable_y_axis().x_labels(9).x_label_formatter(&whole);
-    mesh.x_desc("difference to the student alone, percentage points; a dot for each seed");
+    mesh.x_desc("difference in percentage points; a dot for each seed");
     styled(&mut mesh).draw()?;
     plot.draw_series([PathElement::new([(0.0, 0.0), (0.0, bottom)], stroke(INK, 1))])?;
     for (i, row) in rows.iter().enumerate() {

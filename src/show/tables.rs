@@ -8,13 +8,13 @@ use super::table::Table;
 use super::words::{counted, duration, percent, short, short_or_empty};
 use crate::data::{Batch, Dataset};
 use crate::models::{LoadReport, Model, Student, Summary};
-use crate::study::{Measure, ReportCard, SweepReport, Verdict};
+use crate::study::{Measure, ReportCard, Sweep, SweepReport, Verdict};
 use crate::train::{CachedTensor, Evaluation, History, LogitsTable, Run};
 use crate::{Error, Result};
 use kdlab_client::Bundle;
 use std::fmt;
 
-show_as_text!(Summary LoadReport Dataset Batch Evaluation CachedTensor LogitsTable Verdict);
+show_as_text!(Summary LoadReport Dataset Batch Evaluation CachedTensor LogitsTable Sweep Verdict);
 
 impl Run {
     /// Shows its state, and the curve so far.

@@ -1,5 +1,6 @@
 //! The grid of a sweep: every setting with every seed.
 
+use super::Verdict;
 use crate::data::{Augment, Dataset, Views};
 use crate::models::{Precision, Student};
 use crate::train::{Criterion, FeatureMethod, KdLoss, Method, Recipe};
@@ -229,7 +230,7 @@ pub struct Setting {
 pub struct Distillation {
     /// How it is compared with its teacher.
     pub method: SweepMethod,
-    /// Above 0; 1 for a method of features, which has none.
+    /// Above 0; 1 for the methods that have none: `argmax`, and those of features.
     pub temperature: f64,
     /// Weight of the teacher's soft targets, in [0, 1]; 0 for a method of features.
     pub alpha: f64,
@@ -295,6 +296,7 @@ impl fmt::Display for Setting {
                 match t.method {
                     SweepMethod::Features(method) => write!(f, "{method}")?,
                     SweepMethod::Logits(method) if t.published => write!(f, "{method}-published")?,
+                    SweepMethod::Logits(Method::Argmax) => write!(f, "argmax-alpha{alpha}")?,
                     SweepMethod::Logits(method) => write!(f, "{method}-T{temperature}-alpha{alpha}")?,
                 }
                 match &t.teacher {
@@ -343,8 +345,8 @@ impl Sweep {
         all
     }
 
-    /// Every method with every temperature and alpha. Methods of features have neither, and compare with the course's
-    /// teacher alone.
+    /// Every method with every temperature and alpha. `argmax` has no temperature. Methods of features have neither, and
+    /// compare with the course's teacher alone.
     fn distillations(&self, teacher: &TeacherLabels) -> Vec<Distillation> {
         let mut all = Vec::new();
         for &method in &self.methods {
@@ -357,7 +359,8 @@ impl Sweep {
                     all.extend(Distillation::published(method, teacher.clone()));
                 }
                 SweepMethod::Logits(_) => {
-                    let grid = self.temperatures.iter().flat_map(|&t| self.alphas.iter().map(move |&alpha| (t, alpha)));
+                    let temperatures = if method == Method::Argmax.into() { &[1.0][..] } else { &self.temperatures };
+                    let grid = temperatures.iter().flat_map(|&t| self.alphas.iter().map(move |&alpha| (t, alpha)));
                     all.extend(grid.map(|(temperature, alpha)| Distillation {
                         method,
                         temperature,
@@ -491,8 +494,26 @@ impl Sweep {
     }
 }
 
+/// Writes how many settings and seeds there are, and what difference they could find.
+impl fmt::Display for Sweep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (settings, seeds) = (self.settings().len(), self.seeds.len());
+        let plural = |n: usize| if n == 1 { "" } else { "s" };
+        write!(f, "{}: {settings} setting{} with {seeds} seed{}", self.name, plural(settings), plural(seeds))?;
+        match Verdict::detectable(seeds, settings) {
+            None => f.write_str("; one seed gives no verdict, take 3 or more"),
+            Some(found) => write!(
+                f,
+                "; finds differences of {:.1} points or more, if they vary by {:.0} points from seed to seed",
+                100.0 * found,
+                100.0 * Verdict::SPREAD
+            ),
+        }
+    }
+}
+
 /// Returns what is wrong with the values of an axis: it is empty, or holds a value twice.
-fn faults<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
+pub(super) fn faults<T: PartialEq + fmt::Debug>(values: &[T]) -> Option<String> {
     if values.is_empty() {
         return Some("is empty; give at least one value".into());
     }

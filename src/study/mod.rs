@@ -12,4 +12,4 @@ pub use report::{Comparison, Measure, SweepReport, SweepRun};
 pub use report_card::{Candidate, ReportCard, ReportRow, ResultRow, report_card};
 pub use runner::OtherTeacher;
 pub(crate) use runner::{SweepInputs, SweepListener, SweepProgress};
-pub use verdict::{Decision, Verdict};
+pub use verdict::{Decision, Verdict, t_quantile};

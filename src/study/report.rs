@@ -1,5 +1,6 @@
 //! The results of a sweep: its runs on file, and their comparison with the student alone.
 
+use super::grid::faults;
 use super::{Distillation, Setting, Sweep, SweepMethod, Verdict};
 use crate::store::atomic::{set_aside, write_json};
 use crate::store::csv_file::{cell, write_csv};
@@ -84,7 +85,7 @@ pub struct Comparison {
     pub alone: Vec<f64>,
     /// The distilled student, in the same seeds.
     pub distilled: Vec<f64>,
-    /// Whether the distilled student beats the student alone.
+    /// Whether the distilled student is better than the student alone.
     pub verdict: Verdict,
 }
 
@@ -225,7 +226,7 @@ impl SweepReport {
     /// confidence accounts for the number of settings ([`Verdict::new`]).
     ///
     /// # Errors
-    /// When the measure needs an omitted class and the sweep has none.
+    /// When the measure needs an omitted class and the sweep has none, and when the report holds a seed twice.
     pub fn compare(&self, measure: Measure) -> Result<Vec<Comparison>> {
         let needs_class = !matches!(measure, Measure::Validation | Measure::Test);
         if needs_class && self.sweep.omitted.is_none() {
@@ -233,6 +234,9 @@ impl SweepReport {
                 "{measure:?} needs a sweep with an omitted class; set omitted in sweep {}, or choose Measure::Test",
                 self.sweep.name
             )));
+        }
+        if let Some(fault) = faults(&self.sweep.seeds) {
+            return Err(Error::Input(format!("sweep {}: seeds {fault}", self.sweep.name)));
         }
         let settings = self.sweep.settings();
         let mut made = Vec::new();

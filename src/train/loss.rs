@@ -8,7 +8,8 @@ use tch::{Device, Kind, Reduction, Tensor};
 ///
 /// KL is summed over classes and averaged over the batch, as PyTorch's
 /// `F.kl_div(log_softmax(s/T), softmax(t/T), reduction="batchmean")`. The temperature shrinks the gradient of the soft
-/// targets by 1/T^2; the factor T^2 undoes that, so that alpha means the same at every T.
+/// targets by 1/T^2 where T is well above the logits; the factor T^2 undoes that, so that alpha means the same at every
+/// such T.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KdLoss {
     temperature: f64,

@@ -31,7 +31,7 @@ pub enum Method {
     /// they are divided by T.
     StandardisedKd,
     /// Cross-entropy against the class that the teacher finds likeliest: hard labels from the teacher. What soft
-    /// targets add shows beside it. The temperature has no effect.
+    /// targets add shows beside it. It has no temperature.
     Argmax,
 }
 

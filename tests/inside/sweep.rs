@@ -408,6 +408,14 @@ fn a_finished_run_is_not_overwritten_by_a_sweep_with_other_settings() {
     assert!(!runs.join("alone-seed0-2").exists(), "and not made again");
 }
 
+#[test]
+fn hard_answers_have_no_temperature() {
+    let methods = vec![Method::Kd.into(), Method::Argmax.into()];
+    let sweep = Sweep { methods, temperatures: vec![1.0, 4.0], alphas: vec![1.0], ..Sweep::default() };
+    let names: Vec<String> = sweep.settings().iter().map(Setting::to_string).collect();
+    assert_eq!(names, ["kd-T1-alpha1", "kd-T4-alpha1", "argmax-alpha1"]);
+}
+
 /// The table and the verdict of runs whose numbers are given.
 #[test]
 fn reports_say_what_the_runs_came_to() {
@@ -432,12 +440,15 @@ fn reports_say_what_the_runs_came_to() {
     let report = SweepReport { sweep, profile, data, images: 5_000, runs, stopped: None };
     let table = report.table(Measure::Test).unwrap().to_string();
     // Differences 6, 5.5 and 6.5 points: mean 6, deviation 0.5, 4.303 * 0.5 / sqrt(3) = 1.24.
-    for part in ["kd-T4-alpha0.9", "41.0", "47.0", "+6.0 ± 0.5", "+4.8 to +7.2", "95.0", "BEATS"] {
+    for part in ["kd-T4-alpha0.9", "41.0", "47.0", "+6.0 ± 0.5", "+4.8 to +7.2", "95.0", "BETTER"] {
         assert!(table.contains(part), "{part} is missing in\n{table}");
     }
     assert_eq!(report.headline(), "given: CIFAR-10, 5000 images at 32 px, 10 epochs, 6 runs in 9 s");
     let json = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<SweepReport>(&json).unwrap(), report);
+    let twice = SweepReport { sweep: Sweep { seeds: vec![0, 1, 1], ..report.sweep.clone() }, ..report.clone() };
+    let error = twice.compare(Measure::Test).unwrap_err().to_string();
+    assert!(error.contains("seeds holds 1 twice"), "{error}");
     let unknown = json.replace("\"alphas\"", "\"alpha\"");
     assert!(serde_json::from_str::<SweepReport>(&unknown).is_err(), "a misspelt axis is not passed over");
 }
@@ -457,7 +468,7 @@ fn repeated_values_are_refused_and_no_spread_gives_no_verdict() {
         assert!(error.contains(said), "{error}");
     }
     let verdict = Verdict::new(&[0.40, 0.40, 0.40], &[0.42, 0.42, 0.42], 1).unwrap();
-    assert_eq!(verdict.decision, Decision::Inconclusive);
+    assert_eq!(verdict.decision, Decision::Undecided);
 }
 
 #[test]

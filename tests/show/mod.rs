@@ -247,7 +247,7 @@ fn a_forest_has_a_dot_for_each_seed() {
     nothing_is_clipped(&figure);
     assert_eq!(drawn(&figure).circles, 5);
     let said = texts(&figure);
-    for text in ["few labels", "+3.7 (+2.2 to +5.1)  BEATS", "another one"] {
+    for text in ["few labels", "+3.7 (+2.2 to +5.1)  BETTER", "another one"] {
         assert!(said.iter().any(|there| there == text), "{text} is missing: {said:?}");
     }
     refused(forest(&[]), "give at least one name");

@@ -209,7 +209,7 @@ fn the_workshop_runs() {
     // Every sweep prints a verdict; which one does not matter in so small a run.
     for name in &WORKSHOP[1..6] {
         let said = Value::from(outputs(&runs, name)).to_string();
-        let verdicts = ["BEATS", "DOES NOT BEAT", "INCONCLUSIVE"];
+        let verdicts = ["BETTER", "WORSE", "NO WORTHWHILE GAIN", "UNDECIDED"];
         assert!(verdicts.iter().any(|verdict| said.contains(verdict)), "{name}: {said}");
     }
 }
