@@ -277,8 +277,26 @@ def family(pid):
 
 
 def still_there(members):
-    """Returns those of them that still exist, including ended ones that no parent has waited for."""
-    return {process: name for process, name in members.items() if process.is_running()}
+    """Returns those of them that still exist, including ended ones that their parent has not waited for.
+
+    What a killed kernel leaves to init has ended when it has ended: init may take its time to wait for it.
+    """
+    def exists(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left_to_init = process.status() == psutil.STATUS_ZOMBIE and process.ppid() == 1
+            return process.is_running() and not left_to_init
+        return False
+
+    return {process: name for process, name in members.items() if exists(process)}
+
+
+def describe(members):
+    """Returns a line for each process: what it is doing, its parent, and its command."""
+    lines = []
+    for process, name in members.items():
+        with contextlib.suppress(psutil.Error):
+            lines.append(f"{process.pid} {name}: {process.status()}, parent {process.ppid()}, {process.cmdline()[:3]}")
+    return "\n".join(lines)
 
 
 def wait_until(condition, what, timeout):
@@ -286,6 +304,15 @@ def wait_until(condition, what, timeout):
     while not condition():
         if time.monotonic() > end:
             raise AssertionError(f"{what}: not within {timeout} s")
+        time.sleep(0.01)
+
+
+def wait_for_end(members, timeout=15):
+    """Waits until none of the processes is left."""
+    end = time.monotonic() + timeout
+    while left := still_there(members):
+        if time.monotonic() > end:
+            raise AssertionError(f"not ended within {timeout} s:\n{describe(left)}")
         time.sleep(0.01)
 
 

@@ -18,26 +18,18 @@ import urllib.request
 
 from playwright.sync_api import expect, sync_playwright
 
-from support import CELL, family, still_there, tiny_cifar, wait_until
+from support import CELL, family, tiny_cifar, wait_for_end, wait_until
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]
-# Makes the teacher of notebook 2. Without it, notebook 5 only says to run notebook 2 first.
+# Makes the teacher of notebook 2, so that notebook 5 begins at once.
 TEACHER = """
 {
     let lab = Lab::open()?;
-    let data = lab.dataset()?;
-    let backbone = lab.backbone()?;
-    let train = lab.features(&backbone, &data.train)?;
-    let validation = lab.features(&backbone, &data.validation)?;
-    let mut teacher = head(lab.profile.arch.features(), data.classes.len() as i64, lab.device, lab.profile.seed)?;
-    let train = Examples::features(&data.train, &train)?;
-    let validation = Examples::features(&data.validation, &validation)?;
-    let options = FitOptions { listener: print_progress(), ..lab.teacher_options() };
-    fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &options)?;
+    lab.teacher(&lab.dataset()?)?;
 };
 """
 AFTER = """
@@ -159,7 +151,7 @@ class Browser(unittest.TestCase):
         members = family(cls.server.pid)
         cls.server.send_signal(signal.SIGTERM)
         cls.server.wait(30)
-        wait_until(lambda: not still_there(members), "the end of JupyterLab and its kernels", 20)
+        wait_for_end(members, 20)
 
     @classmethod
     def set(cls, plugin, settings):

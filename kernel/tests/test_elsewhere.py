@@ -14,7 +14,7 @@ import unittest
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 
-from support import Client, family, still_there, wait_until
+from support import Client, family, wait_for_end
 
 ROOT = pathlib.Path(os.environ["KDLAB_ROOT"])
 # `cargo install --path kernel` compiles the same program, in more minutes.
@@ -81,7 +81,7 @@ class Elsewhere(unittest.TestCase):
         self.assertNotIn("checkpoint", cell.error_text)
         members = family(manager.provisioner.pid)
         manager.shutdown_kernel()
-        wait_until(lambda: not still_there(members), f"the end of {list(members.values())}", 15)
+        wait_for_end(members)
 
     def test_a_task_is_awaited_in_another_cell(self):
         _, client = self.start()

@@ -11,7 +11,7 @@ import unittest
 import psutil
 import zmq
 
-from support import HELPERS, REQUEST, Client, Kernel, display, family, rust, still_there, wait_until
+from support import HELPERS, REQUEST, Client, Kernel, display, family, rust, still_there, wait_for_end, wait_until
 
 
 class Life(unittest.TestCase):
@@ -158,7 +158,7 @@ class Life(unittest.TestCase):
         self.assertGreater(len(members), 1, "the kernel is one process: this test proves nothing")
         os.kill(kernel.pid, signal.SIGKILL)
         wait_until(lambda: not kernel.manager.is_alive(), "the end of the kernel", 5)
-        wait_until(lambda: not still_there(members), "the end of all its processes", 10)
+        wait_for_end(members, 10)
         self.assertEqual(kernel.stop(), [])
 
     def test_5_a_crash_leaves_no_process(self):

@@ -7,7 +7,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbformat import v4
 
-from support import CELL, family, plain, still_there, wait_until
+from support import CELL, family, plain, wait_for_end
 
 TEMPLATES = pathlib.Path(__file__).parents[1] / "programs/nbconvert"
 SOURCES = [
@@ -31,7 +31,7 @@ class Programs(unittest.TestCase):
                 runner.execute_cell(notebook.cells[2], 2)
             # What `jupyter execute --allow-errors` and nbgrader do.
             runner.execute_cell(notebook.cells[3], 3)
-        wait_until(lambda: not still_there(members), f"the end of {list(members.values())}", 15)
+        wait_for_end(members)
         self.assertIn("mismatched types", plain(str(failed.exception)))
         streams, figure, error, last = [cell.outputs for cell in notebook.cells]
         texts = {output.name: output.text for output in streams if output.output_type == "stream"}

@@ -11,7 +11,7 @@ import unittest
 
 import psutil
 
-from support import Kernel, family, still_there, wait_until
+from support import Kernel, family, still_there, wait_for_end, wait_until
 
 # A Jupyter server sets this; nbclient and the like do not.
 OPENED = {"JPY_SESSION_NAME": "a.ipynb"}
@@ -82,13 +82,13 @@ class Reserve(unittest.TestCase):
         # It may start the next one in reserve itself.
         next_one = self.waiting(pid)
         self.assertEqual(second.stop(), [])
-        wait_until(lambda: not still_there(members), f"the end of {list(members.values())}", 15)
+        wait_for_end(members)
         third = self.start(first)
         third.client.ok("1")  # it has taken the one in reserve
         self.assertEqual(below(third.pid), [], "another kernel serves")
         members = family(next_one)
         os.kill(third.pid, signal.SIGKILL)
-        wait_until(lambda: not still_there(members), "the end of a kernel with the one that took it", 15)
+        wait_for_end(members)
 
     def test_it_ends_with_the_server(self):
         here = str(pathlib.Path(__file__).parent)
@@ -106,7 +106,7 @@ class Reserve(unittest.TestCase):
             wait_until(lambda: len(family(pid)) >= 3, "its processes", 60)
             members = family(pid)
             server.kill()
-        wait_until(lambda: not still_there(members), f"the end of {list(members.values())}", 15)
+        wait_for_end(members)
         shutil.rmtree(folder)
 
     def test_none_starts_where_no_server_opens_notebooks_or_the_user_wants_none(self):

@@ -9,7 +9,7 @@ import time
 import unittest
 from unittest import mock
 
-from support import Kernel, still_there, wait_until
+from support import Kernel, wait_for_end, wait_until
 
 
 def slot_of(kernel):
@@ -88,7 +88,7 @@ class Slots(unittest.TestCase):
             members = dict(kernel.remember())
             os.kill(kernel.pid, signal.SIGKILL)
             wait_until(lambda: not kernel.manager.is_alive(), "the end of the kernel", 5)
-            wait_until(lambda: not still_there(members), "the end of all processes", 15)
+            wait_for_end(members)
             self.end(kernel)
         self.assertEqual(value(self.start()), "2")
 

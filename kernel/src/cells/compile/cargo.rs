@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::cells::compile::{build, metadata};
 use crate::config::Config;
@@ -59,6 +60,7 @@ pub fn run() -> Result<()> {
     let mut command = Command::new(real());
     command.args(&args);
     if let Some(folder) = build_directory() {
+        end_with_interpreter();
         // The server reports an error in the configuration before the first cell.
         let config = Config::load().unwrap_or_default();
         let here = std::env::current_dir().is_ok_and(|here| here == folder);
@@ -81,6 +83,21 @@ pub fn run() -> Result<()> {
         }
     }
     Err(command.exec()).context("cannot start cargo")
+}
+
+/// Ends this process and all compilers once the interpreter that started it has ended, however that came about.
+fn end_with_interpreter() {
+    // Only a kernel's own processes have a process group of their own.
+    if std::env::var_os(private::FOLDER).is_none() {
+        return;
+    }
+    let interpreter = rustix::process::getppid();
+    std::thread::spawn(move || {
+        while rustix::process::getppid() == interpreter {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+    });
 }
 
 /// Returns the folder in which evcxr builds cells.
