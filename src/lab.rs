@@ -5,13 +5,13 @@ use crate::models::{Backbone, LoadReport, Model, Precision, TorchScript, device_
 use crate::profile::{Profile, variable};
 use crate::show::show_as_text;
 use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
-use crate::store::{self, atomic};
+use crate::store;
 use crate::study::mistakes::Mistake;
-use crate::study::{OtherTeacher, ResultRow, Sweep, SweepInputs, SweepReport};
+use crate::study::{OtherTeacher, Sweep, SweepInputs, SweepReport};
+use crate::teacher::Teacher;
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::train::{backbone_features, check_name, fit, script_logits, teacher_logits};
 use crate::{Error, Result};
-use serde_json::json;
 use std::fmt;
 use std::path::PathBuf;
 use tch::{Cuda, Device};
@@ -190,29 +190,16 @@ impl Lab {
         }
     }
 
-    /// Loads the head that notebook 2 trained on these features, for `classes` classes.
-    ///
-    /// # Errors
-    /// When there is none, it is half-trained, or it was trained on other features.
-    pub fn teacher_head(&self, classes: i64, train_features: &CachedTensor) -> Result<Model> {
-        let path = self.folder.join("teacher/best.safetensors");
-        if !path.exists() {
-            return Err(Error::Data(format!("no teacher at {}; run notebook 02_teacher first", path.display())));
+    /// Loads the head that notebook 2 trained on these features, for `classes` classes; `None` if there is none, it is
+    /// half-trained, or it was trained on other features.
+    fn kept_head(&self, classes: i64, train_features: &CachedTensor) -> Option<Model> {
+        let history = self.history("teacher").ok()?;
+        if history.data_key != train_features.key || !history.is_complete() {
+            return None;
         }
-        let history = self.history("teacher")?;
-        if history.data_key != train_features.key {
-            return Err(Error::Data(format!(
-                "the teacher at {} was trained on other data, at another size or on another backbone; run notebook \
-                 02_teacher again",
-                path.display()
-            )));
-        }
-        if !history.is_complete() {
-            return Err(half_trained(&history));
-        }
-        let mut model = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
-        model.load(&path)?;
-        Ok(model)
+        let mut model = head(self.profile.arch.features(), classes, self.device, self.profile.seed).ok()?;
+        model.load(self.folder.join("teacher/best.safetensors")).ok()?;
+        Some(model)
     }
 
     /// Loads the best weights of an earlier fit into `model`; `train` are the examples on which it was trained.
@@ -236,26 +223,30 @@ impl Lab {
         model.load(&path)
     }
 
-    /// Returns the teacher of notebook 2: the backbone, its head, and the features of the training split. The head is
-    /// trained if it isn't yet.
+    /// Returns the teacher of notebook 2. Its head is trained now if it isn't yet, or was trained on other data.
     ///
     /// # Errors
     /// When weights can't be loaded, and when the training of the head was stopped.
-    pub fn teacher(&self, data: &Dataset) -> Result<(Backbone, Model, CachedTensor)> {
+    pub fn teacher(&self, data: &Dataset) -> Result<Teacher> {
         let backbone = self.backbone()?;
         let features = self.features(&backbone, &data.train)?;
         let classes = data.classes.len() as i64;
-        if let Ok(head) = self.teacher_head(classes, &features) {
-            return Ok((backbone, head, features));
-        }
-        let mut teacher = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
-        let validation = Examples::features(&data.validation, &self.features(&backbone, &data.validation)?)?;
-        let train = Examples::features(&data.train, &features)?;
-        let history = fit(&mut teacher, &train, &validation, &Criterion::cross_entropy(), &self.teacher_options())?;
-        match history.stopped {
-            Some(_) => Err(half_trained(&history)),
-            None => Ok((backbone, teacher, features)),
-        }
+        let head = match self.kept_head(classes, &features) {
+            Some(head) => head,
+            None => {
+                let mut head = head(self.profile.arch.features(), classes, self.device, self.profile.seed)?;
+                let validation = Examples::features(&data.validation, &self.features(&backbone, &data.validation)?)?;
+                let train = Examples::features(&data.train, &features)?;
+                let criterion = Criterion::cross_entropy();
+                let history = fit(&mut head, &train, &validation, &criterion, &self.teacher_options())?;
+                if history.stopped.is_some() {
+                    return Err(half_trained(&history));
+                }
+                head
+            }
+        };
+        let (transform, batch_size) = (self.teacher_transform(), self.profile.batch_size);
+        Ok(Teacher { backbone, head, transform, batch_size, cache: self.folder.join("cache") })
     }
 
     /// Returns a sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Override the
@@ -312,22 +303,22 @@ impl Lab {
         sweep.check(data)?;
         sweep.check_others(others, data)?;
         println!("{sweep}");
-        let (backbone, head, features) = self.teacher(data)?;
+        let teacher = self.teacher(data)?;
         let classes = data.classes.len() as i64;
         let file = format!("sweeps/{}/sweep.json", sweep.name);
         let inputs = SweepInputs {
             data,
             device: self.device,
             profile: &self.profile.name,
-            backbone: &backbone,
-            head: &head,
-            teacher_transform: &self.teacher_transform(),
-            train_features: &features,
-            validation_features: &self.features(&backbone, &data.validation)?,
+            backbone: &teacher.backbone,
+            head: &teacher.head,
+            teacher_transform: &teacher.transform,
+            train_features: &teacher.features(&data.train)?,
+            validation_features: &teacher.features(&data.validation)?,
             others,
             head_options: &FitOptions { folder: None, ..self.teacher_options() },
             student: &|vs| sweep.student.layers(vs, classes, sweep.size),
-            cache: &self.folder.join("cache"),
+            cache: &teacher.cache,
             afterwards: &format!("kdlab::study::SweepReport::load(lab.folder.join({file:?}))?"),
         };
         sweep.run(&inputs, &self.folder.join("sweeps").join(&sweep.name), &live_sweep())
@@ -395,26 +386,6 @@ impl Lab {
                 ]),
             }
         })
-    }
-
-    /// Writes the closing table, which `cargo lab run` prints too, and returns it.
-    ///
-    /// # Errors
-    /// When the file can't be written.
-    pub fn report(&self, dataset: &Dataset, rows: &[ResultRow]) -> Result<Table> {
-        let results = json!({"profile": self.profile.name, "dataset": dataset.name, "rows": rows});
-        atomic::write_json(&self.folder.join("results.json"), &results)?;
-        let header = ["model", "val accuracy (%)", "test accuracy (%)", "parameters", "MACs per image", "seconds"];
-        Ok(rows.iter().fold(Table::new(&header), |table, r| {
-            table.row(&[
-                r.model.clone(),
-                format!("{:.2}", 100.0 * r.val_accuracy),
-                format!("{:.2}", 100.0 * r.test_accuracy),
-                format!("{:.2} M", r.parameters as f64 / 1e6),
-                format!("{:.1} M", r.macs as f64 / 1e6),
-                format!("{:.1}", r.seconds),
-            ])
-        }))
     }
 }
 

@@ -11,7 +11,7 @@
 //! | [`train`] | losses, the teacher's cached outputs, the training loop |
 //! | [`study`] | sweeps over many fits and their verdict; the article's mistakes |
 //! | [`show`] | everything that a cell displays |
-//! | [`Lab`], [`Profile`] | what holds them together for a notebook |
+//! | [`Lab`], [`Teacher`], [`Profile`] | what holds them together for a notebook |
 
 #![warn(missing_docs)]
 
@@ -25,9 +25,11 @@ mod lab;
 pub mod models;
 mod native;
 mod profile;
+mod results;
 pub mod show;
 mod store;
 pub mod study;
+mod teacher;
 #[cfg(test)]
 #[path = "../tests/inside/mod.rs"]
 mod tests;
@@ -36,3 +38,4 @@ pub mod train;
 pub use error::{Error, Result};
 pub use lab::Lab;
 pub use profile::Profile;
+pub use teacher::Teacher;

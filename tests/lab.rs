@@ -1,6 +1,7 @@
 //! What a notebook opens first. The environment decides, so each case runs in a process of its own.
 
 use kdlab::Lab;
+use kdlab::study::{Sweep, Verdict};
 use std::process::Command;
 
 /// Prints what `Lab::open` and its first steps say; by itself it does nothing.
@@ -12,22 +13,37 @@ fn child() {
         (Ok(lab), "open") => lab.to_string(),
         (Ok(lab), "runs") => lab.runs().to_string(),
         (Ok(lab), "history") => lab.history("nix").err().map_or("no error".into(), |e| e.to_string()),
+        (Ok(lab), "stored") => stored(&lab).unwrap_or_else(|e| format!("error: {e}")),
         (Ok(lab), _) => {
-            let data = lab.dataset().expect("KDLAB_DATA holds a dataset");
-            let values = tch::Tensor::zeros([data.train.len() as i64, 1280], tch::kind::FLOAT_CPU);
-            let features = kdlab::train::CachedTensor::new(&data.train, values, "test").expect("one row each");
-            if step == "half" {
-                let history = format!(
-                    r#"{{"name":"teacher","criterion":"ce","data_key":{:?},"epochs":2,"records":[],
-                        "stopped":"interrupted"}}"#,
-                    features.key
-                );
-                std::fs::write(lab.folder.join("teacher/history.json"), history).expect("the folder is there");
-            }
-            lab.teacher_head(10, &features).err().map_or("no error".into(), |e| e.to_string())
+            let made = lab.dataset().and_then(|data| lab.teacher(&data)?.logits(&data.train));
+            made.map_or_else(|e| format!("error: {e}"), |logits| format!("{:?}", logits.tensor.size()))
         }
     };
     println!("<<{said}>>");
+}
+
+/// Runs a sweep, stores its report as the repository does, and asks for it and for another one. Returns which of them
+/// were run, and the closing table.
+fn stored(lab: &Lab) -> kdlab::Result<String> {
+    let data = lab.dataset()?;
+    let plan = Sweep { images: Some(30), seeds: vec![0, 1], ..lab.sweep_plan("few") };
+    let (made, store) = (lab.folder.join("sweeps/few"), lab.folder.join("notebooks/stored/few.json"));
+    let mut said = vec![];
+    let mut ask = |plan: &Sweep| {
+        let report = lab.sweep_or_stored(plan, &data)?;
+        said.push(made.exists().to_string());
+        if made.exists() {
+            std::fs::create_dir_all(store.parent().expect("a folder")).expect("it can be made");
+            std::fs::copy(made.join("sweep.json"), &store).expect("the report is written");
+            std::fs::remove_dir_all(&made).expect("it is there");
+        }
+        Ok::<_, kdlab::Error>(report)
+    };
+    let report = ask(&plan)?;
+    assert_eq!(ask(&plan)?, report);
+    ask(&Sweep { epochs: 2, ..plan })?;
+    let table = lab.report(&data, &lab.teacher(&data)?, &[&report])?.to_string();
+    Ok(format!("{} {table}", said.join(" ")))
 }
 
 fn child_says(step: &str, variables: &[(&str, &str)]) -> String {
@@ -62,7 +78,7 @@ fn the_environment_chooses_profile_and_device() {
 }
 
 #[test]
-fn a_missing_or_foreign_teacher_names_the_notebook_to_run() {
+fn the_teacher_is_trained_once_and_again_where_it_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     let record = |i: usize| {
         let mut bytes = vec![(i % 10) as u8];
@@ -73,20 +89,27 @@ fn a_missing_or_foreign_teacher_names_the_notebook_to_run() {
     std::fs::write(folder.path().join("test_batch.bin"), (0..200).flat_map(record).collect::<Vec<_>>()).unwrap();
     let path = folder.path().to_str().unwrap();
     let variables = [("KDLAB_PROFILE", "smoke"), ("KDLAB_DATA", path), ("KDLAB_RUNS", path), ("KDLAB_DEVICE", "cpu")];
-    let said = child_says("teacher", &variables);
-    assert!(said.contains("run notebook 02_teacher first"), "{said}");
-    // A teacher of other data lies there.
-    let teacher = folder.path().join("smoke/teacher");
-    std::fs::create_dir_all(&teacher).unwrap();
-    std::fs::write(teacher.join("best.safetensors"), "").unwrap();
-    let history = r#"{"name":"teacher","criterion":"ce","data_key":"other","epochs":1,"records":[],"stopped":null}"#;
-    std::fs::write(teacher.join("history.json"), history).unwrap();
-    let said = child_says("teacher", &variables);
-    assert!(said.contains("trained on other data") && said.contains("run notebook 02_teacher again"), "{said}");
-    // One of these data that was interrupted.
-    let said = child_says("half", &variables);
-    assert!(said.contains("half-trained: it ended after 0 of 2 epochs (interrupted)"), "{said}");
-    std::fs::write(teacher.join("history.json"), &history[..40]).unwrap();
+    let file = folder.path().join("smoke/teacher/history.json");
+    let ask = || {
+        assert_eq!(child_says("teacher", &variables), "[300, 10]");
+        let history = kdlab::train::History::load(&file).unwrap();
+        assert!(history.stopped.is_none() && history.records.len() == 2, "{history:?}");
+        (history.data_key, std::fs::metadata(&file).unwrap().modified().unwrap())
+    };
+    let first = ask();
+    assert_eq!(ask(), first, "it was trained twice");
+    let stored = child_says("stored", &[&variables[..], &[("KDLAB_ROOT", &format!("{path}/smoke"))]].concat());
+    assert!(stored.starts_with("true false true"), "{stored}");
+    for row in ["teacher efficientnet-lite0", "few: alone", "few: kd-T4-alpha0.9"] {
+        assert!(stored.contains(row), "{row} is missing in {stored}");
+    }
+    // A teacher of other data lies there, then a half-trained one of these data.
+    let history = r#"{"name":"teacher","criterion":"ce","data_key":"other","epochs":2,"records":[],"stopped":null}"#;
+    for history in [history.to_owned(), history.replace("other", &first.0).replace("null", r#""interrupted""#)] {
+        std::fs::write(&file, history).unwrap();
+        assert_eq!(ask().0, first.0);
+    }
+    std::fs::write(&file, &history[..40]).unwrap();
     let said = child_says("runs", &variables);
     assert!(said.contains("teacher") && said.contains("damaged"), "{said}");
     let said = child_says("history", &variables);
@@ -98,4 +121,26 @@ fn every_number_of_a_profile_can_be_changed() {
     let mut lab = Lab::open().unwrap();
     (lab.profile.student_epochs, lab.profile.sweep_size) = (3, 24);
     assert_eq!((lab.fit_options("own").epochs, lab.sweep_plan("own").size), (3, 24));
+}
+
+#[test]
+fn bets_are_kept_and_shown_beside_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lab = Lab::open().unwrap();
+    lab.folder = folder.path().to_owned();
+    let verdict = Verdict::new(&[0.40, 0.41, 0.42], &[0.45, 0.47, 0.46], 1).unwrap();
+    assert!(lab.bets(&[("patience", &verdict)]).unwrap().to_string().contains("none"));
+    lab.bet("patience", 50.0).unwrap();
+    lab.bet("patience", 5.0).unwrap();
+    lab.bet("other", -2.5).unwrap();
+    let table = lab.bets(&[("patience", &verdict), ("other", &verdict)]).unwrap().to_string();
+    let rows: Vec<Vec<&str>> = table.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["patience", "+5.0", "+5.0", "+2.5", "to", "+7.5", "inside"]);
+    assert_eq!((rows[1][1], rows[1][6]), ("-2.5", "outside"));
+    for odd in [f64::NAN, 101.0, -1e9] {
+        let e = lab.bet("patience", odd).unwrap_err().to_string();
+        assert!(e.contains(&format!("-100 to 100, got {odd}")), "{e}");
+    }
+    std::fs::write(folder.path().join("bets.json"), "[").unwrap();
+    assert!(lab.bet("patience", 1.0).unwrap_err().to_string().contains("does not hold bets"));
 }

@@ -39,7 +39,7 @@ println!("alive: {} parameters, {} images", pupil.parameters(), train.len());
 """
 
 
-# Cells that ask the user: for a line, for a file, and to run another cell.
+# Cells that ask the user: for a line, for a file, to run another cell, and three questions.
 ASKS = [
     '''let mut name = String::new();
 print!("name? ");
@@ -57,6 +57,7 @@ println!("{} {sum}", upload.files("Your image")[0].name);''',
 kdlab_client::clear_output(false)?;
 kdlab_client::set_next_input("let written = 1;", false)?;
 println!("after");''',
+    "let checks = quick_checks(4)?;\nchecks",
 ]
 
 
@@ -386,6 +387,16 @@ class Browser(unittest.TestCase):
         chooser.value.set_files({"name": "cat.png", "mimeType": "image/png", "buffer": content})
         self.assertIn(f"cat.png {sum(content)}", self.finish(page, 1))
         self.take_picture(page, "uploaded")
+
+        # An answer is judged; it stands nowhere in the page before.
+        self.run_cell(page, 3)
+        self.finish(page, 3)
+        checks = self.cell(page, 3).locator(".jp-OutputArea")
+        self.assertNotRegex(page.content(), "Right[.]|Not quite[.]")
+        for answer, said in [("b", "✗ b) Not quite."), ("a", "✓ a) Right.")]:
+            checks.get_by_role("button", name=answer, exact=True).first.click()
+            expect(checks).to_contain_text(said)
+        self.take_picture(page, "quick-checks")
 
         self.run_cell(page, 2)
         text = self.finish(page, 2)

@@ -1,5 +1,6 @@
 //! Experiments around the training loop: sweeps over many fits, their report and verdict, and the article's mistakes.
 
+mod bench;
 mod grid;
 pub mod mistakes;
 mod report;
@@ -7,9 +8,11 @@ mod report_card;
 mod runner;
 mod verdict;
 
+pub use bench::{Bench, SeedRuns, WatchedBatch};
 pub use grid::{Augmentation, Distillation, Setting, Sweep, SweepMethod, TeacherLabels};
 pub use report::{Comparison, Measure, SweepReport, SweepRun};
-pub use report_card::{Candidate, ReportCard, ReportRow, ResultRow, report_card};
+pub(crate) use report_card::ResultRow;
+pub use report_card::{Candidate, ReportCard, ReportRow, report_card};
 pub use runner::OtherTeacher;
 pub(crate) use runner::{SweepInputs, SweepListener, SweepProgress};
 pub use verdict::{Decision, Verdict, t_quantile};

@@ -131,20 +131,15 @@ fn latencies(split: &Split, models: &[Candidate]) -> Result<Vec<f64>> {
     Ok(times.into_iter().map(|times| Data::new(times).median()).collect())
 }
 
-/// One row of the table that closes a walk through the notebooks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ResultRow {
-    /// Name of the model.
+/// One row of the table that closes a walk through the notebooks. Accuracies are in [0, 1]; `seconds` are those of
+/// training, and of the teacher's pass over the images.
+#[derive(Serialize)]
+pub(crate) struct ResultRow {
     pub model: String,
-    /// Best validation accuracy, in [0, 1].
     pub val_accuracy: f64,
-    /// Accuracy on the test split, in [0, 1].
     pub test_accuracy: f64,
-    /// Number of weights.
     pub parameters: i64,
-    /// Multiply-accumulates for one image.
     pub macs: i64,
-    /// Time of training, and of the teacher's pass over the images.
     pub seconds: f64,
 }
 

@@ -22,8 +22,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 ///
 /// let lab = Lab::open()?;
 /// let data = lab.dataset()?;
-/// let (backbone, head, _) = lab.teacher(&data)?;
-/// let teacher = OnlineTeacher::network(backbone.with_head(&head)?, &lab.teacher_transform())?;
+/// let teacher = lab.teacher(&data)?;
+/// let teacher = OnlineTeacher::network(teacher.backbone.with_head(&teacher.head)?, &teacher.transform)?;
 /// let augment = Augment { flip: true, crop: Some(0.5), mixup: Some(0.2), ..Augment::default() };
 /// let train = Examples::images(&data.train, &lab.student_transform())?.augmented(&augment)?.taught_by(&teacher)?;
 /// # Ok::<(), kdlab::Error>(())

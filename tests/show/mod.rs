@@ -683,3 +683,20 @@ fn students_are_shown_with_what_they_cost() {
     assert!(row("Student::Small").contains("0.07 M"), "{text}");
     refused(student_sizes(0), "students for 0 classes");
 }
+
+#[test]
+fn quick_checks_ask_three_questions_and_say_a_word_on_each_answer() {
+    for notebook in 0..15 {
+        let checks = quick_checks(notebook).unwrap();
+        for question in 1..=3 {
+            let said: Vec<String> = ['a', 'b', 'c'].map(|answer| checks.answer(question, answer).unwrap()).into();
+            assert_eq!(said.iter().filter(|said| said.starts_with("Right. ")).count(), 1, "{said:?}");
+            assert_eq!(said.iter().filter(|said| said.starts_with("Not quite. ")).count(), 2, "{said:?}");
+            assert!(said.iter().all(|said| said.len() > 20), "{said:?}");
+        }
+        refused(checks.answer(4, 'a'), "no answer 'a' to question 4; questions are 1 to 3");
+        refused(checks.answer(0, 'a'), "to question 0");
+        refused(checks.answer(1, 'd'), "no answer 'd'");
+    }
+    refused(quick_checks(15), "notebook 15 has no quick checks; the course has 0 to 14");
+}

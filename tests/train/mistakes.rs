@@ -79,6 +79,39 @@ fn a_mistake_is_made_on_purpose_or_not_at_all() {
 }
 
 #[test]
+fn a_bench_trains_the_same_students_with_and_without_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let test = Examples::images(&data.test, &normalised(32)).unwrap();
+    let bench = Bench { train, validation, test, classes: 10, device: Device::Cpu, epochs: 1 };
+    let kd = KdLoss::new(2.0, 0.5).unwrap();
+    let right = bench.students("right", None, &Criterion::kd(kd)).unwrap();
+    let same = bench.students("again", None, &Criterion::kd(kd)).unwrap();
+    let wrong =
+        bench.students("wrong", Some(kdlab::study::mistakes::Mistake::KlOverClasses), &Criterion::kd(kd)).unwrap();
+    assert_eq!((right.networks.len(), right.accuracies.len()), (3, 3));
+    assert_eq!(right.effect(&same).unwrap().differences, [0.0; 3]);
+    for (right, wrong) in right.histories.iter().zip(&wrong.histories) {
+        assert_ne!(curve(right), curve(wrong));
+    }
+    // The loop compares each image with the teacher's answer to it, and with that of another in the first mistake.
+    let answers = teacher(&data.train, 1.0).tensor;
+    let row = |logits: &Tensor| Vec::<f32>::try_from(logits).unwrap();
+    for (case, belongs) in [(None, true), (Some(kdlab::study::mistakes::Mistake::MismatchedTeacher), false)] {
+        let batches = bench.watch(case, kd, 2).unwrap();
+        let labels: Vec<i64> = batches.iter().flat_map(|batch| Vec::<i64>::try_from(&batch.labels).unwrap()).collect();
+        assert_eq!((batches.len(), labels.len()), (2, 2 * data.train.len()));
+        let given: Vec<_> = (0..data.train.len() as i64).map(|i| row(&batches[0].teacher.get(i))).collect();
+        let is_right = |(answer, label): (&Vec<f32>, &i64)| {
+            let index = (0..data.train.len() as i64).find(|&i| row(&answers.get(i)) == *answer);
+            data.train.label(index.expect("an answer of the teacher")).unwrap() == *label
+        };
+        assert_eq!(given.iter().zip(&labels).all(is_right), belongs);
+    }
+}
+
+#[test]
 fn a_frozen_backbone_does_not_drift_in_training() {
     let backbone = Backbone::untrained(Arch::ResNet18, Device::Cpu, 1).unwrap();
     let mut whole = backbone.with_head(&head(512, 10, Device::Cpu, 2).unwrap()).unwrap();
