@@ -152,8 +152,9 @@ mod tests {
     }
 
     fn fields(command: &str) -> Value {
+        let words = shlex::split(command).unwrap_or_else(|| panic!("{command}: a quote is never closed"));
         // As clap sees it: the words after `cargo lab`, of which the first names the program.
-        let words = command.split_whitespace().skip(2);
+        let words = words.into_iter().skip(2);
         Alone::try_parse_from(words).unwrap_or_else(|error| panic!("{command}: {error}")).args.fields()
     }
 
@@ -175,10 +176,10 @@ mod tests {
             Alone::try_parse_from(["sweep", "f", "--method", "hints"]).err().expect("no such method").to_string();
         assert!(METHODS.iter().all(|method| wrong.contains(method)), "{wrong}");
         assert_eq!(fields("cargo lab sweep m --published"), json!({"name": "m", "published": true}));
-        let recipes = r#"cargo lab sweep rates --recipe {} --recipe {"schedule":"Cosine","warmup":1}"#;
+        let recipes = r#"cargo lab sweep rates --recipe '{}' --recipe '{"schedule": "Cosine", "warmup": 1}' # two"#;
         let wanted = json!({"name": "rates", "recipes": [{}, {"schedule": "Cosine", "warmup": 1}]});
         assert_eq!(fields(recipes), wanted);
-        let online = r#"cargo lab sweep online --augmentation online --augment {"crop":0.5}"#;
+        let online = r#"cargo lab sweep online --augmentation online --augment '{"crop": 0.5}'"#;
         let wanted = json!({"name": "online", "augmentations": ["online"], "augment": {"crop": 0.5}});
         assert_eq!(fields(online), wanted);
     }
@@ -192,10 +193,14 @@ mod tests {
         let texts = pages.filter(|path| path.is_file()).chain([root.join("README.md")]);
         let mut found = 0;
         for text in texts.map(|path| std::fs::read_to_string(path).unwrap_or_default()) {
-            for command in text.split(['`', '\n']).filter(|part| part.starts_with("cargo lab sweep ")) {
-                // A shell ignores the comment.
-                let command = command.split(" #").next().unwrap_or_default();
-                assert!(fields(command)["name"].is_string());
+            for (at, _) in text.match_indices("cargo lab sweep ") {
+                // In the text it ends at its backtick, maybe on the next line.
+                let end = match text[..at].chars().last() {
+                    Some(before @ ('`' | '\n')) => before,
+                    _ => continue,
+                };
+                let command = text[at..].split(end).next().unwrap_or_default().replace('\n', " ");
+                assert!(fields(&command)["name"].is_string());
                 found += 1;
             }
         }
