@@ -3,8 +3,8 @@
 use super::sampling::{Purpose, generator};
 use crate::store::tensors::upload;
 use crate::{Error, Result};
-use rand::RngExt;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Beta, Distribution};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,9 @@ pub struct Augment {
     /// Multiplies brightness, contrast and saturation by factors between `1 - jitter` and `1 + jitter`, in this order:
     /// `ColorJitter(jitter, jitter, jitter)`. In [0, 1).
     pub jitter: f64,
+    /// Then turns the hue by up to this share of the colour circle either way: `ColorJitter(hue=hue)`. 0 to 0.5; 0.1 is
+    /// usual.
+    pub hue: f64,
     /// Mixes each image of a batch with a second one, `share * image + (1 - share) * other`, where `share` is drawn for
     /// the batch from Beta(mixup, mixup): Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018).
     /// 0.01 to 100, and 0.2 is usual; `None` mixes nothing.
@@ -61,6 +64,8 @@ pub(super) struct View {
     pub cutout: Option<[i64; 4]>,
     /// Factors of brightness, contrast and saturation.
     pub colour: Option<[f64; 3]>,
+    /// Share of the colour circle by which the hue turns.
+    pub hue: f64,
 }
 
 /// How the images of one batch are mixed.
@@ -92,6 +97,9 @@ impl Augment {
         if !(0.0..1.0).contains(&self.jitter) {
             return wrong(format!("colour jitter must be in [0, 1), got {}; try 0.3", self.jitter));
         }
+        if !(0.0..=0.5).contains(&self.hue) {
+            return wrong(format!("hue must turn by 0 to 0.5 of the colour circle, got {}; try 0.1", self.hue));
+        }
         if let Some(alpha) = self.mixup.filter(|alpha| !(0.01..=100.0).contains(alpha)) {
             return wrong(format!("mixup must be 0.01 to 100, got {alpha}; try 0.2, or None to mix nothing"));
         }
@@ -105,6 +113,8 @@ impl Augment {
         let shift = [(); 2].map(|()| rng.random_range(-self.shift..=self.shift));
         let centre = [rng.random_range(0..width), rng.random_range(0..height)];
         let colour = [(); 3].map(|()| 1.0 + self.jitter * rng.random_range(-1.0..=1.0));
+        // A crop takes as many numbers as it needs, so the hue has a generator of its own.
+        let hue = self.hue * ChaCha8Rng::from_rng(&mut rng.clone()).random_range(-1.0..=1.0);
         let crop = self.crop.map(|least| crop(least, height, width, rng));
         let half = self.cutout / 2;
         let [left, top] = centre.map(|at| at - half);
@@ -116,6 +126,7 @@ impl Augment {
             crop,
             cutout: (self.cutout > 0).then_some(cutout),
             colour: (self.jitter > 0.0).then_some(colour),
+            hue,
         }
     }
 
@@ -148,6 +159,7 @@ impl fmt::Display for Augment {
             self.crop.map(|least| format!("crop {least}")),
             (self.cutout > 0).then(|| format!("cutout {}", self.cutout)),
             (self.jitter > 0.0).then(|| format!("jitter {}", self.jitter)),
+            (self.hue > 0.0).then(|| format!("hue {}", self.hue)),
             self.mixup.map(|alpha| format!("mixup {alpha}")),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
@@ -196,8 +208,8 @@ pub(super) fn seen(images: &Tensor, views: &[View]) -> Result<Tensor> {
         return Ok(images.shallow_clone());
     }
     let size = size_of(images)?;
-    let [cropped, coloured] = [|v: &View| v.crop.is_some(), |v: &View| v.colour.is_some() || v.cutout.is_some()]
-        .map(|changes| views.iter().any(changes));
+    let coloured = |v: &View| v.colour.is_some() || v.hue != 0.0 || v.cutout.is_some();
+    let [cropped, coloured] = [|v: &View| v.crop.is_some(), coloured].map(|changes| views.iter().any(changes));
     let bytes = if cropped { images.shallow_clone() } else { moved(images, views, size)? };
     if !cropped && !coloured {
         return Ok(bytes);
@@ -208,6 +220,9 @@ pub(super) fn seen(images: &Tensor, views: &[View]) -> Result<Tensor> {
     }
     if views.iter().any(|v| v.colour.is_some()) {
         x = jittered(&x, views)?;
+    }
+    if views.iter().any(|v| v.hue != 0.0) {
+        x = turned(&x, views)?;
     }
     if views.iter().any(|v| v.cutout.is_some()) {
         let colour = upload(&MEAN_COLOUR, x.device())?.f_view([1, 3, 1, 1])?;
@@ -269,6 +284,31 @@ fn jittered(images: &Tensor, views: &[View]) -> Result<Tensor> {
     let x = blend(images, &images.f_zeros_like()?, 0)?;
     let x = blend(&x, &grey(&x)?.f_mean_dim([1i64, 2, 3].as_slice(), true, None::<Kind>)?, 1)?;
     blend(&x, &grey(&x)?, 2)
+}
+
+/// Images f32 with another hue in HSV, as torchvision's `adjust_hue`.
+fn turned(images: &Tensor, views: &[View]) -> Result<Tensor> {
+    let turns: Vec<f32> = views.iter().map(|v| 6.0 * v.hue as f32).collect();
+    let turns = upload(&turns, images.device())?.f_view([views.len() as i64, 1, 1])?;
+    let [red, green, blue] = [0, 1, 2].map(|channel| images.f_select(1, channel));
+    let (red, green, blue) = (red?, green?, blue?);
+    let (most, least) = (images.f_amax([1i64], false)?, images.f_amin([1i64], false)?);
+    let range = most.f_sub(&least)?;
+    // Sixths of the colour circle from red, on a scale from -1 to 5; grey has none.
+    let sixths = |a: &Tensor, b: &Tensor, from: f64| -> Result<Tensor> {
+        Ok(a.f_sub(b)?.f_div(&range.f_clamp_min(1e-6)?)?.f_add_scalar(from)?)
+    };
+    let hue = sixths(&green, &blue, 0.0)?.f_where_self(
+        &most.f_eq_tensor(&red)?,
+        &sixths(&blue, &red, 2.0)?.f_where_self(&most.f_eq_tensor(&green)?, &sixths(&red, &green, 4.0)?)?,
+    )?;
+    let hue = hue.f_add(&turns)?;
+    let channel = |first: f64| -> Result<Tensor> {
+        let k = hue.f_add_scalar(first)?.f_remainder(6.0)?;
+        let share = k.f_minimum(&k.f_neg()?.f_add_scalar(4.0)?)?.f_clamp(0.0, 1.0)?;
+        Ok(most.f_sub(&range.f_mul(&share)?)?)
+    };
+    Ok(Tensor::f_stack(&[channel(5.0)?, channel(3.0)?, channel(1.0)?], 1)?)
 }
 
 /// Which pixels are cut out: bool `[B, 1, H, W]`.

@@ -275,6 +275,7 @@ def views(x, settings, folder):
         if view["colour"]:
             brightness, contrast, saturation = view["colour"]
             y = T.adjust_saturation(T.adjust_contrast(T.adjust_brightness(y / 255, brightness), contrast), saturation) * 255
+        y = T.adjust_hue(y / 255, view["hue"]) * 255 if view["hue"] else y
         if view["cutout"]:
             left, top, right, bottom = view["cutout"]
             y = y.clone()

@@ -537,7 +537,7 @@ fn what_training_sees_is_drawn_epoch_by_epoch() {
     let images = || Examples::images(&data.train, &Transform::imagenet(32)).unwrap();
     let draw =
         |examples: kdlab::Result<Examples>, seed| augmented(&examples.unwrap(), &data.classes, &[3, 5], seed).unwrap();
-    let augment = Augment { flip: true, shift: 4, crop: Some(0.4), cutout: 8, jitter: 0.5, mixup: None };
+    let augment = Augment { flip: true, shift: 4, crop: Some(0.4), cutout: 8, jitter: 0.5, ..Augment::default() };
     let mixed = Augment { mixup: Some(1.0), ..augment.clone() };
     let classes = [3, 5].map(|i| data.classes[data.train.label(i).unwrap() as usize].clone());
     for (examples, caption) in [
