@@ -14,7 +14,7 @@ use crate::train::{backbone_features, check_name, fit, script_logits, teacher_lo
 use crate::{Error, Result};
 use std::fmt;
 use std::path::PathBuf;
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, nn};
 
 /// Device, profile and folders of one walk through the notebooks.
 pub struct Lab {
@@ -302,9 +302,11 @@ impl Lab {
         // Refuses wrong values before the teacher is trained, which may take a minute.
         sweep.check(data)?;
         sweep.check_others(others, data)?;
+        let classes = data.classes.len() as i64;
+        let student = |vs: &nn::Path| sweep.student.layers(vs, classes, sweep.size);
+        sweep.check_networks(&student, self.profile.arch)?;
         println!("{sweep}");
         let teacher = self.teacher(data)?;
-        let classes = data.classes.len() as i64;
         let file = format!("sweeps/{}/sweep.json", sweep.name);
         let inputs = SweepInputs {
             data,
@@ -317,7 +319,7 @@ impl Lab {
             validation_features: &teacher.features(&data.validation)?,
             others,
             head_options: &FitOptions { folder: None, ..self.teacher_options() },
-            student: &|vs| sweep.student.layers(vs, classes, sweep.size),
+            student: &student,
             cache: &teacher.cache,
             afterwards: &format!("kdlab::study::SweepReport::load(lab.folder.join({file:?}))?"),
         };

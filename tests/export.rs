@@ -323,6 +323,22 @@ fn what_cannot_be_exported_is_named() {
     let text = refused(&|vs| end(vs, Layers::new(), 4));
     assert!(text.contains("[4]") && text.contains("3 classes"), "{text}");
 
+    let says = |model: &Model, card: &ModelCard| {
+        let [onnx, script] = [model.save_onnx(&path, card), model.save_torchscript(&path, card)];
+        [onnx, script].map(|saved| saved.unwrap_err().to_string())
+    };
+    for text in says(&opinionated(), &ModelCard { stored_size: 0, ..card() }) {
+        assert!(text.contains("stored_size is 0") && text.contains("at least 1 pixel"), "{text}");
+    }
+    for text in says(&opinionated(), &ModelCard { transform: Transform::imagenet(3), ..card() }) {
+        assert!(text.contains("images of 3x3 pixels are too small") && text.contains("give images of 4x4"), "{text}");
+    }
+    let exact = opinionated();
+    exact.state().iter_mut().for_each(|(_, variable)| variable.set_data(&variable.to_kind(Kind::Double)));
+    let [onnx, script] = says(&exact, &card());
+    assert!(onnx.contains("weights of kind Double, and an ONNX file holds Float"), "{onnx}");
+    assert!(script.contains("its values are Float and the weights Double; convert one"), "{script}");
+
     let pixels = |side| {
         let place = folder.path().join(format!("data{side}"));
         pictures(&place);
@@ -355,6 +371,14 @@ fn what_cannot_be_exported_is_named() {
         let text = model.save_torchscript(target, &card()).unwrap_err().to_string();
         assert!(text.contains("give the path of a file in a folder"), "{text}");
     }
+}
+
+/// The bytes of a student's file whose card says that pictures have no pixels, as other programs may write it.
+fn without_pixels(student: &Path) -> Vec<u8> {
+    let (mut bytes, entry) = (fs::read(student).unwrap(), b"stored_size\x12\x0248");
+    let at = bytes.windows(entry.len()).position(|part| part == entry).unwrap();
+    bytes[at + entry.len() - 2..at + entry.len()].copy_from_slice(b" 0");
+    bytes
 }
 
 /// What `cargo lab classify` prints: its exit status, the rows of its table, and the rest.
@@ -441,11 +465,13 @@ fn the_program_without_libtorch_says_what_the_crate_says() {
     assert!(told.contains("abstained from 3 of 3"), "{told}");
     assert!(told.contains("agrees with student.onnx on") && told.contains("95 % interval"), "{told}");
 
-    let (empty, torn) = (folder.path().join("empty"), folder.path().join("torn.onnx"));
+    let [empty, torn, pointless] = ["empty", "torn.onnx", "pointless.onnx"].map(|name| folder.path().join(name));
     fs::create_dir(&empty).unwrap();
     fs::write(&torn, "no network").unwrap();
+    fs::write(&pointless, without_pixels(ours)).unwrap();
     let model = OsStr::new("--model");
     for (arguments, wanted) in [
+        (vec![labelled.as_os_str(), model, pointless.as_ref()], "0 pixels a side (stored_size)"),
         (vec![empty.as_os_str(), model, ours.as_ref()], "has no picture"),
         (vec![torn.as_os_str(), model, ours.as_ref()], "is no folder"),
         (vec![labelled.as_os_str(), model, torn.as_ref()], "is no ONNX file"),
@@ -558,9 +584,11 @@ fn the_page_says_what_the_crate_says() {
         let (done, told) = page(&student, &out, &pictures);
         assert!(done, "{told}");
     }
-    let broken = folder.path().join("broken.json");
+    let (broken, pointless) = (folder.path().join("broken.json"), folder.path().join("pointless.onnx"));
     fs::write(&broken, "{}").unwrap();
+    fs::write(&pointless, without_pixels(&student)).unwrap();
     for (model, out, pictures, wanted) in [
+        (&pointless, &out, &pictures, "0 pixels a side (stored_size)"),
         (&broken, &out, &pictures, "is no student as ONNX"),
         (&folder.path().join("absent"), &out, &pictures, "there is no file"),
         (&student, &images, &pictures, "something else than a page"),

@@ -51,6 +51,17 @@ impl ModelCard {
         })
     }
 
+    /// Refuses a square without pixels.
+    pub(super) fn check_size(&self) -> Result<()> {
+        match self.stored_size {
+            1.. => Ok(()),
+            size => Err(Error::Input(format!(
+                "the card's stored_size is {size}, and a picture has at least 1 pixel a side; give the side of the \
+                 data's images, data.train.size().0"
+            ))),
+        }
+    }
+
     /// Refuses a network whose output for each image is not one logit for each class.
     pub(super) fn check_classes(&self, model: &str, output: &[i64]) -> Result<()> {
         let classes = self.classes.len();

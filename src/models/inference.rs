@@ -1,9 +1,9 @@
 //! A network in evaluation mode over many batches. What depends on the weights alone is computed once, and a
 //! convolution, its normalisation, the sum of its block and the activation after them run as one operation.
 
-use super::layers::{Activation, Mode, Pair, Place, add, convolve, refused, takes};
+use super::layers::{Activation, Mode, Pair, Place, add, convolve, kinds_differ, refused, takes};
 use super::{Layers, Op, Precision, onednn};
-use crate::{Error, Result};
+use crate::Result;
 use std::cell::{Cell, OnceCell};
 use tch::nn::{ConvConfig, PaddingMode};
 use tch::{Device, Kind, Tensor};
@@ -171,10 +171,7 @@ impl Convolution {
         let x = match (kind, x.kind()) {
             (Kind::BFloat16, Kind::Float) => x.f_to_kind(kind)?,
             (weight, given) if weight == given => x.shallow_clone(),
-            (weight, given) => {
-                let what = format!("its values are {given:?} and the weights {weight:?}; convert one with to_kind");
-                return Err(Error::Input(what));
-            }
+            (weight, given) => return Err(kinds_differ(given, weight)),
         };
         match x.device() {
             Device::Cpu if fused && onednn::computes(kind) => {}

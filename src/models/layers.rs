@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, Module, ModuleT};
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 /// Whether a pass trains or evaluates: which statistics BatchNorm uses, and whether dropout is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Op {
                 }
                 .map_err(|e| refused(place, &main, e));
             }
-            Op::Conv(layer, _) => conv(layer, x),
+            Op::Conv(layer, settings) => conv(layer, settings.as_ref(), x),
             Op::BatchNorm(layer, _) => batch_norm(layer, x, mode),
             Op::Linear(layer) => x.f_linear(&layer.ws, layer.bs.as_ref()).map_err(Error::from),
             Op::ReLU => Activation::ReLU.apply(x, fresh),
@@ -389,9 +389,22 @@ pub(super) fn same_margins(side: i64, kernel: i64, stride: i64) -> (i64, i64) {
 
 /// tch hides a layer's stride and padding and has no `f_forward`. So this checks what it can, and turns a panic about
 /// the rest into an error.
-fn conv(layer: &nn::Conv2D, x: &Tensor) -> Result<Tensor> {
-    takes(&x.size(), &layer.ws.size(), None)?;
+fn conv(layer: &nn::Conv2D, settings: Option<&nn::ConvConfig>, x: &Tensor) -> Result<Tensor> {
+    takes(&x.size(), &layer.ws.size(), settings)?;
+    same_kind(x, &layer.ws)?;
     caught(|| layer.forward(x))
+}
+
+/// Refuses f64 beside f32, which tch answers with a panic. Autocast converts all other kinds.
+fn same_kind(x: &Tensor, weight: &Tensor) -> Result<()> {
+    match (x.kind(), weight.kind()) {
+        (given, weights) if (given == Kind::Double) != (weights == Kind::Double) => Err(kinds_differ(given, weights)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn kinds_differ(given: Kind, weights: Kind) -> Error {
+    Error::Input(format!("its values are {given:?} and the weights {weights:?}; convert one with to_kind"))
 }
 
 /// Checks that a convolution of this weight can be applied to this input.
@@ -428,6 +441,7 @@ fn batch_norm(layer: &nn::BatchNorm, x: &Tensor, mode: Mode) -> Result<Tensor> {
             layer.nd + 2
         )));
     }
+    same_kind(x, &layer.running_mean)?;
     // A frozen layer keeps its statistics: otherwise an image's output would depend on the other images of its batch.
     let frozen = layer.ws.as_ref().is_some_and(|weight| !weight.requires_grad());
     let train = match mode {

@@ -65,7 +65,31 @@ impl Model {
     }
 
     pub(crate) fn forward_in(&self, x: &Tensor, mode: Mode, precision: Precision) -> Result<Tensor> {
-        precision.run(self.device(), || self.layers.walk(x, mode, None, &mut |_, _, _| ()))
+        let pass = || self.layers.walk(x, mode, None, &mut |_, _, _| ());
+        precision.run(self.device(), pass).map_err(|error| self.too_small(&x.size(), x.kind(), error))
+    }
+
+    /// Returns the error of a pass over images of this size, `[N, C, H, W]`. Where they are too small for the network,
+    /// it names the smallest that work.
+    pub(super) fn too_small(&self, size: &[i64], kind: Kind, error: Error) -> Error {
+        const MOST: i64 = 64;
+        let &[_, channels, height, width] = size else { return error };
+        let side = height.min(width).max(1);
+        let passes = |side: &i64| {
+            tch::no_grad(|| {
+                let black = Tensor::f_zeros([1, channels, *side, *side], (kind, self.device()))?;
+                self.layers.walk(&black, Mode::Evaluation, None, &mut |_, _, _| ())
+            })
+            .is_ok()
+        };
+        match (side..=MOST).find(passes).filter(|least| *least > side) {
+            Some(least) => Error::Input(format!(
+                "{}: images of {height}x{width} pixels are too small for its layers; give images of {least}x{least}, \
+                 the smallest that they take",
+                self.name
+            )),
+            None => error,
+        }
     }
 
     /// [`Model::forward_in`], and the output f32 of the layer named `tap` beside it.
@@ -86,7 +110,8 @@ impl Model {
                 }
                 names.push(name);
             })
-        })?;
+        });
+        let logits = logits.map_err(|error| self.too_small(&x.size(), x.kind(), error))?;
         match found {
             Some(y) => Ok((logits, y?.f_to_kind(self.kind())?)),
             None => Err(Error::Input(format!("{} has no layer {tap:?}; it has {}", self.name, names.join(", ")))),
@@ -106,7 +131,10 @@ impl Model {
             Inference::new(&self.layers, self.precision, fused)
         })?;
         Ok(move |x: &Tensor| {
-            let forward = |x: &Tensor| self.precision.run(self.device(), || inference.run(x));
+            let forward = |x: &Tensor| {
+                let passed = self.precision.run(self.device(), || inference.run(x));
+                passed.map_err(|error| self.too_small(&x.size(), x.kind(), error))
+            };
             tch::no_grad(|| match &cache_sized(x, self.device())?[..] {
                 [whole] => forward(whole),
                 parts => Ok(Tensor::f_cat(&parts.iter().map(forward).collect::<Result<Vec<_>>>()?, 0)?),
@@ -229,7 +257,8 @@ impl Model {
     /// # Errors
     /// When the network does not accept such an image.
     pub fn summary(&self, input: [i64; 3]) -> Result<Summary> {
-        Summary::of(&self.layers, &self.name, input, self.device(), self.parameters())
+        let found = Summary::of(&self.layers, &self.name, input, self.device(), self.parameters());
+        found.map_err(|error| self.too_small(&[1, input[0], input[1], input[2]], Kind::Float, error))
     }
 }
 

@@ -43,12 +43,21 @@ impl Model {
 
 /// The bytes of the file; in integers if there are images to calibrate them.
 fn file(model: &Model, card: &ModelCard, images: Option<&Split>) -> Result<Vec<u8>> {
-    let stored = card.stored_size;
+    card.check_size()?;
+    if model.kind() != Kind::Float {
+        return Err(Error::Input(format!(
+            "{} has weights of kind {:?}, and an ONNX file holds Float: save() it, load() it into a new Model, and \
+             save that one",
+            model.name,
+            model.kind()
+        )));
+    }
     let mut shapes = Vec::new();
     let logits = tch::no_grad(|| {
-        let black = Tensor::f_zeros([1, 3, stored, stored], (Kind::Uint8, model.device()))?;
+        let black = Tensor::f_zeros([1, 3, 1, 1], (Kind::Uint8, model.device()))?;
         let x = card.transform.apply(&black, model.device())?;
-        model.layers.walk(&x, Mode::Evaluation, None, &mut |_, _, output| shapes.push(output.size()))
+        let passed = model.layers.walk(&x, Mode::Evaluation, None, &mut |_, _, output| shapes.push(output.size()));
+        passed.map_err(|error| model.too_small(&x.size(), x.kind(), error))
     })?
     .size();
     card.check_classes(&model.name, &logits[1..])?;

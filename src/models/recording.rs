@@ -23,6 +23,7 @@ impl Model {
 /// Writes the file. The weights become constants of the recorded function.
 fn save(model: &Model, path: &Path, card: &ModelCard) -> Result<()> {
     let device = model.device();
+    card.check_size()?;
     // Refuses a transform that nothing passes.
     let _ = card.transform.apply(&Tensor::f_zeros([1, 3, 1, 1], (Kind::Uint8, device))?, device)?;
     let column = |values: [f64; 3]| Ok::<_, Error>(Tensor::f_from_slice(&values)?.f_view([3, 1, 1])?);
@@ -42,7 +43,8 @@ fn save(model: &Model, path: &Path, card: &ModelCard) -> Result<()> {
             false => square(&stored, card.transform.size)?,
         };
         let x = x.f_div_scalar(255.0)?.f_sub(&mean)?.f_div(&std)?;
-        model.layers.walk(&x, Mode::Evaluation, None, &mut |_, _, _| ())
+        let passed = model.layers.walk(&x, Mode::Evaluation, None, &mut |_, _, _| ());
+        passed.map_err(|error| model.too_small(&x.size(), x.kind(), error))
     };
     // Two pictures that are no squares: nothing that is recorded depends on their number or their sides.
     let images = Tensor::f_zeros([2, card.stored_size + 1, card.stored_size + 2, 3], (Kind::Uint8, device))?;

@@ -130,7 +130,7 @@ impl SweepMethod {
         }
     }
 
-    fn features(self) -> Option<FeatureMethod> {
+    pub(super) fn features(self) -> Option<FeatureMethod> {
         match self {
             SweepMethod::Logits(_) => None,
             SweepMethod::Features(method) => Some(method),

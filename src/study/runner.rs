@@ -5,7 +5,7 @@ use super::report::{Corrected, mean};
 use super::{SweepReport, SweepRun};
 use crate::data::{Dataset, Split, Transform, Views};
 use crate::error::lock;
-use crate::models::{Backbone, Layers, Model, Student, head};
+use crate::models::{Arch, Backbone, Layers, Mode, Model, Precision, Student, head};
 use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
@@ -17,7 +17,7 @@ use crate::{Error, Result};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tch::{Device, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn, no_grad};
 
 /// Batch size of evaluations, which only memory limits.
 const EVALUATION_BATCH: usize = 256;
@@ -86,6 +86,7 @@ impl Sweep {
     pub(crate) fn run(&self, inputs: &SweepInputs, folder: &Path, listener: &SweepListener) -> Result<SweepReport> {
         self.check(inputs.data)?;
         self.check_others(inputs.others, inputs.data)?;
+        self.check_networks(inputs.student, inputs.backbone.arch)?;
         let data = SweepData::new(self, inputs)?;
         let _lock = lock_folder(&self.name, folder)?;
         let path = folder.join("sweep.json");
@@ -174,6 +175,37 @@ impl Sweep {
             }
         }
         Ok(())
+    }
+}
+
+impl Sweep {
+    /// Checks that the student takes the sweep's images, and that it and the teacher have the layers that are compared.
+    pub(crate) fn check_networks(&self, student: &dyn Fn(&nn::Path) -> Layers, arch: Arch) -> Result<()> {
+        let black = |size: i64| {
+            let image = Tensor::f_zeros([1, 3, 1, 1], (Kind::Uint8, Device::Cpu))?;
+            Transform::imagenet(size).apply(&image, Device::Cpu)
+        };
+        let student = Model::new("student", Device::Cpu, 0, student)?;
+        let _logits = no_grad(|| student.forward(&black(self.size)?, false))?;
+        let has = |model: &Model, size: i64, layer: &str| {
+            no_grad(|| model.forward_to(&black(size)?, Mode::Evaluation, Precision::F32, layer)).map(drop)
+        };
+        for method in self.methods.iter().filter(|method| method.features().is_some()) {
+            let [of_student, of_teacher] = self.compared_layers(*method, arch);
+            has(&student, self.size, &of_student)?;
+            // Of the usual layers it has both.
+            if self.layers.is_some() {
+                has(&Backbone::untrained(arch, Device::Cpu, 0)?.model, 32, &of_teacher)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers of student and teacher that a method compares.
+    fn compared_layers(&self, method: SweepMethod, arch: Arch) -> [String; 2] {
+        let last = usize::from(matches!(method, SweepMethod::Features(FeatureMethod::Relational { .. })));
+        let usual = || [Student::COMPARED_LAYERS, arch.compared_layers()].map(|pair| pair[last].to_owned());
+        self.layers.clone().unwrap_or_else(usual)
     }
 }
 
@@ -361,7 +393,7 @@ impl Runner<'_> {
         let mut known = labels.f_full_like(UNLABELLED)?;
         let _ = known.f_index_copy_(0, &Tensor::f_from_slice(&labelled)?, &labels_of(&labelled)?)?;
         let images = Examples::images(&data.split, &data.transform)?;
-        let [layer, of_teacher] = self.compared_layers(distillation.method);
+        let [layer, of_teacher] = self.sweep.compared_layers(distillation.method, data.inputs.backbone.arch);
         let criterion = distillation.criterion(&layer)?;
         if matches!(distillation.method, SweepMethod::Features(_)) {
             let images = images.with_teacher_features(self.layer_features(&of_teacher, listener)?)?;
@@ -427,15 +459,6 @@ impl Runner<'_> {
             }
         };
         Ok(&self.own[index].1)
-    }
-
-    /// The layers of student and teacher that a method compares.
-    fn compared_layers(&self, method: SweepMethod) -> [String; 2] {
-        let last = matches!(method, SweepMethod::Features(FeatureMethod::Relational { .. }));
-        let arch = self.data.inputs.backbone.arch;
-        let usual =
-            || [Student::COMPARED_LAYERS, arch.compared_layers()].map(|pair| pair[usize::from(last)].to_owned());
-        self.sweep.layers.clone().unwrap_or_else(usual)
     }
 
     /// Returns the teacher's features of the training images after one of its layers.

@@ -299,14 +299,23 @@ fn methods_of_features_are_swept_beside_those_of_logits() {
     assert_eq!(found.runs[0], report.runs[0], "the student alone is the same");
     assert!(found.map(Measure::Test).err().unwrap().to_string().contains("compares features"));
     let augmentations = vec![Augmentation::Same];
-    let absent = Some(["relu9".to_owned(), "layer2.1.relu".to_owned()]);
+    let layers = |student: &str, teacher: &str| Some([student.to_owned(), teacher.to_owned()]);
     for (sweep, says) in [
         (Sweep { augmentations, ..other.clone() }, "hint has the teacher's features of the images as they are"),
         (Sweep { teachers: vec![TeacherLabels::Student], ..other.clone() }, "add TeacherLabels::All to teachers"),
-        (Sweep { layers: absent, ..other.clone() }, "no layer \"relu9\"; it has conv1"),
+        (
+            Sweep { layers: layers("relu9", "layer2.1.relu"), ..other.clone() },
+            "student has no layer \"relu9\"; it has conv1",
+        ),
+        (
+            Sweep { layers: layers("relu2", "layer9"), ..other.clone() },
+            "resnet18 has no layer \"layer9\"; it has conv1",
+        ),
+        (Sweep { size: 3, ..other.clone() }, "student: images of 3x3 pixels are too small"),
     ] {
         let text = bench.run(&sweep, &folder.path().join("r")).unwrap_err().to_string();
         assert!(text.contains(says), "{text}");
+        assert!(!folder.path().join("r").exists(), "{says}: something was trained");
     }
     let text = "hints".parse::<SweepMethod>().unwrap_err().to_string();
     assert!(text.contains("no method named \"hints\"; there are kd, dkd") && text.contains("relational"), "{text}");

@@ -251,6 +251,10 @@ fn what_cannot_be_fitted_is_refused_before_the_first_batch() {
     };
     let e = refused(&mut Model::new("wide", Device::Cpu, 0, &wide).unwrap(), &train, kd(), options(1));
     assert!(e.contains("teacher has 10 classes and the student 12"), "{e}");
+    let small = Examples::images(&data.train, &normalised(3)).unwrap();
+    let mut article = Model::new("student", Device::Cpu, 0, &|vs| student(vs, 10)).unwrap();
+    let e = refused(&mut article, &small, Criterion::cross_entropy(), options(1));
+    assert!(e.contains("student: images of 3x3 pixels are too small") && e.contains("give images of 4x4"), "{e}");
     assert_eq!(values(&model), before);
     // Logits of another split, or of the same images split with another seed.
     let images = || Examples::images(&data.train, &normalised(32)).unwrap();

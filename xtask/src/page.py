@@ -46,7 +46,10 @@ def card(file):
         entries = [dict(fields(entry)) for number, entry in fields(file.read_bytes()) if number == 14]
         found = {entry[1].decode(): json.loads(entry[2]) for entry in entries}
         optional = {name: found.get(name, usual) for name, usual in (("threshold", 0), ("framing", "squeeze"))}
-        return {"classes": found["classes"], "stored_size": found["stored_size"]} | optional
+        size = found["stored_size"]
+        if not (isinstance(size, int) and size > 0):
+            sys.exit(f"{file} says that pictures have {size} pixels a side (stored_size); save it with 1 or more, the side of its training images")
+        return {"classes": found["classes"], "stored_size": size} | optional
     except (ValueError, IndexError, KeyError):
         sys.exit(f"{file} is no student as ONNX; Model::save_onnx writes one (notebook 14)")
 

@@ -32,6 +32,7 @@ impl Student {
         let (Some(classes), Some(size)) = (classes, size) else {
             bail!("{shown} has no card with classes and stored_size; Model::save_onnx writes one");
         };
+        ensure!(size > 0, "{shown} says that pictures have 0 pixels a side (stored_size); save it with 1 or more");
         // The picture's sides are fixed here, so tract computes everything that depends on them only once.
         let side = size as usize;
         let network = onnx()
