@@ -1,11 +1,16 @@
 //! Our side of `cargo lab bench`. Its last argument is the task in JSON; then it runs one round for every line that it
 //! reads and answers with a line. `side.py` does the same for Python.
 
-use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, batches, open, shuffled};
-use kdlab::models::{Arch, Backbone, Layers, Model, Precision, head, student};
+#[allow(dead_code)] // the rest measures pictures
+#[path = "../examples/onnx/src/measure.rs"]
+mod measure;
+
+use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, batches, open, read_image, shuffled};
+use kdlab::models::{Arch, Backbone, Layers, Model, ModelCard, Precision, head, student};
+use kdlab::show::save_examples;
 use kdlab::train::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
 use kdlab::train::{backbone_features, fit, predict, view_logits};
-use kdlab::{Error, Result};
+use kdlab::{Error, Lab, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -35,6 +40,16 @@ fn run(given: &[String]) -> Result<()> {
         prepare(&mut spec)?;
         println!("{spec}");
         return Ok(());
+    }
+    match spec["workload"].as_str() {
+        Some("networks") => return networks(&spec),
+        Some("pictures") => return one_by_one(&spec),
+        Some("difference") => {
+            let pairs: Vec<(bool, bool)> = serde_json::from_value(spec["right"].take()).map_err(bad)?;
+            println!("{}", json!(measure::difference(&pairs)));
+            return Ok(());
+        }
+        _ => {}
     }
     let task = Task::new(spec)?;
     match task.text("workload") {
@@ -405,6 +420,71 @@ fn million(task: &Task) -> Result<()> {
         fit(&mut student, &train, &validation, &criterion, &options)?;
         Ok(json!({"images": data.train.len(), "logits": pass, "student": summary()}))
     })
+}
+
+/// Trains a teacher and a student in the laptop profile, or finds those of an earlier run, and writes their files, the
+/// test images, and what the networks cost.
+fn networks(spec: &Value) -> Result<()> {
+    let mut lab = Lab::open()?;
+    lab.folder = spec["folder"].as_str().unwrap_or_default().into();
+    lab.profile.train_images = spec["train"].as_u64().map(|images| images as usize);
+    lab.profile.test_images = spec["test"].as_u64().map(|images| images as usize);
+    let data = lab.dataset()?;
+    let classes = data.classes.len() as i64;
+    let teacher = lab.teacher(&data)?;
+    let of = |split: &Split| teacher.examples(split, &lab.student_transform());
+    let mut pupil = Model::new("student", lab.device, SEED, &|vs| student(vs, classes))?;
+    let (criterion, options) = (Criterion::kd(KdLoss::new(4.0, 0.9)?), lab.fit_options("student"));
+    fit(&mut pupil, &of(&data.train)?, &of(&data.validation)?, &criterion, &options)?;
+
+    let mut costs = json!({"classes": data.classes, "data": data.name, "precision": options.precision.to_string()});
+    let whole = teacher.backbone.with_head(&teacher.head)?;
+    for (name, model, transform) in
+        [("teacher", &whole, lab.teacher_transform()), ("student", &pupil, lab.student_transform())]
+    {
+        let side = transform.size;
+        let (classes, stored_size) = (data.classes.clone(), data.train.size().0);
+        let card = ModelCard { classes, stored_size, framing: data.framing, transform, threshold: 0.0 };
+        model.save_with(lab.folder.join(name).with_extension("safetensors"), &card)?;
+        model.save_onnx(lab.folder.join(name).with_extension("onnx"), &card)?;
+        if name == "student" {
+            model.save_onnx_int8(lab.folder.join("student-int8.onnx"), &card, &data.train)?;
+        }
+        let macs = model.summary([3, side, side])?.macs;
+        costs[name] = json!({"parameters": model.parameters(), "macs": macs, "side": side});
+    }
+    costs["arch"] = json!(lab.profile.arch.to_string());
+    save_examples(
+        lab.folder.join("examples.json"),
+        &data.test,
+        &data.classes,
+        &teacher.logits(&data.test)?,
+        data.test.len(),
+    )?;
+    write(&lab.folder.join("networks.json"), costs.to_string().as_bytes())
+}
+
+/// Classifies pictures one by one, as `examples/classify.rs` does.
+fn one_by_one(spec: &Value) -> Result<()> {
+    let file = spec["file"].as_str().unwrap_or_default();
+    let card = ModelCard::read(file)?;
+    let classes = card.classes.len() as i64;
+    let arch: Option<Arch> = spec["arch"].as_str().map(str::parse).transpose()?;
+    let layers = |vs: &nn::Path| arch.map_or_else(|| student(vs, classes), |arch| arch.layers(vs, Some(classes)));
+    let mut model = Model::new("network", Device::Cpu, SEED, &layers)?;
+    model.load(file)?;
+    model.precision = spec["precision"].as_str().unwrap_or("f32").parse()?;
+    let (mut milliseconds, mut answers) = (vec![], vec![]);
+    for path in spec["pictures"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        let image = read_image(path, card.stored_size, card.framing)?.unsqueeze(0);
+        let begin = Instant::now();
+        let x = card.transform.apply(&image, Device::Cpu)?;
+        let probabilities = tch::no_grad(|| model.forward(&x, false))?.softmax(1, Kind::Float);
+        answers.push(probabilities.argmax(1, false).int64_value(&[0]));
+        milliseconds.push(1e3 * begin.elapsed().as_secs_f64());
+    }
+    answer(json!({"milliseconds": milliseconds, "answers": answers}));
+    Ok(())
 }
 
 /// Returns logits of a teacher that is good but not certain. They are the same for all sides.

@@ -26,31 +26,42 @@ def shown(page, name):
     return list(zip(*values))
 
 
-def main(folder, picture):
-    index = (pathlib.Path(folder) / "index.html").resolve().as_uri()
-    pictures = os.environ.get("KDLAB_SCREENSHOTS")
+def milliseconds(page):
+    return float(page.locator("#time").inner_text().split(" ms")[0])
+
+
+def launch(play):
+    """Starts the browser of this machine."""
     program = os.environ.get("KDLAB_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     assert program, "no Chromium found: install it (Debian: apt-get install chromium) or set KDLAB_CHROMIUM"
+    return play.chromium.launch(executable_path=program, args=FLAGS)
+
+
+def opened(page, folder):
+    """Opens the page in a folder and waits for its student."""
+    page.goto((pathlib.Path(folder) / "index.html").resolve().as_uri())
+    expect(page.locator("body")).to_have_attribute("data-shown", "nothing", timeout=120_000)
+    return page.locator("#examples button"), [image.get_attribute("alt") for image in page.locator("#examples img").all()]
+
+
+def main(folder, picture):
+    pictures = os.environ.get("KDLAB_SCREENSHOTS")
     found = {"student": [], "teacher": [], "file": []}
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=FLAGS)
+        browser = launch(play)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         trouble, requests, times = [], [], []
         page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(index)
-        expect(page.locator("body")).to_have_attribute("data-shown", "nothing", timeout=120_000)
-
-        examples = page.locator("#examples button")
-        names = [image.get_attribute("alt") for image in page.locator("#examples img").all()]
+        examples, names = opened(page, folder)
         assert len(names) == len(set(names)) == examples.count()
         for i, name in enumerate(names):
             examples.nth(i).click()
             student, teacher = shown(page, name)
             found["student"].append(student)
             found["teacher"].append(teacher)
-            times.append(float(page.locator("#time").inner_text().split(" ms")[0]))
+            times.append(milliseconds(page))
         said = page.locator("#status").inner_text()
         assert "The student" in said and "The teacher says" in said and "The label is" in said, said
         if pictures:
@@ -99,4 +110,5 @@ def main(folder, picture):
     print(json.dumps(found))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

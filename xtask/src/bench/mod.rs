@@ -22,7 +22,7 @@ use work::{Options, What};
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// What to measure [default: all but levers, growth and million]
+    /// What to measure [default: all but devices, levers, growth and million]
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each side, which alternate; the table shows their medians
@@ -61,7 +61,7 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     if what.contains(&What::Levers) {
         results.push(levers::levers(&ours, &folder, &options)?);
     }
-    let apart = [What::Cells, What::Tweak, What::Growth, What::Levers];
+    let apart = [What::Cells, What::Tweak, What::Devices, What::Growth, What::Levers];
     let beside: Vec<_> = what.iter().filter(|what| !apart.contains(what)).collect();
     if !beside.is_empty() {
         compare::heading();
@@ -74,12 +74,16 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     let file = args.json.clone().unwrap_or_else(|| folder.join("bench.json"));
     files::write(&file, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}, {threads} threads; {}", machine(), file.display());
-    for on_kernel in [What::Cells, What::Tweak].into_iter().filter(|one| what.contains(one)) {
-        let script = paths.root.join("benches").join(on_kernel.name()).with_extension("py");
-        let status =
-            tools::end_with_this_process(Command::new(paths.python()).arg(script).current_dir(&paths.root)).status();
-        if !status.context("cannot start Python")?.success() {
-            bail!("the bench {} failed; its reason stands above", on_kernel.name());
+    for one in [What::Cells, What::Tweak, What::Devices].into_iter().filter(|one| what.contains(one)) {
+        let mut script = Command::new(paths.python());
+        script.arg(paths.root.join("benches").join(one.name()).with_extension("py")).current_dir(&paths.root);
+        if one == What::Devices {
+            let folder = folder.join("devices");
+            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            script.arg(std::env::current_exe()?).arg(&ours.program).arg(folder).envs(paths.environment()?);
+        }
+        if !tools::end_with_this_process(&mut script).status().context("cannot start Python")?.success() {
+            bail!("the bench {} failed; its reason stands above", one.name());
         }
     }
     Ok(())

@@ -102,7 +102,7 @@ pub fn take_turns(what: &str, sides: &mut [Side], rounds: u64) -> Result<()> {
 /// Our side: the compiled program of `benches/kdlab.rs`.
 pub struct Ours<'a> {
     pub paths: &'a Paths,
-    program: String,
+    pub program: String,
 }
 
 impl<'a> Ours<'a> {

@@ -24,6 +24,8 @@ pub enum What {
     Cells,
     /// Notebook 5: from a changed temperature to its curve
     Tweak,
+    /// A teacher and its student on four runtimes: libtorch, tract, onnxruntime, a browser; trains both first
+    Devices,
     /// What each lever gives: our side with one thing changed at a time
     Levers,
     /// The student's epoch against images, size, batch size and classes, with fitted lines
