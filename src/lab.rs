@@ -1,5 +1,8 @@
 //! The lab that every notebook opens first: device, profile, and the work of earlier notebooks.
 
+mod results;
+mod teacher;
+
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::models::{Backbone, LoadReport, Model, Precision, TorchScript, device_name, head};
 use crate::profile::{Profile, variable};
@@ -8,13 +11,14 @@ use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, p
 use crate::store;
 use crate::study::mistakes::Mistake;
 use crate::study::{OtherTeacher, Sweep, SweepInputs, SweepReport};
-use crate::teacher::Teacher;
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
 use crate::train::{backbone_features, check_name, fit, script_logits, teacher_logits};
 use crate::{Error, Result};
 use std::fmt;
 use std::path::PathBuf;
 use tch::{Cuda, Device, nn};
+
+pub use teacher::Teacher;
 
 /// Device, profile and folders of one walk through the notebooks.
 pub struct Lab {

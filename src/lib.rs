@@ -25,17 +25,14 @@ mod lab;
 pub mod models;
 mod native;
 mod profile;
-mod results;
 pub mod show;
 mod store;
 pub mod study;
-mod teacher;
 #[cfg(test)]
 #[path = "../tests/inside/mod.rs"]
 mod tests;
 pub mod train;
 
 pub use error::{Error, Result};
-pub use lab::Lab;
+pub use lab::{Lab, Teacher};
 pub use profile::Profile;
-pub use teacher::Teacher;
