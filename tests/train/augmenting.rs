@@ -48,7 +48,7 @@ fn online_teaching_is_cached_teaching_where_the_images_are_the_same() {
     ]
     .map(|train| {
         let history = fit(&mut tiny_model(1), &train, &validation, &kd(), &options(3)).unwrap();
-        assert_eq!(history.augmentation, "6 views: flip, shift 3, crop 0.4, cutout 8, jitter 0.4");
+        assert_eq!(history.augmentation, "6 views: flip, shift 3, crop 0.4, cutout 8, jitter 0.4, hue 0.1");
         history.records.iter().map(|r| (r.train.cross_entropy, r.train.divergence.unwrap())).collect::<Vec<_>>()
     });
     for ((a, b), (c, d)) in seen.into_iter().zip(known) {
@@ -125,7 +125,7 @@ fn an_interrupted_fit_goes_on_with_the_same_images() {
         (history, values(&model))
     };
     let whole = run("whole", &everything(), 0, Default::default());
-    assert_eq!(whole.0.augmentation, "flip, shift 3, crop 0.4, cutout 8, jitter 0.4, mixup 0.5");
+    assert_eq!(whole.0.augmentation, "flip, shift 3, crop 0.4, cutout 8, jitter 0.4, hue 0.1, mixup 0.5");
     assert_eq!(History::load(folder.path().join("whole/history.json")).unwrap(), whole.0);
     let again = run("again", &everything(), 0, Default::default());
     assert_eq!((curve(&again.0), &again.1), (curve(&whole.0), &whole.1));
