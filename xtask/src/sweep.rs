@@ -199,7 +199,8 @@ mod tests {
                     Some(before @ ('`' | '\n')) => before,
                     _ => continue,
                 };
-                let command = text[at..].split(end).next().unwrap_or_default().replace('\n', " ");
+                // A notebook's JSON escapes quotes.
+                let command = text[at..].split(end).next().unwrap_or_default().replace('\n', " ").replace("\\\"", "\"");
                 assert!(fields(&command)["name"].is_string());
                 found += 1;
             }
