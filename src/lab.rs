@@ -268,8 +268,8 @@ impl Lab {
         }
     }
 
-    /// Runs a sweep of students with the teacher of notebook 2. It prints first what difference the sweep could find. The
-    /// live kernel shows its progress.
+    /// Runs a sweep of students with the teacher of notebook 2. It prints first what difference the sweep could find.
+    /// The live kernel shows its progress.
     ///
     /// Runs that are on disk are not repeated, whatever sweep of this name they were made for. After a kill, call it
     /// again: a run that was cut short continues after its last epoch. Interrupt ends the sweep; the report then holds

@@ -14,7 +14,7 @@ const LETTERS: [char; 3] = ['a', 'b', 'c'];
 #[derive(Deserialize)]
 struct Question {
     question: String,
-    /// Each with what is said to whoever chooses it.
+    /// Each answer with its feedback.
     answers: [[String; 2]; 3],
     /// Index of the right answer.
     right: usize,
