@@ -73,7 +73,8 @@ impl Bench {
         self.networks(name, case, criterion, &new)
     }
 
-    /// Trains a new head for each seed, on a frozen backbone that is a part of the network, as [`Bench::students`] does.
+    /// Trains a new head for each seed, as [`Bench::students`] does, on a frozen backbone that is a part of the
+    /// network.
     ///
     /// # Errors
     /// As [`fit`] and [`fit_with_mistake`].

@@ -345,8 +345,8 @@ impl Sweep {
         all
     }
 
-    /// Every method with every temperature and alpha. `argmax` has no temperature. Methods of features have neither, and
-    /// compare with the course's teacher alone.
+    /// Every method with every temperature and alpha. `argmax` has no temperature. Methods of features have neither,
+    /// and compare with the course's teacher alone.
     fn distillations(&self, teacher: &TeacherLabels) -> Vec<Distillation> {
         let mut all = Vec::new();
         for &method in &self.methods {
