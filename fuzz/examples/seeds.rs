@@ -21,8 +21,8 @@ fn main() -> std::io::Result<()> {
         "images":null,"epochs":1,"batch_size":8,"learning_rate":0.001,"size":8,"precision":"f32"},
         "profile":"smoke","data":"d","images":9,"stopped":null,"runs":[{
         "setting":{"teaching":null,"labelled":1.0,"noise":0.0,"augmentation":"none"},"seed":0,"key":"k",
-        "best_epoch":1,"validation":0.5,"test":0.5,"recall":[0.5,0.5],"corrected":{"bias":0.1,"test":0.5,"recall":[0.5,0.5]},
-        "teacher":0.7,"seconds":1.0,"images_per_second":3.0}]}"#;
+        "best_epoch":1,"validation":0.5,"test":0.5,"recall":[0.5,0.5],
+        "corrected":{"bias":0.1,"test":0.5,"recall":[0.5,0.5]},"teacher":0.7,"seconds":1.0,"images_per_second":3.0}]}"#;
     write("json", "report", report)?;
     write(
         "safetensors",
