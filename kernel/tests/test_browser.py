@@ -6,6 +6,7 @@ other than the usual ones.
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -37,7 +38,11 @@ println!("stopped {:?} after {} epochs", history.stopped, history.records.len())
 for change in &history.changes { println!("change at {:.2}: T {:?}", change.epoch, change.after.temperature); }
 println!("alive: {} parameters, {} images", pupil.parameters(), train.len());
 """
-
+# Whether the page can run cells. Before that its indicator says idle, too, and JupyterLab drops a cell without a word.
+READY = """() => {
+    const kernel = window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel;
+    return kernel?.connectionStatus === "connected" && kernel.status === "idle";
+}"""
 
 # Cells that ask the user: for a line, for a file, to run another cell, and three questions.
 ASKS = [
@@ -122,12 +127,12 @@ class Browser(unittest.TestCase):
             "JUPYTERLAB_SETTINGS_DIR": str(cls.folder / "settings"),
             "JUPYTERLAB_WORKSPACES_DIR": str(cls.folder / "workspaces"),
         }
-        # As `cargo lab` starts it, except for the token and the browser.
+        # As `cargo lab` starts it, except for the token, the browser, and what `READY` asks for.
         flags = [
             f"--ServerApp.root_dir={course}", "--KernelSpecManager.ensure_native_kernel=False",
             "--KernelSpecManager.allowed_kernelspecs=kdlab", "--MappingKernelManager.default_kernel_name=kdlab",
             "--MappingKernelManager.kernel_info_timeout=600", "--ServerApp.token=", "--ServerApp.password=",
-            "--no-browser", "--port", str(port), "--ServerApp.port_retries=0",
+            "--no-browser", "--port", str(port), "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True",
         ]
         flags += ["--allow-root"] if os.geteuid() == 0 else []
         log = open(cls.folder / "jupyterlab.log", "wb")
@@ -167,16 +172,23 @@ class Browser(unittest.TestCase):
     def cell(self, page, index):
         return page.locator(".jp-Notebook .jp-CodeCell").nth(index)
 
+    def prompt(self, page, index):
+        return self.cell(page, index).locator(".jp-InputArea-prompt").first
+
     def run_cell(self, page, index):
-        self.cell(page, index).locator(".cm-content").click()
+        """Runs a cell, and waits until JupyterLab has taken it: its prompt is `[*]`, or already a number."""
+        editor = self.cell(page, index).locator(".cm-content")
+        editor.click()
+        expect(editor).to_be_focused()
         page.keyboard.press("Control+Enter")
+        expect(self.prompt(page, index)).to_have_text(re.compile(r"\[(\*|\d+)\]"), timeout=20_000)
 
     def running(self, page, index):
-        return "*" in self.cell(page, index).locator(".jp-InputArea-prompt").first.inner_text()
+        return "*" in self.prompt(page, index).inner_text()
 
     def finish(self, page, index, timeout=CELL):
         """Waits until the cell has its number, and returns the text below it."""
-        prompt = self.cell(page, index).locator(".jp-InputArea-prompt").first
+        prompt = self.prompt(page, index)
         wait_until(lambda: prompt.inner_text().strip("[]: ").isdigit(), f"the end of cell {index}", timeout)
         cell = self.cell(page, index)
         return cell.locator(".jp-OutputArea").inner_text() if cell.locator(".jp-OutputArea-child").count() else ""
@@ -195,13 +207,23 @@ class Browser(unittest.TestCase):
     def take_picture(self, page, name):
         page.screenshot(path=self.pictures / f"{name}.png", full_page=True)
 
+    def report(self, page, name):
+        """Prints what the page shows and what JupyterLab said last, and takes a picture."""
+        log = (self.folder / "jupyterlab.log").read_text(errors="replace")
+        print(f"the page:\n{page.locator('body').inner_text()}\nJupyterLab:\n{log[-5000:]}", file=sys.stderr)
+        self.take_picture(page, name)
+
     def open(self, browser, name="live.ipynb", cells=None):
         page = browser.new_page(viewport={"width": 1300, "height": 1900})
         page.set_default_timeout(60_000)
-        # Without the notebooks that an earlier test has left open.
-        page.goto(f"{self.address}/lab/tree/{name}?reset")
-        page.locator(".jp-Notebook .jp-CodeCell").nth((cells or len(self.cells)) - 1).wait_for()
-        expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first).to_be_attached(timeout=120_000)
+        try:
+            # Without the notebooks that an earlier test has left open.
+            page.goto(f"{self.address}/lab/tree/{name}?reset")
+            page.locator(".jp-Notebook .jp-CodeCell").nth((cells or len(self.cells)) - 1).wait_for()
+            page.wait_for_function(READY, timeout=120_000)
+        except BaseException:
+            self.report(page, "failed-open")
+            raise
         return page
 
     def test_a_fit_is_seen_steered_and_stopped(self):
@@ -218,7 +240,7 @@ class Browser(unittest.TestCase):
                 page = self.open(browser)
                 self.look_again(page)
             except BaseException:
-                self.take_picture(page, "failed")
+                self.report(page, "failed")
                 raise
             finally:
                 browser.close()
@@ -308,7 +330,7 @@ class Browser(unittest.TestCase):
             try:
                 self.reload(page)
             except BaseException:
-                self.take_picture(page, "failed-reload")
+                self.report(page, "failed-reload")
                 raise
             finally:
                 browser.close()
@@ -364,7 +386,7 @@ class Browser(unittest.TestCase):
             try:
                 self.answer(page)
             except BaseException:
-                self.take_picture(page, "failed-asks")
+                self.report(page, "failed-asks")
                 raise
             finally:
                 browser.close()
