@@ -5,6 +5,7 @@ use super::output::progress_html;
 use super::words::{duration, percent};
 use crate::error::lock;
 use crate::study::{Measure, SweepListener, SweepProgress, SweepReport};
+use crate::train::Progress;
 use kdlab_client::{Bundle, Display, Link};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ impl SweepView {
     }
 
     fn show(&mut self, report: &SweepReport, now: &SweepProgress) {
-        let (new, over) = (report.runs.len() > self.runs, now.run.is_none());
+        let (new, over) = (report.runs.len() > self.runs, now.running.is_empty());
         let pause = if self.live { OFTEN } else { QUIET };
         if !new && !over && self.last.elapsed() < pause {
             return;
@@ -68,11 +69,9 @@ impl SweepView {
             self.runs = report.runs.len();
             return;
         }
-        let share = match &now.progress {
-            Some(p) => (p.epoch as f64 - 1.0 + p.done as f64 / p.total.max(1) as f64) / p.epochs as f64,
-            None => 0.0,
-        };
-        let done = if over { now.number as f64 } else { now.number as f64 - 1.0 + share };
+        let share = |p: &Progress| (p.epoch as f64 - 1.0 + p.done as f64 / p.total.max(1) as f64) / p.epochs as f64;
+        let shares: f64 = now.running.iter().filter_map(|(_, progress)| progress.as_ref()).map(share).sum();
+        let done = report.runs.len() as f64 + shares;
         let html = progress_html(done, now.total.max(1), &line, "");
         let _ = self.progress.show(Bundle::text(line).with("text/html", html));
         if new || over || !self.shown {
@@ -94,12 +93,16 @@ fn live_map(report: &SweepReport) -> Option<Figure> {
 }
 
 fn line(report: &SweepReport, now: &SweepProgress) -> String {
-    let left = now.seconds_left.map_or(String::new(), |s| format!(", {} left", duration(s)));
-    let Some(run) = &now.run else { return report.headline() };
-    let progress = now.progress.as_ref().map_or(String::new(), |p| {
-        let what = if p.name == *run { String::new() } else { format!("{}, ", p.name) };
-        let epoch = if p.epochs > 1 { format!("epoch {}/{}, ", p.epoch, p.epochs) } else { String::new() };
-        format!(": {what}{epoch}{} of {} images, {:.0} img/s", p.done, p.total, p.images_per_second)
+    if now.running.is_empty() {
+        return report.headline();
+    }
+    let running = now.running.iter().map(|(run, progress)| match progress {
+        None => run.clone(),
+        Some(p) if p.name == *run => format!("{run} epoch {}/{}", p.epoch, p.epochs),
+        Some(p) => format!("{run}: {}, {} of {} images", p.name, p.done, p.total),
     });
-    format!("{} run {}/{} {run}{progress}{left}", report.sweep.name, now.number, now.total)
+    let running = running.collect::<Vec<_>>().join(", ");
+    let speed: f64 = now.running.iter().filter_map(|(_, p)| Some(p.as_ref()?.images_per_second)).sum();
+    let left = now.seconds_left.map_or(String::new(), |s| format!(", {} left", duration(s)));
+    format!("{}, {} of {} runs done; {running}; {speed:.0} img/s{left}", report.sweep.name, report.runs.len(), now.total)
 }

@@ -34,6 +34,10 @@ pub struct SweepRun {
     pub seconds: f64,
     /// Training throughput.
     pub images_per_second: f64,
+    /// Threads of the CPU that the fit took; the last digits depend on them. `None` on a GPU, and if an earlier version
+    /// made the run.
+    #[serde(default)]
+    pub(crate) threads: Option<i32>,
 }
 
 /// Test results after a bias was added to the omitted class's logit. The bias is chosen on the validation split.

@@ -1,4 +1,4 @@
-//! Runs a sweep: every fit of its grid that is not on disk yet, one after the other.
+//! Runs a sweep: every fit of its grid that is not on disk yet, as many side by side as there are cores.
 
 use super::grid::{Augmentation, Setting, Sweep, SweepMethod, TeacherLabels};
 use super::report::{Corrected, mean};
@@ -9,14 +9,14 @@ use crate::models::{Arch, Backbone, Layers, Mode, Model, Precision, Student, hea
 use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Criterion, Evaluation, Event, Examples, FeatureMethod, FitOptions, Listener, LoopSettings,
-    OnlineTeacher, Progress, Task, UNLABELLED, evaluate, fingerprint, fit, in_foreground, layer_features,
+    CachedTensor, Control, Criterion, Evaluation, Event, Examples, FeatureMethod, FitOptions, Listener, LoopSettings,
+    OnlineTeacher, Progress, Task, UNLABELLED, caught, evaluate, fingerprint, fit, fit_with, layer_features,
     teacher_logits, view_logits,
 };
 use crate::{Error, Result};
 use std::path::Path;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
 /// Batch size of evaluations, which only memory limits.
@@ -25,15 +25,12 @@ const EVALUATION_BATCH: usize = 256;
 /// Progress of a sweep.
 #[derive(Clone, Debug)]
 pub(crate) struct SweepProgress {
-    /// The current run; `None` when all are done.
-    pub run: Option<String>,
-    /// Number of the current run, from 1.
-    pub number: usize,
+    /// The runs that are being made, and the progress of each: of its fit, or of a pass of the teacher before it. Empty
+    /// when the sweep is over.
+    pub running: Vec<(String, Option<Progress>)>,
     /// Number of all runs.
     pub total: usize,
-    /// Progress of a fit, or of the teacher's pass over all views.
-    pub progress: Option<Progress>,
-    /// Estimate for all runs that are left; `None` before the first fit.
+    /// Estimate for all runs that are left; `None` before the end of the first fit.
     pub seconds_left: Option<f64>,
 }
 
@@ -79,6 +76,9 @@ impl Sweep {
     /// a run that was cut short continues after its last epoch. Runs of equal settings are taken from the folder,
     /// whatever grid they were made for.
     ///
+    /// On the CPU each fit takes one thread, and as many run side by side as libtorch would take threads: small fits
+    /// scale badly over threads. So results do not depend on the number of cores.
+    ///
     /// On the live kernel, Interrupt ends the sweep: it returns the runs that are done, with `stopped` set.
     ///
     /// # Errors
@@ -89,65 +89,197 @@ impl Sweep {
         self.check_networks(inputs.student, inputs.backbone.arch)?;
         let data = SweepData::new(self, inputs)?;
         let _lock = lock_folder(&self.name, folder)?;
-        let path = folder.join("sweep.json");
         let before = SweepReport::runs_before(folder)?;
-        let report = Arc::new(Mutex::new(SweepReport {
-            sweep: self.clone(),
+        let controls = Arc::new(Mutex::new(Vec::<Control>::new()));
+        let stop_all = {
+            let controls = Arc::clone(&controls);
+            move |reason: &str| lock(&controls).iter().for_each(|control| control.stop(reason))
+        };
+        let interrupt = kdlab_client::watch(&self.name, stop_all.clone());
+        interrupt.afterwards(inputs.afterwards);
+        let board = Board::new(self, inputs, data.split.len(), listener);
+        let mut runner = Runner { sweep: self, data: &data, own: Vec::new(), views: None, layers: Vec::new() };
+        let all = self.all_runs();
+        let mut failure = runner.prepare(&all, &board).err();
+        let threads = ThreadsOfFits::on(inputs.device);
+        std::thread::scope(|scope| -> Result<()> {
+            let (sender, ended) = channel();
+            let (mut waiting, mut running) = (all.iter().enumerate(), 0);
+            loop {
+                while running < threads.side_by_side && failure.is_none() {
+                    if let Some(reason) = interrupt.reason() {
+                        failure = Some(Error::Interrupted(reason));
+                        break;
+                    }
+                    let Some((place, (setting, seed))) = waiting.next() else { break };
+                    let name = format!("{setting}-seed{seed}");
+                    board.begin(place, &name);
+                    match runner.next(setting, *seed, name, folder, board.listener(place), &before) {
+                        Ok(Next::Done(run)) => board.finish(place, run),
+                        Ok(Next::Fit(fit)) => {
+                            lock(&controls).push(fit.options.control.clone());
+                            let sender = sender.clone();
+                            let work = move || {
+                                let result = caught(|| fit.run());
+                                let _ = sender.send((place, result));
+                            };
+                            let thread = std::thread::Builder::new().name("kdlab-sweep".into());
+                            thread
+                                .spawn_scoped(scope, work)
+                                .map_err(|e| Error::Io(format!("starting a thread for a fit: {e}")))?;
+                            running += 1;
+                            // It may have come before the control was known.
+                            if let Some(reason) = interrupt.reason() {
+                                stop_all(&reason);
+                            }
+                        }
+                        Err(error) => failure = Some(error),
+                    }
+                }
+                if running == 0 {
+                    return Ok(());
+                }
+                let Ok((place, result)) = ended.recv() else { return Ok(()) };
+                running -= 1;
+                match result.and_then(|run| board.keep(place, run, folder, &before)) {
+                    Ok(()) => (),
+                    Err(error) => {
+                        stop_all("another run failed");
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+        })?;
+        board.end(failure, &folder.join("sweep.json"), &before)
+    }
+}
+
+/// Threads of the CPU while a sweep runs: one for each fit. Dropping it gives libtorch back what it had.
+struct ThreadsOfFits {
+    /// Number of fits at once.
+    side_by_side: usize,
+    before: Option<i32>,
+}
+
+impl ThreadsOfFits {
+    fn on(device: Device) -> Self {
+        if device != Device::Cpu {
+            return Self { side_by_side: 1, before: None };
+        }
+        let before = tch::get_num_threads();
+        tch::set_num_threads(1);
+        Self { side_by_side: usize::try_from(before).unwrap_or(1).max(1), before: Some(before) }
+    }
+}
+
+impl Drop for ThreadsOfFits {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            tch::set_num_threads(before);
+        }
+    }
+}
+
+/// What a sweep has come to, in the hands of all its fits.
+#[derive(Clone)]
+struct Board {
+    state: Arc<Mutex<State>>,
+    listener: SweepListener,
+}
+
+struct State {
+    report: SweepReport,
+    /// Places in the grid of the report's runs.
+    places: Vec<usize>,
+    /// Place, name and progress of the runs that are being made.
+    running: Vec<(usize, String, Option<Progress>)>,
+    /// Seconds of each fit that was made now.
+    spent: Vec<f64>,
+    total: usize,
+}
+
+impl State {
+    fn progress(&self) -> SweepProgress {
+        let running = self.running.iter().map(|(_, name, progress)| (name.clone(), progress.clone())).collect();
+        let now: f64 = self.running.iter().filter_map(|(.., progress)| Some(progress.as_ref()?.seconds_left)).sum();
+        let waiting = self.total - self.places.len() - self.running.len();
+        // The estimate for each run that waits is the mean of those so far.
+        let left = |each: f64| (now + each * waiting as f64) / self.running.len().max(1) as f64;
+        SweepProgress { running, total: self.total, seconds_left: mean(&self.spent).map(left) }
+    }
+
+    fn finish(&mut self, place: usize, run: SweepRun) {
+        self.running.retain(|(running, ..)| *running != place);
+        let at = self.places.partition_point(|done| *done < place);
+        self.places.insert(at, place);
+        self.report.runs.insert(at, run);
+    }
+}
+
+impl Board {
+    fn new(sweep: &Sweep, inputs: &SweepInputs, images: usize, listener: &SweepListener) -> Self {
+        let report = SweepReport {
+            sweep: sweep.clone(),
             profile: inputs.profile.to_owned(),
             data: inputs.data.name.clone(),
-            images: data.split.len(),
+            images,
             runs: Vec::new(),
             stopped: None,
-        }));
-        let interrupt = kdlab_client::watch(&self.name, |_| ());
-        interrupt.afterwards(inputs.afterwards);
-        let all = self.all_runs();
-        let total = all.len();
-        let mut spent = Vec::new();
-        let mut runner =
-            Runner { sweep: self, data: &data, own: Vec::new(), views: None, layers: Vec::new(), online: None };
-        for (i, (setting, seed)) in all.iter().enumerate() {
-            if let Some(reason) = interrupt.reason() {
-                lock(&report).stopped = Some(reason);
-                break;
+        };
+        let (places, running, spent, total) = (Vec::new(), Vec::new(), Vec::new(), sweep.all_runs().len());
+        let state = Arc::new(Mutex::new(State { report, places, running, spent, total }));
+        Self { state, listener: Arc::clone(listener) }
+    }
+
+    fn begin(&self, place: usize, name: &str) {
+        lock(&self.state).running.push((place, name.to_owned(), None));
+    }
+
+    /// A listener for the run at `place` that passes its progress on.
+    fn listener(&self, place: usize) -> Listener {
+        let board = self.clone();
+        Listener::new(move |event| {
+            if let Event::Progress(progress) = event {
+                let mut state = lock(&board.state);
+                let run = state.running.iter_mut().find(|(running, ..)| *running == place);
+                if let Some((.., shown)) = run {
+                    *shown = Some(progress.clone());
+                }
+                (board.listener)(&state.report, &state.progress());
             }
-            let name = format!("{setting}-seed{seed}");
-            // The estimate for each run that is left is the mean of those so far.
-            let later = mean(&spent).map(|seconds| seconds * (total - i - 1) as f64);
-            let now =
-                SweepProgress { run: Some(name.clone()), number: i + 1, total, progress: None, seconds_left: later };
-            let (so_far, sweep_listener) = (Arc::clone(&report), Arc::clone(listener));
-            let fit_listener = Listener::new(move |event| {
-                if let Event::Progress(progress) = event {
-                    let seconds_left = now.seconds_left.map(|later| later + progress.seconds_left);
-                    let progress = Some(progress.clone());
-                    sweep_listener(&lock(&so_far), &SweepProgress { progress, seconds_left, ..now.clone() });
-                }
-            });
-            let (begun, folder) = (Instant::now(), folder.join(&name));
-            match runner.run(setting, *seed, &name, &folder, fit_listener, &before) {
-                Ok((run, false)) => lock(&report).runs.push(run),
-                Ok((run, true)) => {
-                    spent.push(begun.elapsed().as_secs_f64());
-                    run.save(&folder)?;
-                    let mut report = lock(&report);
-                    report.runs.push(run);
-                    report.save(&path, &before)?;
-                    // Only an unfinished run needs its checkpoint.
-                    let _ = std::fs::remove_file(folder.join("checkpoint.safetensors"));
-                }
-                Err(Error::Interrupted(reason)) => {
-                    lock(&report).stopped = Some(reason);
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
+        })
+    }
+
+    /// Adds a run that was found, or that is on disk now.
+    fn finish(&self, place: usize, run: SweepRun) {
+        lock(&self.state).finish(place, run);
+    }
+
+    /// Adds a run that was made, and writes it to disk.
+    fn keep(&self, place: usize, run: SweepRun, folder: &Path, before: &[SweepRun]) -> Result<()> {
+        let own = folder.join(format!("{}-seed{}", run.setting, run.seed));
+        run.save(&own)?;
+        let mut state = lock(&self.state);
+        state.spent.push(run.seconds);
+        state.finish(place, run);
+        state.report.save(&folder.join("sweep.json"), before)?;
+        // Only an unfinished run needs its checkpoint.
+        let _ = std::fs::remove_file(own.join("checkpoint.safetensors"));
+        Ok(())
+    }
+
+    /// Ends the sweep, and returns its report, unless a run failed.
+    fn end(&self, failure: Option<Error>, path: &Path, before: &[SweepRun]) -> Result<SweepReport> {
+        let mut state = lock(&self.state);
+        match failure {
+            Some(Error::Interrupted(reason)) => state.report.stopped = Some(reason),
+            Some(error) => return Err(error),
+            None => (),
         }
-        let report = lock(&report).clone();
-        report.save(&path, &before)?;
-        let number = report.runs.len();
-        listener(&report, &SweepProgress { run: None, number, total, progress: None, seconds_left: None });
-        Ok(report)
+        state.running.clear();
+        state.report.save(path, before)?;
+        (self.listener)(&state.report, &SweepProgress { seconds_left: None, ..state.progress() });
+        Ok(state.report.clone())
     }
 }
 
@@ -232,7 +364,6 @@ struct SweepData<'a> {
     /// Names and logits of teachers from elsewhere: for the training images here, and for the validation images.
     others: Vec<(&'a str, CachedTensor, &'a CachedTensor)>,
     transform: Transform,
-    test: Examples,
     views: Views,
 }
 
@@ -251,9 +382,8 @@ impl<'a> SweepData<'a> {
             .map(|other| Ok((other.name, other.train.select(&data.train, &kept)?, other.validation)))
             .collect::<Result<_>>()?;
         let transform = Transform::imagenet(sweep.size);
-        let test = Examples::images(&data.test, &transform)?;
         let views = Views::cross(sweep.shift)?;
-        Ok(Self { inputs, split, features, logits, validation_logits, others, transform, test, views })
+        Ok(Self { inputs, split, features, logits, validation_logits, others, transform, views })
     }
 
     /// Returns the indices of the images with a label for this seed, and the labels of all images, wrong ones included.
@@ -278,43 +408,128 @@ struct Runner<'a> {
     views: Option<CachedTensor>,
     /// Features of the teacher by the name of their layer, for the training images.
     layers: Vec<(String, CachedTensor)>,
-    /// The same teacher, which judges each batch.
-    online: Option<OnlineTeacher>,
+}
+
+/// What becomes of the next run of a sweep.
+enum Next {
+    /// It was made earlier.
+    Done(SweepRun),
+    Fit(Box<Fit>),
+}
+
+/// A fit of a sweep, with all that it needs on a thread of its own.
+struct Fit {
+    setting: Setting,
+    seed: u64,
+    key: String,
+    model: Model,
+    train: Examples,
+    validation: Examples,
+    test: Examples,
+    criterion: Criterion,
+    options: FitOptions,
+    /// Validation accuracy of the teacher.
+    teacher: Option<f64>,
+    omitted: Option<i64>,
+    device: Device,
+}
+
+impl Fit {
+    /// Trains and measures the student.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when the user stopped the fit.
+    fn run(self) -> Result<SweepRun> {
+        let Self { model, train, validation, criterion, options, omitted, .. } = &self;
+        let threads = (self.device == Device::Cpu).then_some(1);
+        if let Some(threads) = threads {
+            tch::set_num_threads(threads);
+        }
+        let history = fit_with(&LoopSettings::default(), Task { model, train, validation, criterion, options })?;
+        if let Some(reason) = history.stopped {
+            return Err(Error::Interrupted(reason));
+        }
+        let Some(best) = history.best() else {
+            return Err(Error::Input(format!("{}: no epoch was run; sweep with at least 1", options.name)));
+        };
+        let tested = evaluate(model, &self.test, EVALUATION_BATCH)?;
+        let corrected = match *omitted {
+            Some(class) => {
+                let bias = evaluate(model, validation, EVALUATION_BATCH)?.best_bias(class)?;
+                let tested = tested.with_bias(class, bias)?;
+                Some(Corrected { bias, test: tested.accuracy(), recall: tested.recall()? })
+            }
+            None => None,
+        };
+        let speeds: Vec<f64> = history.records.iter().map(|r| r.images_per_second).collect();
+        Ok(SweepRun {
+            best_epoch: best.epoch,
+            validation: best.validation.accuracy,
+            test: tested.accuracy(),
+            recall: tested.recall()?,
+            corrected,
+            teacher: self.teacher,
+            seconds: history.seconds(),
+            images_per_second: mean(&speeds).unwrap_or_default(),
+            threads,
+            setting: self.setting,
+            seed: self.seed,
+            key: self.key,
+        })
+    }
 }
 
 impl Runner<'_> {
-    /// Trains and measures one student, or finds its run among the earlier ones, `before`. Also returns whether it was
-    /// trained now.
+    /// Makes what many runs share and a pass of the teacher gives, before any fit runs: the pass takes all cores.
+    fn prepare(&mut self, all: &[(Setting, u64)], board: &Board) -> Result<()> {
+        for (setting, _) in all {
+            let Some(distillation) = &setting.distillation else { continue };
+            let name = "teacher";
+            board.begin(usize::MAX, name);
+            let listener = board.listener(usize::MAX);
+            if matches!(distillation.method, SweepMethod::Features(_)) {
+                let [_, of_teacher] = self.sweep.compared_layers(distillation.method, self.data.inputs.backbone.arch);
+                self.layer_features(&of_teacher, &listener)?;
+            } else if matches!(setting.augmentation, Augmentation::Same | Augmentation::Apart) {
+                self.view_logits(&listener)?;
+            }
+            lock(&board.state).running.clear();
+        }
+        Ok(())
+    }
+
+    /// Finds a run among the earlier ones, `before`, or returns the fit that makes it.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] when the user stopped the fit or another pass.
-    fn run(
+    /// [`Error::Interrupted`] when the user stopped the fit of a teacher.
+    fn next(
         &mut self,
         setting: &Setting,
         seed: u64,
-        name: &str,
+        name: String,
         folder: &Path,
         listener: Listener,
         before: &[SweepRun],
-    ) -> Result<(SweepRun, bool)> {
+    ) -> Result<Next> {
         let Self { sweep, data, .. } = *self;
         let inputs = data.inputs;
+        let folder = folder.join(&name);
         let (train, criterion, validation_logits) = self.examples(setting, seed, &listener)?;
         let validation = Examples::images(&inputs.data.validation, &data.transform)?.with_teacher(validation_logits)?;
         let teacher = match setting.distillation {
             Some(_) => Some(Evaluation::new(&validation_logits.tensor, &validation.labels())?.accuracy()),
             None => None,
         };
-        let model = Model::new(name, inputs.device, seed, inputs.student)?;
+        let model = Model::new(&name, inputs.device, seed, inputs.student)?;
         let options = FitOptions {
-            name: name.to_owned(),
+            name,
             epochs: sweep.epochs,
             batch_size: sweep.batch_size,
             learning_rate: sweep.learning_rate,
             recipe: setting.recipe.clone(),
             seed,
             precision: sweep.precision,
-            folder: Some(folder.to_owned()),
+            folder: Some(folder.clone()),
             listener,
             ..FitOptions::default()
         };
@@ -325,43 +540,18 @@ impl Runner<'_> {
         let key = digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), omitted.as_bytes()]);
         if let Some(run) = before.iter().find(|run| run.key == key) {
             // Two settings may lead to the same fit, such as a share of wrong labels that rounds to none.
-            return Ok((SweepRun { setting: setting.clone(), seed, ..run.clone() }, false));
+            return Ok(Next::Done(SweepRun { setting: setting.clone(), seed, ..run.clone() }));
         }
         // A fit recognises an earlier run by its checkpoint, which a finished run of a sweep no longer has.
-        if SweepRun::load(folder).is_some_and(|run| run.key != key) {
-            make_room(folder)?;
+        if SweepRun::load(&folder).is_some_and(|run| run.key != key) {
+            make_room(&folder)?;
         }
-        let history = in_foreground(&LoopSettings::default(), task, None)?;
-        if let Some(reason) = history.stopped {
-            return Err(Error::Interrupted(reason));
-        }
-        let Some(best) = history.best() else {
-            return Err(Error::Input(format!("{name}: no epoch was run; sweep with at least 1")));
+        let (setting, omitted, device) = (setting.clone(), sweep.omitted, inputs.device);
+        let test = Examples::images(&inputs.data.test, &data.transform)?;
+        let fit = Fit {
+            setting, seed, key, model, train, validation, test, criterion, options, teacher, omitted, device,
         };
-        let tested = evaluate(&model, &data.test, EVALUATION_BATCH)?;
-        let corrected = match sweep.omitted {
-            Some(class) => {
-                let bias = evaluate(&model, &validation, EVALUATION_BATCH)?.best_bias(class)?;
-                let tested = tested.with_bias(class, bias)?;
-                Some(Corrected { bias, test: tested.accuracy(), recall: tested.recall()? })
-            }
-            None => None,
-        };
-        let speeds: Vec<f64> = history.records.iter().map(|r| r.images_per_second).collect();
-        let run = SweepRun {
-            setting: setting.clone(),
-            seed,
-            key,
-            best_epoch: best.epoch,
-            validation: best.validation.accuracy,
-            test: tested.accuracy(),
-            recall: tested.recall()?,
-            corrected,
-            teacher,
-            seconds: history.seconds(),
-            images_per_second: mean(&speeds).unwrap_or_default(),
-        };
-        Ok((run, true))
+        Ok(Next::Fit(Box::new(fit)))
     }
 
     /// Returns training examples and criterion of a setting, and its teacher's logits for the validation split.
@@ -414,7 +604,7 @@ impl Runner<'_> {
                 (images.with_teacher(train)?, *validation)
             }
             (Augmentation::Online, _) => {
-                let images = images.augmented(&self.sweep.augment)?.taught_by(self.online()?)?;
+                let images = images.augmented(&self.sweep.augment)?.taught_by(&self.online()?)?;
                 (images, &data.validation_logits)
             }
             (augmentation, _) => {
@@ -480,16 +670,10 @@ impl Runner<'_> {
         Ok(&self.layers[index].1)
     }
 
-    /// Returns the teacher that judges each batch.
-    fn online(&mut self) -> Result<&OnlineTeacher> {
-        let made = match self.online.take() {
-            Some(made) => made,
-            None => {
-                let SweepInputs { backbone, head, teacher_transform, .. } = self.data.inputs;
-                OnlineTeacher::network(backbone.with_head(head)?, teacher_transform)?
-            }
-        };
-        Ok(self.online.insert(made))
+    /// Returns a teacher of a fit's own that judges each batch: fits that share one would wait for each other.
+    fn online(&self) -> Result<OnlineTeacher> {
+        let SweepInputs { backbone, head, teacher_transform, .. } = self.data.inputs;
+        OnlineTeacher::network(backbone.with_head(head)?, teacher_transform)
     }
 
     /// Returns the teacher's logits of every view of the training images.

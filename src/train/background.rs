@@ -172,13 +172,7 @@ impl BackgroundFit {
         let options = FitOptions { listener, ..options };
         let task =
             Task { model: &model, train: &train, validation: &validation, criterion: &criterion, options: &options };
-        let fit = || fit_with(&LoopSettings::default(), task);
-        // A network or a loss from a cell may panic.
-        let result = catch_unwind(AssertUnwindSafe(fit)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(Error::Torch(format!("the fit panicked: {}", text.lines().next().unwrap_or_default())))
-        });
+        let result = caught(|| fit_with(&LoopSettings::default(), task));
         self.end(result.map(|history| {
             self.state().history = history;
             model
@@ -199,6 +193,15 @@ impl BackgroundFit {
         self.state().result = Some(result);
         self.changed.notify_all();
     }
+}
+
+/// Runs a fit and returns a panic as an error: a network or a loss from a cell may panic.
+pub(crate) fn caught<T>(fit: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(fit)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(Error::Torch(format!("the fit panicked: {}", text.lines().next().unwrap_or_default())))
+    })
 }
 
 impl fmt::Display for Run {

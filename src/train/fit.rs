@@ -66,7 +66,7 @@ pub(crate) fn fit_and_show(settings: &LoopSettings, task: Task) -> Result<Histor
 }
 
 /// Runs a fit in the cell that asked for it: Interrupt stops it. `afterwards` is code that shows the result.
-pub(crate) fn in_foreground(settings: &LoopSettings, task: Task, afterwards: Option<&str>) -> Result<History> {
+fn in_foreground(settings: &LoopSettings, task: Task, afterwards: Option<&str>) -> Result<History> {
     let options = task.options;
     // A stop from before this fit began is not meant for it.
     options.control.take_stop();
@@ -79,7 +79,7 @@ pub(crate) fn in_foreground(settings: &LoopSettings, task: Task, afterwards: Opt
 }
 
 /// Runs a fit, and tells its listener when it fails.
-pub(super) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
+pub(crate) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
     let options = task.options;
     let _on_panic = OnPanic(options);
     let done = run(settings, task);

@@ -51,7 +51,7 @@ mod row_file;
 mod schedule;
 mod table;
 
-pub(crate) use background::Queue;
+pub(crate) use background::{Queue, caught};
 pub use background::Run;
 pub(crate) use cached::teacher_logits;
 pub use cached::{CachedTensor, backbone_features, layer_features, script_logits, view_logits};
@@ -65,7 +65,7 @@ pub use event::{Event, Listener, Progress};
 pub use examples::Examples;
 pub use features::FeatureMethod;
 pub use fit::fit;
-pub(crate) use fit::{LoopSettings, fit_and_show, in_foreground};
+pub(crate) use fit::{LoopSettings, fit_and_show, fit_with};
 pub use hyperparameters::Hyperparameters;
 pub(crate) use hyperparameters::{check_learning_rate, six_digits};
 pub use loss::{KdLoss, soft_targets};

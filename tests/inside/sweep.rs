@@ -87,11 +87,15 @@ fn a_grid_is_run_once_paired_by_seed_and_found_again() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let ear = Arc::clone(&heard);
     let listener: SweepListener = Arc::new(move |report: &SweepReport, now: &SweepProgress| {
-        ear.lock().unwrap().push((report.runs.len(), now.number, now.total));
+        ear.lock().unwrap().push((report.runs.len(), now.running.len(), now.total));
     });
     let report = bench.heard(&sweep, &folder.path().join("s"), listener).unwrap();
     assert_eq!(report.runs.len(), 3 * 5, "four settings and the student alone, three seeds");
-    assert!(heard.lock().unwrap().iter().all(|(done, number, total)| done <= number && *total == 15));
+    assert!(heard.lock().unwrap().iter().all(|(done, running, total)| done + running <= 15 && *total == 15));
+    // On the CPU a fit takes one thread, and fits run side by side.
+    let most = heard.lock().unwrap().iter().map(|(_, running, _)| *running).max();
+    assert_eq!(most, Some(tch::get_num_threads().min(15) as usize));
+    assert!(report.runs.iter().all(|run| run.threads == Some(1)));
     let names: Vec<_> = report.runs[..5].iter().map(|r| r.setting.to_string()).collect();
     assert_eq!(names, ["alone", "kd-T1-alpha0", "kd-T1-alpha0.5", "kd-T4-alpha0", "kd-T4-alpha0.5"]);
     // Paired: with alpha = 0 the teacher has no say, and first weights and batches are those of the student alone.
@@ -441,6 +445,7 @@ fn reports_say_what_the_runs_came_to() {
         teacher: None,
         seconds: 1.5,
         images_per_second: 100.0,
+        threads: Some(1),
     };
     let setting = &sweep.settings()[0];
     let runs = [(0, 0.40, 0.46), (1, 0.42, 0.475), (2, 0.41, 0.475)];
@@ -452,7 +457,7 @@ fn reports_say_what_the_runs_came_to() {
     for part in ["kd-T4-alpha0.9", "41.0", "47.0", "+6.0 ± 0.5", "+4.8 to +7.2", "95.0", "BETTER"] {
         assert!(table.contains(part), "{part} is missing in\n{table}");
     }
-    assert_eq!(report.headline(), "given: CIFAR-10, 5000 images at 32 px, 10 epochs, 6 runs in 9 s");
+    assert_eq!(report.headline(), "given: CIFAR-10, 5000 images at 32 px, 10 epochs, 6 runs, 9 s of training");
     let json = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<SweepReport>(&json).unwrap(), report);
     let twice = SweepReport { sweep: Sweep { seeds: vec![0, 1, 1], ..report.sweep.clone() }, ..report.clone() };
