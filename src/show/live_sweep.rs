@@ -104,5 +104,10 @@ fn line(report: &SweepReport, now: &SweepProgress) -> String {
     let running = running.collect::<Vec<_>>().join(", ");
     let speed: f64 = now.running.iter().filter_map(|(_, p)| Some(p.as_ref()?.images_per_second)).sum();
     let left = now.seconds_left.map_or(String::new(), |s| format!(", {} left", duration(s)));
-    format!("{}, {} of {} runs done; {running}; {speed:.0} img/s{left}", report.sweep.name, report.runs.len(), now.total)
+    format!(
+        "{}, {} of {} runs done; {running}; {speed:.0} img/s{left}",
+        report.sweep.name,
+        report.runs.len(),
+        now.total
+    )
 }

@@ -204,7 +204,10 @@ impl SweepReport {
         let stopped = self.stopped.as_ref().map_or(String::new(), |why| format!("; stopped: {why}"));
         let (epochs, runs) = (counted(sweep.epochs, "epoch"), counted(runs.len(), "run"));
         let time = duration(self.seconds());
-        format!("{}: {data}, {images} images at {} px, {epochs}, {runs}, {time} of training{stopped}", sweep.name, sweep.size)
+        format!(
+            "{}: {data}, {images} images at {} px, {epochs}, {runs}, {time} of training{stopped}",
+            sweep.name, sweep.size
+        )
     }
 
     /// Shows what the sweep was about, and the verdicts on the test split.

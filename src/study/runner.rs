@@ -115,7 +115,7 @@ impl Sweep {
                     let name = format!("{setting}-seed{seed}");
                     board.begin(place, &name);
                     match runner.next(setting, *seed, name, folder, board.listener(place), &before) {
-                        Ok(Next::Done(run)) => board.finish(place, run),
+                        Ok(Next::Done(run)) => board.finish(place, *run),
                         Ok(Next::Fit(fit)) => {
                             lock(&controls).push(fit.options.control.clone());
                             let sender = sender.clone();
@@ -413,7 +413,7 @@ struct Runner<'a> {
 /// What becomes of the next run of a sweep.
 enum Next {
     /// It was made earlier.
-    Done(SweepRun),
+    Done(Box<SweepRun>),
     Fit(Box<Fit>),
 }
 
@@ -540,7 +540,7 @@ impl Runner<'_> {
         let key = digest(&[fit_key.as_bytes(), inputs.data.test.key.as_bytes(), omitted.as_bytes()]);
         if let Some(run) = before.iter().find(|run| run.key == key) {
             // Two settings may lead to the same fit, such as a share of wrong labels that rounds to none.
-            return Ok(Next::Done(SweepRun { setting: setting.clone(), seed, ..run.clone() }));
+            return Ok(Next::Done(Box::new(SweepRun { setting: setting.clone(), seed, ..run.clone() })));
         }
         // A fit recognises an earlier run by its checkpoint, which a finished run of a sweep no longer has.
         if SweepRun::load(&folder).is_some_and(|run| run.key != key) {
@@ -548,9 +548,8 @@ impl Runner<'_> {
         }
         let (setting, omitted, device) = (setting.clone(), sweep.omitted, inputs.device);
         let test = Examples::images(&inputs.data.test, &data.transform)?;
-        let fit = Fit {
-            setting, seed, key, model, train, validation, test, criterion, options, teacher, omitted, device,
-        };
+        let fit =
+            Fit { setting, seed, key, model, train, validation, test, criterion, options, teacher, omitted, device };
         Ok(Next::Fit(Box::new(fit)))
     }
 

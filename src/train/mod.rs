@@ -51,8 +51,8 @@ mod row_file;
 mod schedule;
 mod table;
 
-pub(crate) use background::{Queue, caught};
 pub use background::Run;
+pub(crate) use background::{Queue, caught};
 pub(crate) use cached::teacher_logits;
 pub use cached::{CachedTensor, backbone_features, layer_features, script_logits, view_logits};
 pub(crate) use checks::{Task, fingerprint};
