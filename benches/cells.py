@@ -70,7 +70,7 @@ CELLS = [
     "let sure = s.softmax(-1, Kind::Float).max_dim(-1, false).0;\nsure.size()",
     "let index = (&sure - 0.7).abs().argmin(0, false).int64_value(&[]);\nindex",
     "let label = data.train.label(index)?;\ndata.classes[label as usize].clone()",
-    "soft_target_bars(&s.get(index), &data.classes, Some(label), &[1.0, 4.0])?",
+    "soft_targets_over_temperature(&s.get(index), &data.classes, Some(label))?",
     "s.matmul(&u.tr()).size()",
     'let temperature = 4.0;\nlet alpha = 0.9;\nlet name = format!("T{temperature}-alpha{alpha}");\nname',
     "lab.profile.clone()",

@@ -6,8 +6,8 @@ mod teacher;
 use crate::data::{DataOptions, Dataset, Split, Transform};
 use crate::models::{Backbone, LoadReport, Model, Precision, TorchScript, device_name, head};
 use crate::profile::{Profile, variable};
-use crate::show::show_as_text;
-use crate::show::{Table, counted, debug_as_display, live_progress, live_sweep, print_progress, short_or_empty};
+use crate::show::{SharedChart, Table, counted, debug_as_display, live_progress, live_sweep, print_progress};
+use crate::show::{short_or_empty, show_as_text};
 use crate::store;
 use crate::study::mistakes::Mistake;
 use crate::study::{OtherTeacher, Sweep, SweepInputs, SweepReport};
@@ -34,8 +34,9 @@ pub struct Lab {
     pub folder: PathBuf,
     /// Folder of downloaded data and weights.
     pub cache: PathBuf,
-    /// Fits in the background.
+    /// Fits in the background, and the chart in which the live kernel shows them.
     queue: Queue,
+    chart: SharedChart,
 }
 
 impl Lab {
@@ -67,7 +68,8 @@ impl Lab {
         let root = store::variable("KDLAB_ROOT").unwrap_or_else(|| PathBuf::from("."));
         let runs = store::variable("KDLAB_RUNS").unwrap_or_else(|| root.join("runs"));
         let folder = runs.join(&profile.name);
-        Ok(Self { folder, cache: DataOptions::default().cache, profile, device, precision, queue: Queue::default() })
+        let (queue, chart) = (Queue::default(), SharedChart::default());
+        Ok(Self { folder, cache: DataOptions::default().cache, profile, device, precision, queue, chart })
     }
 
     /// Loads CIFAR-10, or the data that `KDLAB_DATA` names, in the profile's sizes.
@@ -157,15 +159,15 @@ impl Lab {
             seed: self.profile.seed,
             precision: self.precision_at(self.profile.student_size),
             folder: Some(self.folder.join(name)),
-            listener: live_progress(&control),
+            listener: live_progress(&control, &self.chart),
             control,
             ..FitOptions::default()
         }
     }
 
     /// Starts a fit in the background and returns at once. Later cells read the curve so far, and change or stop the
-    /// fit. Several runs wait for each other, in the order of their cells. Interrupt stops the cell that runs, not the
-    /// fit.
+    /// fit. Several runs wait for each other, in the order of their cells; the live kernel draws their curves in one
+    /// chart, that of the last. Interrupt stops the cell that runs, not the fit.
     ///
     /// A fit in the foreground meanwhile shares the processor and libtorch's random generator with it, so dropout then
     /// gives other results.

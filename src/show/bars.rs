@@ -24,7 +24,7 @@ pub fn class_balance(dataset: &Dataset) -> Figure {
 ///
 /// # Errors
 /// When there are not as many logits as classes, no temperature, or the label is not among the classes.
-pub fn soft_target_bars(
+pub(super) fn soft_target_bars(
     logits: &Tensor,
     classes: &[String],
     label: Option<i64>,

@@ -9,13 +9,19 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
 struct Curves {
-    histories: Vec<History>,
-    /// Epochs done so far, and the training metrics of the one that is running: only for a single fit.
-    running: Option<(f64, Metrics)>,
-    /// Learning rate before the schedule, for a fit without an epoch or a change that says so.
-    learning_rate: f64,
+    curves: Vec<Curve>,
     /// Where the epoch axis begins.
     from: f64,
+}
+
+/// The curve of one fit, finished or running.
+#[derive(Clone)]
+pub(super) struct Curve {
+    pub history: History,
+    /// Epochs done so far, and the training metrics of the one that is running.
+    pub running: Option<(f64, Metrics)>,
+    /// Learning rate before the schedule, for a fit without an epoch or a change that says so.
+    pub learning_rate: f64,
 }
 
 /// Draws loss (left) and accuracy (right) over epochs. Validation is solid, training dashed; a ring marks the epoch
@@ -30,14 +36,13 @@ pub fn curves(histories: &[&History]) -> Result<Figure> {
     }
     let early = |h: &&&History| h.recipe.varies_rate() || h.changes.iter().any(|change| change.epoch < 0.8);
     let from = if histories.iter().any(|h| early(&h)) { 0.0 } else { 0.8 };
-    let histories = histories.iter().map(|&h| h.clone()).collect();
-    Ok(figure(Curves { histories, running: None, learning_rate: f64::NAN, from }))
+    let finished = |&h: &&History| Curve { history: h.clone(), running: None, learning_rate: f64::NAN };
+    Ok(figure(Curves { curves: histories.iter().map(finished).collect(), from }))
 }
 
-/// The curve of a fit while it runs, from its first batch on, and always in the same frame. `learning_rate` is in force
-/// before the schedule.
-pub(super) fn running_curve(history: &History, running: Option<(f64, Metrics)>, learning_rate: f64) -> Figure {
-    figure(Curves { histories: vec![history.clone()], running, learning_rate, from: 0.0 })
+/// The curves of fits while they run, from the first batch on, and always in the same frame.
+pub(super) fn running_curves(curves: Vec<Curve>) -> Figure {
+    figure(Curves { curves, from: 0.0 })
 }
 
 fn figure(curves: Curves) -> Figure {
@@ -48,10 +53,10 @@ fn figure(curves: Curves) -> Figure {
         }
         None => format!("{}, no finished epoch of {}", h.name, h.epochs),
     };
-    let runs: Vec<_> = curves.histories.iter().map(run).collect();
+    let runs: Vec<_> = curves.histories().map(run).collect();
     let and_rate = if curves.has_rates() { ", with the learning rate" } else { "" };
     let alt = format!("cross-entropy and accuracy over epochs{and_rate}: {}", runs.join("; "));
-    let height = curves.plots() + 8 + 18 * curves.histories.len() as u32;
+    let height = curves.plots() + 8 + 18 * curves.curves.len() as u32;
     Figure::new([880, height], alt, move |area| curves.draw(area))
 }
 
@@ -110,9 +115,13 @@ impl Curves {
         self.legend(&legend)
     }
 
+    fn histories(&self) -> impl Iterator<Item = &History> {
+        self.curves.iter().map(|curve| &curve.history)
+    }
+
     /// Whether a recipe changes the learning rate.
     fn has_rates(&self) -> bool {
-        self.histories.iter().any(|history| history.recipe.varies_rate())
+        self.histories().any(|history| history.recipe.varies_rate())
     }
 
     /// Height of everything but the legend, in nominal pixels.
@@ -123,16 +132,16 @@ impl Curves {
     /// The learning rate of each step so far, on the epoch axis of the curves above.
     fn rates(&self, area: &Area) -> Drawn {
         // The rate of steps from the first on, evenly spread, up to so many epochs.
-        let line = |history: &History, epochs: f64| {
+        let line = |Curve { history, learning_rate, .. }: &Curve, epochs: f64| {
             let per_epoch = history.steps_per_epoch.max(1) as f64;
             let last = ((epochs * per_epoch).round() - 1.0).max(0.0);
             let points = (last as usize + 1).clamp(2, POINTS);
             let epoch = |i: usize| (last * i as f64 / (points - 1) as f64).round() / per_epoch;
-            let point = |i| (epoch(i), history.learning_rate(epoch(i), self.learning_rate));
+            let point = |i| (epoch(i), history.learning_rate(epoch(i), *learning_rate));
             (0..points).map(point).filter(|(_, rate)| rate.is_finite()).collect::<Vec<_>>()
         };
         // The axis has room for the rates of the whole run.
-        let planned = self.histories.iter().flat_map(|history| line(history, history.epochs as f64));
+        let planned = self.curves.iter().flat_map(|curve| line(curve, curve.history.epochs as f64));
         let (_, highest) = range(planned.map(|(_, rate)| rate));
         let top = 1.15 * if highest > 0.0 { highest } else { 1.0 };
         let mut chart = chart(area, ("Learning rate", 12), [MARGIN, MARGIN / 2], [16, 52])
@@ -141,15 +150,15 @@ impl Curves {
         let epochs = self.epochs().min(12.0) as usize;
         mesh.x_labels(epochs).x_label_formatter(&whole).y_labels(3).y_label_formatter(&|rate| short(*rate));
         styled(&mut mesh).draw()?;
-        for (i, history) in self.histories.iter().enumerate() {
-            let done = self.running.map_or(history.records.len() as f64, |(epoch, _)| epoch);
-            chart.draw_series(LineSeries::new(line(history, done), stroke(color(i), 2)))?;
+        for (i, curve) in self.curves.iter().enumerate() {
+            let done = curve.running.map_or(curve.history.records.len() as f64, |(epoch, _)| epoch);
+            chart.draw_series(LineSeries::new(line(curve, done), stroke(color(i), 2)))?;
         }
         Ok(())
     }
 
     fn epochs(&self) -> f64 {
-        self.histories.iter().map(|h| h.epochs).max().unwrap_or(1).max(2) as f64
+        self.histories().map(|h| h.epochs).max().unwrap_or(1).max(2) as f64
     }
 
     /// All changes, each with a label that neither overlaps another one nor leaves the plot. `plot` is the width of the
@@ -184,7 +193,7 @@ impl Curves {
     /// The changes of each run, those within `near` epochs of the first of them merged into one.
     fn merged(&self, near: f64) -> Vec<Mark> {
         let mut marks: Vec<Mark> = Vec::new();
-        for (run, history) in self.histories.iter().enumerate() {
+        for (run, history) in self.histories().enumerate() {
             for &change in &history.changes {
                 match marks.last_mut().filter(|m| m.run == run && change.epoch - m.change.epoch < near) {
                     Some(mark) => mark.change.after = change.after,
@@ -198,9 +207,11 @@ impl Curves {
     }
 
     fn panel(&self, area: &Area, shown: &Quantity) -> Drawn {
-        let records = || self.histories.iter().flat_map(|h| &h.records);
+        let records = || self.histories().flat_map(|h| &h.records);
         let values = records().flat_map(|r| [(shown.value)(&r.train), (shown.value)(&r.validation)]);
-        let values = values.chain(self.running.iter().map(|(_, m)| (shown.value)(m))).filter(|v| v.is_finite());
+        let values = values
+            .chain(self.curves.iter().filter_map(|c| Some((shown.value)(&c.running?.1))))
+            .filter(|v| v.is_finite());
         let (low, high) = range(values);
         let (low, high) = if low > high { shown.empty } else { (low, high) };
         let small = text(11);
@@ -235,11 +246,11 @@ impl Curves {
             let upright = [(mark.change.epoch, low - margin), (mark.change.epoch, end)];
             chart.draw_series([PathElement::new(upright, stroke(color(mark.run).mix(0.6), 1))])?;
         }
-        for (i, history) in self.histories.iter().enumerate() {
+        for (i, Curve { history, running, .. }) in self.curves.iter().enumerate() {
             let point = |r: &EpochRecord, m: &Metrics| (r.epoch as f64, (shown.value)(m));
             let mut train: Vec<_> = history.records.iter().map(|r| point(r, &r.train)).collect();
             let validation: Vec<_> = history.records.iter().map(|r| point(r, &r.validation)).collect();
-            if let Some((epoch, metrics)) = &self.running {
+            if let Some((epoch, metrics)) = running {
                 let now = (*epoch, (shown.value)(metrics));
                 train.push(now);
                 chart.draw_series([Circle::new(now, px(3), stroke(color(i), 1))])?;
@@ -255,7 +266,7 @@ impl Curves {
         for mark in labels() {
             let device = |nominal: f64| (nominal * f64::from(px(1))) as i32;
             let (x, y) = (x0 - corner.0 + device(mark.x), y0 - corner.1 + px(2 + LINE * mark.line as u32));
-            let ink = if self.histories.len() > 1 { text_color(mark.run) } else { INK };
+            let ink = if self.curves.len() > 1 { text_color(mark.run) } else { INK };
             let style = anchored(11, HPos::Left, VPos::Top).color(&ink);
             let (right, below) = (x + device(width(&mark.text)), y + px(LINE - 2));
             area.draw(&Rectangle::new([(x, y), (right, below)], WHITE.filled()))?;
@@ -265,7 +276,7 @@ impl Curves {
     }
 
     fn legend(&self, area: &Area) -> Drawn {
-        for (i, history) in self.histories.iter().enumerate() {
+        for (i, history) in self.histories().enumerate() {
             let (x, y) = (px(LEFT), px(2 + 18 * i as u32));
             let sample = [(x, y + px(6)), (x + px(24), y + px(6))];
             area.draw(&PathElement::new(sample, stroke(color(i), 2)))?;

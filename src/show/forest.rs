@@ -1,4 +1,4 @@
-//! Forest plot: the differences of several comparisons, seed by seed, with their intervals.
+//! Forest plots: the differences of several comparisons, seed by seed, with or without their intervals.
 
 use super::canvas::{Area, Drawn, Figure, INK, anchored, chart, color, px, range, stroke, styled, text_color};
 use crate::study::{Decision, Verdict};
@@ -16,7 +16,7 @@ struct Row {
     /// In percentage points, as all numbers here.
     differences: Vec<f64>,
     mean: f64,
-    interval: [f64; 2],
+    interval: Option<[f64; 2]>,
     said: String,
     color: usize,
 }
@@ -30,17 +30,33 @@ pub fn forest(rows: &[(&str, &Verdict)]) -> Result<Figure> {
     if rows.is_empty() {
         return Err(Error::Input("no comparison to draw; give at least one name with its verdict".into()));
     }
-    let rows = rows.iter().map(|&(name, verdict)| Row::new(name, verdict)).collect::<Result<Vec<_>>>()?;
-    let numbers = || rows.iter().flat_map(|row| row.differences.iter().chain(&row.interval).copied());
+    Ok(figure(rows.iter().map(|&(name, verdict)| Row::new(name, verdict)).collect::<Result<_>>()?))
+}
+
+/// Draws a row for each class: a dot for the difference of each seed, such as that of its recall, and their mean as a
+/// bar, in percentage points. `differences` are shares, such as 0.02 for two points. The colour says whether all seeds
+/// have the same sign; an interval for each of many classes would need more seeds.
+///
+/// # Errors
+/// When there is no row, a row has no seed, or a difference is not finite.
+pub fn class_gains(rows: &[(&str, Vec<f64>)]) -> Result<Figure> {
+    if rows.is_empty() {
+        return Err(Error::Input("no class to draw; give at least one name with the differences of its seeds".into()));
+    }
+    Ok(figure(rows.iter().map(|(name, differences)| Row::of_class(name, differences)).collect::<Result<_>>()?))
+}
+
+fn figure(rows: Vec<Row>) -> Figure {
+    let numbers = || rows.iter().flat_map(|row| row.differences.iter().chain(row.interval.iter().flatten()).copied());
     let (low, high) = range(numbers().chain([0.0]));
     let margin = 0.05 * (high - low).max(1.0);
     let width = |texts: &dyn Fn(&Row) -> usize| 16 + LETTER * rows.iter().map(texts).max().unwrap_or(0) as u32;
     let (left, right) = (width(&|row| row.name.chars().count()), width(&|row| row.said.chars().count()));
     let size = [left + PLOT + right, 58 + ROW * rows.len() as u32];
     let alt = rows.iter().map(|row| format!("{}: {}", row.name, row.said)).collect::<Vec<_>>().join("; ");
-    Ok(Figure::new(size, format!("differences in percentage points, {alt}"), move |area| {
+    Figure::new(size, format!("differences in percentage points, {alt}"), move |area| {
         draw(area, &rows, (low - margin)..(high + margin), [left, right])
-    }))
+    })
 }
 
 impl Row {
@@ -58,7 +74,28 @@ impl Row {
             Decision::NoWorthwhileGain => 4,
             Decision::Undecided => 6,
         };
-        Ok(Self { name: name.to_owned(), differences, mean, interval, said, color })
+        Ok(Self { name: name.to_owned(), differences, mean, interval: Some(interval), said, color })
+    }
+
+    fn of_class(name: &str, differences: &[f64]) -> Result<Self> {
+        let differences: Vec<f64> = differences.iter().map(|share| 100.0 * share).collect();
+        let (count, mean) = (differences.len(), differences.iter().sum::<f64>() / differences.len() as f64);
+        if !mean.is_finite() {
+            return Err(Error::Input(format!(
+                "the differences of {name} are {differences:?} points: give at least one seed, and finite shares"
+            )));
+        }
+        let above = differences.iter().filter(|&&points| points > 0.0).count();
+        let below = differences.iter().filter(|&&points| points < 0.0).count();
+        let color = if above == count {
+            0
+        } else if below == count {
+            1
+        } else {
+            6
+        };
+        let said = format!("{mean:+.1}  {above} of {count} seeds above 0");
+        Ok(Self { name: name.to_owned(), differences, mean, interval: None, said, color })
     }
 }
 
@@ -73,8 +110,10 @@ fn draw(area: &Area, rows: &[Row], across: std::ops::Range<f64>, [left, right]: 
     plot.draw_series([PathElement::new([(0.0, 0.0), (0.0, bottom)], stroke(INK, 1))])?;
     for (i, row) in rows.iter().enumerate() {
         let (y, fill) = (i as f64 + 0.5, color(row.color));
-        plot.draw_series([PathElement::new(row.interval.map(|x| (x, y)), stroke(fill, 2))])?;
-        plot.draw_series(row.interval.map(|x| PathElement::new([(x, y - 0.1), (x, y + 0.1)], stroke(fill, 2))))?;
+        if let Some(interval) = row.interval {
+            plot.draw_series([PathElement::new(interval.map(|x| (x, y)), stroke(fill, 2))])?;
+            plot.draw_series(interval.map(|x| PathElement::new([(x, y - 0.1), (x, y + 0.1)], stroke(fill, 2))))?;
+        }
         plot.draw_series([PathElement::new([(row.mean, y - 0.22), (row.mean, y + 0.22)], stroke(fill, 4))])?;
         // Beside the line, where neither hides the other.
         let dot = |&x: &f64| Circle::new((x, y + 0.37), px(3), fill.mix(0.7).filled());

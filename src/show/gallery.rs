@@ -128,18 +128,24 @@ pub fn soft_target_gallery(
     temperature: f64,
 ) -> Result<Figure> {
     let classes = &dataset.classes;
-    if logits.size() != [split.len() as i64, classes.len() as i64] {
-        return Err(Error::Input(format!(
-            "logits are {:?}, but the {} split has {} images and there are {} classes: take the teacher's logits of \
-             this split",
-            logits.size(),
-            split.name,
-            split.len(),
-            classes.len()
-        )));
-    }
+    fitting(split, classes, logits)?;
     let soft = soft_targets(logits, temperature)?;
     captioned(split, classes, indices, |i| likely(&soft.f_get(i)?, classes, 2))
+}
+
+/// Refuses logits that are not `[N, C]` of this split.
+pub(super) fn fitting(split: &Split, classes: &[String], logits: &Tensor) -> Result<()> {
+    if logits.size() == [split.len() as i64, classes.len() as i64] {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "logits are {:?}, but the {} split has {} images and there are {} classes: take the teacher's logits of this \
+         split",
+        logits.size(),
+        split.name,
+        split.len(),
+        classes.len()
+    )))
 }
 
 /// Whether the evaluation is of all images of the split, by their labels.
@@ -157,7 +163,7 @@ fn likely(soft: &Tensor, classes: &[String], n: usize) -> Result<Vec<String>> {
     order.iter().take(n).map(name).collect()
 }
 
-fn class_name(classes: &[String], label: i64) -> Result<String> {
+pub(super) fn class_name(classes: &[String], label: i64) -> Result<String> {
     if label == UNLABELLED {
         return Ok("no label".to_owned());
     }
@@ -176,6 +182,14 @@ fn rgb_of(image: &Tensor) -> Result<RgbImage> {
     let bytes = Vec::try_from(image.f_permute([1, 2, 0])?.f_contiguous()?.f_reshape(-1)?)?;
     RgbImage::from_raw(width as u32, height as u32, bytes)
         .ok_or_else(|| Error::Input(format!("an image is not {width} by {height} in RGB")))
+}
+
+/// The size and the pixels of an image whose longer side is brought to `side`. Nearest neighbour shows the pixels of a
+/// small image as they are.
+pub(super) fn scaled(image: &RgbImage, side: u32) -> ((u32, u32), Vec<u8>) {
+    let (width, height) = image.dimensions();
+    let [width, height] = [width, height].map(|n| n * side / width.max(height).max(1));
+    ((width, height), resize(image, width, height, FilterType::Nearest).into_raw())
 }
 
 /// Refuses a gallery of no images, and of more than fit into a figure.
@@ -225,11 +239,9 @@ fn arranged(tiles: Vec<Tile>) -> Result<Figure> {
 
 impl Tile {
     fn draw(&self, area: &Area, (x, y): (i32, i32)) -> Drawn {
-        // Nearest neighbour shows the pixels of a small image as they are. The longer side fills the tile.
-        let (width, height, side) = (self.image.width(), self.image.height(), px(TILE));
-        let size = [width, height].map(|n| n * side as u32 / width.max(height).max(1));
-        let pixels = resize(&self.image, size[0], size[1], FilterType::Nearest).into_raw();
-        area.draw(&BitMapElement::with_owned_buffer((x, y), size.into(), pixels).ok_or("an image without pixels")?)?;
+        let side = px(TILE);
+        let (size, pixels) = scaled(&self.image, side as u32);
+        area.draw(&BitMapElement::with_owned_buffer((x, y), size, pixels).ok_or("an image without pixels")?)?;
         for (i, line) in self.caption.iter().enumerate() {
             let place = (x + side / 2, y + side + px(3 + LINE * i as u32));
             // The class in the colour of all text, the first note in orange, the second in blue.

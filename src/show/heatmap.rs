@@ -154,14 +154,14 @@ pub(super) fn check_size(rows: usize, columns: usize) -> Result<()> {
 }
 
 /// Returns the colour of a shade in [-1, 1].
-fn fill(shade: f64) -> RGBColor {
+pub(super) fn fill(shade: f64) -> RGBColor {
     let (r, g, b) = if shade < 0.0 { (190, 80, 0) } else { (0, 90, 150) };
     let tint = |full: u8| (255.0 - shade.abs().min(1.0) * (255.0 - f64::from(full))) as u8;
     RGBColor(tint(r), tint(g), tint(b))
 }
 
 /// Returns the text colour that can be read on the colour `fill`.
-fn ink(fill: RGBColor) -> RGBColor {
+pub(super) fn ink(fill: RGBColor) -> RGBColor {
     // On a middle shade neither white nor the softer ink reaches 4.5:1; black does.
     [INK, WHITE].into_iter().find(|&ink| contrast(ink, fill) >= 4.5).unwrap_or(BLACK)
 }

@@ -78,7 +78,7 @@ fn axis(name: &str, values: impl Iterator<Item = f64>) -> Result<(f64, f64)> {
 }
 
 /// A tick's label: with as many decimals as neighbours need to differ, or as a power of ten if that is too many.
-fn tick(value: f64, (low, high): (f64, f64)) -> String {
+pub(super) fn tick(value: f64, (low, high): (f64, f64)) -> String {
     let (span, largest) = (high - low, low.abs().max(high.abs()));
     let value = if value.abs() < span * 1e-9 { 0.0 } else { value };
     if largest >= 1e6 || span < 1e-3 {

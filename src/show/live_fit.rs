@@ -1,9 +1,10 @@
 //! The live view of a fit: its curve, a progress bar, and sliders that change it.
 
-use super::curves::running_curve;
+use super::curves::{Curve, running_curves};
 use super::knobs::Knobs;
 use super::output::{lines_html, picture_html, progress_html};
 use super::progress::{line, print_progress};
+use super::shared_chart::{Drawing, Place, SharedChart};
 use super::words::{duration, percent};
 use crate::error::lock;
 use crate::train::{Control, Event, History, Hyperparameters, Listener, Metrics, Observer, Progress};
@@ -23,18 +24,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A listener that shows a fit while it runs, in a cell of the live kernel: its curve, its progress, sliders for
 /// temperature, alpha and learning rate, and the buttons Pause and Stop. They act on `control`, which must be the
-/// fit's. After the fit there remain the curve, a line about the kept weights and one about the values.
+/// fit's. After the fit there remain the curve, a line about the kept weights and one about the values. Fits in the
+/// background that are shown at the same time are drawn in one chart, `shared`.
 ///
 /// Anywhere else it is [`print_progress`]. One listener shows one fit at a time.
-pub(crate) fn live_progress(control: &Control) -> Listener {
-    let (control, print) = (control.clone(), print_progress());
+pub(crate) fn live_progress(control: &Control, shared: &SharedChart) -> Listener {
+    let (control, shared, print) = (control.clone(), shared.clone(), print_progress());
     let view: Mutex<Option<FitView>> = Mutex::new(None);
     Listener::new(move |event| {
         let mut view = lock(&view);
         if let Event::Queued { history, hyperparameters } | Event::Started { history, hyperparameters } = event
             && view.is_none()
         {
-            *view = FitView::open(&control, history, *hyperparameters, matches!(event, Event::Started { .. }));
+            let shared = matches!(event, Event::Queued { .. }).then_some(&shared);
+            *view = FitView::open(&control, history, *hyperparameters, shared);
             if view.is_some() {
                 return;
             }
@@ -56,6 +59,8 @@ enum Message {
     Event(Box<Event>),
     /// The control changed.
     Changed,
+    /// Another run of the shared chart went on; whether the figure should show it at once.
+    Redraw(bool),
     End,
 }
 
@@ -67,25 +72,36 @@ struct FitView {
 }
 
 impl FitView {
+    /// Opens the view of a fit that begins now, or of one in the background, which is drawn in the shared chart.
     /// Returns `None` without a live kernel.
-    fn open(control: &Control, history: &History, begun: Hyperparameters, started: bool) -> Option<Self> {
+    fn open(
+        control: &Control,
+        history: &History,
+        begun: Hyperparameters,
+        shared: Option<&SharedChart>,
+    ) -> Option<Self> {
         let knobs = Knobs::connect(control, begun)?;
         let (bar, figure) = (Display::on(knobs.panel.link()), Display::on(knobs.panel.link()));
+        let (messages, received) = mpsc::channel();
         let mut drawer = Drawer {
             knobs,
             bar,
             figure,
+            place: None,
             history: history.clone(),
             progress: None,
-            started,
+            started: shared.is_none(),
             mirrored: Cell::new(false),
             aside: None,
             error: None,
         };
         drawer.show_bar()?;
         drawer.knobs.show()?;
+        drawer.place = shared.map(|chart| {
+            let redraw: Sender<Message> = messages.clone();
+            chart.join(drawer.curve(), move |at_once| drop(redraw.send(Message::Redraw(at_once))))
+        });
         drawer.show_figure()?;
-        let (messages, received) = mpsc::channel();
         let (finished, done) = mpsc::channel();
         let changed = messages.clone();
         let observer = control.on_change(move || drop(changed.send(Message::Changed)));
@@ -115,6 +131,8 @@ struct Drawer {
     knobs: Knobs,
     bar: Display,
     figure: Display,
+    /// Its place in the chart of the background runs.
+    place: Option<Place>,
     history: History,
     /// Progress within the epoch that is running.
     progress: Option<Progress>,
@@ -143,7 +161,14 @@ impl Drawer {
             // All messages that arrived meanwhile are shown together.
             for message in first.into_iter().chain(messages.try_iter()) {
                 match message {
-                    Message::Event(event) => figure.want(if self.apply(*event) { SOON } else { FIGURE }),
+                    Message::Event(event) => {
+                        let at_once = self.apply(*event);
+                        figure.want(pace(at_once));
+                        if let Some(place) = &self.place {
+                            place.update(self.curve(), at_once);
+                        }
+                    }
+                    Message::Redraw(at_once) => figure.want(pace(at_once)),
                     Message::Changed => {}
                     Message::End => return self.end(),
                 }
@@ -185,7 +210,10 @@ impl Drawer {
         if let Some(aside) = &self.aside {
             text = format!("{aside}\n{text}");
         }
-        self.show_figure();
+        match self.place.take() {
+            Some(place) => self.draw(place.leave()),
+            None => self.show_figure(),
+        };
         let html = lines_html(&text);
         let _ = self.bar.show(Bundle::text(text).with("text/html", html.clone()));
         let now = self.knobs.now();
@@ -215,13 +243,35 @@ impl Drawer {
         self.progress.as_ref().filter(|p| p.epoch > self.history.records.len())
     }
 
-    fn show_figure(&self) -> Option<()> {
+    fn curve(&self) -> Curve {
         let at = |p: &Progress| ((p.epoch - 1) as f64 + p.done as f64 / p.total.max(1) as f64, p.metrics);
         let running = self.running().map(at).and_then(|(epoch, metrics)| Some((epoch, metrics?)));
-        let bundle = running_curve(&self.history, running, self.knobs.now().learning_rate).bundle().ok()?;
+        Curve { history: self.history.clone(), running, learning_rate: self.knobs.now().learning_rate }
+    }
+
+    fn show_figure(&self) -> Option<()> {
+        self.draw(match &self.place {
+            Some(place) => place.drawing(),
+            None => Drawing::Curves(vec![self.curve()]),
+        })
+    }
+
+    fn draw(&self, drawing: Drawing) -> Option<()> {
+        let (bundle, html) = match drawing {
+            Drawing::Curves(curves) => {
+                let bundle = running_curves(curves).bundle().ok()?;
+                let html = picture_html(&bundle);
+                (bundle, html)
+            }
+            Drawing::Elsewhere(name) => {
+                let text = format!("The chart of {name} also shows the curve of {}.", self.history.name);
+                let html = lines_html(&text);
+                (Bundle::text(text).with("text/html", html.clone()), html)
+            }
+        };
         if self.knobs.panel.is_on_later_page() {
             self.mirrored.set(true);
-            self.knobs.mirror(1, &picture_html(&bundle));
+            self.knobs.mirror(1, &html);
         }
         self.figure.show(&bundle).ok()
     }
@@ -261,6 +311,11 @@ impl Drawer {
         }
         self.bar.show(Bundle::text(format!("{name}  {text}")).with("text/html", html)).ok()
     }
+}
+
+/// Pause before the next figure.
+fn pace(at_once: bool) -> Duration {
+    if at_once { SOON } else { FIGURE }
 }
 
 /// When something was shown last and is due to be shown again, so that it is not shown too often.

@@ -286,6 +286,52 @@ fn a_background_run_is_shown_from_the_cell_that_started_it() {
 }
 
 #[test]
+fn background_runs_share_the_chart_of_the_last() {
+    with_kernel("background_runs_share_the_chart_of_the_last", |kernel| {
+        let b = bench();
+        let lab = kdlab::Lab::open().unwrap();
+        let spawn = |name: &str, epochs: usize, criterion: Criterion| {
+            let FitOptions { control, listener, .. } = lab.fit_options(name);
+            let options = FitOptions { control, listener, ..plain_options(name, epochs) };
+            lab.spawn(model(), &b.train, &b.validation, criterion, options).unwrap()
+        };
+        // Each view opens three displays: the bar, the knobs and the figure.
+        let shown = |run: usize, part: &str| {
+            let displays = kernel.displays();
+            let last = displays.get(3 * run + 2).and_then(|states| states.last());
+            last.is_some_and(|state| state["data"]["text/plain"].to_string().contains(part))
+        };
+        let (gate, opened) = mpsc::channel::<()>();
+        let opened = Mutex::new(opened);
+        let gated = watched(move |step, _| {
+            if step == 12 {
+                let _ = opened.lock().unwrap().recv_timeout(LIMIT);
+            }
+        });
+        let alone = spawn("alone", 3, gated);
+        let distilled = spawn("distilled", 2, watched(|_, _| ()));
+        // While the second waits, its chart shows how the first gets on.
+        until("the line", || shown(0, "The chart of distilled also shows the curve of alone."));
+        until("an epoch of the first", || shown(1, "in epoch 1 of 3; distilled, no finished epoch of 2"));
+        // The chart goes to the third, and comes back when that is stopped before its turn.
+        let third = spawn("third", 2, watched(|_, _| ()));
+        until("the line", || shown(1, "The chart of third also shows the curve of distilled."));
+        third.control().stop("by a test");
+        assert_eq!(third.wait().unwrap().1.records.len(), 0);
+        until("the line", || shown(2, "The chart of distilled also shows the curve of third."));
+        drop(gate);
+        assert_eq!(alone.wait().unwrap().1.records.len(), 3);
+        assert_eq!(distilled.wait().unwrap().1.records.len(), 2);
+        until("all curves", || shown(1, "of 3; distilled, best") && shown(1, "of 2; third, no finished epoch"));
+        assert!(shown(0, "The chart of distilled also shows the curve of alone."));
+        // A run that is queued when all have ended has a chart of its own.
+        spawn("later", 1, watched(|_, _| ())).wait().unwrap();
+        until("its chart", || shown(3, "over epochs: later, best"));
+        kernel.check_widgets();
+    });
+}
+
+#[test]
 fn the_explorer_works_as_long_as_it_lives() {
     with_kernel("the_explorer_works_as_long_as_it_lives", |kernel| {
         let classes: Vec<String> = (0..10).map(|i| format!("class {i}")).collect();

@@ -6,6 +6,8 @@ mod recorder;
 use super::*;
 use crate::data::{self, Augment, DataOptions, Dataset, Transform, Views};
 use crate::models::ModelCard;
+use crate::show::bars::soft_target_bars;
+use crate::show::curves::{Curve, running_curves};
 use crate::show::heatmap::parameter_map;
 use crate::study::{Candidate, ReportCard, Verdict, report_card};
 use crate::train::{
@@ -123,8 +125,14 @@ fn a_learning_rate_that_changes_is_drawn_below_the_curves() {
     let begun = History { records: vec![], ..history("begun", 20) };
     let begun = History { recipe: Recipe { schedule: Schedule::OneCycle, ..Recipe::default() }, ..begun };
     for running in [None, Some((0.4, plain.records[0].train))] {
-        nothing_is_clipped(&crate::show::curves::running_curve(&begun, running, 1e-3));
+        nothing_is_clipped(&running_curves(vec![Curve { history: begun.clone(), running, learning_rate: 1e-3 }]));
     }
+    // Beside one that is finished, each has its own rate and its own ring at the end of its line.
+    let done = Curve { history: cosine.clone(), running: None, learning_rate: f64::NAN };
+    let begun = Curve { history: begun, running: Some((0.4, plain.records[0].train)), learning_rate: 1e-3 };
+    let both = running_curves(vec![done, begun]);
+    nothing_is_clipped(&both);
+    assert!(both.alt.contains("cosine, best") && both.alt.contains("begun, no finished epoch of 20"));
     // The table has the rate of each epoch's last step: at the end of a cosine it is near 0.
     let table = cosine.table().to_string();
     assert!(table.lines().nth(2).unwrap().contains(" 9.51e-4 "), "the last step of the warm-up: {table}");
@@ -229,6 +237,95 @@ fn galleries_and_bars_show_what_was_asked() {
 }
 
 #[test]
+fn strips_show_every_class_at_every_temperature_and_the_entropy() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let n = data.train.len() as i64;
+    // Image 0 has two likely classes alike, image 1 one.
+    let logits = Tensor::full([n, 10], -1e4, (Kind::Float, tch::Device::Cpu));
+    let _ = logits.get(0).narrow(0, 3, 2).fill_(0.0);
+    let _ = logits.get(1).narrow(0, 5, 1).fill_(0.0);
+    let figure = soft_target_strips(&data.train, &data, &logits, &[0, 1], &[1.0, 2.0, 1e9]).unwrap();
+    nothing_is_clipped(&figure);
+    let said = texts(&figure);
+    for text in ["automobile", "temperature T", "entropy, bits", "50", "100", "1.0", "0.0", "3.3"] {
+        assert!(said.iter().any(|there| there == text), "{text} is missing: {said:?}");
+    }
+    assert!(figure.alt.contains("entropy 1.0, 1.0, 3.3 bits"), "{}", figure.alt);
+    // A hundred classes and one image fit, too.
+    let mut many = dataset(folder.path());
+    many.classes = (0..100).map(|i| format!("class {i}")).collect();
+    let wide = Tensor::zeros([n, 100], (Kind::Float, tch::Device::Cpu));
+    nothing_is_clipped(&soft_target_strips(&data.train, &many, &wide, &[0], &[1.0]).unwrap());
+    let strips = |indices: &[i64], t: &[f64]| soft_target_strips(&data.train, &data, &logits, indices, t);
+    refused(strips(&[], &[1.0]), "0 images for a figure of strips; give 1 to 4");
+    refused(strips(&[0], &[]), "0 temperatures");
+    refused(strips(&[0], &[0.0]), "temperature must be > 0");
+    refused(strips(&[n], &[1.0]), "64");
+    refused(soft_target_strips(&data.test, &data, &logits, &[0], &[1.0]), "take the teacher's logits of this split");
+    let _ = logits.get(0).fill_(f64::NAN);
+    refused(strips(&[0], &[1.0]), "NaN or infinite");
+}
+
+#[test]
+fn answers_over_steps_have_a_strip_for_each_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path());
+    let indices: Vec<i64> = (0..12).collect();
+    let logits = |scale: f64| Tensor::eye(10, (Kind::Float, tch::Device::Cpu)).repeat([2, 1]).narrow(0, 0, 12) * scale;
+    let answers: Vec<(usize, Tensor)> = (0..17).map(|i| (10 * i, logits(i as f64))).collect();
+    let figure = answers_over_steps(&data.validation, &data, &indices, &answers, &logits(9.0)).unwrap();
+    nothing_is_clipped(&figure);
+    let said = texts(&figure);
+    for text in ["training step", "0", "160", "teacher", "100 %", "the label's row"] {
+        assert!(said.iter().any(|there| there == text), "{text} is missing: {said:?}");
+    }
+    assert!(figure.alt.starts_with("a student's answers to 12 images from step 0 to 160"), "{}", figure.alt);
+    nothing_is_clipped(
+        &answers_over_steps(
+            &data.validation,
+            &data,
+            &[0],
+            &[(0, logits(1.0).narrow(0, 0, 1))],
+            &logits(1.0).narrow(0, 0, 1),
+        )
+        .unwrap(),
+    );
+    refused(answers_over_steps(&data.validation, &data, &indices, &[], &logits(1.0)), "0 answers");
+    refused(answers_over_steps(&data.validation, &data, &[0], &answers, &logits(1.0)), "expected [1, 10]");
+}
+
+#[test]
+fn a_feature_map_finds_the_main_directions() {
+    // Three groups on a line, with a little noise across it: one direction holds nearly all of the variance.
+    tch::manual_seed(0);
+    let labels = Tensor::arange(300, (Kind::Int64, tch::Device::Cpu)).remainder(3);
+    let noise = Tensor::randn([300, 20], (Kind::Float, tch::Device::Cpu));
+    let line = labels.to_kind(Kind::Float).unsqueeze(1) * Tensor::ones([1, 20], (Kind::Float, tch::Device::Cpu)) * 8.0;
+    let (strong, classes) = (line + &noise, names(3));
+    let mirrored = -&strong;
+    let panels = [("student", &strong), ("teacher", &mirrored), ("noise", &noise)];
+    let figure = feature_map(&panels, &labels, &classes).unwrap();
+    nothing_is_clipped(&figure);
+    assert_eq!(drawn(&figure).circles, 3 * 300 + 3);
+    let said = texts(&figure);
+    assert!(said.iter().any(|text| text == "direction 1, 98 % of the variance"), "{said:?}");
+    // Small features have numbers at their axes, too.
+    let small = &strong * 1e-2;
+    let zeros = texts(&feature_map(&[("small", &small)], &labels, &classes).unwrap());
+    assert!(zeros.iter().filter(|text| text.trim_start_matches('-').parse() == Ok(0.0)).count() <= 2, "{zeros:?}");
+    // The sign of a direction is arbitrary: the mirrored features look the same.
+    let places: Vec<i32> = drawn(&figure).texts.iter().filter(|t| t.2 == classes[0]).map(|t| t.0).collect();
+    let panel = 2 * 296;
+    assert!((places[0] + panel - places[5]).abs() < 6, "{places:?}");
+    refused(feature_map(&panels, &labels.narrow(0, 0, 2), &classes), "expected [2, D]");
+    refused(feature_map(&panels, &labels, &classes[..2]), "300 labels for 2 classes");
+    refused(feature_map(&[], &labels, &classes), "a map of 0 networks");
+    refused(feature_map(&[("flat", &strong.zeros_like())], &labels, &classes), "are the same for all images");
+    refused(feature_map(&[("odd", &(strong * f64::NAN))], &labels, &classes), "NaN");
+}
+
+#[test]
 fn the_diagram_names_both_losses_and_where_the_gradient_goes() {
     let figure = distillation_diagram();
     nothing_is_clipped(&figure);
@@ -253,6 +350,22 @@ fn a_forest_has_a_dot_for_each_seed() {
     refused(forest(&[]), "give at least one name");
     let odd = Verdict { mean: f64::NAN, ..gains };
     refused(forest(&[("odd", &odd)]), "the verdict on odd holds NaN");
+}
+
+#[test]
+fn gains_of_classes_are_dots_and_their_mean() {
+    let rows = [("cat", vec![0.02, 0.03, 0.01]), ("dog", vec![-0.05, 0.01, 0.01])];
+    let figure = class_gains(&rows).unwrap();
+    nothing_is_clipped(&figure);
+    assert_eq!(drawn(&figure).circles, 6);
+    let said = texts(&figure);
+    for text in ["cat", "+2.0  3 of 3 seeds above 0", "-1.0  2 of 3 seeds above 0"] {
+        assert!(said.iter().any(|there| there == text), "{text} is missing: {said:?}");
+    }
+    assert!(figure.alt.contains("cat: +2.0  3 of 3 seeds above 0; dog: -1.0"), "{}", figure.alt);
+    refused(class_gains(&[]), "no class to draw");
+    refused(class_gains(&[("cat", vec![])]), "give at least one seed");
+    refused(class_gains(&[("cat", vec![f64::NAN])]), "finite shares");
 }
 
 #[test]

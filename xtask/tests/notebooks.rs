@@ -179,7 +179,7 @@ fn the_course_runs() {
     assert!(!runs.path().join("smoke/executed/08_dark_knowledge.ipynb").exists());
     let said = |name: &str| Value::from(outputs(&runs, name)).to_string();
     // Each fit leaves the last state of its live figure.
-    assert_eq!(figures(&runs, &ARTICLE), [1, 2, 3, 0, 6, 5, 5, 5]);
+    assert_eq!(figures(&runs, &ARTICLE), [1, 2, 3, 0, 7, 5, 5, 7]);
     assert!(said("03_student").contains("264618 parameters, largest difference 0"));
     for defect in ["teacher outputs of other images", "KL averaged over batch x classes", "best weights picked on test"]
     {
@@ -222,7 +222,7 @@ fn the_course_runs_on_stock_evcxr_jupyter() {
     // One of the sweeps is enough.
     let names = [&ARTICLE[1..6], &WORKSHOP[1..2]].concat();
     course(&runs, "stock", &names);
-    assert_eq!(figures(&runs, &names), [2, 2, 0, 4, 3, 3]);
+    assert_eq!(figures(&runs, &names), [2, 2, 0, 5, 3, 3]);
     let sweep = Value::from(outputs(&runs, WORKSHOP[1])).to_string();
     assert!(sweep.contains(" of 25 runs done; "), "a sweep prints its runs: {sweep}");
     let fits = Value::from(outputs(&runs, "04_distillation")).to_string();
