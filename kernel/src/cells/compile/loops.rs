@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn items_of_earlier_cells_count_where_the_cell_reaches_them() {
         let items = "fn slow() { for i in 0..3 {} }\nfn calls() { slow() }\nstruct S;\n\
-            impl S { fn mean(&self) { while a {} } }\nimpl Drop for S { fn drop(&mut self) { loop {} } }\nfn other() {}\n";
+            impl S { fn mean(&self) { while a {} } }\nimpl Drop for S { fn drop(&mut self) { loop {} } }\n\
+            fn other() {}\n";
         for (body, expected) in [
             ("other();", false),
             ("let a = 1;", false),

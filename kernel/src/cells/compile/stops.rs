@@ -287,7 +287,8 @@ mod tests {
         // The loop has an `x` of its own, and `y` gets its value later.
         let (net, a, later) = (put("net", "Model"), put("a", "i32"), put("later", "u8"));
         let check = format!(
-            "for x in data {{ if crate::live_kernel::is_set() {{ {net} {a} {later} crate::live_kernel::leave_at(0) }} step(x)"
+            "for x in data {{ if crate::live_kernel::is_set() {{ {net} {a} {later} \
+             crate::live_kernel::leave_at(0) }} step(x)"
         );
         assert!(stops.text.contains(&check), "{}", stops.text);
         let take = |name: &str, ty: &str| {
