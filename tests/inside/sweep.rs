@@ -6,6 +6,7 @@ use kdlab::models::{Arch, Backbone, Layers, Model, Student, head};
 use kdlab::study::*;
 use kdlab::train::*;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use tch::{Device, nn};
 
@@ -124,6 +125,27 @@ fn a_grid_is_run_once_paired_by_seed_and_found_again() {
     // Other lengths are other runs.
     let longer = bench.run(&Sweep { epochs: 3, ..sweep }, &folder.path().join("s")).unwrap();
     assert!(longer.runs.iter().all(|r| !kept(r)));
+}
+
+#[test]
+fn a_failed_fit_ends_the_sweep_and_keeps_the_runs_before_it() {
+    static PASSES_LEFT: AtomicI64 = AtomicI64::new(150);
+    fn fragile(vs: &nn::Path) -> Layers {
+        tiny(vs).func("fragile", |x| {
+            assert!(PASSES_LEFT.fetch_sub(1, Ordering::SeqCst) > 0, "this layer broke");
+            x.shallow_clone()
+        })
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench { student: fragile, ..Bench::new(folder.path()) };
+    let sweep = Sweep { seeds: (0..10).collect(), ..small() };
+    let error = bench.run(&sweep, &folder.path().join("s")).unwrap_err().to_string();
+    assert!(error.contains("this layer broke"), "{error}");
+    let before = SweepReport::load(folder.path().join("s/sweep.json")).unwrap().runs;
+    assert!((1..20).contains(&before.len()), "{} runs", before.len());
+    PASSES_LEFT.store(i64::MAX, Ordering::SeqCst);
+    let after = bench.run(&sweep, &folder.path().join("s")).unwrap().runs;
+    assert!(after.len() == 20 && before.iter().all(|run| after.contains(run)));
 }
 
 #[test]
