@@ -147,8 +147,9 @@ impl Child {
     /// Returns whether the cell's code waits for input from stdin that nobody has typed yet.
     pub fn waits_for_stdin(&self) -> bool {
         // While a command is on its way, the child waits for that command. So first ask whether all was read: a read
-        // that still waits after that belongs to the cell.
-        let nothing_comes = || self.stdin.as_ref().is_some_and(Stdin::is_read);
+        // that still waits after that belongs to the cell. Held back output may be the end of the cell, after which
+        // the child waits for evcxr's next command: it would take the end of its stdin for a command, and end.
+        let nothing_comes = || self.waiting.is_empty() && self.stdin.as_ref().is_some_and(Stdin::is_read);
         self.running && !self.asked_input && !self.renews_stdin && nothing_comes() && any_thread_reads_stdin(self.pid)
     }
 
@@ -176,5 +177,32 @@ impl Child {
         if self.running {
             let _ = writeln!(self.to_evcxr, "{line}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_behind_a_held_back_end_of_the_cell_is_no_question() {
+        let pipe = || std::io::pipe().map(|(reader, writer)| (OwnedFd::from(reader), OwnedFd::from(writer))).unwrap();
+        let (stdin, to_stdin) = pipe();
+        let mut reader = Command::new("cat").stdin(stdin).stdout(Stdio::null()).spawn().unwrap();
+        let ((commands, _a), (_b, to_evcxr)) = (pipe(), pipe());
+        let ((stdout, _c), (stderr, _d)) = (pipe(), pipe());
+        let streams = Streams { commands, to_evcxr, stdin: to_stdin, stdout, stderr };
+        let pid = i32::try_from(reader.id()).unwrap();
+        let mut child = Child::new(streams, pid, UnixStream::pair().unwrap().0).unwrap();
+        child.running = true;
+        while !child.waits_for_stdin() {
+            std::thread::yield_now();
+        }
+        child.waiting.push_back(Piece::Complete { line: String::new() });
+        assert!(!child.waits_for_stdin(), "the child may wait for evcxr's next command");
+        reader.kill().unwrap();
+        reader.wait().unwrap();
     }
 }

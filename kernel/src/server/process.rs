@@ -292,8 +292,9 @@ impl Server {
         let asked = self.cell.as_ref().is_some_and(|cell| cell.awaits_input.is_some());
         if !asked && self.child.as_ref().is_some_and(Child::waits_for_stdin) {
             // The child waited already before this read. If it waits for evcxr's next command, the end of the cell
-            // has been read by now.
+            // has been read by now, and counts because the child has come to rest.
             self.drain();
+            self.look_again();
             if self.child.as_ref().is_some_and(Child::waits_for_stdin) {
                 self.ask_for_line();
             }
