@@ -170,7 +170,8 @@ fn is_meant(file: &str, name: &str) -> bool {
 fn make_report(paths: &Paths, title: &str, report: &Path, notebooks: &[PathBuf]) -> Result<()> {
     progress::status("writing the report");
     let mut command = Command::new(paths.python());
-    command.args(["-c", REPORT]).arg(report).arg(title).args(notebooks);
+    let templates = paths.root.join("kernel/programs/nbconvert");
+    command.args(["-c", REPORT]).arg(report).arg(title).arg(templates).args(notebooks);
     let output =
         command.envs(paths.environment()?).output().context("cannot start the venv's Python; run `cargo lab setup`")?;
     if !output.status.success() {

@@ -1,4 +1,4 @@
-"""Makes one HTML page of executed notebooks: `TARGET TITLE NOTEBOOK...`. Making and reading it needs no network."""
+"""Makes one HTML page of executed notebooks: `TARGET TITLE TEMPLATES NOTEBOOK...`. Making and reading it needs no network."""
 import html
 import os
 import re
@@ -55,7 +55,7 @@ def seconds(cells):
     return sum(cell.metadata.get("kdlab", {}).get("seconds", 0) for cell in cells)
 
 
-def main(target, title, *paths):
+def main(target, title, templates, *paths):
     whole, contents, kept = nbformat.v4.new_notebook(), [], []
     for path in paths:
         name = os.path.splitext(os.path.basename(path))[0]
@@ -71,7 +71,7 @@ def main(target, title, *paths):
     whole.cells.insert(0, nbformat.v4.new_markdown_cell(first))
     whole.metadata["language_info"] = {"name": "rust", "pygments_lexer": "rust", "file_extension": ".rs"}
 
-    exporter = HTMLExporter(template_name="lab", embed_images=True)
+    exporter = HTMLExporter(template_name="rust", extra_template_basedirs=[templates], embed_images=True)
     page, _ = exporter.from_notebook_node(whole, {"metadata": {"name": title}})
     # The template's scripts load MathJax, require.js and Mermaid from the network; the page needs none of them.
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.S)

@@ -90,6 +90,7 @@ fn good_cells_pass_and_the_report_stands_alone() {
         "fn half(x: i32) -> Result<i32, String> { if x % 2 == 0 { Ok(x / 2) } else { Err(\"odd\".into()) } }\n\
          let h = half(84)?; h",
         "let caught = half(3); if let Err(error) = &caught { eprintln!(\"{}\", error); }",
+        "plot(&[1, 2], &[3, 4])?",
     ];
     let output = run(&folder, "good.ipynb", &cells);
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
@@ -97,6 +98,7 @@ fn good_cells_pass_and_the_report_stands_alone() {
     assert!(notebook.contains("n is 3 4") && notebook.contains("42"), "{notebook}");
     let report = fs::read_to_string(folder.path().join("report.html")).expect("the report is written");
     assert!(report.contains("n is 3 4"));
+    assert!(report.contains("alt=\"line through 2 points") && !report.contains("No description"));
     for fetched in ["<script", "src=\"http", "src='http", "@import", "url(http"] {
         assert!(!report.contains(fetched), "the report would fetch something: {fetched}");
     }
