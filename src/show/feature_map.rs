@@ -139,13 +139,19 @@ impl Panel {
         plot.draw_series(
             dots.map(|i| Circle::new(place(i), px(2), class_color(labels[i] as usize).mix(0.55).filled())),
         )?;
+        let mut written: Vec<(i32, i32, i32)> = Vec::new(); // place and width of the names so far
         for (class, name) in names.iter().enumerate() {
             let own: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] == class as i64).collect();
             if own.is_empty() {
                 continue;
             }
             let mean = |axis: usize| own.iter().map(|&i| self.places[axis][i]).sum::<f64>() / own.len() as f64;
-            let (x, y) = plot.backend_coord(&(mean(0), mean(1))); // counted from the whole figure's corner
+            let (x, mut y) = plot.backend_coord(&(mean(0), mean(1))); // counted from the whole figure's corner
+            let width = px(LETTER * name.chars().count() as u32);
+            while written.iter().any(|&(a, b, w)| (x - a).abs() < (w + width) / 2 && (y - b).abs() < px(13)) {
+                y += 1; // below the name that it would cover
+            }
+            written.push((x, y, width));
             // A white rim, so that dots do not hide the name.
             for (dx, dy) in [(-2, 0), (2, 0), (0, -2), (0, 2), (0, 0)] {
                 let ink = if (dx, dy) == (0, 0) { INK } else { WHITE };

@@ -94,7 +94,8 @@ impl Row {
         } else {
             6
         };
-        let said = format!("{mean:+.1}  {above} of {count} seeds above 0");
+        let shown = (10.0 * mean).round() / 10.0 + 0.0; // 0 for -0
+        let said = format!("{shown:+.1}  {above} of {count} seeds above 0");
         Ok(Self { name: name.to_owned(), differences, mean, interval: None, said, color })
     }
 }
