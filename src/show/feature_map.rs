@@ -36,7 +36,7 @@ struct Panel {
 ///
 /// # Errors
 /// When features, labels and classes do not fit each other, a feature is not finite, all images have the same features,
-/// or there are more panels or classes than can be told apart.
+/// or there are more panels or classes than there are places or colours.
 pub fn feature_map(panels: &[(&str, &Tensor)], labels: &Tensor, classes: &[String]) -> Result<Figure> {
     if !(1..=PANELS).contains(&panels.len()) || !(1..=CLASSES).contains(&classes.len()) {
         return Err(Error::Input(format!(

@@ -156,8 +156,8 @@ pub fn soft_target_strips(
 }
 
 /// Draws how a student's answers to a few images of `split`, at `indices`, change while it learns: a row for each
-/// class, shaded by its probability, over the steps. `answers` are the number of the training step and the student's logits
-/// `[K, C]` of the `K` images then. `teacher` are the teacher's logits `[K, C]`, which stand beside the strip.
+/// class, shaded by its probability, over the steps. `answers` are the number of the training step and the student's
+/// logits `[K, C]` of the `K` images then. `teacher` are the teacher's logits `[K, C]`, which stand beside the strip.
 ///
 /// # Errors
 /// When the logits do not fit images and classes, an index is outside the split, or there is no answer, or more images

@@ -1,5 +1,6 @@
 //! Runs a sweep: every fit of its grid that is not on disk yet, as many side by side as there are cores.
 
+use super::board::{Board, SweepListener};
 use super::grid::{Augmentation, Setting, Sweep, SweepMethod, TeacherLabels};
 use super::report::{Corrected, mean};
 use super::{SweepReport, SweepRun};
@@ -9,9 +10,9 @@ use crate::models::{Arch, Backbone, Layers, Mode, Model, Precision, Student, hea
 use crate::store::atomic::{make_room, try_lock};
 use crate::store::digest::digest;
 use crate::train::{
-    CachedTensor, Control, Criterion, Evaluation, Event, Examples, FeatureMethod, FitOptions, Listener, LoopSettings,
-    OnlineTeacher, Progress, Task, UNLABELLED, caught, evaluate, fingerprint, fit, fit_with, layer_features,
-    teacher_logits, view_logits,
+    CachedTensor, Control, Criterion, Evaluation, Examples, FeatureMethod, FitOptions, Listener, LoopSettings,
+    OnlineTeacher, Task, UNLABELLED, caught, evaluate, fingerprint, fit, fit_with, layer_features, teacher_logits,
+    view_logits,
 };
 use crate::{Error, Result};
 use std::path::Path;
@@ -21,18 +22,6 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 /// Batch size of evaluations, which only memory limits.
 const EVALUATION_BATCH: usize = 256;
-
-/// Progress of a sweep.
-#[derive(Clone, Debug)]
-pub(crate) struct SweepProgress {
-    /// The runs that are being made, and the progress of each: of its fit, or of a pass of the teacher before it. Empty
-    /// when the sweep is over.
-    pub running: Vec<(String, Option<Progress>)>,
-    /// Number of all runs.
-    pub total: usize,
-    /// Estimate for all runs that are left; `None` before the end of the first fit.
-    pub seconds_left: Option<f64>,
-}
 
 /// A teacher of a sweep besides that of notebook 2: a network from a TorchScript file, or a table of answers.
 pub struct OtherTeacher<'a> {
@@ -68,9 +57,6 @@ pub(crate) struct SweepInputs<'a> {
     pub afterwards: &'a str,
 }
 
-/// Callback for the progress of a sweep, called a few times a second.
-pub(crate) type SweepListener = Arc<dyn Fn(&SweepReport, &SweepProgress) + Send + Sync>;
-
 impl Sweep {
     /// Runs everything that `folder` does not hold yet, and returns all runs of the grid. After a kill, call it again:
     /// a run that was cut short continues after its last epoch. Runs of equal settings are taken from the folder,
@@ -97,7 +83,15 @@ impl Sweep {
         };
         let interrupt = kdlab_client::watch(&self.name, stop_all.clone());
         interrupt.afterwards(inputs.afterwards);
-        let board = Board::new(self, inputs, data.split.len(), listener);
+        let report = SweepReport {
+            sweep: self.clone(),
+            profile: inputs.profile.to_owned(),
+            data: inputs.data.name.clone(),
+            images: data.split.len(),
+            runs: Vec::new(),
+            stopped: None,
+        };
+        let board = Board::new(report, self.all_runs().len(), listener);
         let mut runner = Runner { sweep: self, data: &data, own: Vec::new(), views: None, layers: Vec::new() };
         let all = self.all_runs();
         let mut failure = runner.prepare(&all, &board).err();
@@ -177,109 +171,6 @@ impl Drop for ThreadsOfFits {
         if let Some(before) = self.before {
             tch::set_num_threads(before);
         }
-    }
-}
-
-/// What a sweep has come to, in the hands of all its fits.
-#[derive(Clone)]
-struct Board {
-    state: Arc<Mutex<State>>,
-    listener: SweepListener,
-}
-
-struct State {
-    report: SweepReport,
-    /// Places in the grid of the report's runs.
-    places: Vec<usize>,
-    /// Place, name and progress of the runs that are being made.
-    running: Vec<(usize, String, Option<Progress>)>,
-    /// Seconds of each fit that was made now.
-    spent: Vec<f64>,
-    total: usize,
-}
-
-impl State {
-    fn progress(&self) -> SweepProgress {
-        let running = self.running.iter().map(|(_, name, progress)| (name.clone(), progress.clone())).collect();
-        let now: f64 = self.running.iter().filter_map(|(.., progress)| Some(progress.as_ref()?.seconds_left)).sum();
-        let waiting = self.total - self.places.len() - self.running.len();
-        // The estimate for each run that waits is the mean of those so far.
-        let left = |each: f64| (now + each * waiting as f64) / self.running.len().max(1) as f64;
-        SweepProgress { running, total: self.total, seconds_left: mean(&self.spent).map(left) }
-    }
-
-    fn finish(&mut self, place: usize, run: SweepRun) {
-        self.running.retain(|(running, ..)| *running != place);
-        let at = self.places.partition_point(|done| *done < place);
-        self.places.insert(at, place);
-        self.report.runs.insert(at, run);
-    }
-}
-
-impl Board {
-    fn new(sweep: &Sweep, inputs: &SweepInputs, images: usize, listener: &SweepListener) -> Self {
-        let report = SweepReport {
-            sweep: sweep.clone(),
-            profile: inputs.profile.to_owned(),
-            data: inputs.data.name.clone(),
-            images,
-            runs: Vec::new(),
-            stopped: None,
-        };
-        let (places, running, spent, total) = (Vec::new(), Vec::new(), Vec::new(), sweep.all_runs().len());
-        let state = Arc::new(Mutex::new(State { report, places, running, spent, total }));
-        Self { state, listener: Arc::clone(listener) }
-    }
-
-    fn begin(&self, place: usize, name: &str) {
-        lock(&self.state).running.push((place, name.to_owned(), None));
-    }
-
-    /// A listener for the run at `place` that passes its progress on.
-    fn listener(&self, place: usize) -> Listener {
-        let board = self.clone();
-        Listener::new(move |event| {
-            if let Event::Progress(progress) = event {
-                let mut state = lock(&board.state);
-                let run = state.running.iter_mut().find(|(running, ..)| *running == place);
-                if let Some((.., shown)) = run {
-                    *shown = Some(progress.clone());
-                }
-                (board.listener)(&state.report, &state.progress());
-            }
-        })
-    }
-
-    /// Adds a run that was found, or that is on disk now.
-    fn finish(&self, place: usize, run: SweepRun) {
-        lock(&self.state).finish(place, run);
-    }
-
-    /// Adds a run that was made, and writes it to disk.
-    fn keep(&self, place: usize, run: SweepRun, folder: &Path, before: &[SweepRun]) -> Result<()> {
-        let own = folder.join(format!("{}-seed{}", run.setting, run.seed));
-        run.save(&own)?;
-        let mut state = lock(&self.state);
-        state.spent.push(run.seconds);
-        state.finish(place, run);
-        state.report.save(&folder.join("sweep.json"), before)?;
-        // Only an unfinished run needs its checkpoint.
-        let _ = std::fs::remove_file(own.join("checkpoint.safetensors"));
-        Ok(())
-    }
-
-    /// Ends the sweep, and returns its report, unless a run failed.
-    fn end(&self, failure: Option<Error>, path: &Path, before: &[SweepRun]) -> Result<SweepReport> {
-        let mut state = lock(&self.state);
-        match failure {
-            Some(Error::Interrupted(reason)) => state.report.stopped = Some(reason),
-            Some(error) => return Err(error),
-            None => (),
-        }
-        state.running.clear();
-        state.report.save(path, before)?;
-        (self.listener)(&state.report, &SweepProgress { seconds_left: None, ..state.progress() });
-        Ok(state.report.clone())
     }
 }
 
@@ -493,7 +384,7 @@ impl Runner<'_> {
             } else if matches!(setting.augmentation, Augmentation::Same | Augmentation::Apart) {
                 self.view_logits(&listener)?;
             }
-            lock(&board.state).running.clear();
+            board.clear();
         }
         Ok(())
     }
