@@ -144,13 +144,13 @@ class Cells(unittest.TestCase):
     def test_A16(self):
         _, loop, kept = self.play("A16")
         self.assertLess(loop.took, 5)
-        self.fails(loop, "Interrupted", "of this cell steps")
+        self.fails(loop, "Interrupted", "from this cell: steps")
         self.prints(kept, "1\n")
 
     def test_A22(self):
         _, loop, kept = self.play("A22")
         self.assertLess(loop.took, 5)
-        self.fails(loop, "Interrupted", "of this cell i")
+        self.fails(loop, "Interrupted", "from this cell: i")
         self.prints(kept, "7\n")
         status = pathlib.Path(f"/proc/{self.kernel.pid}/status").read_text()
         self.assertLess(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]), 500_000)

@@ -98,7 +98,7 @@ class Elsewhere(unittest.TestCase):
         cell.wait_text("begun")
         client.interrupt()
         cell.finish(10)
-        self.assertIn("of this cell n", cell.error_text)
+        self.assertIn("from this cell: n", cell.error_text)
         cell = client.begin("let task = tokio::spawn(async { " + loop + ' }); println!("begun"); task.await?')
         cell.wait_text("begun")
         client.interrupt()

@@ -127,9 +127,9 @@ class Interrupt(KernelCase):
         self.stop(cell, within=5)
         self.assertEqual(cell.status, "error", cell.describe())
         self.assertEqual([error["content"]["ename"] for error in cell.errors], ["Interrupted"], cell.describe())
-        own = ", and of this cell " + ", ".join(kept) if kept else ""
-        lost = "; without a value: " + ", ".join(without) if without else ""
-        away = ", except those that the cell has moved away: " + ", ".join(moved) if moved else ""
+        own = "; kept from this cell: " + ", ".join(kept) if kept else ""
+        lost = "; not kept: " + ", ".join(without) if without else ""
+        away = ", except those that this cell has moved: " + ", ".join(moved) if moved else ""
         message = f"all variables of earlier cells are kept{away}{own}{lost}"
         self.assertEqual(cell.errors[0]["content"]["evalue"], message)
         self.assertEqual(plain("\n".join(cell.errors[0]["content"]["traceback"])), f"Interrupted: {message}")
@@ -258,7 +258,7 @@ class Interrupt(KernelCase):
         cell.wait_text("begun")
         self.client.interrupt()
         cell.finish()
-        self.assertIn("all variables of earlier cells are kept, and of this cell v", cell.error_text)
+        self.assertIn("all variables of earlier cells are kept; kept from this cell: v", cell.error_text)
         self.assertIn("[0, 1, 2, 3, 4, 5, 6, 7]", cell.stdout)
         self.assertEqual(self.number("kept"), 41)
 

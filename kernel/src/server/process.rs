@@ -265,8 +265,8 @@ impl Server {
         let (_, mut moved) = replaced::restore(&self.folder, false);
         moved.extend(replaced::moved(&self.generated_source()));
         moved.retain(|name| self.variables.contains(name) && !kept.contains(name));
-        let moved = listed(", except those that the cell has moved away: ", &moved);
-        let (kept, unset) = (listed(", and of this cell ", &kept), listed("; without a value: ", &unset));
+        let moved = listed(", except those that this cell has moved: ", &moved);
+        let (kept, unset) = (listed("; kept from this cell: ", &kept), listed("; not kept: ", &unset));
         Failure::new("Interrupted", &format!("all variables of earlier cells are kept{moved}{kept}{unset}"), &[])
     }
 
