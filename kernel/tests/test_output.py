@@ -161,7 +161,7 @@ class Shown(KernelCase):
 
     def test_a_figure_is_a_png(self):
         cell = self.client.ok('''
-            let figure = plot(&[1, 2], &[3, 4])?;
+            let figure = plot(&[1, 2], &[3, 4], ["x", "y"])?;
             figure.evcxr_display();
             println!("on");
             figure''')

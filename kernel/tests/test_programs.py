@@ -12,7 +12,7 @@ from support import CELL, family, plain, wait_for_end
 TEMPLATES = pathlib.Path(__file__).parents[1] / "programs/nbconvert"
 SOURCES = [
     'println!("to stdout"); eprintln!("to stderr");',
-    "kdlab::show::plot(&[0, 1, 2], &[0, 1, 4])?",
+    'kdlab::show::plot(&[0, 1, 2], &[0, 1, 4], ["x", "y"])?',
     'let n: i32 = "text";',
     "1 + 1",
 ]

@@ -94,8 +94,8 @@ impl Figure {
     }
 }
 
-/// What a display of `kdlab_client` shows: in a loop, `display.show(&plot(&steps, &losses)?)?` draws the figure anew in
-/// its place.
+/// What a display of `kdlab_client` shows: in a loop, `display.show(&plot(&steps, &losses, ["step", "loss"])?)?` draws
+/// the figure anew in its place.
 impl From<&Figure> for Bundle {
     fn from(figure: &Figure) -> Self {
         figure.bundle().unwrap_or_else(|e| Self::text(format!("this figure cannot be drawn: {e}")))

@@ -9,20 +9,22 @@ use plotters::prelude::*;
 /// Up to this many points are marked with a dot each.
 const DOTS: usize = 40;
 
-/// Draws `y` over `x` as one line, in the order given: `plot(&epochs, &losses)`. Both are slices, arrays or `Vec`s of
-/// any number type. A NaN or an infinite value leaves a gap in the line.
+/// Draws `y` over `x` as one line, in the order given: `plot(&epochs, &losses, ["epoch", "loss"])`. Both are slices,
+/// arrays or `Vec`s of any number type. A NaN or an infinite value leaves a gap in the line. `names` stand at the two
+/// axes.
 ///
 /// # Errors
 /// When the lengths differ, no point has two finite values, or an axis would leave the range of 1e-290 to 1e290.
-pub fn plot<X: AsPrimitive<f64>, Y: AsPrimitive<f64>>(x: &[X], y: &[Y]) -> Result<Figure> {
-    line(x.iter().map(|v| v.as_()).collect(), y.iter().map(|v| v.as_()).collect())
+pub fn plot<X: AsPrimitive<f64>, Y: AsPrimitive<f64>>(x: &[X], y: &[Y], names: [&str; 2]) -> Result<Figure> {
+    line(x.iter().map(|v| v.as_()).collect(), y.iter().map(|v| v.as_()).collect(), names.map(str::to_owned))
 }
 
-fn line(x: Vec<f64>, y: Vec<f64>) -> Result<Figure> {
+fn line(x: Vec<f64>, y: Vec<f64>, names: [String; 2]) -> Result<Figure> {
     let count = x.len();
     if count != y.len() {
         return Err(Error::Input(format!(
-            "x has {count} values and y has {}; give one y for each x, such as plot(&epochs, &losses)",
+            "x has {count} values and y has {}; give one y for each x, such as plot(&epochs, &losses, [\"epoch\", \
+             \"loss\"])",
             y.len()
         )));
     }
@@ -39,15 +41,16 @@ fn line(x: Vec<f64>, y: Vec<f64>) -> Result<Figure> {
         )));
     }
     let (xs, ys) = (pieces.iter().flatten().map(|p| p.0), pieces.iter().flatten().map(|p| p.1));
-    let (x, y) = (axis("x", xs.clone())?, axis("y", ys.clone())?);
+    let [x_name, y_name] = names;
+    let (x, y) = (axis(&x_name, xs.clone())?, axis(&y_name, ys.clone())?);
     let (count, (left, right), (low, high)) = (xs.clone().count(), range(xs), range(ys));
     let [left, right, low, high] = [left, right, low, high].map(short);
-    let alt = format!("line through {count} points, x from {left} to {right}, y from {low} to {high}");
+    let alt = format!("line through {count} points, {x_name} from {left} to {right}, {y_name} from {low} to {high}");
     Ok(Figure::new([640, 360], alt, move |area| {
         let mut chart = chart(area, ("", 0), [48, 14], [40, 78]).build_cartesian_2d(x.0..x.1, y.0..y.1)?;
         let (across, up) = (|v: &f64| tick(*v, x), |v: &f64| tick(*v, y));
         let mut mesh = chart.configure_mesh();
-        mesh.x_desc("x").y_desc("y").x_labels(6).y_labels(7).x_label_formatter(&across).y_label_formatter(&up);
+        mesh.x_desc(&x_name).y_desc(&y_name).x_labels(6).y_labels(7).x_label_formatter(&across).y_label_formatter(&up);
         styled(&mut mesh).draw()?;
         for piece in &pieces {
             chart.draw_series(LineSeries::new(piece.iter().copied(), stroke(color(0), 2)))?;

@@ -618,28 +618,26 @@ fn a_gallery_tells_what_the_teacher_sees() {
 #[test]
 fn plot_draws_a_line_of_ones_own_with_axes_and_gaps() {
     let epochs: Vec<usize> = (1..=5).collect();
-    let figure = plot(&epochs, &[2.5, 1.5, f64::NAN, 0.5, 0.25]).unwrap();
+    let names = ["epoch", "loss"];
+    let figure = plot(&epochs, &[2.5, 1.5, f64::NAN, 0.5, 0.25], names).unwrap();
     nothing_is_clipped(&figure);
     let said = texts(&figure);
-    for text in ["x", "y", "1.0", "5.0", "2.5"] {
+    for text in ["epoch", "loss", "1.0", "5.0", "2.5"] {
         assert!(said.iter().any(|said| said == text), "{text} is missing in {said:?}");
     }
-    assert_eq!(
-        drawn(&figure).paths - drawn(&plot(&[1, 5], &[0.25, 2.5]).unwrap()).paths,
-        1,
-        "a NaN parts the line in two"
-    );
+    let whole = plot(&[1, 5], &[0.25, 2.5], names).unwrap();
+    assert_eq!(drawn(&figure).paths - drawn(&whole).paths, 1, "a NaN parts the line in two");
     assert_eq!(drawn(&figure).circles, 4, "a dot for each finite point");
-    assert_eq!(figure.alt, "line through 4 points, x from 1 to 5, y from 0.25 to 2.5");
+    assert_eq!(figure.alt, "line through 4 points, epoch from 1 to 5, loss from 0.25 to 2.5");
     // Equal, huge, tiny and close values have axes too.
     for (x, y) in [([3.0, 3.0], [0.0, 0.0]), ([0.0, 1e7], [-1e280, 1e280]), ([1e16, 1e16 + 2.0], [1e-12, 3e-12])] {
-        let figure = plot(&x, &y).unwrap();
+        let figure = plot(&x, &y, names).unwrap();
         nothing_is_clipped(&figure);
     }
-    refused(plot(&[1, 2, 3], &[0.5f32, 0.25]), "x has 3 values and y has 2; give one y for each x");
-    refused(plot::<f64, f64>(&[], &[]), "x and y are empty; give at least one point");
-    refused(plot(&[1.0, f64::NAN], &[f64::INFINITY, 2.0]), "none of the 2 points has a finite x and a finite y");
-    refused(plot(&[f64::MIN, f64::MAX], &[0, 1]), "scale it first");
+    refused(plot(&[1, 2, 3], &[0.5f32, 0.25], names), "x has 3 values and y has 2; give one y for each x");
+    refused(plot::<f64, f64>(&[], &[], names), "x and y are empty; give at least one point");
+    refused(plot(&[1.0, f64::NAN], &[f64::INFINITY, 2.0], names), "none of the 2 points has a finite x and a finite y");
+    refused(plot(&[f64::MIN, f64::MAX], &[0, 1], names), "scale it first");
 }
 
 /// A row for each image, in eight epochs of its training.

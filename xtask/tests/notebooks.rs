@@ -90,7 +90,7 @@ fn good_cells_pass_and_the_report_stands_alone() {
         "fn half(x: i32) -> Result<i32, String> { if x % 2 == 0 { Ok(x / 2) } else { Err(\"odd\".into()) } }\n\
          let h = half(84)?; h",
         "let caught = half(3); if let Err(error) = &caught { eprintln!(\"{}\", error); }",
-        "plot(&[1, 2], &[3, 4])?",
+        "plot(&[1, 2], &[3, 4], [\"x\", \"y\"])?",
     ];
     let output = run(&folder, "good.ipynb", &cells);
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
