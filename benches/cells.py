@@ -80,8 +80,8 @@ CELLS = [
 ]
 
 
-# A loop with and without the check for Interrupt (functions in a chain of iterators have none), and one with an operation on
-# small tensors: nanoseconds of a round, the least of five.
+# A loop with and without the check for Interrupt (functions in a chain of iterators have none), and one with an
+# operation on small tensors: nanoseconds of a round, the least of five.
 CHECK = """{
 let least = |n: u64, f: &dyn Fn(u64)| {
     let once = || { let begun = std::time::Instant::now(); f(n); begun.elapsed().as_secs_f64() * 1e9 / n as f64 };
@@ -242,7 +242,8 @@ def main():
     print("| | " + " | ".join(heads) + " |\n| --- |" + " ---: |" * len(heads))
     for name, values in rows.items():
         ratio = [f"{values[0] / max(values[1], 1e-9):.2f}"] if len(values) == 2 else []
-        print(f"| {name} | " + " | ".join([f"{value:.{6 if 'check' in name else 2}f}" for value in values] + ratio) + " |")
+        digits = 6 if "check" in name else 2
+        print(f"| {name} | " + " | ".join([f"{value:.{digits}f}" for value in values] + ratio) + " |")
     if args.each:
         for i, code in enumerate(cells):
             medians = [statistics.median(run["cells"][i] for run in runs[kind]) for kind in args.kernels]

@@ -115,10 +115,11 @@ def main(lab, ours, folder):
 
     networks, rows = {"teacher": known["arch"], "student": "student, f32", "student-int8": "student, int8"}, []
     results, agree = {}, []
+    pass_over = {"workload": "pictures", "pictures": pictures}
     for name, shown in networks.items():
         file, arch = folder / f"{name}.onnx", {"arch": known["arch"]} if name == "teacher" else {}
         found = [
-            None if name == "student-int8" else torch(workload="pictures", file=str(folder / f"{name}.safetensors"), pictures=pictures, **arch),
+            None if name == "student-int8" else torch(file=str(folder / f"{name}.safetensors"), **pass_over, **arch),
             tract(lab, file, folder / "pictures", classes),
             json.loads(output([sys.executable, __file__, "onnx", file, *pictures]).stdout),
             browser(lab, file, first),
@@ -127,12 +128,19 @@ def main(lab, ours, folder):
         answers, cost = found[2]["answers"], known[name.removesuffix("-int8")]
         results[name] = found[2]
         agree += [statistics.mean(map(int.__eq__, run["answers"], answers)) for run in found if run]
-        cells = [f"{statistics.median(run['milliseconds']):.1f} ms, {run['peak_mb']:.0f} MB" if run else "reads no ONNX" for run in found]
+        cells = [
+            f"{statistics.median(run['milliseconds']):.1f} ms, {run['peak_mb']:.0f} MB" if run else "reads no ONNX"
+            for run in found
+        ]
         size, parameters, macs = file.stat().st_size / 1e6, cost["parameters"] / 1e6, cost["macs"] / 1e6
-        rows.append([f"{shown}, {cost['side']} px", f"{size:.2f} MB", f"{parameters:.2f} M", f"{macs:.0f} M", f"{accuracy(answers):.1f} %", *cells])
-    print(f"\n{known['data']}: {TRAIN} training images, {len(labels)} test images; median time of one image, peak memory of the process")
-    table(["network", "file", "parameters", "MACs", "accuracy", "Rust, libtorch", "Rust, tract", "Python, onnxruntime", "browser"], rows)
-    print(f"(the runtimes give the same class for {100 * min(agree):.1f} % of the images or more; libtorch runs no int8 from ONNX)\n")
+        known_of = [f"{shown}, {cost['side']} px", f"{size:.2f} MB", f"{parameters:.2f} M", f"{macs:.0f} M"]
+        rows.append([*known_of, f"{accuracy(answers):.1f} %", *cells])
+    print(f"\n{known['data']}: {TRAIN} training images, {len(labels)} test images")
+    print("median time of one image, peak memory of the process")
+    programs = ["Rust, libtorch", "Rust, tract", "Python, onnxruntime", "browser"]
+    table(["network", "file", "parameters", "MACs", "accuracy", *programs], rows)
+    same = f"the same class for {100 * min(agree):.1f} % of the images or more"
+    print(f"(the runtimes give {same}; libtorch runs no int8 from ONNX)\n")
 
     student = {"workload": "pictures", "file": str(folder / "student.safetensors"), "pictures": pictures}
     exact, rows = torch(**student), []
@@ -143,11 +151,13 @@ def main(lab, ours, folder):
         ("int8 (onnxruntime)", results["student-int8"], "student-int8.onnx"),
     ]:
         pairs = [(a == label, b == label) for a, b, label in zip(exact["answers"], run["answers"], labels)]
-        points, (least, most) = json.loads(output([ours, "measure", json.dumps({"workload": "difference", "right": pairs})]).stdout)
+        compared = output([ours, "measure", json.dumps({"workload": "difference", "right": pairs})]).stdout
+        points, (least, most) = json.loads(compared)
         same = 100 * statistics.mean(map(int.__eq__, exact["answers"], run["answers"]))
         change = "" if run is exact else f"{points:+.1f} ({least:+.1f} to {most:+.1f})"
         size, time = (folder / file).stat().st_size / 1e6, statistics.median(run["milliseconds"])
-        rows.append([name, f"{size:.2f} MB", f"{accuracy(run['answers']):.1f} %", change, f"{same:.1f} %", f"{time:.2f} ms"])
+        right = f"{accuracy(run['answers']):.1f} %"
+        rows.append([name, f"{size:.2f} MB", right, change, f"{same:.1f} %", f"{time:.2f} ms"])
     table(["student", "file", "accuracy", "points from f32 (95 %)", "same answer", "one image"], rows)
 
 

@@ -456,8 +456,11 @@ class Names(KernelCase):
         self.client.ok("pub struct Mine { own: i32 }\nlet (mine, pair) = (Mine { own: 1 }, (1, 2));")
         self.client.ok('let (list, range, path) = (vec![1], 0..3, std::path::PathBuf::from("a"));')
         for code, offered, hidden in [
-            ("list.", ["len()", "push(value)"], ["buf", "len", "append_elements(other)"]), ("range.", ["start", "end"], []),
-            ("path.", ["join(path)"], ["inner", "_push(path)"]), ("mine.", ["own"], []), ("pair.", ["0", "1"], []),
+            ("list.", ["len()", "push(value)"], ["buf", "len", "append_elements(other)"]),
+            ("range.", ["start", "end"], []),
+            ("path.", ["join(path)"], ["inner", "_push(path)"]),
+            ("mine.", ["own"], []),
+            ("pair.", ["0", "1"], []),
         ]:
             with self.subTest(code=code):
                 matches = self.completions(code)

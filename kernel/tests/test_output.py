@@ -248,9 +248,12 @@ class Input(KernelCase):
 
     def test_interrupt_ends_a_read_of_stdin(self):
         self.client.ok("let kept = 41;")
-        cell = self.client.begin('''
+        cell = self.client.begin(
+            """
             let mut line = String::new();
-            let bytes = std::io::stdin().read_line(&mut line)? + std::io::stdin().read_line(&mut line)?;''', allow_stdin=True)
+            let bytes = std::io::stdin().read_line(&mut line)? + std::io::stdin().read_line(&mut line)?;""",
+            allow_stdin=True,
+        )
         request = self.client.kc.stdin_channel.get_msg(timeout=120)
         self.client.interrupt()
         cell.finish(10)

@@ -75,7 +75,12 @@ SOFT_TERMS = {
     "argmax": lambda s, y, t, T: F.cross_entropy(s, t.argmax(1)),
 }
 # Temperature, weights of cross-entropy and of the soft term, epochs of warm-up: as the authors' programs have them.
-PUBLISHED = {"kd": (4, 0.1, 0.9, 0), "dkd": (4, 1, 1, 20), "standardised-kd": (2, 0.1, 9, 0), "argmax": (4, 0.1, 0.9, 0)}
+PUBLISHED = {
+    "kd": (4, 0.1, 0.9, 0),
+    "dkd": (4, 1, 1, 20),
+    "standardised-kd": (2, 0.1, 9, 0),
+    "argmax": (4, 0.1, 0.9, 0),
+}
 
 
 def attention_map(f):
@@ -115,7 +120,7 @@ def features(x, settings, folder):
 
 
 def methods(x, settings, folder):
-    """DKD (equation 7 and its T**2) and logit standardisation, each as its paper writes it, with PyTorch's own pieces."""
+    """DKD (equation 7 and its T**2) and logit standardisation, each as its paper writes it, with PyTorch's pieces."""
     out = {}
     for T in settings["temperatures"]:
         for name in ("dkd", "standardised-kd", "argmax"):
@@ -185,7 +190,10 @@ def student(x, settings, folder):
     for seed in range(settings["draws"]):
         torch.manual_seed(seed)
         nets.append(Net())
-    out = {name: torch.cat([dict(net.named_parameters())[name].flatten() for net in nets]).detach() for name, _ in nets[0].named_parameters()}
+    out = {
+        name: torch.cat([dict(net.named_parameters())[name].flatten() for net in nets]).detach()
+        for name, _ in nets[0].named_parameters()
+    }
     return out | {"parameters": torch.tensor(sum(p.numel() for p in nets[0].parameters()))}
 
 
@@ -200,7 +208,8 @@ class Sized(Net):
             channels = outputs
             self.stems.append(f"stem{i}")
         self.conv1, self.conv2 = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        self.conv3, self.conv4 = nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.conv3 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.conv4 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.fc1, self.fc2 = nn.Linear(2 * width, width // 2), nn.Linear(width // 2, classes)
 
     def forward(self, x):
@@ -239,7 +248,9 @@ def transforms(x, settings, folder):
     for size in settings["sizes"]:
         article = v1.Compose([v1.Resize((size, size)), v1.ToTensor(), normalize])
         out[f"pil {size}"] = torch.stack([article(to_pil_image(image)) for image in x["images"]])
-        unrounded = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize((size, size), antialias=True), normalize])
+        unrounded = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Resize((size, size), antialias=True), normalize]
+        )
         out[f"tensor {size}"] = unrounded(x["images"])
     return out
 
@@ -274,7 +285,8 @@ def views(x, settings, folder):
         y = y.flip(3) if view["mirrored"] else y
         if view["colour"]:
             brightness, contrast, saturation = view["colour"]
-            y = T.adjust_saturation(T.adjust_contrast(T.adjust_brightness(y / 255, brightness), contrast), saturation) * 255
+            y = T.adjust_contrast(T.adjust_brightness(y / 255, brightness), contrast)
+            y = T.adjust_saturation(y, saturation) * 255
         y = T.adjust_hue(y / 255, view["hue"]) * 255 if view["hue"] else y
         if view["cutout"]:
             left, top, right, bottom = view["cutout"]
@@ -325,7 +337,9 @@ def scripts(x, settings, folder):
 
     torch.manual_seed(3)
     net = torchvision.models.resnet18(num_classes=10).eval()
-    small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+    small = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    ).eval()
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 10))
     zeros = torch.zeros(2, 3, 64, 64)
     torch.jit.script(small).save(f"{folder}/scripted.pt")
@@ -418,11 +432,14 @@ def train(x, settings, folder):
     for ours, theirs in [("mean", "exp_avg"), ("square", "exp_avg_sq"), ("momentum", "momentum_buffer")]:
         out |= {f"{ours}/{name}": s[theirs] for name, s in moments.items() if theirs in s}
     out["steps"] = next(iter(moments.values())).get("step", torch.tensor(len(losses)))
-    return out | {"losses": torch.tensor(losses, dtype=torch.double), "accuracies": torch.tensor(accuracies, dtype=torch.double)}
+    return out | {
+        "losses": torch.tensor(losses, dtype=torch.double),
+        "accuracies": torch.tensor(accuracies, dtype=torch.double),
+    }
 
 
 def recipes(x, settings, folder):
-    """Trains a network with BatchNorm by each recipe, with PyTorch's own optimizers, schedulers, clipping and averages."""
+    """Trains a network with BatchNorm by each recipe, with PyTorch's optimizers, schedulers, clipping and averages."""
     from torch.optim import lr_scheduler
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -452,7 +469,9 @@ def recipes(x, settings, folder):
         }[name]()
         if not warmup:
             return main
-        return lr_scheduler.SequentialLR(optimizer, [lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup), main], [warmup])
+        return lr_scheduler.SequentialLR(
+            optimizer, [lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup), main], [warmup]
+        )
 
     def loss_of(logits, labels, teacher, recipe, kd, epoch=10**9):
         weight = recipe["class_weights"] and torch.tensor(recipe["class_weights"], dtype=torch.double)
@@ -470,7 +489,12 @@ def recipes(x, settings, folder):
     out = {}
     for i, (recipe, kd, labels) in enumerate(settings["runs"]):
         net = nn.Sequential()
-        net.fc1, net.bn, net.relu, net.fc2 = nn.Linear(12, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+        net.fc1, net.bn, net.relu, net.fc2 = (
+            nn.Linear(12, 16, bias=False),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Linear(16, 10),
+        )
         net.double().load_state_dict(state, strict=False)
         projection, tapped = [], []
         if isinstance(kd, dict):
@@ -479,10 +503,14 @@ def recipes(x, settings, folder):
         if isinstance(kd, dict) and name == "hint":
             torch.manual_seed(settings["seed"])
             sizes = [(x["features"].shape[1], 16), (x["features"].shape[1],)]
-            projection = [torch.empty(size, dtype=torch.double).uniform_(-0.25, 0.25).requires_grad_() for size in sizes]
+            projection = [
+                torch.empty(size, dtype=torch.double).uniform_(-0.25, 0.25).requires_grad_() for size in sizes
+            ]
         optimizer = new_optimizer(net, recipe, projection)
         scheduler, rates, losses, validation = new_scheduler(optimizer, recipe), [], [], []
-        average = recipe["average"] and AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe["average"]), use_buffers=True)
+        average = recipe["average"] and AveragedModel(
+            net, multi_avg_fn=get_ema_multi_avg_fn(recipe["average"]), use_buffers=True
+        )
         for epoch, order in enumerate(x["order"], 1):
             for rows in order.split(batch):
                 optimizer.zero_grad()
@@ -501,7 +529,8 @@ def recipes(x, settings, folder):
             judged, n = (average.module if average else net).eval(), len(x["validation_inputs"])
             with torch.no_grad():
                 parts = torch.arange(n).split(batch)
-                each = [len(r) * loss_of(judged(x["validation_inputs"][r]), x["validation_labels"][r], x["validation_teacher"][r], recipe, kd) for r in parts]
+                inputs, targets, teacher = (x[f"validation_{kind}"] for kind in ("inputs", "labels", "teacher"))
+                each = [len(r) * loss_of(judged(inputs[r]), targets[r], teacher[r], recipe, kd) for r in parts]
             validation.append(sum(each) / n)
         names = {parameter: name for name, parameter in net.named_parameters()}
         names |= dict(zip(projection, ("projection/weight", "projection/bias")))
@@ -511,13 +540,18 @@ def recipes(x, settings, folder):
         for ours, theirs in [("mean", "exp_avg"), ("square", "exp_avg_sq"), ("momentum", "momentum_buffer")]:
             out |= {f"{i}/{ours}/{names[p]}": s[theirs] for p, s in optimizer.state.items() if theirs in s}
         out[f"{i}/rates"] = torch.tensor(rates, dtype=torch.double)
-        out[f"{i}/losses"] = torch.tensor(losses, dtype=torch.double).view(len(x["order"]), -1).sum(1) / len(x["inputs"])
+        losses = torch.tensor(losses, dtype=torch.double).view(len(x["order"]), -1).sum(1)
+        out[f"{i}/losses"] = losses / len(x["inputs"])
         out[f"{i}/validation"] = torch.stack(validation)
     return out
 
 
 def metrics(x, settings, folder):
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error, multiclass_confusion_matrix
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_calibration_error,
+        multiclass_confusion_matrix,
+    )
 
     logits, labels, classes = x["logits"], x["labels"], x["logits"].shape[1]
     return {
@@ -543,7 +577,9 @@ def exported(x, settings, folder):
         used = {name for node in graph.node for name in node.input}
         assert {constant.name for constant in graph.initializer} <= used, "runtimes warn of constants without a use"
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        for output, values in zip(("logits", "probabilities"), session.run(["logits", "probabilities"], {"images": images.numpy()})):
+        for output, values in zip(
+            ("logits", "probabilities"), session.run(["logits", "probabilities"], {"images": images.numpy()})
+        ):
             out[f"{name} {output}"] = torch.from_numpy(values)
         extra = {"card.json": ""}
         script = torch.jit.load(f"{folder}/{network}.pt", _extra_files=extra)

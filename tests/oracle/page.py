@@ -41,7 +41,8 @@ def opened(page, folder):
     """Opens the page in a folder and waits for its student."""
     page.goto((pathlib.Path(folder) / "index.html").resolve().as_uri())
     expect(page.locator("body")).to_have_attribute("data-shown", "nothing", timeout=120_000)
-    return page.locator("#examples button"), [image.get_attribute("alt") for image in page.locator("#examples img").all()]
+    images = page.locator("#examples img").all()
+    return page.locator("#examples button"), [image.get_attribute("alt") for image in images]
 
 
 def main(folder, picture):
@@ -51,7 +52,8 @@ def main(folder, picture):
         browser = launch(play)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         trouble, requests, times = [], [], []
-        page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+        bad = ("error", "warning")
+        page.on("console", lambda message: trouble.append(message.text) if message.type in bad else None)
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         examples, names = opened(page, folder)

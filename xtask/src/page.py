@@ -48,7 +48,10 @@ def card(file):
         optional = {name: found.get(name, usual) for name, usual in (("threshold", 0), ("framing", "squeeze"))}
         size = found["stored_size"]
         if not (isinstance(size, int) and size > 0):
-            sys.exit(f"{file} says that pictures have {size} pixels a side (stored_size); save it with 1 or more, the side of its training images")
+            sys.exit(
+                f"{file} says that pictures have {size} pixels a side (stored_size); save it with 1 or more, "
+                "the side of its training images"
+            )
         return {"classes": found["classes"], "stored_size": size} | optional
     except (ValueError, IndexError, KeyError):
         sys.exit(f"{file} is no student as ONNX; Model::save_onnx writes one (notebook 14)")
@@ -63,7 +66,10 @@ def runtime(cache):
 
     if not good():
         if not shutil.which("npm"):
-            sys.exit("npm is missing, which fetches the browser's runtime once: install Node.js (Debian: apt-get install npm)")
+            sys.exit(
+                "npm is missing, which fetches the browser's runtime once: install Node.js "
+                "(Debian: apt-get install npm)"
+            )
         print(f"fetching {PACKAGE} {VERSION}, once (33 MB)", flush=True)
         cache.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
@@ -87,7 +93,9 @@ def examples(file, classes):
     try:
         found = json.loads(file.read_bytes())
         if found["classes"] != classes:
-            sys.exit(f"{file} has other classes than the student: {', '.join(found['classes'])}; make both from one data set")
+            sys.exit(
+                f"{file} has other classes than the student: {', '.join(found['classes'])}; make both from one data set"
+            )
         return found["examples"]
     except (OSError, ValueError, KeyError, TypeError):
         sys.exit(f"{file} can't be read; kdlab::show::save_examples writes such a file")
@@ -112,7 +120,9 @@ def main(student, folder, template, cache, pictures=None):
         for file in template.iterdir():
             shutil.copyfile(file, folder / file.name)
         (folder / "ort.wasm.min.js").write_bytes(library)
-        (folder / "runtime.js").write_text(f"const kdlab = {{}};\nkdlab.loader = {text(loader)};\nkdlab.wasm = {text(wasm)};\n")
+        (folder / "runtime.js").write_text(
+            f"const kdlab = {{}};\nkdlab.loader = {text(loader)};\nkdlab.wasm = {text(wasm)};\n"
+        )
         (folder / "student.js").write_text(network + f"kdlab.network = {text(student.read_bytes())};\n")
     except OSError as error:
         sys.exit(f"the page can't be written: {error}; give another folder with --out")

@@ -1,4 +1,7 @@
-"""Makes one HTML page of executed notebooks: `TARGET TITLE TEMPLATES NOTEBOOK...`. Making and reading it needs no network."""
+"""Makes one HTML page of executed notebooks: `TARGET TITLE TEMPLATES NOTEBOOK...`.
+
+Making and reading it needs no network.
+"""
 import html
 import os
 import re
