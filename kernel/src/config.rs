@@ -38,6 +38,8 @@ pub struct Crate {
     pub interface: Option<Vec<String>>,
     /// The crate is being edited: rust-analyzer is shown its `src` alone, and its compiled library may change.
     pub edited: bool,
+    /// Types whose values cells keep in variables, by their paths.
+    pub values: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -76,6 +78,12 @@ impl Config {
             Ok(text) => toml::from_str(&text).with_context(|| format!("cannot understand {}", file.display())),
             Err(_) => Ok(Self::default()),
         }
+    }
+
+    /// Returns the types of the crate, by its name in code, whose values cells keep in variables.
+    pub fn values_of(&self, name: &str) -> &[String] {
+        let found = self.crates.iter().find(|(own, _)| own.replace('-', "_") == name);
+        found.map_or(&[], |(_, found)| found.values.as_slice())
     }
 
     /// Whether the library with this file name belongs to a crate that is being edited.

@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result};
 
+use crate::cells::compile::crate_library::crate_library;
 use crate::cells::compile::damaged::remove_damaged;
 use crate::cells::compile::kept::Kept;
 use crate::cells::compile::level::level_of_cells;
@@ -34,7 +35,8 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
     let _ = flush_at_end(&folder.join("src/lib.rs"));
     let level = level_of_cells(folder);
     let kept = Kept::of(folder, args, config);
-    if let Some(status) = kept.find().map(|call| repeat(&kept, &call, level.as_deref())).transpose()?.flatten() {
+    if let Some(status) = kept.find().map(|call| repeat(&kept, &call, level.as_deref(), config)).transpose()?.flatten()
+    {
         return Ok(status);
     }
     let call_file = folder.join("target/kernel-call");
@@ -44,15 +46,17 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
     if status.success()
         && let Some(call) = read_call(&call_file)
         && let Some(inputs) = inputs(folder, &call)
-        && let Some(made) = call["args"].as_array().and_then(|args| cell_library(args))
+        && let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first())
+        && let Some(made) = cell_library(args)
     {
+        let crates = crate_library(rustc.as_str().unwrap_or_default(), args, config).map(|crates| crates.name);
         // On a full disk, the cell runs all the same, and the next one goes through cargo.
-        if kept.keep(call, inputs).is_ok() {
-            kept.keep_library(&cell_source(folder), &made);
+        if kept.keep(call.clone(), inputs).is_ok() {
+            kept.keep_library(&cell_source(folder), crates.as_deref(), &made);
             // cargo has compiled the cell without the checks for Interrupt.
             if stops::add(&cell_source(folder), &Default::default()).is_some()
                 && let Some(status) =
-                    kept.find().map(|call| repeat(&kept, &call, level.as_deref())).transpose()?.flatten()
+                    kept.find().map(|call| repeat(&kept, &call, level.as_deref(), config)).transpose()?.flatten()
             {
                 return Ok(status);
             }
@@ -68,7 +72,7 @@ pub fn build(folder: &Path, cargo: &mut Command, args: &[OsString], config: &Con
 pub fn check(folder: &Path, args: &[OsString], config: &Config) -> Result<Option<i32>> {
     let args: Vec<OsString> = once("build".into()).chain(args.iter().skip(1).cloned()).collect();
     let kept = Kept::of(folder, &args, config);
-    Ok(kept.find().map(|call| repeat(&kept, &call, None)).transpose()?.flatten())
+    Ok(kept.find().map(|call| repeat(&kept, &call, None, config)).transpose()?.flatten())
 }
 
 /// Runs `cargo build`. Returns its status and its stdout. cargo does not notice damaged libraries, so those that

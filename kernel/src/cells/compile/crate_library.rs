@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use crate::cells::compile::store::STORE;
+use crate::cells::compile::store::{STORE, values};
+use crate::config::Config;
 
 /// Beginning of the library's name as a crate.
 pub const NAME: &str = "crates_";
@@ -52,7 +53,7 @@ impl CrateLibrary {
 
 /// Returns the library for cells that are compiled by the call with these arguments, and makes it where it is missing.
 /// Returns `None` where cells depend on no crate, or their crates can't be in one library.
-pub fn crate_library(rustc: &str, args: &[Value]) -> Option<CrateLibrary> {
+pub fn crate_library(rustc: &str, args: &[Value], config: &Config) -> Option<CrateLibrary> {
     let place = out_dir(args)?;
     let args: Vec<&str> = args.iter().filter_map(Value::as_str).collect();
     let crates: Vec<(&str, &str)> = args
@@ -63,7 +64,9 @@ pub fn crate_library(rustc: &str, args: &[Value]) -> Option<CrateLibrary> {
         .filter(|(_, file)| file.ends_with(".rlib"))
         .collect();
     let mut hasher = DefaultHasher::new();
-    STORE.hash(&mut hasher);
+    let types: Vec<&str> = crates.iter().flat_map(|(name, _)| config.values_of(name)).map(String::as_str).collect();
+    let values = values(&types);
+    (STORE, &values).hash(&mut hasher);
     for (name, file) in &crates {
         let found = fs::metadata(file).ok()?;
         (name, Path::new(file).file_name(), found.len(), found.modified().ok()).hash(&mut hasher);
@@ -79,7 +82,9 @@ pub fn crate_library(rustc: &str, args: &[Value]) -> Option<CrateLibrary> {
     }
     if known != Some(length()) {
         let _ = fs::remove_file(&length_file);
-        let made = make(rustc, &args, &crates, &name, &file);
+        let make = |values: &str| make(rustc, &args, &crates, values, &name, &file);
+        // A type of the configuration may be missing, because its crate is being edited.
+        let made = make(&values).or_else(|| make(""));
         fs::write(&length_file, made.map_or(0, |()| length()).to_string()).ok()?;
         made?;
     }
@@ -87,11 +92,11 @@ pub fn crate_library(rustc: &str, args: &[Value]) -> Option<CrateLibrary> {
 }
 
 /// Makes the library at its place, because rustc names other libraries by the way from there.
-fn make(rustc: &str, args: &[&str], crates: &[(&str, &str)], name: &str, file: &Path) -> Option<()> {
+fn make(rustc: &str, args: &[&str], crates: &[(&str, &str)], values: &str, name: &str, file: &Path) -> Option<()> {
     remove_old(file.parent()?);
     let (source, exports) = (file.with_extension("rs"), file.with_extension("exports"));
     let crates: String = crates.iter().map(|(name, _)| format!("pub use ::{name};\n")).collect();
-    fs::write(&source, format!("{crates}pub mod evcxr_internal_runtime {{\n{STORE}}}\n")).ok()?;
+    fs::write(&source, format!("{crates}pub mod evcxr_internal_runtime {{\n{STORE}{values}}}\n")).ok()?;
     write_empty(args, &file.with_file_name(EMPTY)).ok()?;
     // Generic code of the crates, which is compiled in cells, calls C functions that no crate exports. Linkers that
     // take no second list of exports fail here, and cells stay as they were.
@@ -196,6 +201,26 @@ mod tests {
         assert_eq!(of_any_crate(&args), kept);
     }
 
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[test]
+    fn a_library_is_made_with_the_types_of_the_configuration_or_without_them() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (source, library) = (folder.path().join("a.rs"), folder.path().join("liba.rlib"));
+        fs::write(&source, "pub struct Kept(pub Vec<u8>);").expect("a file");
+        let made = Command::new("rustc").arg(&source).args(["--crate-type", "rlib", "-o"]).arg(&library).status();
+        assert!(made.expect("rustc starts").success());
+        let given = format!("a={}", library.display());
+        let folder = folder.path().to_str().expect("UTF-8");
+        let args = ["--edition=2024", "--out-dir", folder, "--extern", &given, "-Cprefer-dynamic"];
+        let args = args.map(Value::from);
+        let name = |values: &str| {
+            let config = toml::from_str(&format!("[crates.a]\nvalues = [{values}]")).expect("a configuration");
+            crate_library("rustc", &args, &config).expect("a library").name
+        };
+        let names = [name(""), name("'a::Kept'"), name("'a::NoLonger'")];
+        assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
+    }
+
     #[test]
     fn a_set_of_crates_is_made_once_and_a_failure_is_remembered() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -207,13 +232,14 @@ mod tests {
             let common = ["--out-dir", deps.to_str().expect("UTF-8")].map(Value::from);
             common.into_iter().chain(externs.iter().flat_map(|given| ["--extern".into(), (*given).into()])).collect()
         };
+        let config = Config::default();
         // Without crates, or with macros alone, there is nothing to make.
         for externs in [&[][..], &["serde_derive=/deps/libserde_derive-1.so"]] {
-            assert!(crate_library("rustc", &args(externs)).is_none());
+            assert!(crate_library("rustc", &args(externs), &config).is_none());
             assert_eq!(fs::read_dir(&deps).expect("it is there").count(), 1);
         }
         let given = format!("a={}", library.display());
-        assert!(crate_library("rustc", &args(&[&given])).is_none());
+        assert!(crate_library("rustc", &args(&[&given]), &config).is_none());
         let is_length = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with(".length");
         let found = || fs::read_dir(&deps).expect("it is there").flatten().filter(is_length);
         let mark = found().next().expect("its length").path();
@@ -222,13 +248,13 @@ mod tests {
         let made = mark.with_extension(&std::env::consts::DLL_SUFFIX[1..]);
         fs::write(&made, "library").expect("a file");
         fs::write(&mark, "7").expect("a file");
-        let again = || crate_library("no such program", &args(&[&given])).map(|crates| crates.file);
+        let again = || crate_library("no such program", &args(&[&given]), &config).map(|crates| crates.file);
         assert_eq!(again(), Some(made.clone()));
         fs::write(&made, "lib").expect("a file");
         assert_eq!(again(), None);
         // A changed crate makes another set.
         fs::write(&library, "another one").expect("a file");
-        assert!(crate_library("rustc", &args(&[&given])).is_none());
+        assert!(crate_library("rustc", &args(&[&given]), &config).is_none());
         assert_eq!(found().count(), 2);
     }
 }

@@ -61,22 +61,23 @@ impl Kept {
         current.then(|| found["answer"].take())
     }
 
-    /// Returns the path of the library that was, or may be, compiled from `code` in exactly these settings. Returns
-    /// `None` for a cell of the user's: only the prelude is worth keeping, because it comes again.
-    pub fn library(&self, code: &str) -> Option<PathBuf> {
+    /// Returns the path of the library that was, or may be, compiled from `code` in exactly these settings, and with
+    /// the library `crates` of all crates. Returns `None` for a cell of the user's: only the prelude is worth keeping,
+    /// because it comes again.
+    pub fn library(&self, code: &str, crates: Option<&str>) -> Option<PathBuf> {
         // The second function that evcxr generates for code without statements is the prelude's.
         if !code.contains("run_user_code_1(\nmut x:") || code.contains("include") {
             return None;
         }
         let mut hasher = DefaultHasher::new();
         fs::read(&self.file).ok()?.hash(&mut hasher);
-        items(code).hash(&mut hasher);
+        (items(code), crates).hash(&mut hasher);
         Some(self.file.with_extension(format!("{:016x}.so", hasher.finish())))
     }
 
     /// Keeps the library `made` from `code`. If that fails, the next kernel compiles it again.
-    pub fn keep_library(&self, code: &str, made: &Path) {
-        let _ = self.library(code).map(|library| copy(made, &library));
+    pub fn keep_library(&self, code: &str, crates: Option<&str>, made: &Path) {
+        let _ = self.library(code, crates).map(|library| copy(made, &library));
     }
 
     /// Keeps `result` until one of the `inputs` changes.
@@ -176,8 +177,8 @@ mod tests {
         let kept = Kept::of(folder.path(), &[], &Config::default());
         let piece = |items: &str, number: u8, body: &str| format!("{items}\nfn run_user_code_{number}(\n{body}) {{}}");
         let prelude = |items: &str| piece(items, 1, "mut x: *mut u8");
-        let found = |code: &str| kept.library(code).is_some_and(|library| library.is_file());
-        kept.keep_library(&prelude("use a::b;\nuse c;"), &made);
+        let found = |code: &str| kept.library(code, None).is_some_and(|library| library.is_file());
+        kept.keep_library(&prelude("use a::b;\nuse c;"), None, &made);
         assert!(!found(&prelude("use a::b;\nuse c;")), "what it depends on is not known");
         kept.keep("result".into(), BTreeSet::new()).expect("it can be kept");
         let cells = [
@@ -186,14 +187,14 @@ mod tests {
             prelude("const A: &str = include_str!(b);"),
         ];
         for code in cells.iter().chain([&prelude("use a::b;\nuse c;")]) {
-            kept.keep_library(code, &made);
+            kept.keep_library(code, None, &made);
         }
         assert!(found(&prelude("use c;\nuse a::b;")));
         assert!(!found(&prelude("use c;\nuse a;")));
         assert!(!cells.iter().any(|code| found(code)), "cells of the user's");
         fs::hard_link(&made, &loaded).expect("it can be linked");
         fs::write(&made, "an older library").expect("it can be written");
-        copy(&kept.library(&prelude("use a::b;\nuse c;")).expect("it is kept"), &made).expect("it can be copied");
+        copy(&kept.library(&prelude("use a::b;\nuse c;"), None).expect("it is kept"), &made).expect("it can be copied");
         assert_eq!(fs::read_to_string(&loaded).expect("it is there"), "an older library");
         kept.keep("another".into(), BTreeSet::new()).expect("it can be kept");
         assert!(!found(&prelude("use a::b;\nuse c;")), "compiled otherwise");

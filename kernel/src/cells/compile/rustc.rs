@@ -93,13 +93,14 @@ pub fn cell_library(args: &[Value]) -> Option<PathBuf> {
 
 /// Repeats the kept call for the present cell, at the user's optimisation level. Returns the exit status. `None` means
 /// that cargo has to run instead: rustc failed without a reason, or could not read a crate.
-pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i32>> {
+pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>, config: &Config) -> Result<Option<i32>> {
     let Some((rustc, args)) = call["args"].as_array().and_then(|args| args.split_first()) else { return Ok(None) };
     let Some(made) = cell_library(args) else { return Ok(None) };
     let code = cell_source(&kept.folder);
     // The kept library of a prelude may need it, too.
-    let crates = crate_library(rustc.as_str().unwrap_or_default(), args);
-    if kept.library(&code).is_some_and(|library| copy(&library, &made).is_ok()) {
+    let crates = crate_library(rustc.as_str().unwrap_or_default(), args, config);
+    let name = crates.as_ref().map(|crates| crates.name.clone());
+    if kept.library(&code, name.as_deref()).is_some_and(|library| copy(&library, &made).is_ok()) {
         report_library(&made);
         return Ok(Some(0));
     }
@@ -144,7 +145,7 @@ pub fn repeat(kept: &Kept, call: &Value, level: Option<&str>) -> Result<Option<i
         }
     }
     if status.success() {
-        kept.keep_library(&code, &made);
+        kept.keep_library(&code, name.as_deref(), &made);
         report_library(&made);
     }
     Ok((status.success() || errors > 0).then(|| status.code().unwrap_or(1)))

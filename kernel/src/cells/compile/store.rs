@@ -9,6 +9,29 @@ use std::collections::BTreeSet;
 /// layout are the same.
 pub const STORE: &str = include_str!("runtime.rs");
 
+/// Types of Rust's library whose values cells often keep in variables.
+const COMMON: [&str; 11] =
+    ["String", "bool", "f32", "f64", "i32", "i64", "u64", "usize", "Vec<String>", "Vec<f64>", "Vec<i64>"];
+
+/// Returns code for the library that stores, checks, takes out and drops values of these types. rustc then does not
+/// compile that again in every cell that has such a variable, except for cells that are optimised.
+pub fn values(types: &[&str]) -> String {
+    let each: String = COMMON.iter().chain(types).map(|name| format!("    value::<{name}>();\n")).collect();
+    format!(
+        "pub fn values() {{
+    fn value<T: 'static>() {{
+        std::hint::black_box((
+            VariableStore::put_variable::<T> as fn(&mut VariableStore, &str, T),
+            VariableStore::check_variable::<T> as fn(&mut VariableStore, &str) -> bool,
+            VariableStore::take_variable::<T> as fn(&mut VariableStore, &str) -> T,
+            drop::<T> as fn(T),
+            drop::<Box<T>> as fn(Box<T>),
+        ));
+    }}
+{each}}}\n"
+    )
+}
+
 /// The module in a cell's source, and what follows it.
 const MODULE: &str = "\nmod evcxr_internal_runtime {\n";
 const END: &str = "\n}\n}\n";
