@@ -41,3 +41,19 @@ pub fn link_socket(folder: &Path) -> PathBuf {
 pub fn child_socket(folder: &Path) -> PathBuf {
     folder.join("child")
 }
+
+/// Returns the library of Rust that rust-analyzer reads: a link.
+pub fn shown_library(folder: &Path) -> PathBuf {
+    folder.join("library")
+}
+
+/// Returns a link to the library that the shown one is to be.
+pub fn hidden_library(folder: &Path) -> PathBuf {
+    folder.join("library.hidden")
+}
+
+/// Shows the hidden library.
+pub fn show_library(folder: &Path) {
+    // Always but the first time, there is none.
+    let _ = std::fs::rename(hidden_library(folder), shown_library(folder));
+}

@@ -16,7 +16,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::cells::syntax;
 use crate::launch::outline;
-use crate::private::{CARGO_HOME, LOCK};
+use crate::private::{CARGO_HOME, LOCK, hidden_library, shown_library};
 
 /// Names the folder for what kernels keep; without it they use one in the user's cache folder.
 const CACHE: &str = "LIVE_KERNEL_CACHE";
@@ -28,6 +28,9 @@ const MACROS: &str = include_str!("macros.rs");
 /// three times as much.
 const LIBRARY: [&str; 3] = ["alloc", "core", "std"];
 
+/// Names the library that rust-analyzer reads.
+const LIBRARY_VARIABLE: &str = "RUST_SRC_PATH";
+
 /// Variables for evcxr.
 pub type Variables = Vec<(&'static str, OsString)>;
 
@@ -35,6 +38,11 @@ pub type Variables = Vec<(&'static str, OsString)>;
 pub fn prepare(private: &Path) -> Result<(Variables, PathBuf)> {
     let cache = cache()?;
     let (mut variables, tools) = shared(&cache)?;
+    let (configuration, crates) = configuration(private)?;
+    // With the crates of the prelude, rust-analyzer reads the library again.
+    if let Some((_, library)) = variables.iter_mut().find(|(name, _)| crates && *name == LIBRARY_VARIABLE) {
+        *library = hidden(Path::new(library), private)?.into();
+    }
     let build = match std::env::var_os("EVCXR_TMPDIR").map(PathBuf::from) {
         Some(given) => given,
         None => {
@@ -50,7 +58,7 @@ pub fn prepare(private: &Path) -> Result<(Variables, PathBuf)> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(tools).chain(std::env::split_paths(&path))).context("PATH")?;
     variables.push(("PATH", path));
-    variables.push(("EVCXR_CONFIG_DIR", configuration(private)?.into()));
+    variables.push(("EVCXR_CONFIG_DIR", configuration.into()));
     variables.push(("EVCXR_TMPDIR", build.clone().into()));
     Ok((variables, build))
 }
@@ -67,7 +75,7 @@ pub fn prepare_alone() -> Result<Variables> {
 fn shared(cache: &Path) -> Result<(Variables, PathBuf)> {
     let mut variables = vec![];
     if let Some(library) = rust_library() {
-        variables.push(("RUST_SRC_PATH", outlined(&library, cache)?.into()));
+        variables.push((LIBRARY_VARIABLE, outlined(&library, cache)?.into()));
     }
     // rust-analyzer prefers the cargo below `CARGO_HOME` to all others.
     let program = std::env::current_exe().context("cannot find this program's own file")?;
@@ -127,8 +135,9 @@ fn remove_old_cells(build: &Path) {
     }
 }
 
-/// evcxr's configuration, the user's own with the kernel's macros in the prelude, in a folder below `private`.
-fn configuration(private: &Path) -> Result<PathBuf> {
+/// evcxr's configuration, the user's own with the kernel's macros in the prelude, in a folder below `private`. Returns
+/// it, and whether the prelude names crates.
+fn configuration(private: &Path) -> Result<(PathBuf, bool)> {
     let folder = private.join("config");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let own = evcxr::config_dir();
@@ -145,7 +154,7 @@ fn configuration(private: &Path) -> Result<PathBuf> {
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
     };
     fs::write(folder.join("prelude.rs"), with_macros(&prelude)).context("cannot write the prelude")?;
-    Ok(folder)
+    Ok((folder, syntax::parted(&prelude).0.lines().any(|line| line.trim_start().starts_with(":dep"))))
 }
 
 /// `prelude` with the kernel's macros, behind its commands, which evcxr understands only above all code.
@@ -161,7 +170,7 @@ fn rust_library() -> Option<PathBuf> {
         let output = Command::new("rustc").args(["--print", "sysroot"]).output().ok()?;
         Some(Path::new(String::from_utf8(output.stdout).ok()?.trim()).join("lib/rustlib/src/rust/library"))
     };
-    std::env::var_os("RUST_SRC_PATH")
+    std::env::var_os(LIBRARY_VARIABLE)
         .map(PathBuf::from)
         .or_else(of_toolchain)
         .filter(|library| library.join("core").is_dir())
@@ -192,6 +201,23 @@ fn outlined(found: &Path, cache: &Path) -> Result<PathBuf> {
         fs::rename(&beside, &library).with_context(|| format!("cannot write {}", library.display()))?;
     }
     Ok(library)
+}
+
+/// A link below `private` to a library without code, until `show_library` lets it point to `library`. Before anything
+/// else, evcxr runs a cell of its own, for which rust-analyzer need not read all of it.
+fn hidden(library: &Path, private: &Path) -> Result<PathBuf> {
+    let link = shown_library(private);
+    let make = || {
+        let empty = private.join("empty");
+        for name in LIBRARY {
+            fs::create_dir_all(empty.join(name).join("src"))?;
+            fs::write(empty.join(name).join("src/lib.rs"), "")?;
+        }
+        symlink(library, hidden_library(private))?;
+        symlink(&empty, &link)
+    };
+    make().context("cannot write in the kernel's private folder")?;
+    Ok(link)
 }
 
 fn hash(value: &impl Hash) -> u64 {
@@ -225,6 +251,21 @@ mod tests {
         assert!(text.starts_with(":build_env CARGO_HOME="));
         assert!(place(":dep serde") < place("macro_rules!") && place("macro_rules!") < place("use serde"));
         assert!(with_macros("").contains("macro_rules!"));
+    }
+
+    #[test]
+    fn the_library_is_shown_after_the_first_build() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (library, private) = (folder.path().join("outlined"), folder.path().join("private"));
+        fs::create_dir_all(library.join("core/src")).expect("a folder");
+        fs::write(library.join("core/src/lib.rs"), "pub mod option;").expect("a file");
+        let link = hidden(&library, &private).expect("a link");
+        let read = || fs::read_to_string(link.join("core/src/lib.rs")).expect("it is there");
+        assert_eq!(read(), "");
+        for _ in 0..2 {
+            crate::private::show_library(&private);
+            assert_eq!(read(), "pub mod option;");
+        }
     }
 
     #[test]
