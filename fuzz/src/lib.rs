@@ -76,6 +76,7 @@ pub fn options(folder: &Path) -> DataOptions {
         download: false,
         folder_size: 8,
         framing: Framing::Squeeze,
+        memory: None,
     }
 }
 

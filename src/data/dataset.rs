@@ -66,6 +66,10 @@ pub struct DataOptions {
     pub folder_size: i64,
     /// How the images of a folder become squares.
     pub framing: Framing,
+    /// Most bytes of decoded images of a folder that are held in memory. If there are more, they lie in a file in
+    /// `cache/pixels`, which is written once, and each batch is read from there. `None` allows half of the memory that
+    /// this process may use.
+    pub memory: Option<u64>,
 }
 
 impl Default for DataOptions {
@@ -81,6 +85,7 @@ impl Default for DataOptions {
             download: true,
             folder_size: 64,
             framing: Framing::Squeeze,
+            memory: None,
         }
     }
 }

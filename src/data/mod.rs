@@ -1,4 +1,5 @@
-//! Images with labels: found or downloaded, checked, kept in memory once as bytes, and returned by sample index.
+//! Images with labels: found or downloaded, checked, kept once as bytes in memory or in a file, and returned by sample
+//! index.
 //!
 //! ```no_run
 //! use kdlab::data::{self, DataOptions};
@@ -13,6 +14,7 @@
 mod augment;
 mod dataset;
 mod framing;
+mod pixel_file;
 mod pool;
 mod preprocessing;
 mod sampling;

@@ -3,7 +3,6 @@
 use super::pool::Pool;
 use super::sampling::{Purpose, noisy, stratified};
 use crate::store::digest::sha256;
-use crate::store::tensors::upload;
 use crate::{Error, Result};
 use std::fmt;
 use tch::{Device, Tensor};
@@ -14,7 +13,7 @@ pub(crate) const UNLABELLED: i64 = -100;
 /// Some of the images of a dataset. A sample index is a position `0..len()` in this split.
 ///
 /// CIFAR-10 and IDX keep the order of their files, in which the classes are mixed; image folders are mixed on load.
-/// The splits of a dataset and their clones share the images in memory.
+/// The splits of a dataset and their clones share the images, in memory or in a file.
 #[derive(Clone)]
 pub struct Split {
     /// "train", "validation" or "test".
@@ -53,8 +52,7 @@ impl Split {
 
     /// Returns the height and width in pixels, which are the same for all images of a split.
     pub fn size(&self) -> (i64, i64) {
-        let shape = self.pool.images.size();
-        (shape[2], shape[3])
+        self.pool.size()
     }
 
     /// Returns all labels in split order, i64 `[N]` on the CPU; -100 for images without a label.
@@ -85,16 +83,22 @@ impl Split {
     /// Returns the images at these sample indices, in this order; an index may occur more than once.
     ///
     /// # Errors
-    /// When `indices` is empty or one is outside `0..len()`.
+    /// When `indices` is empty or one is outside `0..len()`, or the file of the images cannot be read.
     pub fn batch(&self, indices: &[i64]) -> Result<Batch> {
         let rows = self.rows_at(indices, "an empty batch")?;
-        let all = &self.pool.images;
-        let mut images = all.f_index_select(0, &upload(&rows, all.device())?)?; // [B, C, H, W]
+        let mut images = self.pool.rows(&rows)?; // [B, C, H, W]
         if images.size()[1] == 1 {
             // Grey becomes three equal channels; much faster than expand and copy.
             images = Tensor::f_cat(&[&images, &images, &images], 1)?;
         }
         Ok(Batch { images, labels: Tensor::f_from_slice(&self.labels_of(&rows))?, indices: indices.to_vec() })
+    }
+
+    /// Says which batch will be asked for soon. If the images lie in a file, a thread begins to read it.
+    pub(crate) fn read_ahead(&self, indices: &[i64]) {
+        if let Ok(rows) = self.rows_at(indices, "nothing to read ahead") {
+            self.pool.read_ahead(rows);
+        }
     }
 
     /// Returns the image at a sample index, u8 `[3, H, W]` on the CPU, 0 to 255.
@@ -194,13 +198,13 @@ impl Split {
     /// The same split with its images on a device, where batches are then assembled.
     pub(crate) fn on(&self, device: Device) -> Result<Split> {
         let mut moved = self.clone();
-        moved.pool.images = self.pool.images.f_narrow(0, 0, self.pool.len() as i64)?.f_to_device(device)?;
+        moved.pool = self.pool.on(device)?;
         Ok(moved)
     }
 
     /// Bytes of all images of the dataset, which the splits share.
     pub(crate) fn pool_bytes(&self) -> usize {
-        self.pool.images.numel() / self.pool.images.size()[0].max(1) as usize * self.pool.len()
+        self.pool.bytes()
     }
 
     /// The rows of the pool at sample indices. `nothing` begins the message about an empty list.

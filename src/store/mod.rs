@@ -1,5 +1,5 @@
 //! Files: atomic writes, tensors, tables, event files, checksums and downloads; the folder of data and weights; work on
-//! all cores.
+//! all cores; how much memory there is.
 
 pub(crate) mod atomic;
 pub(crate) mod cores;
@@ -8,6 +8,7 @@ pub(crate) mod digest;
 pub(crate) mod download;
 pub(crate) mod event_file;
 pub(crate) mod folders;
+pub(crate) mod memory;
 pub(crate) mod tensors;
 
 pub(crate) use folders::{cache_folder, variable};

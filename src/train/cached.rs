@@ -83,6 +83,14 @@ impl CachedTensor {
     }
 }
 
+/// The images of the samples `from..to`. A pass asks for those behind them next.
+fn images(split: &Split, from: i64, to: i64) -> Result<Tensor> {
+    let samples = |from: i64, to: i64| (from..to.min(split.len() as i64)).collect::<Vec<_>>();
+    let images = split.batch(&samples(from, to))?.images;
+    split.read_ahead(&samples(to, 2 * to - from));
+    Ok(images)
+}
+
 /// Returns f32 `[B, C]`: the logits of image `images[i]` in view `views[i]`, out of f16 `[N, V, C]`.
 pub(super) fn pick_views(logits: &Tensor, images: &[i64], views: &[i64]) -> Result<Tensor> {
     let size = logits.size();
@@ -124,7 +132,7 @@ pub fn backbone_features(
     let (width, chunk) = (backbone.arch.features(), batches * batch_size);
     let what = "features";
     Computation { what, title: &title, split, views: None, width, chunk, listener }.run(key, folder, &mut |from, to| {
-        let images = split.batch(&(from..to).collect::<Vec<_>>())?.images.f_to_device(device)?;
+        let images = images(split, from, to)?.f_to_device(device)?;
         let of = |images: &Tensor| pass(&transform.apply(images, device)?);
         let found = images.f_split(batch_size as i64, 0)?.iter().map(of).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&found, 0)?.f_to_device(Device::Cpu)?)
@@ -181,7 +189,7 @@ pub fn layer_features(
     let parts = ["layer features", layer, &weights, &split.key, &transform.key(), &precision];
     let key = digest(&parts.map(str::as_bytes));
     let of = |from: i64, to: i64| -> Result<Tensor> {
-        let images = transform.apply(&split.batch(&(from..to).collect::<Vec<_>>())?.images, device)?;
+        let images = transform.apply(&images(split, from, to)?, device)?;
         no_grad(|| Ok(teacher.forward_to(&images, Mode::Evaluation, teacher.precision, layer)?.1))
     };
     let row = of(0, 1)?.size().get(1..).unwrap_or_default().to_vec();
@@ -215,7 +223,7 @@ pub fn script_logits(
     Computation { what, title: &title, split, views: None, width, chunk: batch_size, listener }.run(
         key,
         folder,
-        &mut |from, to| teacher.logits(&split.batch(&(from..to).collect::<Vec<_>>())?.images),
+        &mut |from, to| teacher.logits(&images(split, from, to)?),
     )
 }
 

@@ -19,10 +19,12 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     let (mut rows, mut done) = (Vec::new(), 0);
     let interrupt = Interrupt::watch(&format!("{} on {}", model.name, examples.split_name));
     let forward = model.pass()?;
-    for indices in crate::data::batches(&order, batch_size)? {
+    let batches = crate::data::batches(&order, batch_size)?;
+    for (number, indices) in batches.iter().enumerate() {
         interrupt.check(done, examples.len())?;
         done += indices.len();
-        let batch = examples.batch(&indices, model.device())?;
+        examples.read_ahead(batches.get(number + 1));
+        let batch = examples.batch(indices, model.device())?;
         rows.push(forward(&batch.inputs)?.f_to_device(Device::Cpu)?);
     }
     Ok(Tensor::f_cat(&rows, 0)?)
@@ -47,12 +49,14 @@ pub(super) fn validate(
 ) -> Result<Option<Metrics>> {
     let mut sums = Sums::new(model.device(), kd.is_some())?;
     let order: Vec<i64> = (0..examples.len() as i64).collect();
+    let batches = crate::data::batches(&order, options.batch_size)?;
     no_grad(|| {
-        for indices in crate::data::batches(&order, options.batch_size)? {
+        for (number, indices) in batches.iter().enumerate() {
             if options.control.stopping().is_some() {
                 return Ok(None);
             }
-            let batch = examples.batch(&indices, model.device())?;
+            examples.read_ahead(batches.get(number + 1));
+            let batch = examples.batch(indices, model.device())?;
             let logits = model.forward_in(&batch.inputs, Mode::Evaluation, options.precision)?;
             sums.add(&criterion.loss(&logits, &batch, kd, hard, 1.0)?, &logits, &batch, kd)?;
         }

@@ -344,6 +344,13 @@ impl Examples {
         self.batch_in(indices, indices, None, device)
     }
 
+    /// Says which samples the batch after the next one will have; `None` if there is none.
+    pub(super) fn read_ahead(&self, indices: Option<&Vec<i64>>) {
+        if let (Inputs::Images(images), Some(indices)) = (&self.inputs, indices) {
+            images.split.read_ahead(indices);
+        }
+    }
+
     /// What an epoch draws for these examples.
     pub(crate) fn draw(&self, seed: u64, epoch: usize) -> EpochDraws {
         let epoch = epoch as u64;

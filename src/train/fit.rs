@@ -296,6 +296,7 @@ impl Training<'_> {
             }
             let now = self.hyperparameters_at((epoch - 1) as f64 + done as f64 / train.len() as f64);
             let kd = now.kd_loss()?;
+            train.read_ahead(batches.get(batch_number + 1));
             let batch = train.batch_in(indices, teachers, Some((&draws, batch_number)), model.device())?;
             let (logits, tapped) = match &self.features {
                 Some(term) => {

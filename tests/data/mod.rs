@@ -6,6 +6,7 @@ mod cifar;
 mod folders;
 mod idx;
 mod images;
+mod large;
 mod transform;
 
 use flate2::{Compression, write::GzEncoder};
@@ -33,6 +34,7 @@ fn options(folder: &Path) -> DataOptions {
         download: false,
         folder_size: 8,
         framing: data::Framing::Squeeze,
+        memory: None,
     }
 }
 

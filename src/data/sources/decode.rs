@@ -43,15 +43,24 @@ pub(super) fn check_size(size: i64) -> Result<()> {
 }
 
 /// Reads and decodes one file; the error says why it cannot be used.
-pub(super) fn read(path: &Path, size: i64, framing: Framing) -> std::result::Result<Decoded, String> {
+fn read(path: &Path, size: i64, framing: Framing) -> std::result::Result<Decoded, String> {
+    decoded(&file_bytes(path)?, size, framing)
+}
+
+/// The bytes of a file; the error says why it cannot be read.
+pub(super) fn file_bytes(path: &Path) -> std::result::Result<Vec<u8>, String> {
     if !std::fs::metadata(path).map_err(|e| e.to_string())?.is_file() {
         return Err("it is no file".to_owned());
     }
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    let image = square(&bytes, size as u32, framing == Framing::CentreCrop)?;
+    std::fs::read(path).map_err(|e| e.to_string())
+}
+
+/// Decodes the bytes of a file; the error says why they cannot be used.
+pub(super) fn decoded(bytes: &[u8], size: i64, framing: Framing) -> std::result::Result<Decoded, String> {
+    let image = square(bytes, size as u32, framing == Framing::CentreCrop)?;
     let raw = image.as_raw();
     let pixels = (0..3).flat_map(|c| raw.iter().skip(c).step_by(3).copied()).collect();
-    Ok(Decoded { pixels, digest: xxh3_128(&bytes), is_animated: is_animated(&bytes).unwrap_or(false) })
+    Ok(Decoded { pixels, digest: xxh3_128(bytes), is_animated: is_animated(bytes).unwrap_or(false) })
 }
 
 fn is_animated(bytes: &[u8]) -> image::ImageResult<bool> {

@@ -1,23 +1,19 @@
 //! The user's own images: one folder per class.
 
-use super::decode::{check_size, read};
+use super::decode::check_size;
 use super::files::file_name;
 use super::layout::{Labelled, Layout, Part, class_folders, pictures_are, read_layout, shortened};
-use crate::data::Framing;
+use super::pixels::decode;
 use crate::data::dataset::{DataOptions, Dataset, Found};
-use crate::data::pool::Pool;
+use crate::data::pixel_file::Outcome;
 use crate::data::sampling::{Purpose, shuffled_rows, stratified};
-use crate::store::cores::on_all_cores;
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Share of each class that becomes the test split if there is no `test/` folder.
 const TEST: f64 = 0.1;
-/// Memory in bytes for decoded images that are not in the pool yet.
-const WAITING: usize = 256 << 20;
 
 /// Opens images in one folder per class, `class_name/*.png` (jpg, webp, tiff, bmp, gif), also in folders below it. Each
 /// image becomes a square of `size` x `size` pixels, as [`DataOptions::framing`] says. Grey images get three equal
@@ -44,13 +40,14 @@ pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) ->
 
 /// Decodes the images of a layout and divides them among the splits.
 pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions) -> Result<Dataset> {
-    let (classes, images, mut notices) = (layout.classes, layout.images, layout.notices);
-    let (mut pool, kept) = decode(&images, size, options.framing, &mut notices)?;
-    let file = |image: &Labelled| image.path.strip_prefix(path).unwrap_or(&image.path).to_string_lossy().into_owned();
-    pool.files = Arc::new(kept.iter().map(|(image, _)| file(image)).collect());
+    let mut notices = Vec::new();
+    let (mut pool, outcomes) = decode(path, &layout, size, options, &mut notices)?;
+    notices.splice(0..0, layout.notices.iter().cloned().chain(left_out(&layout, &outcomes)));
+    let kept: Vec<(&Labelled, (u64, u64))> = layout.images.iter().zip(&outcomes).filter_map(kept).collect();
+    pool.files = Arc::new(kept.iter().map(|(image, _)| layout.name(image)).collect());
     notices.extend(repeated(&kept));
     if kept.is_empty() {
-        let (n, path) = (images.len(), path.display());
+        let (n, path) = (layout.images.len(), path.display());
         return Err(Error::Data(format!("none of the {n} images in {path} could be read; {}", notices.join(""))));
     }
     // The files are sorted by class. In random order, the first n are of all classes.
@@ -72,7 +69,8 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
     let validation = layout.parts.contains(&Part::Validation).then(|| rows(Part::Validation));
     let unlabelled = rows(Part::Unlabelled);
     let said = notices.join("; ");
-    let found = Found { name: file_name(path), classes, pool, train, validation, test, unlabelled, notices };
+    let (name, classes) = (file_name(path), layout.classes);
+    let found = Found { name, classes, pool, train, validation, test, unlabelled, notices };
     // The notices help to understand why a class has no images.
     let explained = |e| if said.is_empty() { e } else { Error::Data(format!("{e} ({said})")) };
     let mut data = found.into_dataset(options).map_err(explained)?;
@@ -80,10 +78,32 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
     Ok(data)
 }
 
+fn kept<'a>((image, outcome): (&'a Labelled, &Outcome)) -> Option<(&'a Labelled, (u64, u64))> {
+    match outcome {
+        Outcome::Kept { digest, .. } => Some((image, *digest)),
+        Outcome::Skipped(_) => None,
+    }
+}
+
+/// Images that could not be read, and animated ones.
+fn left_out(layout: &Layout, outcomes: &[Outcome]) -> Vec<String> {
+    let (mut bad, mut animated) = (Vec::new(), Vec::new());
+    for (image, outcome) in layout.images.iter().zip(outcomes) {
+        match outcome {
+            Outcome::Skipped(why) => bad.push(format!("{} ({why})", image.path.display())),
+            Outcome::Kept { animated: true, .. } => animated.push(image.path.clone()),
+            Outcome::Kept { .. } => {}
+        }
+    }
+    let (n, all) = (bad.len(), outcomes.len());
+    let skipped = (n > 0).then(|| format!("{n} of {all} files skipped: {}", shortened(bad)));
+    skipped.into_iter().chain(pictures_are(&animated, "animated; the first frame is taken")).collect()
+}
+
 /// Images that occur twice: in two splits they make the test too easy, in two classes one label is wrong. Each image
 /// comes with the digest of its file.
-fn repeated(kept: &[(&Labelled, u128)]) -> Vec<String> {
-    let mut first: HashMap<u128, &Labelled> = HashMap::new();
+fn repeated(kept: &[(&Labelled, (u64, u64))]) -> Vec<String> {
+    let mut first: HashMap<(u64, u64), &Labelled> = HashMap::new();
     let (mut splits, mut classes, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     for (image, digest) in kept {
         let earlier = *first.entry(*digest).or_insert(image);
@@ -109,39 +129,4 @@ fn repeated(kept: &[(&Labelled, u128)]) -> Vec<String> {
         pictures_are(&copies, "copies of others of their class, and may come into another split than those"),
     ];
     notices.into_iter().flatten().collect()
-}
-
-/// Decodes all images into a pool on all cores. Also returns, in order, those that could be read, with the digests of
-/// their files.
-fn decode<'a>(
-    images: &'a [Labelled],
-    size: i64,
-    framing: Framing,
-    notices: &mut Vec<String>,
-) -> Result<(Pool, Vec<(&'a Labelled, u128)>)> {
-    let mut pool = Pool::new(images.len(), [3, size, size])?;
-    let (mut kept, mut bad, mut animated) = (Vec::new(), Vec::new(), Vec::new());
-    let decoded = |path: &PathBuf| {
-        catch_unwind(|| read(path, size, framing)).unwrap_or_else(|_| Err("the decoder panicked".to_owned()))
-    };
-    for piece in images.chunks((WAITING / (3 * size * size) as usize).max(16)) {
-        let decoded = on_all_cores(piece.iter().map(|image| &image.path).collect(), decoded);
-        for (image, decoded) in piece.iter().zip(decoded) {
-            match decoded {
-                Ok(decoded) => {
-                    pool.push(&decoded.pixels, &[image.label])?;
-                    kept.push((image, decoded.digest));
-                    if decoded.is_animated {
-                        animated.push(image.path.clone());
-                    }
-                }
-                Err(why) => bad.push(format!("{} ({why})", image.path.display())),
-            }
-        }
-    }
-    if !bad.is_empty() {
-        notices.push(format!("{} of {} files skipped: {}", bad.len(), images.len(), shortened(bad)));
-    }
-    notices.extend(pictures_are(&animated, "animated; the first frame is taken"));
-    Ok((pool, kept))
 }

@@ -1,13 +1,16 @@
 //! Where the images of a folder lie and which class each belongs to: folders of classes, Tiny-ImageNet's and Roboflow's
 //! layouts.
 
+use super::decode::file_bytes;
 use super::files::{file_name, list};
 use super::tables::{has_table, refuse_others, table};
 use crate::data::UNLABELLED;
 use crate::{Error, Result};
 use image::ImageFormat;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Deepest folder below that of a class that is searched.
@@ -17,7 +20,7 @@ const UNLABELLED_FOLDERS: [&str; 2] = ["unlabelled", "unlabeled"];
 /// Extensions of image formats that the `image` crate does not know.
 const UNKNOWN: [&str; 11] = ["heic", "heif", "jp2", "j2k", "jxl", "svg", "psd", "cr2", "nef", "arw", "dng"];
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) enum Part {
     Train,
     Validation,
@@ -26,27 +29,62 @@ pub(super) enum Part {
     Unlabelled,
 }
 
-/// An image file and its label.
+/// An image and its label.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Labelled {
     pub part: Part,
+    /// The image's file; or the shard that it lies in, followed by its name there.
     pub path: PathBuf,
     pub label: i64,
+    /// Where it lies in a shard; `None` for a file of its own.
+    pub inside: Option<Inside>,
+}
+
+/// Where an image lies in a shard.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Inside {
+    /// The place of the shard in [`Layout::shards`].
+    pub shard: usize,
+    /// The first byte of its file.
+    pub offset: u64,
+    /// Bytes of its file.
+    pub length: u64,
 }
 
 /// What a folder holds.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct Layout {
+    /// The folder.
+    pub root: PathBuf,
     pub classes: Vec<String>,
     pub parts: Vec<Part>,
     pub images: Vec<Labelled>,
+    /// The shards, if the images lie in shards.
+    pub shards: Vec<PathBuf>,
     pub notices: Vec<String>,
+}
+
+impl Layout {
+    /// The path of an image in the folder.
+    pub fn name(&self, image: &Labelled) -> String {
+        image.path.strip_prefix(&self.root).unwrap_or(&image.path).to_string_lossy().into_owned()
+    }
+
+    /// The bytes of an image's file; the error says why they cannot be read.
+    pub fn bytes(&self, image: &Labelled) -> std::result::Result<Vec<u8>, String> {
+        let Some(Inside { shard, offset, length }) = image.inside else { return file_bytes(&image.path) };
+        let mut bytes = vec![0; length as usize];
+        let read = std::fs::File::open(&self.shards[shard]).and_then(|file| file.read_exact_at(&mut bytes, offset));
+        read.map_err(|e| e.to_string())?;
+        Ok(bytes)
+    }
 }
 
 /// Finds the images of a folder, their splits and their classes; `None` if there are none.
 pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
     let mut parts = parts(path)?;
     let Some((_, root)) = parts.first() else { return Ok(None) };
-    let mut layout = Layout::default();
+    let mut layout = Layout { root: path.to_owned(), ..Layout::default() };
     let (classes, notices) = (&mut layout.classes, &mut layout.notices);
     *classes = class_names(root, notices)?;
     let roots: Vec<PathBuf> = parts.iter().map(|(_, root)| root.clone()).collect();
@@ -69,7 +107,12 @@ pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
         let nested = search.nested;
         let images = search.images(&folder, true)?.into_iter();
         search.nested = nested;
-        layout.images.extend(images.map(|path| Labelled { part: Part::Unlabelled, path, label: UNLABELLED }));
+        layout.images.extend(images.map(|path| Labelled {
+            part: Part::Unlabelled,
+            path,
+            label: UNLABELLED,
+            inside: None,
+        }));
     }
     if !roots.iter().any(|root| root == path) {
         let loose = search.images(path, false)?;
@@ -175,7 +218,7 @@ impl Search {
             for folder in class_folders(root)? {
                 let label = label_of(&file_name(&folder), &folder)?;
                 let images = self.images(&folder, true)?.into_iter();
-                found.extend(images.map(|path| Labelled { part, path, label }));
+                found.extend(images.map(|path| Labelled { part, path, label, inside: None }));
             }
             let loose = self.images(root, false)?;
             self.unlabelled.extend(loose);
@@ -187,7 +230,7 @@ impl Search {
             match table.class_of.get(&name) {
                 Some(Some(class)) => {
                     let label = label_of(class, &table.path.join(class))?;
-                    found.push(Labelled { part, path, label });
+                    found.push(Labelled { part, path, label, inside: None });
                 }
                 _ => self.unlabelled.push(path),
             }

@@ -8,6 +8,7 @@ mod folder;
 mod idx;
 mod layout;
 mod picture;
+mod pixels;
 mod tables;
 
 pub use decode::read_image;
