@@ -484,3 +484,57 @@ fn pictures_are_cropped_around_their_centre_where_asked() -> Done {
     assert!(a?.equal(&b?));
     Ok(())
 }
+
+/// ImageNet as Kaggle's archive has it, as torchvision arranges it, and with the tables that others made.
+#[test]
+fn imagenet_s_layouts_are_read_with_the_names_of_its_classes() -> Done {
+    let folder = tempfile::tempdir()?;
+    let inner = folder.path().join("ILSVRC/Data/CLS-LOC");
+    let synsets = ["n01440764", "n02012849", "n03126707"];
+    for (synset, colour) in synsets.iter().zip([[200, 10, 20], [10, 200, 20], [10, 20, 200]]) {
+        pngs(&inner.join("train").join(synset), 12, colour)?;
+    }
+    for (i, name) in (1u8..=6).flat_map(|i| [("val", i), ("test", i)]).map(|(part, i)| (i, part)) {
+        fs::create_dir_all(inner.join(name))?;
+        let picture = RgbImage::from_pixel(9, 9, Rgb([i, if name == "val" { 1 } else { 2 }, 0]));
+        picture.save_with_format(
+            inner.join(name).join(format!("ILSVRC2012_{name}_{i:08}.JPEG")),
+            image::ImageFormat::Png,
+        )?;
+    }
+    let load = || data::open(&options(folder.path()));
+    // Without a table, the images of the validation split have no labels, and a part of the training split stands in.
+    let data = load()?;
+    assert_eq!((data.classes.join(" "), data.validation.class_counts()), (synsets.join(" "), vec![1, 1, 1]));
+    assert_says(&data.notices.join("\n"), &["val has no folders of classes", "test has no folders of classes"]);
+
+    let names = "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane\nn99999999 other\n";
+    fs::write(folder.path().join("LOC_synset_mapping.txt"), names)?;
+    let of = |i: usize| (i * 2) % 3;
+    let lines = |line: &dyn Fn(usize) -> String| (1..=6).map(line).collect::<Vec<_>>().join("\n");
+    let kaggle = format!(
+        "ImageId,PredictionString\n{}\n",
+        lines(&|i| format!("ILSVRC2012_val_{i:08},{} 1 2 3 4 {} 5 6 7 8 ", synsets[of(i)], synsets[of(i)]))
+    );
+    let tables = [
+        (folder.path().join("LOC_val_solution.csv"), kaggle),
+        (inner.join("val.txt"), lines(&|i| format!("ILSVRC2012_val_{i:08}.JPEG {}", of(i)))),
+        (inner.join("val.txt"), lines(&|i| format!("ILSVRC2012_val_{i:08}.JPEG {}", synsets[of(i)]))),
+        (inner.join("imagenet_2012_validation_synset_labels.txt"), lines(&|i| synsets[of(i)].to_owned())),
+    ];
+    for (path, table) in tables {
+        fs::write(&path, table)?;
+        let data = load()?;
+        assert_eq!(data.classes, ["tench", "crane (n02012849)", "crane (n03126707)"]);
+        assert_eq!(data.validation.class_counts(), [2, 2, 2], "{}: {:?}", path.display(), data.notices);
+        for i in 0..6 {
+            let (image, label) = (data.validation.image(i)?, data.validation.label(i)?);
+            assert_eq!(of(image.int64_value(&[0, 4, 4]) as usize) as i64, label);
+        }
+        assert!(data.validation.file_name(0)?.starts_with("ILSVRC/Data/CLS-LOC/val/"));
+        let from_inside = data::open(&options(&inner))?;
+        assert_eq!(from_inside.key, data.key);
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}

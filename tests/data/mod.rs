@@ -7,6 +7,7 @@ mod folders;
 mod idx;
 mod images;
 mod large;
+mod shards;
 mod transform;
 
 use flate2::{Compression, write::GzEncoder};

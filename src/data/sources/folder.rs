@@ -1,9 +1,10 @@
-//! The user's own images: one folder per class.
+//! The user's own images: one folder per class, or shards.
 
 use super::decode::check_size;
 use super::files::file_name;
 use super::layout::{Labelled, Layout, Part, class_folders, pictures_are, read_layout, shortened};
 use super::pixels::decode;
+use super::shards;
 use crate::data::dataset::{DataOptions, Dataset, Found};
 use crate::data::pixel_file::Outcome;
 use crate::data::sampling::{Purpose, shuffled_rows, stratified};
@@ -24,18 +25,47 @@ const TEST: f64 = 0.1;
 /// too, and Roboflow's exports for classification. Images in `unlabelled/` beside the class folders have no label; they
 /// are in the [`Dataset::transfer_set`]. Whatever is left out is counted and named in the notices.
 ///
+/// `path` may also hold WebDataset shards: `train-000000.tar`, `val-000000.tar` and so on, or `train/*.tar` and so on.
+/// A sample is an image, `KEY.jpg`, with its label in `KEY.cls` or `KEY.json`. `classes.txt` beside the shards names
+/// the classes, a line each; without it they are named by their numbers.
+///
+/// Images that would take more memory than [`DataOptions::memory`] allows are decoded once into a file; batches are
+/// read from there. A call that was interrupted or killed goes on where it ended.
+///
 /// # Errors
 /// When there is no image, no readable image, or only one class, or too few images of a class for every split.
 pub fn image_folder(path: impl AsRef<Path>, size: i64, options: &DataOptions) -> Result<Dataset> {
     let path = path.as_ref();
     options.check()?;
     check_size(size)?;
-    let Some(layout) = read_layout(path)? else {
+    let Some(layout) = find(path, options)? else {
         let what = if class_folders(path)?.is_empty() { "is empty" } else { "holds no images" };
         let path = path.display();
         return Err(Error::Data(format!("{path} {what}: put one folder of png or jpg images per class there")));
     };
     load(path, layout, size, options)
+}
+
+/// Finds the images of a folder, their splits and their classes, in folders or in shards; `None` if there are none.
+pub(super) fn find(path: &Path, options: &DataOptions) -> Result<Option<Layout>> {
+    let in_splits = shards::in_splits(path)?;
+    if !in_splits.is_empty() {
+        return shards::read_shards(path, in_splits, &options.cache).map(Some);
+    }
+    if let Some(layout) = read_layout(path)? {
+        return Ok(Some(layout));
+    }
+    let mut notices = Vec::new();
+    let beside = shards::beside(path, &mut notices)?;
+    if beside.is_empty() {
+        return match notices.is_empty() {
+            true => Ok(None),
+            false => Err(Error::Data(format!("{} cannot be used: {}", path.display(), notices.join("; ")))),
+        };
+    }
+    let mut layout = shards::read_shards(path, beside, &options.cache)?;
+    layout.notices.splice(0..0, notices);
+    Ok(Some(layout))
 }
 
 /// Decodes the images of a layout and divides them among the splits.

@@ -1,6 +1,7 @@
-//! Where the images of a folder lie and which class each belongs to: folders of classes, Tiny-ImageNet's and Roboflow's
-//! layouts.
+//! Where the images of a folder lie and which class each belongs to: folders of classes, ImageNet's, Tiny-ImageNet's and
+//! Roboflow's layouts.
 
+use super::classes::named;
 use super::decode::file_bytes;
 use super::files::{file_name, list};
 use super::tables::{has_table, refuse_others, table};
@@ -17,6 +18,10 @@ use std::path::{Path, PathBuf};
 const DEEPEST: usize = 8;
 /// The folder of images without labels, in either spelling.
 const UNLABELLED_FOLDERS: [&str; 2] = ["unlabelled", "unlabeled"];
+/// Where ImageNet's images lie in the folder that its archive makes.
+const IMAGENET: [&str; 2] = ["ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"];
+/// Number of folders, from that of the images upwards, in which the names of ImageNet's classes may lie.
+const ABOVE: usize = 4;
 /// Extensions of image formats that the `image` crate does not know.
 const UNKNOWN: [&str; 11] = ["heic", "heif", "jp2", "j2k", "jxl", "svg", "psd", "cr2", "nef", "arw", "dng"];
 
@@ -82,9 +87,11 @@ impl Layout {
 
 /// Finds the images of a folder, their splits and their classes; `None` if there are none.
 pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
+    let mut layout = Layout { root: path.to_owned(), ..Layout::default() };
+    let inner = IMAGENET.iter().map(|inner| path.join(inner)).find(|inner| inner.join("train").is_dir());
+    let path = inner.as_deref().unwrap_or(path);
     let mut parts = parts(path)?;
     let Some((_, root)) = parts.first() else { return Ok(None) };
-    let mut layout = Layout { root: path.to_owned(), ..Layout::default() };
     let (classes, notices) = (&mut layout.classes, &mut layout.notices);
     *classes = class_names(root, notices)?;
     let roots: Vec<PathBuf> = parts.iter().map(|(_, root)| root.clone()).collect();
@@ -126,6 +133,7 @@ pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
         }
     }
     notices.extend(search.notices());
+    *classes = named(std::mem::take(classes), &path.ancestors().take(ABOVE).collect::<Vec<_>>());
     layout.parts = parts.iter().map(|(part, _)| *part).collect();
     Ok(Some(layout))
 }
@@ -182,10 +190,13 @@ fn unlabelled_folders(path: &Path, train: &Path) -> Vec<PathBuf> {
     folders.filter(|folder| folder.is_dir()).collect()
 }
 
-/// Whether a split holds its images in one folder that is not a class, as Tiny-ImageNet's test split does.
+/// Whether a split holds its images in one folder that is not a class, as Tiny-ImageNet's test split does, or in none,
+/// as ImageNet's does.
 fn is_unlabelled(root: &Path, classes: &[String]) -> bool {
     let folders: Vec<String> = class_folders(root).unwrap_or_default().iter().map(|f| file_name(f)).collect();
-    folders == ["images"] && !classes.contains(&folders[0]) && !has_table(root)
+    let loose = || list(root).is_ok_and(|files| files.iter().any(|path| !path.is_dir() && is_read(path) == Some(true)));
+    let is_flat = if folders.is_empty() { loose() } else { folders == ["images"] && !classes.contains(&folders[0]) };
+    is_flat && !has_table(root)
 }
 
 /// A search for image files, with what it left out.

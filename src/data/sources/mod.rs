@@ -1,6 +1,7 @@
 //! Where images come from: the user's own folder, or datasets that are downloaded.
 
 mod cifar;
+mod classes;
 mod decode;
 mod fashion_mnist;
 mod files;
@@ -9,6 +10,7 @@ mod idx;
 mod layout;
 mod picture;
 mod pixels;
+mod shards;
 mod tables;
 
 pub use decode::read_image;
@@ -23,7 +25,7 @@ use std::path::Path;
 /// Opens the user's own data, CIFAR-10 or Fashion-MNIST, whichever is there first:
 ///
 /// 1. What [`DataOptions::folder`] holds, if it is set: CIFAR-10's binary files, the four IDX files of MNIST and its
-///    relatives, or images in one folder per class (see [`image_folder`]).
+///    relatives, images in one folder per class, or WebDataset shards (see [`image_folder`]).
 /// 2. CIFAR-10: 32x32 colour images of ten classes, 50,000 for training and 10,000 for the test. It is read from
 ///    [`DataOptions::cache`], or downloaded into it.
 /// 3. Fashion-MNIST, with a notice that says why: 28x28 grey images (as three equal channels) of ten kinds of clothes,
@@ -66,13 +68,13 @@ fn own(folder: &Path, options: &DataOptions) -> Result<Dataset> {
              page",
             folder.display()
         )))
-    } else if let Some(layout) = layout::read_layout(folder)? {
+    } else if let Some(layout) = folder::find(folder, options)? {
         decode::check_size(options.folder_size)?;
         folder::load(folder, layout, options.folder_size, options)
     } else {
         Err(Error::Data(format!(
             "the data folder {} (KDLAB_DATA) is not usable: it should hold CIFAR-10 (data_batch_*.bin), IDX files \
-             (train-images-idx3-ubyte) or one folder of png or jpg images per class",
+             (train-images-idx3-ubyte), one folder of png or jpg images per class, or WebDataset shards (train-*.tar)",
             folder.display()
         )))
     }

@@ -38,9 +38,9 @@ pub(super) fn decode(
     let work = Work { name: file_name(path), layout, size, options, watch: watch("decoding", |_| ()) };
     let allowed = options.memory.unwrap_or_else(|| memory::allowed().map_or(u64::MAX, |bytes| bytes / 2));
     if work.bytes() <= allowed {
-        return work.into_memory();
+        return work.in_memory();
     }
-    let (file, outcomes) = work.into_file()?;
+    let (file, outcomes) = work.in_file()?;
     notices.push(format!(
         "the decoded images ({}) would take more than {} of memory, so they are kept in {}, and each batch is read from \
          there",
@@ -77,7 +77,7 @@ impl Work<'_> {
         self.layout.images.len() as u64 * self.row() as u64
     }
 
-    fn into_memory(self) -> Result<(Pool, Vec<Outcome>)> {
+    fn in_memory(&self) -> Result<(Pool, Vec<Outcome>)> {
         let mut pool = Pool::new(self.layout.images.len(), self.shape())?;
         let mut outcomes = Vec::with_capacity(self.layout.images.len());
         self.run(0, &mut |piece| {
@@ -93,7 +93,7 @@ impl Work<'_> {
     }
 
     /// Finds the file of these images, or makes it.
-    fn into_file(&self) -> Result<(PixelFile, Vec<Outcome>)> {
+    fn in_file(&self) -> Result<(PixelFile, Vec<Outcome>)> {
         let (key, row, images) = (self.sources()?, self.row(), &self.layout.images);
         let name = format!("{}-{}-{}.pixels", self.name, self.size, &key[..16]);
         let path = self.options.cache.join("pixels").join(name);

@@ -1,5 +1,5 @@
-//! Splits whose images lie in one folder, with a table of their classes: Tiny-ImageNet's validation split, and
-//! Roboflow's "Multi-Label Classification CSV" if each image has one class. Roboflow's exports for detection have boxes
+//! Splits whose images lie in one folder, with a table of their classes: the validation splits of ImageNet and
+//! Tiny-ImageNet, and Roboflow's "Multi-Label Classification CSV" if each image has one class. Roboflow's exports for detection have boxes
 //! instead of classes, and are refused by name.
 //!
 //! Source of Roboflow's layouts: <https://docs.roboflow.com/datasets/versions/dataset-versions/exporting-data>.
@@ -14,6 +14,15 @@ use std::path::{Path, PathBuf};
 const ROBOFLOW: &str = "_classes.csv";
 /// Tiny-ImageNet: for each image in `images/` a line of file name, class and box, separated by tabs.
 const TINY_IMAGENET: &str = "val_annotations.txt";
+/// ImageNet from Kaggle: a header, then for each image a line of its name without ending and a list of synsets and boxes,
+/// separated by a comma.
+const KAGGLE: &str = "LOC_val_solution.csv";
+/// ImageNet's validation split in other forms: for each image a line of file name and synset, or the place of the synset
+/// among the sorted ones; or a line of the synset alone, in the order of the images.
+const VALIDATION: [&str; 3] =
+    ["val.txt", "imagenet_2012_validation_synset_labels.txt", "ILSVRC2012_validation_synset_labels.txt"];
+/// Number of folders above that of the images in which ImageNet's table may lie.
+const ABOVE: usize = 5;
 /// Files of Roboflow's exports for detection.
 const BOXES: [&str; 4] =
     ["_annotations.csv", "_annotations.coco.json", "_annotations.txt", "_annotations.createml.json"];
@@ -30,7 +39,18 @@ pub(super) struct Table {
 }
 
 pub(super) fn has_table(root: &Path) -> bool {
-    [ROBOFLOW, TINY_IMAGENET].iter().any(|name| root.join(name).is_file())
+    [ROBOFLOW, TINY_IMAGENET].iter().any(|name| root.join(name).is_file()) || imagenet_table(root).is_some()
+}
+
+/// The table of ImageNet's validation split, if `root` is such a folder.
+fn imagenet_table(root: &Path) -> Option<PathBuf> {
+    let is_flat = list(root).ok()?.iter().all(|path| !path.is_dir());
+    let is_validation = ["val", "valid", "validation"].contains(&file_name(root).as_str()) && is_flat;
+    let mut tables = root
+        .ancestors()
+        .take(ABOVE)
+        .flat_map(|place| [KAGGLE].into_iter().chain(VALIDATION).map(|name| place.join(name)).collect::<Vec<_>>());
+    tables.find(|path| is_validation && path.is_file())
 }
 
 /// Reads the table of a split; `None` if there is none.
@@ -38,12 +58,14 @@ pub(super) fn has_table(root: &Path) -> bool {
 /// # Errors
 /// When it is damaged, or an image has several classes.
 pub(super) fn table(root: &Path) -> Result<Option<Table>> {
-    let Some(path) = [ROBOFLOW, TINY_IMAGENET].iter().map(|name| root.join(name)).find(|path| path.is_file()) else {
-        return Ok(None);
-    };
+    let here = [ROBOFLOW, TINY_IMAGENET].iter().map(|name| root.join(name)).find(|path| path.is_file());
+    let Some(path) = here.or_else(|| imagenet_table(root)) else { return Ok(None) };
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io("reading", &path, e))?;
     if path.ends_with(ROBOFLOW) {
         return roboflow(path, &text).map(Some);
+    }
+    if !path.ends_with(TINY_IMAGENET) {
+        return Ok(Some(Table { class_of: imagenet(root, &text), path, images: root.to_owned(), classes: Vec::new() }));
     }
     let pair = |line: &str| {
         let (file, rest) = line.split_once('\t')?;
@@ -51,6 +73,24 @@ pub(super) fn table(root: &Path) -> Result<Option<Table>> {
     };
     let class_of = text.lines().filter_map(pair).collect();
     Ok(Some(Table { path, images: root.join("images"), classes: Vec::new(), class_of }))
+}
+
+/// The synset of each image in ImageNet's validation split, by one of its tables.
+fn imagenet(root: &Path, text: &str) -> HashMap<String, Option<String>> {
+    let train = root.parent().map(|parent| parent.join("train"));
+    let synsets: Vec<String> =
+        train.and_then(|train| list(&train).ok()).iter().flatten().map(|path| file_name(path)).collect();
+    let pair = |(number, line): (usize, &str)| match line.split([',', ' ', '\t']).collect::<Vec<_>>().as_slice() {
+        [""] | ["ImageId", ..] => None,
+        [synset] => Some((format!("ILSVRC2012_val_{:08}.JPEG", number + 1), Some((*synset).to_owned()))),
+        [file, class, ..] => {
+            let file = if file.contains('.') { (*file).to_owned() } else { format!("{file}.JPEG") };
+            let class = class.parse().map_or_else(|_| Some((*class).to_owned()), |at: usize| synsets.get(at).cloned());
+            Some((file, class))
+        }
+        [] => None,
+    };
+    text.lines().map(str::trim).enumerate().filter_map(pair).collect()
 }
 
 fn roboflow(path: PathBuf, text: &str) -> Result<Table> {
