@@ -4,6 +4,8 @@ mod arrows;
 mod public;
 mod sources;
 
+use std::process::Command;
+
 use sources::Krate;
 
 /// The rooms of kdlab. A file uses only its own room and those above it in this list.
@@ -60,4 +62,26 @@ fn public_items_are_the_listed_ones() {
     assert!(not_listed.is_empty(), "public, but not in docs/public-items.md (make them pub(crate)?): {not_listed:#?}");
     assert!(gone.is_empty(), "in docs/public-items.md, but not public: {gone:#?}");
     assert!(found.len() <= public::MOST, "{} public items; at most {} are wanted", found.len(), public::MOST);
+}
+
+/// CONTRIBUTING.md shows whole changes. They have to fit the present code, and to be short.
+#[test]
+fn worked_examples_apply() {
+    let root = sources::root();
+    let page = std::fs::read_to_string(root.join("CONTRIBUTING.md")).expect("the page is there");
+    let examples = std::fs::read_dir(root.join("docs/examples")).expect("the examples are there").flatten();
+    let mut count = 0;
+    for path in examples.map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        assert!(page.contains(&format!("(docs/examples/{name})")), "CONTRIBUTING.md does not name {name}");
+        let output = Command::new("git").args(["apply", "--check"]).arg(&path).current_dir(&root).output();
+        let output = output.expect("git starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name} no longer fits; apply it by hand and make it anew: {said}");
+        let patch = std::fs::read_to_string(&path).expect("it is text");
+        let changed = patch.lines().filter(|line| line.starts_with(['+', '-'])).count();
+        assert!(changed < 60 + 2 * patch.matches("\ndiff ").count() + 2, "{name} changes {changed} lines");
+        count += 1;
+    }
+    assert_eq!(count, page.matches("(docs/examples/").count(), "CONTRIBUTING.md names an example that is not there");
 }
