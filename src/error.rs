@@ -16,7 +16,7 @@ pub enum Error {
     /// The operating system refused: permissions, missing file, full disk.
     #[error("{0}")]
     Io(String),
-    /// A download that failed.
+    /// A download, or a group of processes, that failed.
     #[error("{0}")]
     Network(String),
     /// libtorch refused an operation.

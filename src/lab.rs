@@ -1,5 +1,6 @@
 //! The lab that every notebook opens first: device, profile, and the work of earlier notebooks.
 
+mod plan;
 mod results;
 mod teacher;
 
@@ -11,8 +12,8 @@ use crate::show::{short_or_empty, show_as_text};
 use crate::store;
 use crate::study::mistakes::Mistake;
 use crate::study::{OtherTeacher, Sweep, SweepInputs, SweepReport};
-use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, History, Queue, Run};
-use crate::train::{backbone_features, check_name, fit, script_logits, teacher_logits};
+use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, Group, History, Queue, Run};
+use crate::train::{check_name, features_in, fit, script_logits, teacher_logits};
 use crate::{Error, Result};
 use std::fmt;
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ pub struct Lab {
     /// Fits in the background, and the chart in which the live kernel shows them.
     queue: Queue,
     chart: SharedChart,
+    /// The processes that train together, in a program that [`Lab::train_plan`] runs.
+    group: Option<Group>,
 }
 
 impl Lab {
@@ -69,7 +72,8 @@ impl Lab {
         let runs = store::variable("KDLAB_RUNS").unwrap_or_else(|| root.join("runs"));
         let folder = runs.join(&profile.name);
         let (queue, chart) = (Queue::default(), SharedChart::default());
-        Ok(Self { folder, cache: DataOptions::default().cache, profile, device, precision, queue, chart })
+        let cache = DataOptions::default().cache;
+        Ok(Self { folder, cache, profile, device, precision, queue, chart, group: None })
     }
 
     /// Loads CIFAR-10, or the data that `KDLAB_DATA` names, in the profile's sizes.
@@ -120,11 +124,11 @@ impl Lab {
     /// Computes the backbone's features f32 `[N, D]` of a split, or finds them on disk.
     ///
     /// # Errors
-    /// As [`backbone_features`].
+    /// As [`backbone_features`](crate::train::backbone_features).
     pub fn features(&self, backbone: &Backbone, split: &Split) -> Result<CachedTensor> {
         let cache = self.folder.join("cache");
-        let (transform, listener) = (self.teacher_transform(), print_progress());
-        backbone_features(backbone, split, &transform, self.profile.batch_size, Some(&cache), &listener)
+        let (transform, batch_size) = (self.teacher_transform(), self.profile.batch_size);
+        features_in(self.group.as_ref(), backbone, split, &transform, batch_size, Some(&cache), &print_progress())
     }
 
     /// Computes the teacher's logits f32 `[N, C]` of a split by its head on the backbone's features, or finds them on
@@ -161,6 +165,7 @@ impl Lab {
             folder: Some(self.folder.join(name)),
             listener: live_progress(&control, &self.chart),
             control,
+            group: self.group.clone(),
             ..FitOptions::default()
         }
     }
@@ -251,8 +256,8 @@ impl Lab {
                 head
             }
         };
-        let (transform, batch_size) = (self.teacher_transform(), self.profile.batch_size);
-        Ok(Teacher { backbone, head, transform, batch_size, cache: self.folder.join("cache") })
+        let (transform, batch_size, group) = (self.teacher_transform(), self.profile.batch_size, self.group.clone());
+        Ok(Teacher { backbone, head, transform, batch_size, cache: self.folder.join("cache"), group })
     }
 
     /// Returns a sweep in the profile's sizes: three seeds of plain distillation at T = 4, alpha = 0.9. Override the

@@ -3,9 +3,11 @@
 use crate::data::Framing;
 use crate::models::{Arch, Student};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// Sizes and lengths of a run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Profile {
     /// `article`, `laptop` or `smoke`: the name of the folder of its results.
     pub name: String,

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::data::{Split, Transform};
 use crate::models::{Backbone, Model};
 use crate::show::{debug_as_display, print_progress, show_as_text};
-use crate::train::{CachedTensor, Examples, backbone_features, teacher_logits};
+use crate::train::{CachedTensor, Examples, Group, features_in, teacher_logits};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -19,16 +19,19 @@ pub struct Teacher {
     pub(crate) batch_size: usize,
     /// Folder of features and logits.
     pub(crate) cache: PathBuf,
+    /// The processes that train together.
+    pub(crate) group: Option<Group>,
 }
 
 impl Teacher {
     /// Returns the backbone's features f32 `[N, D]` of a split.
     ///
     /// # Errors
-    /// As [`backbone_features`].
+    /// As [`backbone_features`](crate::train::backbone_features).
     pub fn features(&self, split: &Split) -> Result<CachedTensor> {
         let listener = print_progress();
-        backbone_features(&self.backbone, split, &self.transform, self.batch_size, Some(&self.cache), &listener)
+        let (group, cache) = (self.group.as_ref(), Some(&*self.cache));
+        features_in(group, &self.backbone, split, &self.transform, self.batch_size, cache, &listener)
     }
 
     /// Returns the teacher's logits f32 `[N, C]` of a split.

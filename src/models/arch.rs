@@ -5,18 +5,22 @@ use super::efficientnet::efficientnet_lite0;
 use super::fetch::{Published, Source};
 use super::resnet::{resnet18, resnet50};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use tch::nn;
 
 /// A teacher's architecture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Arch {
     /// torchvision's ResNet-50 v1.5 (He et al., 2015).
+    #[serde(rename = "resnet50")]
     ResNet50,
     /// torchvision's ResNet-18 (He et al., 2015).
+    #[serde(rename = "resnet18")]
     ResNet18,
     /// EfficientNet-Lite0 (Liu, 2020).
+    #[serde(rename = "efficientnet-lite0")]
     EfficientNetLite0,
 }
 

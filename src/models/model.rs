@@ -212,6 +212,14 @@ impl Model {
         state.iter().filter_map(|(name, _)| name.strip_suffix("running_mean")).any(frozen)
     }
 
+    /// The name of a BatchNorm that training changes, if there is one.
+    pub(crate) fn learning_norm(&self) -> Option<String> {
+        let state = self.state();
+        let frozen = |norm: &str| state.iter().any(|(name, t)| *name == format!("{norm}weight") && !t.requires_grad());
+        let mut norms = state.iter().filter_map(|(name, _)| name.strip_suffix("running_mean"));
+        norms.find(|norm| !frozen(norm)).map(|norm| norm.trim_end_matches('.').to_owned())
+    }
+
     /// Undoes [`Model::freeze`].
     pub fn unfreeze(&mut self) {
         self.vs.unfreeze();

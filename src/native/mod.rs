@@ -1,6 +1,10 @@
 //! Operations of libtorch that tch does not wrap. `shim.cpp` calls them, checked by the C++ compiler; this file makes
 //! each call safe and turns a C++ exception into an [`Error`].
 
+mod group;
+
+pub(crate) use group::{Connection, Keeper, Listen};
+
 use crate::{Error, Result};
 use std::ffi::{CStr, c_char};
 use std::ptr::{null, null_mut};
@@ -64,10 +68,21 @@ fn check(failure: Failure) -> Result<()> {
     if failure.is_null() {
         return Ok(());
     }
-    // SAFETY: the shim returned a text that ends with 0 and belongs to the caller, who releases it once.
-    let text = unsafe { CStr::from_ptr(failure).to_string_lossy().into_owned() };
-    unsafe { kdlab_free(failure) };
-    Err(tch::TchError::Torch(text).into())
+    // SAFETY: the shim returned a text that ends with 0 and belongs to the caller.
+    Err(tch::TchError::Torch(unsafe { text(failure) }).into())
+}
+
+/// Takes a text from the shim and releases it.
+///
+/// # Safety
+/// It ends with 0, and nobody uses it afterwards.
+unsafe fn text(text: *mut c_char) -> String {
+    // SAFETY: as the caller says; it is released once, here.
+    unsafe {
+        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
+        kdlab_free(text);
+        copy
+    }
 }
 
 /// Returns the pointer to the `at::Tensor` that tch holds.

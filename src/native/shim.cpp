@@ -1,8 +1,5 @@
-// The crate's only C++: operations of libtorch that tch does not wrap. build.rs compiles this file against libtorch's
-// own headers, so the compiler checks every call. mod.rs declares the same functions for Rust.
-//
-// Every function returns null, or the reason of its failure as a text that kdlab_free releases. No C++ exception leaves
-// this file.
+// Operations of libtorch that tch does not wrap. build.rs compiles the C++ of this folder against libtorch's own
+// headers, so the compiler checks every call. mod.rs declares the same functions for Rust.
 
 #ifdef KDLAB_CUDA
 #define USE_CUDA // for the CUDA functions of this one header, which needs nothing of CUDA itself
@@ -24,24 +21,12 @@
 #include <torch/csrc/inductor/aoti_torch/utils.h>
 #include <torch/csrc/stable/c/shim.h>
 
-#include <cstring>
+#include "guarded.h"
+
 #include <stdexcept>
 #include <vector>
 
 namespace {
-
-template <class Work> char* guarded(Work work) noexcept {
-  try {
-    work();
-    return nullptr;
-  } catch (const c10::Error& e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("an exception of unknown type");
-  }
-}
 
 using Handles = at::Tensor* const*;
 

@@ -3,12 +3,13 @@
 
 use super::progress::{Interrupt, Ticker};
 use super::row_file::RowFile;
-use super::{Event, Listener};
+use super::{Event, Group, Listener};
 use crate::data::{Split, Transform, Views};
 use crate::models::{Backbone, Mode, Model, TorchScript};
 use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -83,11 +84,12 @@ impl CachedTensor {
     }
 }
 
-/// The images of the samples `from..to`. A pass asks for those behind them next.
-fn images(split: &Split, from: i64, to: i64) -> Result<Tensor> {
+/// The images of the samples `from..to`. A pass asks for as many next, behind those that the other `ranks` compute now.
+fn images(split: &Split, from: i64, to: i64, ranks: i64) -> Result<Tensor> {
     let samples = |from: i64, to: i64| (from..to.min(split.len() as i64)).collect::<Vec<_>>();
     let images = split.batch(&samples(from, to))?.images;
-    split.read_ahead(&samples(to, 2 * to - from));
+    let ahead = (to - from) * ranks;
+    split.read_ahead(&samples(from + ahead, to + ahead));
     Ok(images)
 }
 
@@ -123,6 +125,19 @@ pub fn backbone_features(
     folder: Option<&Path>,
     listener: &Listener,
 ) -> Result<CachedTensor> {
+    features_in(None, backbone, split, transform, batch_size, folder, listener)
+}
+
+/// [`backbone_features`], of which each process of a `group` computes its part; all find them in one folder.
+pub(crate) fn features_in(
+    group: Option<&Group>,
+    backbone: &Backbone,
+    split: &Split,
+    transform: &Transform,
+    batch_size: usize,
+    folder: Option<&Path>,
+    listener: &Listener,
+) -> Result<CachedTensor> {
     let device = backbone.model.device();
     let title = format!("{} on {}", backbone.arch, split.name);
     let key = features_key(backbone, split, transform)?;
@@ -131,12 +146,17 @@ pub fn backbone_features(
     let batches = if device == Device::Cpu { 1 } else { 8 };
     let (width, chunk) = (backbone.arch.features(), batches * batch_size);
     let what = "features";
-    Computation { what, title: &title, split, views: None, width, chunk, listener }.run(key, folder, &mut |from, to| {
-        let images = images(split, from, to)?.f_to_device(device)?;
-        let of = |images: &Tensor| pass(&transform.apply(images, device)?);
-        let found = images.f_split(batch_size as i64, 0)?.iter().map(of).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::f_cat(&found, 0)?.f_to_device(Device::Cpu)?)
-    })
+    let ranks = group.map_or(1, Group::size) as i64;
+    Computation { what, title: &title, split, views: None, group, width, chunk, listener }.run(
+        key,
+        folder,
+        &mut |from, to| {
+            let images = images(split, from, to, ranks)?.f_to_device(device)?;
+            let of = |images: &Tensor| pass(&transform.apply(images, device)?);
+            let found = images.f_split(batch_size as i64, 0)?.iter().map(of).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::f_cat(&found, 0)?.f_to_device(Device::Cpu)?)
+        },
+    )
 }
 
 /// The teacher's logits f32 `[N, C]`: its `head` on the `features` of `split`. A `folder` keeps them.
@@ -157,7 +177,7 @@ pub(crate) fn teacher_logits(
         Ok(no_grad(|| head.forward(&rows, false))?.f_to_device(Device::Cpu)?)
     };
     let (what, width, listener) = ("logits", compute(0, 1)?.size().last().copied().unwrap_or(1), &Listener::default());
-    Computation { what, title: &title, split, views: None, width, chunk: HEAD_ROWS, listener }.run(
+    Computation { what, title: &title, split, views: None, group: None, width, chunk: HEAD_ROWS, listener }.run(
         key,
         folder,
         &mut compute,
@@ -189,12 +209,12 @@ pub fn layer_features(
     let parts = ["layer features", layer, &weights, &split.key, &transform.key(), &precision];
     let key = digest(&parts.map(str::as_bytes));
     let of = |from: i64, to: i64| -> Result<Tensor> {
-        let images = transform.apply(&images(split, from, to)?, device)?;
+        let images = transform.apply(&images(split, from, to, 1)?, device)?;
         no_grad(|| Ok(teacher.forward_to(&images, Mode::Evaluation, teacher.precision, layer)?.1))
     };
     let row = of(0, 1)?.size().get(1..).unwrap_or_default().to_vec();
     let (what, width) = ("layer-features", row.iter().product());
-    let pass = Computation { what, title: &title, split, views: None, width, chunk: batch_size, listener };
+    let pass = Computation { what, title: &title, split, views: None, group: None, width, chunk: batch_size, listener };
     let made =
         pass.run(key, folder, &mut |from, to| Ok(of(from, to)?.f_flatten(1, -1)?.f_to_device(Device::Cpu)?))?;
     Ok(CachedTensor { row: Some(row), ..made })
@@ -220,10 +240,10 @@ pub fn script_logits(
     teacher.check(&split.batch(&[0, split.len() as i64 - 1])?.images, split.classes())?;
     let key = digest(&["script logits", &teacher.key(), &split.key].map(str::as_bytes));
     let (what, width) = ("logits", split.classes() as i64);
-    Computation { what, title: &title, split, views: None, width, chunk: batch_size, listener }.run(
+    Computation { what, title: &title, split, views: None, group: None, width, chunk: batch_size, listener }.run(
         key,
         folder,
-        &mut |from, to| teacher.logits(&images(split, from, to)?),
+        &mut |from, to| teacher.logits(&images(split, from, to, 1)?),
     )
 }
 
@@ -257,15 +277,19 @@ pub fn view_logits(
     let width = no_grad(|| teacher.forward(&batch(0, 1)?, false))?.size().last().copied().unwrap_or(1);
     let pass = teacher.pass()?;
     let (what, views, chunk) = ("view-logits", Some(views), batch_size);
-    Computation { what, title: &title, split, views, width, chunk, listener }.run(key, Some(folder), &mut |from, to| {
-        let logits = pass(&batch(from, to)?)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?;
-        if i64::try_from(logits.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?)? > 0 {
-            return Err(Error::Data(format!(
-                "{title}: a logit is not finite in f16 (beyond 65504); check the teacher's weights"
-            )));
-        }
-        Ok(logits)
-    })
+    Computation { what, title: &title, split, views, group: None, width, chunk, listener }.run(
+        key,
+        Some(folder),
+        &mut |from, to| {
+            let logits = pass(&batch(from, to)?)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Half)?;
+            if i64::try_from(logits.f_isfinite()?.f_logical_not()?.f_sum(Kind::Int64)?)? > 0 {
+                return Err(Error::Data(format!(
+                    "{title}: a logit is not finite in f16 (beyond 65504); check the teacher's weights"
+                )));
+            }
+            Ok(logits)
+        },
+    )
 }
 
 /// A pass over a split that gives a row of `width` values for each sample, or for each view of each sample.
@@ -276,6 +300,8 @@ struct Computation<'a> {
     title: &'a str,
     split: &'a Split,
     views: Option<&'a Views>,
+    /// The processes that compute it together.
+    group: Option<&'a Group>,
     width: i64,
     /// Number of rows to compute at a time.
     chunk: usize,
@@ -300,7 +326,7 @@ impl Computation<'_> {
             let tensor = Tensor::f_empty(&shape, (Kind::Float, Device::Cpu))?;
             let rows = tensor.f_view([-1, self.width])?;
             self.in_chunks(0, rows.size()[0], &mut |from, to| {
-                Ok(rows.f_narrow(0, from, to - from)?.f_copy_(&compute(from, to)?)?)
+                Ok(rows.f_narrow(0, from, to - from)?.f_copy_(&self.rows(from, to, compute)?)?)
             })?;
             let seconds = start.elapsed().as_secs_f64();
             return Ok(CachedTensor { seconds, ..CachedTensor::in_memory(self.split, tensor, views, key) });
@@ -314,16 +340,51 @@ impl Computation<'_> {
             Err(_) if views.is_none() => None,
             found => found?,
         };
-        let from_disk = found.is_some();
-        if !from_disk {
-            file.write(&mut |there, append| {
-                self.in_chunks(there as i64, file.len() as i64, &mut |from, to| append(&compute(from, to)?))
-            })?;
+        // If one process of a group lacks them, all compute them.
+        let lacking = f64::from(found.is_none());
+        let lacking = self.group.map_or(Ok(lacking), |group| group.sum_value(lacking))?;
+        let (found, from_disk) = if lacking > 0.0 { (None, false) } else { (found, true) };
+        // Rank 0 writes. It tells the others how many rows an earlier pass left.
+        let mut fill = |there: usize, append: &mut dyn FnMut(&Tensor) -> Result<()>| {
+            let there = self.group.map_or(Ok(there as f64), |group| group.sum_value(there as f64))? as i64;
+            self.in_chunks(there, file.len() as i64, &mut |from, to| append(&self.rows(from, to, compute)?))
+        };
+        match self.group {
+            _ if from_disk => {}
+            None => file.write(&mut fill)?,
+            Some(group) if group.rank() > 0 => fill(0, &mut |_| Ok(()))?,
+            Some(group) => {
+                let mut told = false;
+                file.write(&mut |there, append| {
+                    told = true;
+                    fill(there, append)
+                })?;
+                if !told {
+                    // Another program has made the file meanwhile.
+                    group.sum_value(file.len() as f64)?;
+                }
+            }
+        }
+        if let Some(group) = self.group {
+            group.wait()?;
         }
         let deleted = || Error::Data(format!("{} was deleted while it was made; run it again", path.display()));
         let (tensor, seconds) = found.map_or_else(|| file.map(), |found| Ok(Some(found)))?.ok_or_else(deleted)?;
         let made = CachedTensor::in_memory(self.split, tensor, views, key.clone());
         Ok(CachedTensor { path: Some(path), from_disk, seconds, ..made })
+    }
+
+    /// Computes the rows `from..to`. Each process of a group computes a part, and all get all of them.
+    fn rows(&self, from: i64, to: i64, compute: &mut dyn FnMut(i64, i64) -> Result<Tensor>) -> Result<Tensor> {
+        let Some(group) = self.group else { return compute(from, to) };
+        let rows = Tensor::f_zeros([to - from, self.width], (Kind::Float, Device::Cpu))?;
+        let Range { start, end } = group.part((to - from) as usize);
+        let (start, end) = (start as i64, end as i64);
+        if start < end {
+            rows.f_narrow(0, start, end - start)?.f_copy_(&compute(from + start, from + end)?)?;
+        }
+        group.sum(&rows)?;
+        Ok(rows)
     }
 
     /// Calls `each` for the rows `from..total`, a chunk at a time. Reports progress, and stops when the user asks.
@@ -332,11 +393,13 @@ impl Computation<'_> {
             return Err(Error::Input("batch size must be at least 1, got 0".into()));
         }
         let (interrupt, mut ticker) = (Interrupt::watch(self.title), Ticker::new(self.title, (total - from) as usize));
-        for row in (from..total).step_by(self.chunk) {
+        let chunk = self.chunk * self.group.map_or(1, Group::size);
+        for row in (from..total).step_by(chunk) {
             interrupt.check(row as usize, total as usize)?;
-            let to = total.min(row + self.chunk as i64);
+            let to = total.min(row + chunk as i64);
             each(row, to)?;
-            if let Some(progress) = ticker.advance((to - row) as usize) {
+            let progress = ticker.advance((to - row) as usize);
+            if let Some(progress) = progress.filter(|_| self.group.is_none_or(|group| group.rank() == 0)) {
                 self.listener.notify(&Event::Progress(progress));
             }
         }

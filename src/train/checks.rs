@@ -1,7 +1,7 @@
 //! Checks before the first step of a fit, and the digest by which a later run recognises it.
 
 use super::loss::{HardLabels, check_classes};
-use super::{Criterion, Examples, FitOptions};
+use super::{Criterion, Examples, FeatureMethod, FitOptions};
 use crate::models::Model;
 use crate::store::digest::digest;
 use crate::store::tensors::digest_tensors;
@@ -89,6 +89,9 @@ pub(super) fn check_fit(task: &Task) -> Result<()> {
     if train.mixes() {
         check_mixup(task)?;
     }
+    if options.group.is_some() {
+        check_parts(task)?;
+    }
     if criterion.kd_loss().is_none() {
         return Ok(());
     }
@@ -134,6 +137,33 @@ fn check_mixup(task: &Task) -> Result<()> {
     if options.batch_size == 1 {
         return wrong(
             "mixup mixes the images of a batch, and a batch has 1 image: take a batch size of 2 or more".into(),
+        );
+    }
+    Ok(())
+}
+
+/// Refuses what needs the whole batch in one process.
+fn check_parts(task: &Task) -> Result<()> {
+    let Task { model, train, criterion, .. } = *task;
+    let wrong = |what: String| Err(Error::Input(what));
+    if let Some(norm) = model.learning_norm() {
+        return wrong(format!(
+            "{}: the BatchNorm {norm} would take its statistics from this process's part of each batch, so the result              would depend on the number of processes: freeze it (freeze_except(\"fc.\") trains the head alone), build              the network with group or layer normalisation, or train in one process",
+            model.name
+        ));
+    }
+    if train.mixes() {
+        return wrong(
+            "mixup mixes images of the whole batch, and each process of a group has a part of it: leave mixup out, or \
+             train in one process"
+                .into(),
+        );
+    }
+    if let Some((FeatureMethod::Relational { .. }, _)) = criterion.features() {
+        return wrong(
+            "relational distillation compares all images of a batch, and each process of a group has a part of them: \
+             take hint or attention, or train in one process"
+                .into(),
         );
     }
     Ok(())

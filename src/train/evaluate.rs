@@ -23,7 +23,7 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     for (number, indices) in batches.iter().enumerate() {
         interrupt.check(done, examples.len())?;
         done += indices.len();
-        examples.read_ahead(batches.get(number + 1));
+        examples.read_ahead(batches.get(number + 1).map(Vec::as_slice));
         let batch = examples.batch(indices, model.device())?;
         rows.push(forward(&batch.inputs)?.f_to_device(Device::Cpu)?);
     }
@@ -39,6 +39,7 @@ pub fn evaluate(model: &Model, examples: &Examples, batch_size: usize) -> Result
 }
 
 /// Computes the metrics of a fit on its validation split, in evaluation mode; returns `None` when the user stopped it.
+/// In a group, each process computes its part of every batch.
 pub(super) fn validate(
     model: &Model,
     examples: &Examples,
@@ -52,14 +53,18 @@ pub(super) fn validate(
     let batches = crate::data::batches(&order, options.batch_size)?;
     no_grad(|| {
         for (number, indices) in batches.iter().enumerate() {
-            if options.control.stopping().is_some() {
+            if options.agreed()?.0 {
                 return Ok(None);
             }
-            examples.read_ahead(batches.get(number + 1));
-            let batch = examples.batch(indices, model.device())?;
+            examples.read_ahead(batches.get(number + 1).map(|next| options.part(next)));
+            let share = options.share(indices.len());
+            if share.weight == 0.0 {
+                continue;
+            }
+            let batch = examples.part_in(indices, indices, None, &share, hard, model.device())?;
             let logits = model.forward_in(&batch.inputs, Mode::Evaluation, options.precision)?;
             sums.add(&criterion.loss(&logits, &batch, kd, hard, 1.0)?, &logits, &batch, kd)?;
         }
-        sums.metrics().map(Some)
+        sums.metrics(options.group.as_ref()).map(Some)
     })
 }

@@ -1,7 +1,8 @@
 //! Training examples by sample index: inputs, hard labels and, for distillation, the teacher's logits.
 
 use super::cached::{features_key, pick_views};
-use super::loss::UNLABELLED;
+use super::group::Share;
+use super::loss::{HardLabels, UNLABELLED};
 use super::minibatch::Answer;
 use super::{CachedTensor, Minibatch, OnlineTeacher};
 use crate::data::{Augment, EpochViews, Mixing, Split, Transform, Views};
@@ -345,7 +346,7 @@ impl Examples {
     }
 
     /// Says which samples the batch after the next one will have; `None` if there is none.
-    pub(super) fn read_ahead(&self, indices: Option<&Vec<i64>>) {
+    pub(super) fn read_ahead(&self, indices: Option<&[i64]>) {
         if let (Inputs::Images(images), Some(indices)) = (&self.inputs, indices) {
             images.split.read_ahead(indices);
         }
@@ -406,7 +407,27 @@ impl Examples {
             None => None,
         };
         let features = self.features.as_ref().map(|rows| pick(rows, others)).transpose()?;
-        Ok(Minibatch { inputs, labels, answer, features, partly_labelled: self.partly_labelled, mixed })
+        let partly_labelled = self.partly_labelled;
+        Ok(Minibatch { inputs, labels, answer, features, partly_labelled, mixed, label_share: None })
+    }
+
+    /// A process's `share` of [`Examples::batch_in`]. Its mean over hard labels counts as in the whole batch.
+    pub(super) fn part_in(
+        &self,
+        indices: &[i64],
+        others: &[i64],
+        step: Option<(&EpochDraws, usize)>,
+        share: &Share,
+        hard: &HardLabels,
+        device: Device,
+    ) -> Result<Minibatch> {
+        let range = share.range.clone();
+        let batch = self.batch_in(&indices[range.clone()], &others[range], step, device)?;
+        if !(self.partly_labelled || hard.is_weighted()) || share.weight == 0.0 || share.weight == 1.0 {
+            return Ok(batch);
+        }
+        let all = self.labels.f_index_select(0, &upload(indices, self.labels.device())?)?.f_to_device(device)?;
+        Ok(Minibatch { label_share: Some(hard.part_of(&batch.labels, &all, share.weight)?), ..batch })
     }
 
     /// The images u8 `[B, 3, H, W]` of the samples at `indices` as a step of an epoch sees them, and how it mixes them.

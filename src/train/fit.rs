@@ -5,14 +5,17 @@ use super::checkpoint::{Checkpoint, Resumed, Snapshot};
 use super::checks::{Task, cause_of_divergence, check_fit, check_splits, fingerprint, probe};
 use super::evaluate::validate;
 use super::features::FeatureTerm;
+use super::hyperparameters::Overrides;
 use super::loss::HardLabels;
 use super::metrics::Sums;
 use super::progress::Ticker;
 use super::record::TrainedEpoch;
 use super::{
-    Change, Criterion, EpochRecord, Event, Examples, FitOptions, History, Hyperparameters, Metrics, Optimizer,
+    Change, Criterion, EpochRecord, Event, Examples, FitOptions, Group, History, Hyperparameters, Listener, Metrics,
+    Optimizer,
 };
 use crate::models::{Mode, Model};
+use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
 use tch::Tensor;
@@ -40,6 +43,10 @@ pub(crate) struct LoopSettings {
 /// model, data and options continues it, with the same result as an unbroken run. After a finished run, training starts
 /// anew; the old files stay until the new run has finished. A run of other settings in that folder is renamed, not
 /// overwritten.
+///
+/// In a [group](FitOptions::group) of processes, each computes its part of every batch, and the results are those of one
+/// process up to rounding, for losses that are means over the images. Rank 0 writes the files and reports progress, of
+/// its own part within an epoch. A stop of any process ends the fit on all.
 ///
 /// On the live kernel, Interrupt ends the fit as [`super::Control::stop`] does: after the current batch. The model then
 /// has the best weights so far, or its first weights if no epoch was finished, and the history says why in `stopped`.
@@ -80,7 +87,9 @@ fn in_foreground(settings: &LoopSettings, task: Task, afterwards: Option<&str>) 
 
 /// Runs a fit, and tells its listener when it fails.
 pub(crate) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
-    let options = task.options;
+    let silent = FitOptions { listener: Listener::default(), ..task.options.clone() };
+    let options = if task.options.rank() == 0 { task.options } else { &silent };
+    let task = Task { options, ..task };
     let _on_panic = OnPanic(options);
     let done = run(settings, task);
     if let Err(e) = &done {
@@ -114,31 +123,38 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let new_term = |(method, layer)| FeatureTerm::new(method, layer, model, train, options.seed);
     let features = features.map(new_term).transpose()?;
     let mut optimizer = Optimizer::new(&options.recipe, all_trainable(model, features.as_ref()))?;
-    let checkpoint = match &options.folder {
-        Some(folder) => {
-            let fingerprint = fingerprint(settings.mistake.as_deref(), &task)?;
-            Some(Checkpoint::new(folder, fingerprint, probe(&task, &hard)?))
-        }
+    let identity = || fingerprint(settings.mistake.as_deref(), &task);
+    if let Some(group) = &options.group {
+        check_same(group, &identity()?, "model, data or options: give all of them the same")?;
+    }
+    let mut checkpoint = match &options.folder {
+        Some(folder) => Some(Checkpoint::new(folder, identity()?, probe(&task, &hard)?)),
         None => None,
     };
     let mut history = History { mistake: settings.mistake.clone(), ..options.history(criterion, train) };
     let mut best = Snapshot::of(model)?;
     let (mut average, mut trained) = (None, None);
-    if let Some(checkpoint) = &checkpoint {
-        if let Some(resumed) = checkpoint.resume(model, &mut optimizer, &projected(features.as_ref()))? {
-            let mut overrides;
-            Resumed { history, best, average, unmeasured: trained, overrides } = resumed;
-            history.stopped = None;
-            // Values that the user has set since the stop override those of the checkpoint.
-            overrides.update(control.overrides());
-            control.set(overrides)?;
-        }
-        if let Some(folder) = checkpoint.set_aside_other()? {
-            listener.notify(&Event::SetAside { name: name.clone(), folder });
-        }
+    if let Some(checkpoint) = &checkpoint
+        && let Some(resumed) = checkpoint.resume(model, &mut optimizer, &projected(features.as_ref()))?
+    {
+        let mut overrides;
+        Resumed { history, best, average, unmeasured: trained, overrides } = resumed;
+        history.stopped = None;
+        // Values that the user has set since the stop override those of the checkpoint.
+        overrides.update(control.overrides());
+        control.set(overrides)?;
+    }
+    if let Some(group) = &options.group {
+        let begun = format!("{} {}", history.records.len(), digest_tensors(&model.state())?);
+        check_same(group, &begun, "checkpoint: give all of them one folder that all see (KDLAB_RUNS names the lab's)")?;
+        // Only now, because all have read the folder.
+        checkpoint = checkpoint.filter(|_| group.rank() == 0);
+    }
+    if let Some(folder) = checkpoint.as_ref().map_or(Ok(None), Checkpoint::set_aside_other)? {
+        listener.notify(&Event::SetAside { name: name.clone(), folder });
     }
     let own = options.hyperparameters(criterion);
-    let now = control.over(own);
+    let now = options.agreed()?.1.over(own);
     let done = history.records.len() as f64;
     // A change during the validation of an epoch was recorded at the end of that epoch.
     let changed = history.changes.last().filter(|change| change.epoch >= done).map(|change| change.after);
@@ -150,8 +166,20 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let ended = training.epochs(trained);
     training.best.restore(model)?;
     ended?;
+    if let Some(group) = &options.group {
+        // The files are on disk when any of them returns.
+        group.wait()?;
+    }
     listener.notify(&Event::Finished(training.history.clone()));
     Ok(training.history)
+}
+
+/// Refuses a group whose processes would train different things.
+fn check_same(group: &Group, text: &str, what: &str) -> Result<()> {
+    match group.is_same(text)? {
+        true => Ok(()),
+        false => Err(Error::Input(format!("the processes of the group do not begin with the same {what}"))),
+    }
 }
 
 /// Everything that learns: the model's variables, and the projection of its features.
@@ -196,7 +224,7 @@ impl Training<'_> {
                 return self.stop(None);
             };
             let measuring = Instant::now();
-            let now = self.hyperparameters_at(epoch as f64);
+            let now = self.hyperparameters_at(epoch as f64, options.agreed()?.1);
             let Some(measured) = self.validate(now)? else {
                 return self.stop(Some(done));
             };
@@ -256,10 +284,10 @@ impl Training<'_> {
         checkpoint.save(self.task.model, best, average, &projection, &self.optimizer, &self.history, trained, overrides)
     }
 
-    /// The values in force from here on. Records and reports a change.
-    fn hyperparameters_at(&mut self, epoch: f64) -> Hyperparameters {
+    /// The values in force from here on, of which the user set some. Records and reports a change.
+    fn hyperparameters_at(&mut self, epoch: f64, set: Overrides) -> Hyperparameters {
         let options = self.task.options;
-        let now = options.control.over(self.own);
+        let now = set.over(self.own);
         if now != self.in_force {
             let change = Change { epoch, before: self.in_force, after: now };
             self.history.changes.push(change);
@@ -274,7 +302,9 @@ impl Training<'_> {
         let (settings, Task { model, train, criterion, options, .. }) = (self.settings, self.task);
         let start = Instant::now();
         // Order and dropout depend on seed and epoch alone, so a resumed run draws the same numbers as an unbroken one.
-        tch::manual_seed((options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64));
+        // Dropout differs between the parts of a batch, as it does between its images.
+        let seed = (options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64);
+        tch::manual_seed(seed.wrapping_add((options.rank() as i64).wrapping_mul(1 << 40)));
         let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
         let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;
         let mut ticker = Ticker::epoch(&options.name, epoch, options.epochs, train.len());
@@ -291,13 +321,15 @@ impl Training<'_> {
             let pause = options.control.wait_while_paused();
             ticker.skip(pause);
             paused += pause;
-            if options.control.stopping().is_some() {
+            let (stopped, set) = options.agreed()?;
+            if stopped {
                 return Ok(None);
             }
-            let now = self.hyperparameters_at((epoch - 1) as f64 + done as f64 / train.len() as f64);
+            let now = self.hyperparameters_at((epoch - 1) as f64 + done as f64 / train.len() as f64, set);
             let kd = now.kd_loss()?;
-            train.read_ahead(batches.get(batch_number + 1));
-            let batch = train.batch_in(indices, teachers, Some((&draws, batch_number)), model.device())?;
+            train.read_ahead(batches.get(batch_number + 1).map(|next| options.part(next)));
+            let (share, step) = (options.share(indices.len()), Some((&draws, batch_number)));
+            let batch = train.part_in(indices, teachers, step, &share, &self.hard, model.device())?;
             let (logits, tapped) = match &self.features {
                 Some(term) => {
                     let (logits, tapped) = model.forward_to(&batch.inputs, mode, options.precision, &term.layer)?;
@@ -313,18 +345,21 @@ impl Training<'_> {
                 loss = loss.f_add(&term.loss(&student, teacher)?)?;
             }
             let factor = plan.factor((epoch - 1) * batches.len() + batch_number);
-            self.optimizer.backward_step(&loss, now.learning_rate * factor)?;
+            let weighted = if share.weight == 1.0 { loss.shallow_clone() } else { loss.f_mul_scalar(share.weight)? };
+            self.optimizer.backward_step(&weighted, now.learning_rate * factor, options.group.as_ref())?;
             if let Some(decay) = options.recipe.average {
                 match &self.average {
                     Some(average) => average.approach(model, 1.0 - decay)?,
                     None => self.average = Some(Snapshot::of(model)?),
                 }
             }
-            sums.add(&loss, &logits, &batch, kd)?;
+            if share.weight > 0.0 {
+                sums.add(&loss, &logits, &batch, kd)?;
+            }
             done += indices.len();
             // Reading the loss waits for the device, so the loop reads it only when progress is due.
-            if let Some(mut progress) = ticker.advance(indices.len()) {
-                let metrics = sums.metrics()?;
+            if let Some(mut progress) = ticker.advance(indices.len()).filter(|_| options.rank() == 0) {
+                let metrics = sums.metrics(None)?;
                 if !metrics.loss.is_finite() {
                     let place = format!("in epoch {epoch} at image {} of {}", progress.done, progress.total);
                     return Err(self.diverged(metrics.loss, &place));
@@ -333,7 +368,7 @@ impl Training<'_> {
                 options.listener.notify(&Event::Progress(progress));
             }
         }
-        let (metrics, images_per_second) = (sums.metrics()?, ticker.images_per_second());
+        let (metrics, images_per_second) = (sums.metrics(options.group.as_ref())?, ticker.images_per_second());
         let seconds = start.elapsed().saturating_sub(paused).as_secs_f64();
         Ok(Some(TrainedEpoch { metrics, images_per_second, seconds }))
     }

@@ -123,6 +123,11 @@ pub(super) struct HardLabels {
 }
 
 impl HardLabels {
+    /// Whether some classes weigh more than others.
+    pub(super) fn is_weighted(&self) -> bool {
+        self.weights.is_some()
+    }
+
     /// For logits of this kind on this device.
     pub(super) fn new(recipe: &Recipe, kind: Kind, device: Device) -> Result<Self> {
         let upload = |weights: &Vec<f64>| Tensor::f_from_slice(weights)?.f_to_kind(kind)?.f_to_device(device);
@@ -145,16 +150,27 @@ impl HardLabels {
         if !partly_labelled {
             return Ok(loss(Reduction::Mean)?);
         }
+        Ok(loss(Reduction::Sum)?.f_div(&self.count(labels, logits.kind())?)?)
+    }
+
+    /// The images with a label, each as much as its class weighs: what the sum over a batch is divided by. A scalar on
+    /// the device, so that no step waits for it.
+    fn count(&self, labels: &Tensor, kind: Kind) -> Result<Tensor> {
         let labelled = labels.f_ne(UNLABELLED)?;
-        // Counted on the device, so that no step waits for it.
-        let count = match &self.weights {
-            None => labelled.f_sum(logits.kind())?.f_clamp_min(1)?,
+        Ok(match &self.weights {
+            None => labelled.f_sum(kind)?.f_clamp_min(1)?,
             Some(weights) => {
                 let of_each = weights.f_index_select(0, &labels.f_clamp_min(0)?)?;
-                of_each.f_mul(&labelled)?.f_sum(logits.kind())?.f_clamp_min(f64::from(f32::MIN_POSITIVE))?
+                of_each.f_mul(&labelled)?.f_sum(kind)?.f_clamp_min(f64::from(f32::MIN_POSITIVE))?
             }
-        };
-        Ok(loss(Reduction::Sum)?.f_div(&count)?)
+        })
+    }
+
+    /// What the mean over a part of a batch is multiplied by, so that the means of all parts, each weighted by its
+    /// `share` of the images, add up to the mean over the `whole` batch.
+    pub(super) fn part_of(&self, part: &Tensor, whole: &Tensor, share: f64) -> Result<Tensor> {
+        let count = |labels| self.count(labels, Kind::Double);
+        Ok(count(part)?.f_div(&count(whole)?)?.f_div_scalar(share)?)
     }
 }
 

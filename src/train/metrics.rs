@@ -1,7 +1,7 @@
 //! Metrics of an epoch, summed on the device.
 
 use super::loss::UNLABELLED;
-use super::{KdLoss, Metrics, Minibatch};
+use super::{Group, KdLoss, Metrics, Minibatch};
 use crate::Result;
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 
@@ -77,11 +77,15 @@ impl Sums {
         })
     }
 
-    /// The means so far. The copy to the host waits for the device.
-    pub(super) fn metrics(&self) -> Result<Metrics> {
+    /// The means so far, in a `group` over the samples of all processes. The copy to the host waits for the device.
+    pub(super) fn metrics(&self, group: Option<&Group>) -> Result<Metrics> {
         // Waiting steps go on waiting, so the sums do not depend on when progress was shown.
-        let values = Vec::<f64>::try_from(self.added_up()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
-        let (all, labelled) = (self.samples.max(1) as f64, values[4].max(1.0));
+        let mut values = Vec::<f64>::try_from(self.added_up()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+        values.push(self.samples as f64);
+        if let Some(group) = group {
+            values = group.sum_values(&values)?;
+        }
+        let (all, labelled) = (values[5].max(1.0), values[4].max(1.0));
         Ok(Metrics {
             loss: values[0] / all,
             cross_entropy: values[1] / labelled,

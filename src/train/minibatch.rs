@@ -18,6 +18,8 @@ pub struct Minibatch {
     pub(super) partly_labelled: bool,
     /// With mixup, the labels i64 `[B]` of the images that were mixed in, and the share of the images themselves.
     pub(super) mixed: Option<(Tensor, f64)>,
+    /// In a group, what the mean over this part's labels is multiplied by, where it is not 1.
+    pub(super) label_share: Option<Tensor>,
 }
 
 /// The teacher's logits of a batch.
@@ -69,6 +71,10 @@ impl Minibatch {
 
     /// Mean cross-entropy over the images with a label.
     pub(super) fn hard_loss(&self, logits: &Tensor, hard: &HardLabels) -> Result<Tensor> {
-        self.by_label(&|labels| hard.mean(logits, labels, self.partly_labelled))
+        let mean = self.by_label(&|labels| hard.mean(logits, labels, self.partly_labelled))?;
+        match &self.label_share {
+            None => Ok(mean),
+            Some(share) => Ok(mean.f_mul(&share.f_to_kind(mean.kind())?)?),
+        }
     }
 }

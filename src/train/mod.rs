@@ -36,6 +36,7 @@ mod examples;
 mod exported;
 mod features;
 mod fit;
+mod group;
 mod hyperparameters;
 mod loss;
 mod method;
@@ -53,8 +54,8 @@ mod table;
 
 pub use background::Run;
 pub(crate) use background::{Queue, caught};
-pub(crate) use cached::teacher_logits;
 pub use cached::{CachedTensor, backbone_features, layer_features, script_logits, view_logits};
+pub(crate) use cached::{features_in, teacher_logits};
 pub(crate) use checks::{Task, fingerprint};
 pub use control::Control;
 pub(crate) use control::Observer;
@@ -66,6 +67,10 @@ pub use examples::Examples;
 pub use features::FeatureMethod;
 pub use fit::fit;
 pub(crate) use fit::{LoopSettings, fit_and_show, fit_with};
+pub use group::Group;
+#[cfg(test)]
+pub(crate) use group::Rendezvous;
+pub(crate) use group::device_of;
 pub use hyperparameters::Hyperparameters;
 pub(crate) use hyperparameters::{check_learning_rate, six_digits};
 pub use loss::{KdLoss, soft_targets};

@@ -1,6 +1,7 @@
 //! Adam, AdamW and SGD with libtorch's fused kernels. Their state lies in named tensors, so that a checkpoint can hold
 //! it.
 
+use super::group::Group;
 use super::recipe::{Recipe, UpdateRule};
 use crate::native::FusedStep;
 use crate::{Error, Result};
@@ -58,13 +59,13 @@ impl Optimizer {
         self.steps == 0
     }
 
-    /// Computes the gradients of `loss`, a scalar, and makes one update. A parameter that the loss does not depend on
-    /// stays as it is, and so do its moments. Unlike PyTorch, Adam's bias correction uses one step count for all
-    /// parameters.
+    /// Computes the gradients of `loss`, a scalar, and makes one update. In a `group`, the loss is the sum of all
+    /// processes' losses. A parameter that the loss does not depend on stays as it is, and so do its moments. Unlike
+    /// PyTorch, Adam's bias correction uses one step count for all parameters.
     ///
     /// # Errors
     /// When the loss depends on no parameter.
-    pub(crate) fn backward_step(&mut self, loss: &Tensor, learning_rate: f64) -> Result<()> {
+    pub(crate) fn backward_step(&mut self, loss: &Tensor, learning_rate: f64, group: Option<&Group>) -> Result<()> {
         let reaches_none = || {
             Error::Input(
                 "the loss depends on no weight that learns: compute it from the network's output with operations of \
@@ -81,6 +82,9 @@ impl Optimizer {
         let mut gradients = Tensor::f_run_backward(&[loss], &tensors, false, false)?;
         if !gradients.iter().any(Tensor::defined) {
             return Err(reaches_none());
+        }
+        if let Some(group) = group {
+            group.sum_gradients(&mut gradients)?;
         }
         if let Some(norm) = self.clip_norm {
             clip(&mut gradients, norm)?;

@@ -1,7 +1,8 @@
 //! Options of a fit.
 
-use super::hyperparameters::check_learning_rate;
-use super::{Control, Criterion, Examples, History, Hyperparameters, Listener, Recipe};
+use super::group::Share;
+use super::hyperparameters::{Overrides, check_learning_rate};
+use super::{Control, Criterion, Examples, Group, History, Hyperparameters, Listener, Recipe};
 use crate::models::Precision;
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -28,8 +29,11 @@ pub struct FitOptions {
     pub folder: Option<PathBuf>,
     /// Handle to stop or pause the fit, and to change temperature, alpha and learning rate while it runs.
     pub control: Control,
-    /// Callback for training events.
+    /// Callback for training events; in a group that of rank 0.
     pub listener: Listener,
+    /// The processes that train together; `None` for this one alone. All of them call [`fit`](super::fit) with the same
+    /// model, data and options, and with one folder that all see.
+    pub group: Option<Group>,
 }
 
 impl Default for FitOptions {
@@ -45,6 +49,7 @@ impl Default for FitOptions {
             folder: None,
             control: Control::default(),
             listener: Listener::default(),
+            group: None,
         }
     }
 }
@@ -69,6 +74,40 @@ impl FitOptions {
             }
         }
         Ok(())
+    }
+
+    /// The number of this process in its group.
+    pub(super) fn rank(&self) -> usize {
+        self.group.as_ref().map_or(0, Group::rank)
+    }
+
+    /// The part of a batch of so many images that this process computes.
+    pub(super) fn share(&self, images: usize) -> Share {
+        self.group.as_ref().map_or(Share { range: 0..images, weight: 1.0 }, |group| group.share(images))
+    }
+
+    /// The samples of a batch that this process computes.
+    pub(super) fn part<'a>(&self, batch: &'a [i64]) -> &'a [i64] {
+        &batch[self.share(batch.len()).range]
+    }
+
+    /// Whether the fit is to stop, and the values that the user set. All processes of a group get the same answer: they
+    /// stop if one of them was stopped, and take the values of rank 0.
+    pub(super) fn agreed(&self) -> Result<(bool, Overrides)> {
+        let (stopping, own) = (self.control.stopping().is_some(), self.control.overrides());
+        let Some(group) = &self.group else { return Ok((stopping, own)) };
+        let mut told = vec![f64::from(stopping)];
+        for value in <[Option<f64>; 3]>::from(own) {
+            let value = value.filter(|_| group.rank() == 0);
+            told.extend([f64::from(value.is_some()), value.unwrap_or(0.0)]);
+        }
+        let sums = group.sum_values(&told)?;
+        let any = sums[0] > 0.0;
+        if any && !stopping {
+            self.control.stop("another process of its group was stopped");
+        }
+        let value = |at: usize| (sums[at] > 0.0).then_some(sums[at + 1]);
+        Ok((any, Overrides { temperature: value(1), alpha: value(3), learning_rate: value(5) }))
     }
 
     /// The values with which a fit of this criterion begins.

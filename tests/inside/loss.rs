@@ -118,7 +118,7 @@ fn adam_is_its_formula() {
         let used = |i: &usize| *i != 2 || step % 2 == 1;
         let loss = |i: usize| (parameters[i].1.square() * 0.5 + parameters[i].1.sin()).sum(Kind::Double);
         let all: Tensor = (0..parameters.len()).filter(used).map(loss).sum();
-        adam.backward_step(&all, 0.1).unwrap();
+        adam.backward_step(&all, 0.1, None).unwrap();
         for (i, (w, m, v)) in known.iter_mut().enumerate() {
             if used(&i) {
                 let g = &*w + w.cos();
@@ -195,7 +195,7 @@ fn two_optimisers_of_one_model_both_act() {
     // Adam's first step is as long as the learning rate, whatever the gradient.
     for (adam, wanted) in [(&mut first, [0.9, 1.9]), (&mut second, [0.8, 1.8])] {
         let loss = parameter.square().sum(Kind::Double);
-        adam.backward_step(&loss, 0.1).unwrap();
+        adam.backward_step(&loss, 0.1, None).unwrap();
         let got = Vec::<f64>::try_from(parameter.shallow_clone()).unwrap();
         assert!(got.iter().zip(wanted).all(|(got, wanted)| (got - wanted).abs() < 1e-6), "{got:?} {wanted:?}");
     }

@@ -3,6 +3,7 @@
 mod augmenting;
 #[path = "../common/mod.rs"]
 mod common;
+mod group;
 mod loss;
 mod methods;
 #[path = "../oracle/mod.rs"]

@@ -1,8 +1,8 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 //!
 //! Each command has a module of its own: [`setup`], [`bundle`], [`doctor`], [`notebooks`] (the command `run`),
-//! [`sweep`], [`classify`], [`page`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The others serve
-//! them.
+//! [`sweep`], [`train`], [`classify`], [`page`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The
+//! others serve them.
 
 mod bench;
 mod build_directories;
@@ -16,6 +16,7 @@ mod kernel;
 mod notebooks;
 mod page;
 mod paths;
+mod program;
 mod progress;
 mod setup;
 mod steps;
@@ -23,6 +24,7 @@ mod sweep;
 mod table;
 mod template;
 mod tools;
+mod train;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -63,6 +65,8 @@ enum Commands {
     /// Train students over a grid (lists with commas) with several seeds, alone and distilled, and print a verdict; a
     /// sweep that was killed goes on
     Sweep(Box<sweep::SweepArgs>),
+    /// Train the teacher and the student of a plan, on several processes if you like; a training that was killed goes on
+    Train(train::TrainArgs),
     /// Classify the pictures of a folder with a student that was saved as ONNX: file, class, probability, margin
     Classify(classify::ClassifyArgs),
     /// Write a web page in which a student that was saved as ONNX names pictures, without a network
@@ -151,6 +155,7 @@ fn real_main() -> Result<()> {
         Some(Commands::Doctor) => doctor::examine(&paths),
         Some(Commands::Run(args)) => notebooks::run(&paths, &args),
         Some(Commands::Sweep(args)) => sweep::run(&paths, &args),
+        Some(Commands::Train(args)) => train::run(&paths, &args),
         Some(Commands::Classify(args)) => classify::run(&paths, &args),
         Some(Commands::Page(args)) => page::run(&paths, &args),
         Some(Commands::Exercises(args)) => exercises::run(&paths, &args),

@@ -3,12 +3,12 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::paths::Paths;
-use crate::{progress, setup, tools};
+use crate::{program, setup};
 
 const METHODS: [&str; 7] = ["kd", "dkd", "standardised-kd", "argmax", "hint", "attention", "relational"];
 
@@ -115,21 +115,7 @@ impl SweepArgs {
 /// Compiles and starts the crate's own program for sweeps, because this one does not use tch.
 pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     setup::set_up(paths, None)?;
-    let program = paths.root.join("target/debug/sweep");
-    if !program.exists() {
-        progress::line("compiling the program for sweeps, once: three to six minutes on two cores, 0.7 GB");
-    }
-    let built = tools::end_with_this_process(tools::without_cargo_variables(&mut Command::new(tools::cargo())))
-        // With the features of all members together, as set-up and the tests do: nothing is compiled twice.
-        .args(["build", "--workspace", "--bin", "sweep"])
-        .current_dir(&paths.root)
-        .envs(paths.environment()?)
-        .env_remove("CARGO_TARGET_DIR")
-        .status()
-        .context("cannot start cargo; install Rust from https://rustup.rs")?;
-    if !built.success() {
-        bail!("the program for sweeps does not compile; the reason stands above");
-    }
+    let program = program::compiled(paths, "sweep", "sweeps")?;
     // In place of this process: a signal to `cargo lab sweep` then ends the training, and nothing goes on in the
     // background.
     let error = Command::new(program)

@@ -76,3 +76,44 @@ fn a_sweep_that_is_ended_leaves_no_process() {
     wait_for("the training", 600, trains);
     terminate(lab, folder.path());
 }
+
+/// What `lab.write_plan` writes, with an endless training.
+const PLAN: &str = r#"
+name = "endless"
+method = "kd"
+precision = "f32"
+
+[profile]
+name = "smoke"
+arch = "efficientnet-lite0"
+train_images = 300
+validation_images = 100
+test_images = 100
+framing = "squeeze"
+teacher_size = 64
+student = "medium"
+student_size = 8
+batch_size = 64
+teacher_epochs = 2
+student_epochs = 100000
+teacher_learning_rate = 0.001
+student_learning_rate = 0.001
+temperature = 1.0
+alpha = 0.5
+sweep_epochs = 1
+sweep_size = 8
+seed = 0
+"#;
+
+#[test]
+fn a_training_of_several_ranks_that_is_ended_leaves_no_process_and_keeps_its_checkpoint() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let plan = folder.path().join("plan.toml");
+    fs::write(&plan, PLAN).expect("it can be written");
+    let lab = start(folder.path(), &["train", plan.to_str().expect("text"), "--ranks", "2"]);
+    let checkpoint = folder.path().join("runs/smoke/endless/checkpoint.safetensors");
+    wait_for("the training", 600, || checkpoint.exists());
+    assert_eq!(marked(folder.path()).len(), 2, "rank 0 in the place of lab, and rank 1");
+    terminate(lab, folder.path());
+    assert!(checkpoint.exists());
+}
