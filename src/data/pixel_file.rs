@@ -61,7 +61,7 @@ pub(super) struct PixelFile {
 /// A batch that a thread of its own reads.
 struct Ahead {
     rows: Vec<i64>,
-    reader: JoinHandle<Result<Tensor>>,
+    reader: JoinHandle<Result<Vec<u8>>>,
 }
 
 impl PixelFile {
@@ -81,7 +81,7 @@ impl PixelFile {
             let (path, step) = (path.to_owned(), sums.len().div_ceil(COMPARED).max(1));
             let some: Vec<i64> = (0..sums.len() as i64).rev().step_by(step).collect();
             let opened = PixelFile { key: pool, path, file, row, sums, ahead: Mutex::default() };
-            if opened.load(&some).is_ok() {
+            if opened.load(&some, vec![0; some.len() * row]).is_ok() {
                 return Ok(Some((opened, outcomes)));
             }
         }
@@ -107,10 +107,11 @@ impl PixelFile {
         let mut ahead = lock(&self.ahead);
         let found = ahead.iter().position(|batch| batch.rows == rows).and_then(|at| ahead.remove(at));
         drop(ahead);
-        match found.map(|batch| batch.reader.join()) {
-            Some(Ok(read)) => read,
-            _ => self.load(rows),
-        }
+        let bytes = match found.map(|batch| batch.reader.join()) {
+            Some(Ok(read)) => read?,
+            _ => self.load(rows, vec![0; rows.len() * self.row])?,
+        };
+        Ok(Tensor::f_from_slice(&bytes)?)
     }
 
     /// Begins to read rows that [`PixelFile::read`] will be asked for, in this order.
@@ -119,8 +120,9 @@ impl PixelFile {
         if ahead.iter().any(|batch| batch.rows == rows) {
             return;
         }
-        let (file, wanted) = (Arc::clone(self), rows.clone());
-        let reader = std::thread::Builder::new().name("kdlab-pixels".into()).spawn(move || file.load(&wanted));
+        // This thread takes the memory: what a thread of each batch takes stays with the allocator, batch after batch.
+        let (file, wanted, bytes) = (Arc::clone(self), rows.clone(), vec![0; rows.len() * self.row]);
+        let reader = std::thread::Builder::new().name("kdlab-pixels".into()).spawn(move || file.load(&wanted, bytes));
         // Without a thread, the batch is read when it is needed.
         if let Ok(reader) = reader {
             ahead.truncate(1);
@@ -128,8 +130,8 @@ impl PixelFile {
         }
     }
 
-    fn load(&self, rows: &[i64]) -> Result<Tensor> {
-        let mut bytes = vec![0; rows.len() * self.row];
+    /// Fills `bytes` with rows.
+    fn load(&self, rows: &[i64], mut bytes: Vec<u8>) -> Result<Vec<u8>> {
         // In the order of the file, which a disk likes.
         let mut wanted: Vec<(i64, &mut [u8])> = rows.iter().copied().zip(bytes.chunks_mut(self.row)).collect();
         wanted.sort_unstable_by_key(|(row, _)| *row);
@@ -143,7 +145,7 @@ impl PixelFile {
                 readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(|_| Err(self.damaged())))
             })?,
         }
-        Ok(Tensor::f_from_slice(&bytes)?)
+        Ok(bytes)
     }
 
     fn row(&self, row: i64, to: &mut [u8]) -> Result<()> {

@@ -63,6 +63,10 @@ fn assert_same(file: &Dataset, memory: &Dataset) {
             assert!(file.batch(part).unwrap().images.equal(&b.images), "read ahead");
         }
         assert_eq!(file.file_name(0).unwrap(), memory.file_name(0).unwrap());
+        // As a fit moves a small data set to its device.
+        let (moved, all) = (file.on(Device::Cpu).unwrap(), &order[..]);
+        assert_eq!((&moved.key, moved.pool_bytes()), (&memory.key, memory.pool_bytes()));
+        assert!(moved.batch(all).unwrap().images.equal(&memory.batch(all).unwrap().images));
     }
 }
 
@@ -219,5 +223,49 @@ fn a_fit_on_a_file_is_the_fit_in_memory() -> Done {
     let (file, memory) = (file?, memory?);
     assert_eq!(file.0, memory.0);
     assert!(file.1.equal(&memory.1));
+    Ok(())
+}
+
+/// A value of `/proc/self/status` in MB.
+fn status(name: &str) -> f64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kilobytes| kilobytes.parse().ok()).unwrap_or(f64::NAN) / 1e3
+}
+
+/// Run it where 400 MB of memory may be used, such as in a cgroup: the images take ten times as much.
+#[test]
+#[ignore = "decodes 4 GB, which takes minutes and is meant for a process that may use little memory"]
+fn ten_times_the_memory_is_read_at_an_even_speed() -> Done {
+    let large = Large::new(0)?;
+    for i in 0..27_000u32 {
+        let path = large.images.path().join(["a", "b"][i as usize % 2]).join(format!("{i}.png"));
+        RgbImage::from_fn(16, 16, |x, y| Rgb([(x * 9) as u8 ^ i as u8, (i >> 8) as u8, (y * 5) as u8])).save(path)?;
+    }
+    let before = status("VmRSS:");
+    let begun = std::time::Instant::now();
+    let usual = DataOptions { memory: None, folder_size: 224, ..large.options(0) };
+    let data = data::open(&usual)?;
+    let made = begun.elapsed().as_secs_f64();
+    println!("{before:.0} MB before; made in {made:.0} s, peak {:.0} MB\n{data}", status("VmHWM:"));
+    assert_says(&data.to_string(), &["would take more than"]);
+    let begun = std::time::Instant::now();
+    assert_eq!(data::open(&usual)?.key, data.key);
+    println!("found again in {:.1} s", begun.elapsed().as_secs_f64());
+
+    let batches = data::batches(&data::shuffled(data.train.len(), 0, 0), 64)?;
+    let (mut speeds, mut most) = (Vec::new(), 0.0f64);
+    for tenth in batches.chunks(batches.len().div_ceil(10)) {
+        let begun = std::time::Instant::now();
+        for (i, batch) in tenth.iter().enumerate() {
+            tenth.get(i + 1).into_iter().for_each(|next| data.train.read_ahead(next));
+            let _ = Transform::imagenet(32).apply(&data.train.batch(batch)?.images, Device::Cpu)?;
+            most = most.max(status("VmRSS:"));
+        }
+        speeds.push((tenth.concat().len() as f64 / begun.elapsed().as_secs_f64()).round());
+    }
+    println!("images a second in each tenth {speeds:?}, at most {most:.0} MB");
+    assert!(speeds[speeds.len() - 1] > 0.5 * speeds[0], "{speeds:?}");
+    assert!(most < before + 400.0);
     Ok(())
 }

@@ -124,8 +124,8 @@ impl Work<'_> {
                 return Ok(found);
             }
             self.make_room(&path, (images.len() - from) as u64 * row as u64)?;
-            let size = short(self.bytes());
-            println!("Decoding {} images of {} once, into {} ({size})", images.len(), self.name, path.display());
+            let (size, to) = (short(self.bytes()), path.display());
+            println!("Decoding {} images of {} once, into {to} ({size}); {from} are there", images.len(), self.name);
             let (begun, mut last) = (Instant::now(), Instant::now());
             self.run(from, &mut |piece| {
                 for ((outcome, pixels), image) in piece.iter().zip(&images[file.done()..]) {
