@@ -11,12 +11,12 @@ use crate::show::{SharedChart, Table, counted, debug_as_display, live_progress, 
 use crate::show::{short_or_empty, show_as_text};
 use crate::store;
 use crate::study::mistakes::Mistake;
-use crate::study::{OtherTeacher, Sweep, SweepInputs, SweepReport};
+use crate::study::{Cluster, OtherTeacher, Sweep, SweepInputs, SweepReport, make_fit};
 use crate::train::{CachedTensor, Control, Criterion, Examples, FitOptions, Group, History, Queue, Run};
 use crate::train::{check_name, features_in, fit, script_logits, teacher_logits};
 use crate::{Error, Result};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::{Cuda, Device, nn};
 
 pub use teacher::Teacher;
@@ -310,6 +310,37 @@ impl Lab {
     /// # Errors
     /// When a teacher that the sweep names is not given, or its logits are of other data; else as [`Lab::sweep`].
     pub fn sweep_with(&self, sweep: &Sweep, data: &Dataset, others: &[OtherTeacher]) -> Result<SweepReport> {
+        self.run_sweep(sweep, data, others, None)
+    }
+
+    /// Runs a sweep as [`Lab::sweep`] does, on the workers of a Dask cluster: `local:2` starts two on this machine,
+    /// `slurm:8` eight jobs; `tls://head:8786` and `tcp://127.0.0.1:8786` are schedulers that run already. The results
+    /// are those of [`Lab::sweep`]. The machines need a common folder for `KDLAB_RUNS`. A worker that dies is replaced,
+    /// and its fit goes on after its last epoch.
+    ///
+    /// # Errors
+    /// When Dask is not installed (`cargo lab setup --dask` does it), the cluster can't be used, or a scheduler without
+    /// TLS could be reached from other machines; else as [`Lab::sweep`].
+    pub fn sweep_on(&self, sweep: &Sweep, data: &Dataset, on: &str) -> Result<SweepReport> {
+        self.run_sweep(sweep, data, &[], Some(&Cluster::new(on)?))
+    }
+
+    /// Makes one fit of a sweep that another process prepared: the number `fit` of its `work.json`. It is what a
+    /// cluster's machines run; `with_parent` ends it when stdin closes. Each line of stdout is an event in JSON.
+    ///
+    /// # Errors
+    /// When the file is no such file, the fit is not in it, and as [`fit`].
+    pub fn fit_of_sweep(&self, work: &Path, fit: usize, with_parent: bool) -> Result<()> {
+        make_fit(work, fit, self.device, with_parent)
+    }
+
+    fn run_sweep(
+        &self,
+        sweep: &Sweep,
+        data: &Dataset,
+        others: &[OtherTeacher],
+        cluster: Option<&Cluster>,
+    ) -> Result<SweepReport> {
         // Refuses wrong values before the teacher is trained, which may take a minute.
         sweep.check(data)?;
         sweep.check_others(others, data)?;
@@ -334,7 +365,7 @@ impl Lab {
             cache: &teacher.cache,
             afterwards: &format!("kdlab::study::SweepReport::load(lab.folder.join({file:?}))?"),
         };
-        sweep.run(&inputs, &self.folder.join("sweeps").join(&sweep.name), &live_sweep())
+        sweep.run(&inputs, &self.folder.join("sweeps").join(&sweep.name), &live_sweep(), cluster)
     }
 
     /// Reads the curve of an earlier fit by its name.

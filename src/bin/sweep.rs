@@ -1,9 +1,11 @@
 //! A sweep without Jupyter: what `cargo lab sweep` starts, with the fields of [`kdlab::study::Sweep`] that were
-//! given, as a JSON object.
+//! given, as a JSON object. `--on PLACE` after it names a cluster. `--fit WORK NUMBER` instead makes one fit of a sweep
+//! that was prepared for a cluster; `--with-parent` after that ends the fit when stdin closes.
 
 use kdlab::study::{Measure, Sweep};
 use kdlab::{Error, Lab, Result};
 use serde_json::Value;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -17,9 +19,25 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let given = std::env::args().nth(1).unwrap_or_default();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [plan] => sweep(plan, None),
+        [plan, "--on", place] => sweep(plan, Some(place)),
+        ["--fit", work, number] => fit(work, number, false),
+        ["--fit", work, number, "--with-parent"] => fit(work, number, true),
+        _ => Err(Error::Input("arguments: PLAN [--on PLACE], or --fit WORK NUMBER [--with-parent]".into())),
+    }
+}
+
+fn fit(work: &str, number: &str, with_parent: bool) -> Result<()> {
+    let number = number.parse().map_err(|_| Error::Input(format!("{number:?} is not the number of a fit")))?;
+    Lab::open()?.fit_of_sweep(Path::new(work), number, with_parent)
+}
+
+fn sweep(given: &str, on: Option<&str>) -> Result<()> {
     let wrong = |e| Error::Input(format!("the settings of this sweep: {e}; `cargo lab sweep --help` lists them"));
-    let given: serde_json::Map<String, Value> = serde_json::from_str(&given).map_err(wrong)?;
+    let given: serde_json::Map<String, Value> = serde_json::from_str(given).map_err(wrong)?;
     let mut lab = Lab::open()?;
     let name = given.get("name").and_then(Value::as_str).unwrap_or("sweep");
     if let Some(size) = given.get("size").and_then(Value::as_i64) {
@@ -36,7 +54,10 @@ fn run() -> Result<()> {
     println!("{lab}");
     let data = lab.dataset()?;
     println!("{data}");
-    let report = lab.sweep(&plan, &data)?;
+    let report = match on {
+        None => lab.sweep(&plan, &data)?,
+        Some(place) => lab.sweep_on(&plan, &data, place)?,
+    };
     println!("\n{report}");
     let mut measures = vec![Measure::Validation, Measure::Test];
     if plan.omitted.is_some() {
@@ -50,6 +71,8 @@ fn run() -> Result<()> {
         }
     }
     match report.stopped {
+        // The fits are in another's hands, as was asked for.
+        Some(_) if on == Some("slurm-array") => Ok(()),
         Some(why) => Err(Error::Interrupted(format!("stopped: {why}; run it again and it goes on"))),
         None => Ok(()),
     }

@@ -28,7 +28,7 @@ pub struct Dataset {
     /// How its pictures became squares, which pictures that a student meets later must become too.
     pub framing: Framing,
     /// Rows in the pool of the images without a label.
-    unlabelled: Vec<i64>,
+    pub(super) unlabelled: Vec<i64>,
 }
 
 impl Dataset {

@@ -1,10 +1,12 @@
 //! All images of a dataset: in one tensor of bytes, or in a file.
 
 use super::pixel_file::PixelFile;
+use crate::store::atomic::write_bytes;
 use crate::store::digest::hex;
-use crate::store::tensors::upload;
+use crate::store::tensors::{tensor_bytes, upload};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -15,7 +17,7 @@ const PIECE: usize = 64 << 20;
 pub(super) struct Pool {
     images: Images,
     /// `[C, H, W]` of an image; C is 1 (grey) or 3.
-    shape: [i64; 3],
+    pub shape: [i64; 3],
     pub labels: Arc<Vec<i64>>,
     /// The file of each image, as a path in the folder of the dataset; empty for datasets that are not folders of
     /// images.
@@ -83,6 +85,36 @@ impl Pool {
     pub fn of_file(file: PixelFile, shape: [i64; 3], labels: Vec<i64>) -> Self {
         let (labels, key) = (Arc::new(labels), PoolKey::Known(file.key.clone()));
         Pool { images: Images::File(Arc::new(file)), shape, labels, files: Arc::default(), key }
+    }
+
+    /// Returns a file whose first bytes are the images, for other processes. Images in memory are written to `folder`,
+    /// unless they are there.
+    pub fn share(&self, folder: &Path) -> Result<PathBuf> {
+        match &self.images {
+            Images::File(file) => Ok(file.path().to_owned()),
+            Images::Memory(all) => {
+                let path = folder.join(format!("images-{}.bin", &self.key()[..16]));
+                if !path.exists() {
+                    write_bytes(&path, &tensor_bytes(&all.f_narrow(0, 0, self.len() as i64)?)?)?;
+                }
+                Ok(path)
+            }
+        }
+    }
+
+    /// Opens what [`Pool::share`] returned. The images are mapped into memory, which all processes of a machine share.
+    pub fn open_shared(path: &Path, shape: [i64; 3], labels: &[i64], key: &str) -> Result<Self> {
+        let [c, h, w] = shape;
+        let n = labels.len() as i64;
+        let bytes = n * c * h * w;
+        let found = std::fs::metadata(path).map_err(|e| Error::io("reading", path, e))?.len();
+        let name = path.to_str().filter(|_| found >= bytes as u64).ok_or_else(|| {
+            let path = path.display();
+            Error::Data(format!("{path} holds {found} bytes, and its images take {bytes}; delete it and sweep again"))
+        })?;
+        let all = Tensor::f_from_file(name, false, Some(bytes), (Kind::Uint8, Device::Cpu))?.f_view([n, c, h, w])?;
+        let (labels, key) = (Arc::new(labels.to_vec()), PoolKey::Known(key.to_owned()));
+        Ok(Pool { images: Images::Memory(all), shape, labels, files: Arc::default(), key })
     }
 
     /// Appends as many images as there are labels; `pixels` holds them one after the other, each `[C, H, W]`.

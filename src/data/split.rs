@@ -21,9 +21,9 @@ pub struct Split {
     /// Hex SHA-256 over the pixels and labels of the dataset and the rows of this split: a different key means
     /// different images or a different order.
     pub key: String,
-    pool: Pool,
+    pub(super) pool: Pool,
     /// Positions in the pool.
-    rows: Vec<i64>,
+    pub(super) rows: Vec<i64>,
     classes: usize,
 }
 

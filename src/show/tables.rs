@@ -204,8 +204,11 @@ impl SweepReport {
         let stopped = self.stopped.as_ref().map_or(String::new(), |why| format!("; stopped: {why}"));
         let (epochs, runs) = (counted(sweep.epochs, "epoch"), counted(runs.len(), "run"));
         let time = duration(self.seconds());
+        // Of one kind it would say nothing about the results.
+        let cpus = self.cpus();
+        let cpus = if cpus.len() > 1 { format!(" on {}", cpus.join(" and ")) } else { String::new() };
         format!(
-            "{}: {data}, {images} images at {} px, {epochs}, {runs}, {time} of training{stopped}",
+            "{}: {data}, {images} images at {} px, {epochs}, {runs}, {time} of training{cpus}{stopped}",
             sweep.name, sweep.size
         )
     }

@@ -1,4 +1,4 @@
-//! Work on all cores of the CPU.
+//! The cores of the CPU: work on all of them, and their name.
 
 use crate::error::lock;
 use std::panic::resume_unwind;
@@ -16,4 +16,11 @@ pub(crate) fn on_all_cores<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> 
     });
     done.sort_by_key(|(at, _)| *at);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The name of this machine's CPU, such as "AMD EPYC 9B14"; of its family where the system does not say.
+pub(crate) fn cpu_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.trim_start().strip_prefix(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
 }

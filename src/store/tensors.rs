@@ -6,6 +6,7 @@ use super::digest::digest;
 use crate::{Error, Result};
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::Xxh3Default;
@@ -83,6 +84,21 @@ pub(crate) fn load_tensors(path: &Path) -> Result<(HashMap<String, Tensor>, Hash
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
     let tensors = parse_tensors(&bytes).map_err(broken)?.into_iter().collect();
     Ok((tensors, header.metadata().clone().unwrap_or_default()))
+}
+
+/// Maps the only tensor of a safetensors file into memory. The system reads the values when they are used.
+pub(crate) fn map_tensor(path: &Path, kind: Kind, shape: &[i64]) -> Result<Tensor> {
+    let io = |e| Error::io("reading", path, e);
+    let mut length = [0; 8];
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    file.read_exact(&mut length).map_err(io)?;
+    let (start, all) = (8u64.saturating_add(u64::from_le_bytes(length)), file.metadata().map_err(io)?.len());
+    let bytes = shape.iter().product::<i64>() as u64 * kind.elt_size_in_bytes() as u64;
+    let name = path.to_str().filter(|_| start.checked_add(bytes) == Some(all)).ok_or_else(|| {
+        Error::Data(format!("{} does not hold the values {shape:?} that were put there: delete it", path.display()))
+    })?;
+    let whole = Tensor::f_from_file(name, false, Some(all as i64), (Kind::Uint8, Device::Cpu))?;
+    Ok(whole.f_narrow(0, start as i64, bytes as i64)?.f_view_dtype(kind)?.f_view(shape)?)
 }
 
 /// The raw values of a tensor in row-major order.

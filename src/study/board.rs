@@ -66,8 +66,11 @@ impl Board {
         Self { state: Arc::new(Mutex::new(state)), listener: Arc::clone(listener) }
     }
 
+    /// Adds a run that is being made; one that begins again counts once.
     pub(super) fn begin(&self, place: usize, name: &str) {
-        lock(&self.state).running.push((place, name.to_owned(), None));
+        let mut state = lock(&self.state);
+        state.running.retain(|(running, ..)| *running != place);
+        state.running.push((place, name.to_owned(), None));
     }
 
     /// Forgets what was being made, once it is made.

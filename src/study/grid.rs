@@ -2,7 +2,7 @@
 
 use super::Verdict;
 use crate::data::{Augment, Dataset, Views};
-use crate::models::{Precision, Student};
+use crate::models::{Arch, Precision, Student};
 use crate::train::{Criterion, FeatureMethod, KdLoss, Method, Recipe};
 use crate::train::{check_alpha, check_learning_rate, check_temperature, six_digits};
 use crate::{Error, Result};
@@ -135,6 +135,12 @@ impl SweepMethod {
             SweepMethod::Logits(_) => None,
             SweepMethod::Features(method) => Some(method),
         }
+    }
+
+    /// Of a network's two layers that are usually compared, the one that this method compares.
+    fn usual_layer(self, layers: [&str; 2]) -> String {
+        let pooled = matches!(self, SweepMethod::Features(FeatureMethod::Relational { .. }));
+        layers[usize::from(pooled)].to_owned()
     }
 }
 
@@ -390,6 +396,18 @@ impl Sweep {
             }
         }
         self.seeds.iter().flat_map(|&seed| once.iter().map(move |setting| (setting.clone(), seed))).collect()
+    }
+
+    /// The layer of the student that a method compares.
+    pub(super) fn student_layer(&self, method: SweepMethod) -> String {
+        let usual = || method.usual_layer(Student::COMPARED_LAYERS);
+        self.layers.as_ref().map_or_else(usual, |[student, _]| student.clone())
+    }
+
+    /// The layer of its teacher that a method compares.
+    pub(super) fn teacher_layer(&self, method: SweepMethod, arch: Arch) -> String {
+        let usual = || method.usual_layer(arch.compared_layers());
+        self.layers.as_ref().map_or_else(usual, |[_, teacher]| teacher.clone())
     }
 
     /// The names of the teachers from elsewhere.

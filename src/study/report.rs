@@ -38,6 +38,12 @@ pub struct SweepRun {
     /// made the run.
     #[serde(default)]
     pub(crate) threads: Option<i32>,
+    /// The CPU of the machine that made the run: other kinds round differently. `None` if an earlier version made it.
+    #[serde(default)]
+    pub(crate) cpu: Option<String>,
+    /// Epochs that were done when the fit last went on after a kill or a stop; 0 if it ran in one piece.
+    #[serde(default)]
+    pub(crate) resumed_at: usize,
 }
 
 /// Test results after a bias was added to the omitted class's logit. The bias is chosen on the validation split.
@@ -183,7 +189,7 @@ impl SweepReport {
         let setting = ["setting", "method", "temperature", "alpha", "teacher", "published", "labelled", "noise"];
         let shared = ["augmentation", "recipe", "student", "size", "epochs", "images", "seed"];
         let measured = ["best_epoch", "validation_accuracy", "test_accuracy", "teacher_accuracy", "seconds"];
-        let last = ["images_per_second", "corrected_bias", "corrected_test_accuracy"];
+        let last = ["images_per_second", "threads", "cpu", "corrected_bias", "corrected_test_accuracy"];
         let names = [&setting[..], &shared, &measured, &last].concat().into_iter();
         let names: Vec<&str> = names.chain(recalls.iter().map(String::as_str)).collect();
         let rows: Vec<_> = self.runs.iter().map(|run| self.csv_row(run, classes)).collect();
@@ -219,6 +225,8 @@ impl SweepReport {
             cell(run.teacher),
             run.seconds.to_string(),
             run.images_per_second.to_string(),
+            run.threads.map_or(String::new(), |threads| threads.to_string()),
+            run.cpu.clone().unwrap_or_default(),
             cell(corrected.map(|c| c.bias)),
             cell(corrected.map(|c| c.test)),
         ];
@@ -280,6 +288,14 @@ impl SweepReport {
             .iter()
             .filter_map(|&seed| Some((value(&setting.alone(), seed)?, value(setting, seed)?)))
             .unzip()
+    }
+
+    /// The CPUs that made the runs, each once.
+    pub(crate) fn cpus(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = self.runs.iter().filter_map(|run| run.cpu.as_deref()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Seconds spent in all runs.

@@ -7,8 +7,10 @@ use super::{Event, Group, Listener};
 use crate::data::{Split, Transform, Views};
 use crate::models::{Backbone, Mode, Model, TorchScript};
 use crate::store::digest::digest;
-use crate::store::tensors::digest_tensors;
+use crate::store::tensors::{digest_tensors, map_tensor, save_tensors};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -91,6 +93,45 @@ fn images(split: &Split, from: i64, to: i64, ranks: i64) -> Result<Tensor> {
     let ahead = (to - from) * ranks;
     split.read_ahead(&samples(from + ahead, to + ahead));
     Ok(images)
+}
+
+/// Where a [`CachedTensor`] is on disk, for another process.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct CachedFile {
+    path: PathBuf,
+    key: String,
+    split_key: String,
+    shape: Vec<i64>,
+    row: Option<Vec<i64>>,
+    of_views: bool,
+}
+
+impl CachedTensor {
+    /// Says where the values are on disk; those that are in memory are written to `folder` first.
+    pub(crate) fn share(&self, folder: &Path) -> Result<CachedFile> {
+        let Self { tensor, key, views, row, split_key, .. } = self;
+        let path = match &self.path {
+            Some(path) => path.clone(),
+            None => {
+                let path = folder.join(format!("values-{}.safetensors", &key[..16]));
+                if !path.exists() {
+                    save_tensors(&path, &[("values".into(), tensor.shallow_clone())], HashMap::new())?;
+                }
+                path
+            }
+        };
+        let (key, split_key, shape, row) = (key.clone(), split_key.clone(), tensor.size(), row.clone());
+        Ok(CachedFile { path, key, split_key, shape, row, of_views: views.is_some() })
+    }
+
+    /// Opens what [`CachedTensor::share`] named. `views` are those of logits of views.
+    pub(crate) fn open_shared(file: &CachedFile, views: &Views) -> Result<Self> {
+        let CachedFile { path, key, split_key, shape, row, of_views } = file;
+        let kind = if *of_views { Kind::Half } else { Kind::Float };
+        let (tensor, views) = (map_tensor(path, kind, shape)?, of_views.then(|| views.clone()));
+        let (key, row, split_key, path) = (key.clone(), row.clone(), split_key.clone(), Some(path.clone()));
+        Ok(Self { tensor, key, views, row, split_key, path, from_disk: true, seconds: 0.0 })
+    }
 }
 
 /// Returns f32 `[B, C]`: the logits of image `images[i]` in view `views[i]`, out of f16 `[N, V, C]`.

@@ -1,11 +1,12 @@
 //! Training events, and the callback that receives them.
 
 use super::{Change, EpochRecord, History, Hyperparameters, Metrics};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Progress of a long pass over images.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Name of the fit or pass.
     pub name: String,

@@ -54,8 +54,8 @@ mod table;
 
 pub use background::Run;
 pub(crate) use background::{Queue, caught};
+pub(crate) use cached::{CachedFile, features_in, teacher_logits};
 pub use cached::{CachedTensor, backbone_features, layer_features, script_logits, view_logits};
-pub(crate) use cached::{features_in, teacher_logits};
 pub(crate) use checks::{Task, fingerprint};
 pub use control::Control;
 pub(crate) use control::Observer;

@@ -71,7 +71,7 @@ impl Bench {
             cache: &self.cache,
             afterwards: "report",
         };
-        sweep.run(&inputs, folder, &listener)
+        sweep.run(&inputs, folder, &listener, None)
     }
 }
 
@@ -468,6 +468,8 @@ fn reports_say_what_the_runs_came_to() {
         seconds: 1.5,
         images_per_second: 100.0,
         threads: Some(1),
+        cpu: None,
+        resumed_at: 0,
     };
     let setting = &sweep.settings()[0];
     let runs = [(0, 0.40, 0.46), (1, 0.42, 0.475), (2, 0.41, 0.475)];

@@ -99,6 +99,9 @@ struct SetupArgs {
     /// Install what `cargo lab test` needs, too: Python's torch, and the compiled crates of the kernel
     #[arg(long)]
     tests: bool,
+    /// Install Dask, too, and compile the program for sweeps: what `lab.sweep_on` needs in a notebook
+    #[arg(long)]
+    dask: bool,
 }
 
 #[derive(Args)]
@@ -148,7 +151,12 @@ fn real_main() -> Result<()> {
             if let Some(file) = args.bundle {
                 bundle::unpack(&paths, &file)?;
             }
-            if args.tests { setup::set_up_for_tests(&paths, flavour) } else { setup::set_up(&paths, flavour) }
+            if args.tests {
+                setup::set_up_for_tests(&paths, flavour)?;
+            } else {
+                setup::set_up(&paths, flavour)?;
+            }
+            if args.dask { sweep::prepare_for_clusters(&paths).map(drop) } else { Ok(()) }
         }
         Some(Commands::Bench(args)) => bench::run(&paths, &args),
         Some(Commands::Bundle { file }) => bundle::make(&paths, file.as_deref()),

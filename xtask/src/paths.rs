@@ -65,6 +65,11 @@ impl Paths {
         self.venv().join("bin/python")
     }
 
+    /// The Python that has Dask.
+    pub fn dask(&self) -> PathBuf {
+        self.kdlab.join("dask/bin/python")
+    }
+
     pub fn libtorch(&self) -> PathBuf {
         self.kdlab.join("libtorch")
     }

@@ -1,6 +1,7 @@
 //! `cargo lab sweep`: a grid of fits without Jupyter. Options replace the values of the profile.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -80,6 +81,10 @@ pub struct SweepArgs {
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
     #[arg(long)]
     profile: Option<String>,
+    /// Run the fits on a cluster: local:N workers of this machine; a Dask scheduler, tls://HOST:8786 or
+    /// tcp://127.0.0.1:8786; jobs of slurm:N or pbs:N. slurm-array prints a command instead. docs/cluster.md has more
+    #[arg(long, value_name = "PLACE")]
+    on: Option<String>,
 }
 
 impl SweepArgs {
@@ -115,15 +120,27 @@ impl SweepArgs {
 /// Compiles and starts the crate's own program for sweeps, because this one does not use tch.
 pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     setup::set_up(paths, None)?;
-    let program = program::compiled(paths, "sweep", "sweeps")?;
+    let program = match &args.on {
+        Some(_) => prepare_for_clusters(paths)?,
+        None => program::compiled(paths, "sweep", "sweeps")?,
+    };
+    let mut command = Command::new(program);
+    command.arg(args.fields().to_string());
+    if let Some(place) = &args.on {
+        command.args(["--on", place]);
+    }
     // In place of this process: a signal to `cargo lab sweep` then ends the training, and nothing goes on in the
     // background.
-    let error = Command::new(program)
-        .arg(args.fields().to_string())
-        .envs(paths.environment()?)
-        .env("KDLAB_PROFILE", paths.profile(args.profile.as_deref())?)
-        .exec();
+    let error = command.envs(paths.environment()?).env("KDLAB_PROFILE", paths.profile(args.profile.as_deref())?).exec();
     Err(error).context("cannot start the program for sweeps")
+}
+
+/// Installs Dask, unless `KDLAB_DASK` names a Python that has it, and returns the program for sweeps.
+pub fn prepare_for_clusters(paths: &Paths) -> Result<PathBuf> {
+    if crate::tools::variable("KDLAB_DASK").is_none() {
+        setup::python::install_dask(paths)?;
+    }
+    program::compiled(paths, "sweep", "sweeps")
 }
 
 #[cfg(test)]

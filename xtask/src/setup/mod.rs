@@ -67,7 +67,8 @@ pub fn set_up_for_tests(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     paths::check(paths)?;
     files::create_dir(Some(&paths.root.join("target/debug")))?;
     set_up(paths, flavour)?;
-    python::install_for_tests(paths)
+    python::install_for_tests(paths)?;
+    python::install_dask(paths)
 }
 
 /// Returns whether every step that takes long is done.

