@@ -259,7 +259,8 @@ impl Cluster {
                 }
                 Said::Failed { place, error } => {
                     let name = listeners.get(&place).map_or("a fit", |(name, _)| name);
-                    Some(Error::Io(format!("{name}: {error}")))
+                    // A loss that is not finite names its fit itself.
+                    Some(Error::Io(if error.starts_with(name) { error } else { format!("{name}: {error}") }))
                 }
                 Said::Broken(why) => Some(Error::Io(why)),
             };
