@@ -1,5 +1,7 @@
 //! Other processes: which of them belong to the kernel, and whether one waits for input.
 
+use std::ffi::OsString;
+
 /// Returns all processes below `pid`, except `child` and those below `child`.
 pub fn below(pid: i32, child: Option<i32>) -> Vec<i32> {
     let all = processes();
@@ -43,12 +45,16 @@ pub fn reads_stdin(pid: i32) -> Option<bool> {
     std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/syscall")).ok().map(|call| is_read_of_stdin(&call))
 }
 
-/// Returns whether any thread of `pid` waits in a read of its stdin, as [`reads_stdin`] knows.
-pub fn any_thread_reads_stdin(pid: i32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads
-        .into_iter()
-        .any(|thread| std::fs::read_to_string(thread.path().join("syscall")).is_ok_and(|call| is_read_of_stdin(&call)))
+/// Returns the threads of `pid` that wait in a read of its stdin, as [`reads_stdin`] knows, each with the number of times
+/// that it was taken off a processor. Where this is the same as before, they have waited all the time.
+pub fn reads_of_stdin(pid: i32) -> Vec<(OsString, String)> {
+    let read = |thread: std::fs::DirEntry| {
+        let text = |name: &str| std::fs::read_to_string(thread.path().join(name)).ok();
+        text("syscall").filter(|call| is_read_of_stdin(call))?;
+        let switches: String = text("status")?.lines().filter(|line| line.contains("ctxt_switches")).collect();
+        (!switches.is_empty()).then(|| (thread.file_name(), switches))
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().filter_map(read).collect()
 }
 
 /// Reads `/proc/PID/syscall`: the number of the call, then its arguments.

@@ -116,8 +116,9 @@ class Cells(unittest.TestCase):
         self.fails(made, "`SEEN` is made by the macro `thread_local!`", "write the item out")
 
     def test_A11(self):
-        cells = self.play("A11")
-        seconds = [float(re.search(r"([\d.]+) s\n", cell.stdout)[1]) for cell in cells]
+        # The least of three, because other programs slow a round down.
+        rounds = [[float(re.search(r"([\d.]+) s\n", cell.stdout)[1]) for cell in self.play("A11")] for _ in range(3)]
+        seconds = [min(times) for times in zip(*rounds)]
         self.assertLess(max(seconds[1:]) / max(0.1, min(seconds[1:])), 1.5, seconds)
 
     def test_A11b(self):

@@ -1,6 +1,7 @@
 //! The process that runs cells, the child, as the server sees it: its streams and its state.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -14,7 +15,7 @@ use tokio::net::unix::pipe;
 use crate::cells::handover::{Streams, ask_for_stdin};
 use crate::cells::output::{Piece, Stdout};
 use crate::cells::stderr::Stderr;
-use crate::processes::{any_thread_reads_stdin, reads_stdin};
+use crate::processes::{reads_of_stdin, reads_stdin};
 
 /// The process that runs cells.
 pub struct Child {
@@ -144,13 +145,15 @@ impl Child {
         !self.running || reads_stdin(self.pid) != Some(false)
     }
 
-    /// Returns whether the cell's code waits for input from stdin that nobody has typed yet.
-    pub fn waits_for_stdin(&self) -> bool {
-        // While a command is on its way, the child waits for that command. So first ask whether all was read: a read
-        // that still waits after that belongs to the cell. Held back output may be the end of the cell, after which
-        // the child waits for evcxr's next command: it would take the end of its stdin for a command, and end.
+    /// Returns the reads of stdin that wait while nothing is on its way to them, as [`reads_of_stdin`] does. They may
+    /// also wait for evcxr's next command, if the end of the cell is not read yet.
+    pub fn waiting_reads(&self) -> Vec<(OsString, String)> {
+        // While a command is on its way, the child waits for that command. Held back output may be the end of the cell.
         let nothing_comes = || self.waiting.is_empty() && self.stdin.as_ref().is_some_and(Stdin::is_read);
-        self.running && !self.asked_input && !self.renews_stdin && nothing_comes() && any_thread_reads_stdin(self.pid)
+        match self.running && !self.asked_input && !self.renews_stdin && nothing_comes() {
+            true => reads_of_stdin(self.pid),
+            false => vec![],
+        }
     }
 
     /// Passes a line on to the read that waits for it.
@@ -187,7 +190,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_read_behind_a_held_back_end_of_the_cell_is_no_question() {
+    async fn reads_are_told_apart_and_one_behind_a_held_back_end_of_the_cell_is_none() {
         let pipe = || std::io::pipe().map(|(reader, writer)| (OwnedFd::from(reader), OwnedFd::from(writer))).unwrap();
         let (stdin, to_stdin) = pipe();
         let mut reader = Command::new("cat").stdin(stdin).stdout(Stdio::null()).spawn().unwrap();
@@ -197,11 +200,19 @@ mod tests {
         let pid = i32::try_from(reader.id()).unwrap();
         let mut child = Child::new(streams, pid, UnixStream::pair().unwrap().0).unwrap();
         child.running = true;
-        while !child.waits_for_stdin() {
-            std::thread::yield_now();
-        }
+        let reads = |child: &Child| loop {
+            let found = child.waiting_reads();
+            match found.is_empty() {
+                true => std::thread::yield_now(),
+                false => return found,
+            }
+        };
+        let first = reads(&child);
+        assert_eq!(reads(&child), first, "it goes on");
+        child.type_line("a command");
+        assert_ne!(reads(&child), first, "the next read");
         child.waiting.push_back(Piece::Complete { line: String::new() });
-        assert!(!child.waits_for_stdin(), "the child may wait for evcxr's next command");
+        assert_eq!(child.waiting_reads(), [], "the child may wait for evcxr's next command");
         reader.kill().unwrap();
         reader.wait().unwrap();
     }

@@ -201,7 +201,9 @@ async fn serve(connection_file: Option<&Path>, folder: &Path) -> Result<()> {
         tokio::select! {
             Some(event) = inbox.recv() => server.handle(event),
             Some(event) = link_inbox.recv() => server.handle_link(event),
-            () = readable(&server.child) => server.drain(),
+            () = readable(&server.child) => {
+                server.drain();
+            }
             () = tokio::time::sleep(CHECK), if server.child.as_ref().is_some_and(|child| !child.waiting.is_empty()) => {
                 server.look_again();
             }

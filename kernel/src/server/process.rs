@@ -63,13 +63,9 @@ impl Server {
     }
 
     /// Reads everything that the child has printed so far. The number of reads is limited, because the child may go
-    /// on printing.
-    pub fn drain(&mut self) {
-        for _ in 0..READS {
-            if !self.pump_once() {
-                return;
-            }
-        }
+    /// on printing; returns whether nothing was left.
+    pub fn drain(&mut self) -> bool {
+        (0..READS).any(|_| !self.pump_once())
     }
 
     pub fn pump_once(&mut self) -> bool {
@@ -290,12 +286,14 @@ impl Server {
             self.child = Some(child);
         }
         let asked = self.cell.as_ref().is_some_and(|cell| cell.awaits_input.is_some());
-        if !asked && self.child.as_ref().is_some_and(Child::waits_for_stdin) {
-            // The child waited already before this read. If it waits for evcxr's next command, the end of the cell
-            // has been read by now, and counts because the child has come to rest.
-            self.drain();
+        let reads = |server: &Self| server.child.as_ref().map(Child::waiting_reads).filter(|reads| !reads.is_empty());
+        if let Some(before) = reads(self).filter(|_| !asked) {
+            // What the child has written is read now. If it waits for evcxr's next command, the end of the cell is among
+            // that, and counts because the child has come to rest. It must be the same read as before: a fast cell may
+            // have run meanwhile, and the end of its stdin would be a command that the child does not know.
+            let all = self.drain();
             self.look_again();
-            if self.child.as_ref().is_some_and(Child::waits_for_stdin) {
+            if all && reads(self).is_some_and(|now| now == before) {
                 self.ask_for_line();
             }
         }
