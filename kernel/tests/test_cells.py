@@ -117,8 +117,9 @@ class Cells(unittest.TestCase):
 
     def test_A11(self):
         # The least of three, because other programs slow a round down.
-        rounds = [[float(re.search(r"([\d.]+) s\n", cell.stdout)[1]) for cell in self.play("A11")] for _ in range(3)]
-        seconds = [min(times) for times in zip(*rounds)]
+        rounds = [self.play("A11")]
+        rounds += [[self.play_cell(code, 60) for code in CASES["A11"]["cells"]] for _ in range(2)]
+        seconds = [min(float(re.search(r"([\d.]+) s\n", cell.stdout)[1]) for cell in cells) for cells in zip(*rounds)]
         self.assertLess(max(seconds[1:]) / max(0.1, min(seconds[1:])), 1.5, seconds)
 
     def test_A11b(self):
