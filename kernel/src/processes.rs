@@ -45,8 +45,8 @@ pub fn reads_stdin(pid: i32) -> Option<bool> {
     std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/syscall")).ok().map(|call| is_read_of_stdin(&call))
 }
 
-/// Returns the threads of `pid` that wait in a read of its stdin, as [`reads_stdin`] knows, each with the number of times
-/// that it was taken off a processor. Where this is the same as before, they have waited all the time.
+/// Returns the threads of `pid` that wait in a read of its stdin, as [`reads_stdin`] knows, each with the number of
+/// times that it was taken off a processor. A thread whose number is the same as before has waited all the time.
 pub fn reads_of_stdin(pid: i32) -> Vec<(OsString, String)> {
     let read = |thread: std::fs::DirEntry| {
         let text = |name: &str| std::fs::read_to_string(thread.path().join(name)).ok();

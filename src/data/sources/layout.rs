@@ -1,5 +1,5 @@
-//! Where the images of a folder lie and which class each belongs to: folders of classes, ImageNet's, Tiny-ImageNet's and
-//! Roboflow's layouts.
+//! Where the images of a folder lie and which class each belongs to: folders of classes, ImageNet's, Tiny-ImageNet's
+//! and Roboflow's layouts.
 
 use super::classes::named;
 use super::decode::file_bytes;

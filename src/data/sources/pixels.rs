@@ -42,8 +42,8 @@ pub(super) fn decode(
     }
     let (file, outcomes) = work.in_file()?;
     notices.push(format!(
-        "the decoded images ({}) would take more than {} of memory, so they are kept in {}, and each batch is read from \
-         there",
+        "the decoded images ({}) would take more than {} of memory, so they are kept in {}, and each batch is read \
+         from there",
         short(file.bytes()),
         short(allowed),
         file.path().display()
@@ -191,8 +191,8 @@ impl Work<'_> {
         }
     }
 
-    /// A digest of everything that the pixels and their labels depend on: of each image's name, place and label, and the
-    /// size and time of its file.
+    /// A digest of everything that the pixels and their labels depend on: of each image's name, place and label, and
+    /// the size and time of its file.
     fn sources(&self) -> Result<String> {
         let Layout { images, shards, .. } = self.layout;
         let stamp = |path: &PathBuf| -> Vec<u8> {
