@@ -100,6 +100,7 @@ fn several_processes_train_the_same_teacher_and_student_as_one() {
 }
 
 /// torchrun starts all ranks again when one was killed, and they go on after the last epoch, to the same bits.
+/// It also ends rank 0, often before that meets the loss of rank 1: what it then says, the next test has.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_killed_rank_is_started_again_by_torchrun_and_nothing_is_lost() {
@@ -125,7 +126,6 @@ fn a_killed_rank_is_started_again_by_torchrun_and_nothing_is_lost() {
     let text = said(&output);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("student-distilled: going on after epoch"), "{text}");
-    assert!(text.contains("lost the others"), "rank 0 said nothing: {text}");
     finished(start(2, folder.path(), "whole"));
     assert_eq!(epochs(), 40);
     for file in ["best.safetensors", "checkpoint.safetensors"] {
