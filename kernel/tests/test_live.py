@@ -480,6 +480,17 @@ class Names(KernelCase):
         self.assertEqual((entry["start"], entry["end"]), (end - 2, end))
         self.assertIn("pub const fn len", self.inspect(f"{before}text.le|n()"))
 
+    def test_of_requests_in_a_burst_the_first_and_the_newest_are_worked_on(self):
+        """Whoever types on does not wait for the completions of what stood there before."""
+        self.client.ok('let text = String::from("x");')
+        for kind, field in [("complete_request", "matches"), ("inspect_request", "data")]:
+            with self.subTest(kind=kind):
+                asked = {"code": "text.len()", "cursor_pos": 7, "detail_level": 0}
+                sent = [self.client.send(kind, asked) for _ in range(12)]
+                found = [bool(self.client.reply(id, 30)["content"][field]) for id in sent]
+                self.assertTrue(found[0] and found[-1], found)
+                self.assertLess(sum(found), 12, found)
+
     def test_the_word_under_the_cursor_is_inspected(self):
         self.client.ok("let lab = Lab::open()?;")
         for code in ["lab.ru|ns()?", "lab.|runs()?", "lab.runs|()?", 'println!("{}", lab.r|uns()?);', "lab.runs(|)?"]:

@@ -51,6 +51,8 @@ pub struct Forwarded {
     /// By the id of the request to evcxr.
     requests: HashMap<String, Purpose>,
     completions: HashMap<u64, Completion>,
+    /// The kinds of request that evcxr works on, each with the newest that came in the meantime.
+    newest: HashMap<String, Option<JupyterMessage>>,
     /// Number of completions that needed further requests.
     completed: u64,
     /// evcxr's `Cargo.toml`.
@@ -61,11 +63,29 @@ pub struct Forwarded {
 
 impl Forwarded {
     pub fn new(manifest: PathBuf) -> Self {
-        Self { requests: HashMap::new(), completions: HashMap::new(), completed: 0, manifest, known: None }
+        let newest = HashMap::new();
+        Self { requests: HashMap::new(), completions: HashMap::new(), newest, completed: 0, manifest, known: None }
     }
 
-    /// Turns a request of a frontend into one to evcxr.
-    pub fn forward(&mut self, request: JupyterMessage) -> JupyterMessage {
+    /// Turns a request of a frontend into one to evcxr. People type faster than evcxr completes: of those that come while
+    /// it works on one, only the newest is sent, later, and the others find nothing.
+    pub fn forward(&mut self, request: JupyterMessage) -> Next {
+        if let Some(newest) = self.newest.get_mut(&request.header.msg_type) {
+            return newest.replace(request).map_or(Next::Wait, |overtaken| {
+                let empty = Self::empty_reply(&overtaken);
+                Next::Reply(Box::new(overtaken), empty)
+            });
+        }
+        self.newest.insert(request.header.msg_type.clone(), None);
+        Next::Send(vec![self.translated(request)])
+    }
+
+    /// Returns the request that waits for the end of one of this kind.
+    pub fn ended(&mut self, kind: &str) -> Option<JupyterMessage> {
+        self.newest.remove(kind).flatten()
+    }
+
+    fn translated(&mut self, request: JupyterMessage) -> JupyterMessage {
         let asked = content(&request);
         let code = asked["code"].as_str().unwrap_or_default();
         let cursor = asked["cursor_pos"].as_u64().unwrap_or_default() as usize;

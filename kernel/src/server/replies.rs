@@ -33,7 +33,14 @@ impl Server {
             self.ready = true;
             self.start_next();
         } else if let Some(next) = self.forwarded.take_reply(&id, || content(reply)) {
+            let kind = match &next {
+                Next::Reply(request, _) => request.header.msg_type.clone(),
+                Next::Send(_) | Next::Wait => String::new(),
+            };
             self.complete_forwarded(next);
+            if let Some(newest) = self.forwarded.ended(&kind) {
+                self.pass_on(newest);
+            }
         } else if let Some(cell) = self.cell.as_mut().filter(|cell| cell.request.header.msg_id == id) {
             cell.reply = Some(content(reply));
             self.finish();
@@ -106,7 +113,7 @@ impl Server {
         }
     }
 
-    fn complete_forwarded(&mut self, next: Next) {
+    pub fn complete_forwarded(&mut self, next: Next) {
         match next {
             Next::Reply(request, reply) => self.complete(&request, reply),
             Next::Send(requests) => {

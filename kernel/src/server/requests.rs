@@ -117,10 +117,16 @@ impl Server {
     /// Forwards completion or inspection to evcxr, which replies only between cells.
     fn forward(&mut self, request: JupyterMessage) {
         self.status("busy", &request);
+        self.pass_on(request);
+    }
+
+    pub fn pass_on(&mut self, request: JupyterMessage) {
         let free = self.ready && self.cell.is_none() && self.queue.is_empty();
-        match self.interpreter.as_ref().filter(|_| free) {
-            Some(interpreter) => drop(interpreter.shell.send(self.forwarded.forward(request))),
-            None => self.complete(&request, Forwarded::empty_reply(&request)),
+        if free {
+            let next = self.forwarded.forward(request);
+            self.complete_forwarded(next);
+        } else {
+            self.complete(&request, Forwarded::empty_reply(&request));
         }
     }
 
