@@ -1,13 +1,14 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 //!
 //! Each command has a module of its own: [`setup`], [`bundle`], [`doctor`], [`notebooks`] (the command `run`),
-//! [`sweep`], [`train`], [`classify`], [`page`], [`exercises`], [`bench`], and [`kernel`], which Jupyter calls. The
-//! others serve them.
+//! [`sweep`], [`train`], [`classify`], [`page`], [`exercises`], [`docs`], [`bench`], and [`kernel`], which Jupyter
+//! calls. The others serve them.
 
 mod bench;
 mod build_directories;
 mod bundle;
 mod classify;
+mod docs;
 mod doctor;
 mod execute;
 mod exercises;
@@ -73,6 +74,8 @@ enum Commands {
     Page(page::PageArgs),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
     Exercises(exercises::ExercisesArgs),
+    /// Build the documentation as a site that can be read without a network
+    Docs(docs::DocsArgs),
     /// Measure speed and memory beside the article's loops and the best PyTorch we can write
     Bench(bench::BenchArgs),
     /// Set up, install Python's torch to compare with, then run every test, notebooks included
@@ -167,6 +170,7 @@ fn real_main() -> Result<()> {
         Some(Commands::Classify(args)) => classify::run(&paths, &args),
         Some(Commands::Page(args)) => page::run(&paths, &args),
         Some(Commands::Exercises(args)) => exercises::run(&paths, &args),
+        Some(Commands::Docs(args)) => docs::run(&paths, &args),
         Some(Commands::Test(args)) => test(&paths, &args),
         Some(Commands::Kernel { connection_file }) => kernel::start(&paths, &connection_file),
     }

@@ -70,6 +70,11 @@ impl Paths {
         self.kdlab.join("dask/bin/python")
     }
 
+    /// The Python that has Sphinx.
+    pub fn docs(&self) -> PathBuf {
+        self.kdlab.join("docs/bin/python")
+    }
+
     pub fn libtorch(&self) -> PathBuf {
         self.kdlab.join("libtorch")
     }

