@@ -437,8 +437,8 @@ impl Lab {
 fn half_trained(history: &History) -> Error {
     let why = history.stopped.as_ref().map_or(String::new(), |why| format!(" ({why})"));
     Error::Interrupted(format!(
-        "the teacher is half-trained: it ended after {} of {} epochs{why}; run notebook 02_teacher again, it goes on \
-         from there, or set `lab.profile.teacher_epochs` to what you have time for",
+        "the teacher is half-trained: it ended after {} of {} epochs{why}; run it again (notebook 02_teacher), it goes \
+         on from there, or set `lab.profile.teacher_epochs` to what you have time for",
         history.records.len(),
         history.epochs
     ))

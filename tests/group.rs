@@ -64,6 +64,10 @@ fn history(folder: &Path, runs: &str) -> Option<History> {
     History::load(of_student(folder, runs, "history.json")).ok()
 }
 
+fn signal(name: &str, process: u32) {
+    assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
+}
+
 fn wait_until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
@@ -140,13 +144,38 @@ fn a_killed_rank_is_started_again_by_torchrun_and_nothing_is_lost() {
     }
 }
 
+/// The others stop after the same batch, and no batch is trained twice.
+#[test]
+fn sigterm_to_one_rank_stops_all_in_order() {
+    let (folder, _) = work(16);
+    let mut ranks = start(2, folder.path(), "broken");
+    wait_until("an epoch", || history(folder.path(), "broken").is_some());
+    signal("-TERM", ranks[1].id());
+    let begun = Instant::now();
+    let outputs: Vec<String> = ranks.drain(..).map(|rank| said(&rank.wait_with_output().unwrap())).collect();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{outputs:?}");
+    assert!(outputs[1].contains("student-distilled: ended by SIGTERM after"), "{outputs:?}");
+    assert!(outputs[0].contains("another process of its group was stopped after"), "{outputs:?}");
+    assert!(outputs[0].contains("of 16 epochs; run it again and it goes on from there"), "{outputs:?}");
+    let stopped = history(folder.path(), "broken").unwrap();
+    assert!(stopped.stopped.is_some() && stopped.records.len() < 16);
+    finished(start(2, folder.path(), "broken"));
+    finished(start(2, folder.path(), "whole"));
+    let best = |runs: &str| {
+        let mut tensors = Tensor::read_safetensors(of_student(folder.path(), runs, "best.safetensors")).unwrap();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    };
+    assert!(best("broken") == best("whole"), "other weights than those of an unbroken run");
+}
+
 #[test]
 fn a_rank_that_dies_ends_the_others_and_the_checkpoint_stays() {
     let (folder, _) = work(1000);
     let mut ranks = start(2, folder.path(), "runs");
     wait_until("an epoch", || history(folder.path(), "runs").is_some());
     let rank_1 = ranks.pop().unwrap();
-    assert!(Command::new("kill").args(["-TERM", &rank_1.id().to_string()]).status().unwrap().success());
+    signal("-KILL", rank_1.id());
     let begun = Instant::now();
     let output = ranks.pop().unwrap().wait_with_output().unwrap();
     assert!(begun.elapsed() < Duration::from_secs(5) && !output.status.success());

@@ -2,6 +2,8 @@
 //! given, as a JSON object. `--on PLACE` after it names a cluster. `--fit WORK NUMBER` instead makes one fit of a sweep
 //! that was prepared for a cluster; `--with-parent` after that ends the fit when stdin closes.
 
+mod signals;
+
 use kdlab::study::{Measure, Sweep};
 use kdlab::{Error, Lab, Result};
 use serde_json::Value;
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    signals::end_in_order()?;
     match arguments[..] {
         [plan] => sweep(plan, None),
         [plan, "--on", place] => sweep(plan, Some(place)),

@@ -29,6 +29,7 @@ pub(crate) use augment::Mixing;
 pub use dataset::{DataOptions, Dataset};
 pub use framing::Framing;
 pub use preprocessing::{Channels, Preprocessing};
+pub(crate) use sampling::dropout_seed;
 pub use sampling::{batches, shuffled};
 pub(crate) use shared::DatasetFiles;
 pub(crate) use sources::shortened;

@@ -39,6 +39,7 @@ pub(crate) enum Purpose {
     NumberedView = 10,
     FreshView = 11,
     Mixing = 12,
+    Dropout = 13,
 }
 
 /// Returns the generator of a purpose. `part` is the epoch or the class that it is for, or 0.
@@ -54,6 +55,13 @@ pub(crate) fn generator(purpose: Purpose, seed: u64, part: u64, item: u64) -> Ch
     bytes[16..24].copy_from_slice(&part.to_le_bytes());
     bytes[24..].copy_from_slice(&item.to_le_bytes());
     ChaCha8Rng::from_seed(bytes)
+}
+
+/// Returns the seed of dropout for a batch of an epoch, on this process of a group.
+pub(crate) fn dropout_seed(seed: u64, epoch: u64, batch: u64, rank: u64) -> i64 {
+    let mut rng = generator(Purpose::Dropout, seed, epoch, batch);
+    rng.set_stream(rank);
+    rng.random()
 }
 
 /// Returns a uniform random number in `0..choices` for each of `len` samples.

@@ -55,11 +55,12 @@ impl Lab {
 
     /// Trains the teacher's head and the student of a plan that [`Lab::write_plan`] wrote, in the folder of the plan's
     /// profile, and prints how the student does on the test split. Returns the student's curve. Processes that a
-    /// launcher started together train together ([`Group::join`]). A plan whose training was killed goes on after its
-    /// last epoch.
+    /// launcher started together train together ([`Group::join`]). A plan whose training was stopped goes on after the
+    /// last batch, and one that was killed after the last epoch.
     ///
     /// # Errors
-    /// When the file is not a plan, a value is out of its range, and as [`fit`] and [`Group::join`].
+    /// When the file is not a plan, a value is out of its range, the training was stopped, and as [`fit`] and
+    /// [`Group::join`].
     pub fn train_plan(path: impl AsRef<Path>) -> Result<History> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))?;
@@ -92,6 +93,11 @@ impl Lab {
         let mut student = Model::new("student", lab.device, lab.profile.seed, &|vs| network.layers(vs, classes, size))?;
         let options = FitOptions { recipe, ..lab.fit_options(&name) };
         let history = fit(&mut student, &train?, &validation?, &Criterion::distil(method, kd), &options)?;
+        if let Some(why) = &history.stopped {
+            let (done, epochs) = (history.records.len(), history.epochs);
+            let why = format!("{name}: {why} after {done} of {epochs} epochs; run it again and it goes on from there");
+            return Err(Error::Interrupted(why));
+        }
         if first {
             let test = Examples::images(&data.test, &transform)?;
             println!("{name}, on the test split: {}", evaluate(&student, &test, lab.profile.batch_size)?);

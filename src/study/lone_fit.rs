@@ -8,6 +8,7 @@ use crate::models::Layers;
 use crate::store::atomic::try_lock;
 use crate::train::{CachedFile, CachedTensor, Control, Event, Listener};
 use crate::{Error, Result};
+use kdlab_client::watch;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -58,6 +59,8 @@ pub(crate) fn make_fit(file: &Path, place: usize, device: Device, with_parent: b
     if with_parent {
         end_with_parent(control.clone())?;
     }
+    let signals = control.clone();
+    let _watch = watch("a fit of a sweep", move |reason| signals.stop(reason));
     let text = std::fs::read(file).map_err(|e| Error::io("reading", file, e))?;
     let work: Work = serde_json::from_slice(&text)
         .map_err(|e| Error::Data(format!("{} is not a sweep's work: {e}; run the sweep again", file.display())))?;

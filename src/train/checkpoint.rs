@@ -1,8 +1,8 @@
 //! Checkpoints: one file per fit, with all that a resumed run needs. The fit replaces it after every epoch, so a kill
-//! costs at most the running epoch.
+//! costs at most the running epoch, and when it is stopped, which costs no batch.
 
 use super::hyperparameters::Overrides;
-use super::record::TrainedEpoch;
+use super::record::UnfinishedEpoch;
 use super::{History, Optimizer};
 use crate::models::Model;
 use crate::native::lerp;
@@ -20,8 +20,7 @@ pub(super) struct Resumed {
     pub best: Snapshot,
     /// Moving average of the weights, where the recipe has one.
     pub average: Option<Snapshot>,
-    /// Epoch that was trained and not validated.
-    pub unmeasured: Option<TrainedEpoch>,
+    pub unfinished: Option<UnfinishedEpoch>,
     pub overrides: Overrides,
 }
 
@@ -75,8 +74,8 @@ impl Checkpoint {
     }
 
     /// Writes weights, their average, best weights and optimizer state as one atomic file, the history also as
-    /// `history.json`, and the best weights alone as `best.safetensors`. `unmeasured` is the epoch after the last one
-    /// of the history, if it was trained and its validation was stopped.
+    /// `history.json`, and the best weights alone as `best.safetensors`. `unfinished` is the epoch after the last one
+    /// of the history, if it was stopped.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn save(
         &self,
@@ -86,7 +85,7 @@ impl Checkpoint {
         projection: &[(String, Tensor)],
         optimizer: &Optimizer,
         history: &History,
-        unmeasured: Option<&TrainedEpoch>,
+        unfinished: Option<&UnfinishedEpoch>,
         overrides: Overrides,
     ) -> Result<()> {
         let (moments, steps) = optimizer.state();
@@ -102,7 +101,8 @@ impl Checkpoint {
             ("history".to_owned(), json!(history).to_string()),
             ("steps".to_owned(), steps.to_string()),
             ("live".to_owned(), json!(overrides).to_string()),
-            ("unmeasured".to_owned(), json!(unmeasured).to_string()),
+            // Older files hold trained epochs alone.
+            ("unmeasured".to_owned(), json!(unfinished).to_string()),
             ("probe".to_owned(), json!(self.probe).to_string()),
         ]);
         // Before the first validation there are no best weights.
@@ -165,8 +165,8 @@ impl Checkpoint {
             no_grad(|| t.shallow_clone().f_copy_(saved))?;
         }
         let overrides = serde_json::from_str(text("live")).unwrap_or_default();
-        let unmeasured = serde_json::from_str(text("unmeasured")).unwrap_or_default();
-        Ok(Some(Resumed { history, best, average, unmeasured, overrides }))
+        let unfinished = serde_json::from_str(text("unmeasured")).unwrap_or_default();
+        Ok(Some(Resumed { history, best, average, unfinished, overrides }))
     }
 }
 

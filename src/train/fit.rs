@@ -9,11 +9,12 @@ use super::hyperparameters::Overrides;
 use super::loss::HardLabels;
 use super::metrics::Sums;
 use super::progress::Ticker;
-use super::record::TrainedEpoch;
+use super::record::{StoppedEpoch, TrainedEpoch, UnfinishedEpoch};
 use super::{
     Change, Criterion, EpochRecord, Event, Examples, FitOptions, Group, History, Hyperparameters, Listener, Metrics,
     Optimizer,
 };
+use crate::data::dropout_seed;
 use crate::models::{Mode, Model};
 use crate::store::tensors::digest_tensors;
 use crate::{Error, Result};
@@ -39,8 +40,9 @@ pub(crate) struct LoopSettings {
 /// Trains `model` on `train` and returns the curve. `model` ends with the weights of the best validation epoch; with
 /// [`Recipe::average`](super::Recipe::average), with their moving average at that epoch.
 ///
-/// With a folder, the fit writes a checkpoint after each epoch. If it is killed or stopped, a later call with the same
-/// model, data and options continues it, with the same result as an unbroken run. After a finished run, training starts
+/// With a folder, the fit writes a checkpoint after each epoch and when it is stopped. A later call with the same model,
+/// data and options continues it, after the last batch of a fit that was stopped and after the last epoch of one that
+/// was killed, and ends with the same weights as an unbroken run. After a finished run, training starts
 /// anew; the old files stay until the new run has finished. A run of other settings in that folder is renamed, not
 /// overwritten.
 ///
@@ -133,12 +135,12 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     };
     let mut history = History { mistake: settings.mistake.clone(), ..options.history(criterion, train) };
     let mut best = Snapshot::of(model)?;
-    let (mut average, mut trained) = (None, None);
+    let (mut average, mut unfinished) = (None, None);
     if let Some(checkpoint) = &checkpoint
         && let Some(resumed) = checkpoint.resume(model, &mut optimizer, &projected(features.as_ref()))?
     {
         let mut overrides;
-        Resumed { history, best, average, unmeasured: trained, overrides } = resumed;
+        Resumed { history, best, average, unfinished, overrides } = resumed;
         history.stopped = None;
         // Values that the user has set since the stop override those of the checkpoint.
         overrides.update(control.overrides());
@@ -163,7 +165,7 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
 
     let mut training =
         Training { settings, task, hard, features, checkpoint, optimizer, history, best, average, own, in_force };
-    let ended = training.epochs(trained);
+    let ended = training.epochs(unfinished);
     training.best.restore(model)?;
     ended?;
     if let Some(group) = &options.group {
@@ -212,21 +214,24 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Runs the epochs that are left, or fewer if the user stops the fit or its patience ends. `trained` is an epoch
-    /// that an earlier run trained and did not validate.
-    fn epochs(&mut self, mut trained: Option<TrainedEpoch>) -> Result<()> {
+    /// Runs the epochs that are left, or fewer if the user stops the fit or its patience ends. `unfinished` is the epoch
+    /// in which an earlier run was stopped.
+    fn epochs(&mut self, mut unfinished: Option<UnfinishedEpoch>) -> Result<()> {
         let (settings, Task { model, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
-            if settings.optimizer_per_epoch {
+            if settings.optimizer_per_epoch && unfinished.is_none() {
                 self.optimizer = Optimizer::new(&options.recipe, all_trainable(model, self.features.as_ref()))?;
             }
-            let Some(done) = trained.take().map_or_else(|| self.train(epoch), |done| Ok(Some(done)))? else {
-                return self.stop(None);
+            let done = match unfinished.take() {
+                Some(UnfinishedEpoch::Trained(done)) => UnfinishedEpoch::Trained(done),
+                Some(UnfinishedEpoch::Stopped(begun)) => self.train(epoch, Some(begun))?,
+                None => self.train(epoch, None)?,
             };
+            let UnfinishedEpoch::Trained(done) = done else { return self.stop(done) };
             let measuring = Instant::now();
             let now = self.hyperparameters_at(epoch as f64, options.agreed()?.1);
             let Some(measured) = self.validate(now)? else {
-                return self.stop(Some(done));
+                return self.stop(UnfinishedEpoch::Trained(done));
             };
             if !measured.loss.is_finite() {
                 return Err(self.diverged(measured.loss, &format!("on the validation split after epoch {epoch}")));
@@ -264,24 +269,36 @@ impl Training<'_> {
         measured
     }
 
-    /// Ends the fit early. `trained` is the epoch whose validation was stopped.
-    fn stop(&mut self, trained: Option<TrainedEpoch>) -> Result<()> {
+    /// Ends the fit early, in this epoch.
+    fn stop(&mut self, epoch: UnfinishedEpoch) -> Result<()> {
         self.history.stopped = self.task.options.control.take_stop();
         if let Some(checkpoint) = &self.checkpoint {
             // Written before the checkpoint, so that a kill in between cannot leave a run that looks finished.
             checkpoint.save_stop(&self.history)?;
         }
-        match trained {
-            Some(trained) => self.save(Some(&trained)),
-            None => Ok(()),
+        match &epoch {
+            // The checkpoint of the epoch before is as far, or the fit has failed and nobody has noticed.
+            UnfinishedEpoch::Stopped(part) if part.batches == 0 || part.sums.iter().any(|sum| !sum.is_finite()) => {
+                Ok(())
+            }
+            _ => self.save(Some(&epoch)),
         }
     }
 
-    fn save(&self, trained: Option<&TrainedEpoch>) -> Result<()> {
+    fn save(&self, unfinished: Option<&UnfinishedEpoch>) -> Result<()> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
         let overrides = self.task.options.control.overrides();
         let (best, average, projection) = (&self.best, self.average.as_ref(), projected(self.features.as_ref()));
-        checkpoint.save(self.task.model, best, average, &projection, &self.optimizer, &self.history, trained, overrides)
+        checkpoint.save(
+            self.task.model,
+            best,
+            average,
+            &projection,
+            &self.optimizer,
+            &self.history,
+            unfinished,
+            overrides,
+        )
     }
 
     /// The values in force from here on, of which the user set some. Records and reports a change.
@@ -297,16 +314,18 @@ impl Training<'_> {
         now
     }
 
-    /// Trains one epoch; returns `None` when the user stopped the fit.
-    fn train(&mut self, epoch: usize) -> Result<Option<TrainedEpoch>> {
+    /// Trains one epoch, or what is left of one that was `begun`.
+    fn train(&mut self, epoch: usize, begun: Option<StoppedEpoch>) -> Result<UnfinishedEpoch> {
         let (settings, Task { model, train, criterion, options, .. }) = (self.settings, self.task);
         let start = Instant::now();
-        // Order and dropout depend on seed and epoch alone, so a resumed run draws the same numbers as an unbroken one.
-        // Dropout differs between the parts of a batch, as it does between its images.
-        let seed = (options.seed as i64).wrapping_mul(1_000_003).wrapping_add(epoch as i64);
-        tch::manual_seed(seed.wrapping_add((options.rank() as i64).wrapping_mul(1 << 40)));
+        // Order and dropout depend on seed, epoch and batch alone, so a resumed run draws the same numbers as an unbroken
+        // one.
         let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
-        let mut sums = Sums::new(model.device(), criterion.kd_loss().is_some())?;
+        let (device, with_teacher) = (model.device(), criterion.kd_loss().is_some());
+        let mut sums = match &begun {
+            Some(begun) if options.rank() == 0 => Sums::resumed(device, with_teacher, &begun.sums)?,
+            _ => Sums::new(device, with_teacher)?,
+        };
         let mut ticker = Ticker::epoch(&options.name, epoch, options.epochs, train.len());
         let batches = crate::data::batches(&order, options.batch_size)?;
         let teachers = match &settings.teacher_order {
@@ -316,15 +335,21 @@ impl Training<'_> {
         let draws = train.draw(options.seed, epoch);
         let (plan, soft_share) = (self.history.plan(), criterion.soft_share(epoch));
         let mode = if settings.frozen_norm_trains { Mode::TrainingFrozenToo } else { Mode::Training };
-        let (mut done, mut paused) = (0, Duration::ZERO);
-        for (batch_number, (indices, teachers)) in batches.iter().zip(&teachers).enumerate() {
+        let (first, before) = begun.map_or((0, 0.0), |begun| (begun.batches.min(batches.len()), begun.seconds));
+        let (mut done, mut paused) = (batches[..first].iter().map(Vec::len).sum(), Duration::ZERO);
+        ticker.resume(done, before);
+        for (batch_number, (indices, teachers)) in batches.iter().zip(&teachers).enumerate().skip(first) {
             let pause = options.control.wait_while_paused();
             ticker.skip(pause);
             paused += pause;
             let (stopped, set) = options.agreed()?;
             if stopped {
-                return Ok(None);
+                let (batches, sums) = (batch_number, sums.values(options.group.as_ref())?);
+                let seconds = before + start.elapsed().saturating_sub(paused).as_secs_f64();
+                return Ok(UnfinishedEpoch::Stopped(StoppedEpoch { batches, sums, seconds }));
             }
+            // Dropout differs between the parts of a batch, as it does between its images.
+            tch::manual_seed(dropout_seed(options.seed, epoch as u64, batch_number as u64, options.rank() as u64));
             let now = self.hyperparameters_at((epoch - 1) as f64 + done as f64 / train.len() as f64, set);
             let kd = now.kd_loss()?;
             train.read_ahead(batches.get(batch_number + 1).map(|next| options.part(next)));
@@ -369,8 +394,8 @@ impl Training<'_> {
             }
         }
         let (metrics, images_per_second) = (sums.metrics(options.group.as_ref())?, ticker.images_per_second());
-        let seconds = start.elapsed().saturating_sub(paused).as_secs_f64();
-        Ok(Some(TrainedEpoch { metrics, images_per_second, seconds }))
+        let seconds = before + start.elapsed().saturating_sub(paused).as_secs_f64();
+        Ok(UnfinishedEpoch::Trained(TrainedEpoch { metrics, images_per_second, seconds }))
     }
 
     fn diverged(&self, loss: f64, place: &str) -> Error {

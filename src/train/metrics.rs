@@ -36,6 +36,14 @@ impl Sums {
         Ok(Self { sums: Tensor::f_zeros(5, (kind, device))?, samples: 0, kd, waiting: vec![] })
     }
 
+    /// Goes on with the values of an epoch that was stopped.
+    pub(super) fn resumed(device: Device, kd: bool, values: &[f64]) -> Result<Self> {
+        let Self { sums, waiting, .. } = Self::new(device, kd)?;
+        let [all @ .., samples] = values else { return Self::new(device, kd) };
+        sums.shallow_clone().f_copy_(&Tensor::f_from_slice(all)?)?;
+        Ok(Self { sums, samples: *samples as usize, kd, waiting })
+    }
+
     pub(super) fn add(&mut self, loss: &Tensor, logits: &Tensor, batch: &Minibatch, kd: Option<KdLoss>) -> Result<()> {
         let (loss, logits) = (loss.f_detach()?.f_reshape(-1)?, logits.f_detach()?);
         let labels = batch.labels.shallow_clone();
@@ -77,14 +85,17 @@ impl Sums {
         })
     }
 
-    /// The means so far, in a `group` over the samples of all processes. The copy to the host waits for the device.
-    pub(super) fn metrics(&self, group: Option<&Group>) -> Result<Metrics> {
+    /// The sums and the number of samples, in a `group` over all processes. The copy to the host waits for the device.
+    pub(super) fn values(&self, group: Option<&Group>) -> Result<Vec<f64>> {
         // Waiting steps go on waiting, so the sums do not depend on when progress was shown.
         let mut values = Vec::<f64>::try_from(self.added_up()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
         values.push(self.samples as f64);
-        if let Some(group) = group {
-            values = group.sum_values(&values)?;
-        }
+        group.map_or(Ok(values.clone()), |group| group.sum_values(&values))
+    }
+
+    /// The means so far, in a `group` over the samples of all processes.
+    pub(super) fn metrics(&self, group: Option<&Group>) -> Result<Metrics> {
+        let values = self.values(group)?;
         let (all, labelled) = (values[5].max(1.0), values[4].max(1.0));
         Ok(Metrics {
             loss: values[0] / all,

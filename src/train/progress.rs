@@ -20,10 +20,9 @@ impl Interrupt {
     pub(super) fn check(&self, done: usize, total: usize) -> Result<()> {
         match self.watch.reason() {
             None => Ok(()),
-            Some(reason) => Err(Error::Interrupted(format!(
-                "{}: {reason} after {done} of {total} images; run the cell again",
-                self.name
-            ))),
+            Some(reason) => {
+                Err(Error::Interrupted(format!("{}: {reason} after {done} of {total} images; run it again", self.name)))
+            }
         }
     }
 }
@@ -45,6 +44,13 @@ impl Ticker {
         let (done, metrics, images_per_second, seconds_left) = (0, None, 0.0, 0.0);
         let progress = Progress { name, epoch, epochs, done, total, metrics, images_per_second, seconds_left };
         Self { progress, start: now, last: now }
+    }
+
+    /// Counts the images of an earlier run, which took so many seconds.
+    pub(super) fn resume(&mut self, images: usize, seconds: f64) {
+        self.progress.done = images;
+        let before = Duration::try_from_secs_f64(seconds).ok().and_then(|time| self.start.checked_sub(time));
+        self.start = before.unwrap_or(self.start);
     }
 
     /// Counts a batch; returns the progress when it is due.

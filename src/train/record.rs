@@ -54,6 +54,25 @@ pub(super) struct TrainedEpoch {
     pub seconds: f64,
 }
 
+/// An epoch that was stopped between two batches.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct StoppedEpoch {
+    /// Number of batches that were trained.
+    pub batches: usize,
+    /// Of [`Sums`](super::metrics::Sums).
+    pub sums: Vec<f64>,
+    /// Without pauses.
+    pub seconds: f64,
+}
+
+/// The epoch behind those of a history.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum UnfinishedEpoch {
+    Trained(TrainedEpoch),
+    Stopped(StoppedEpoch),
+}
+
 /// A change of temperature, alpha or learning rate that reached the running fit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {

@@ -184,6 +184,60 @@ fn a_pass_that_was_killed_goes_on_where_it_ended() -> Done {
     Ok(())
 }
 
+/// Run by `a_pass_that_got_sigkill_goes_on` in a process of its own; by itself it does nothing.
+#[test]
+fn child_pass() -> Done {
+    let Some(folder) = std::env::var_os("KDLAB_TEST_CHILD") else { return Ok(()) };
+    let folder = Path::new(&folder);
+    let options = DataOptions { cache: folder.join("cache"), memory: Some(0), ..options(&folder.join("images")) };
+    data::image_folder(folder.join("images"), 1024, &options)?;
+    Ok(())
+}
+
+/// Pieces of 21 images are written one after the other. The process is killed after each of the first three.
+#[test]
+fn a_pass_that_got_sigkill_goes_on() -> Done {
+    let folder = tempfile::tempdir()?;
+    for i in 0..90u8 {
+        let class = folder.path().join("images").join(["a", "b"][usize::from(i % 2)]);
+        fs::create_dir_all(&class)?;
+        RgbImage::from_fn(24, 18, |x, y| Rgb([i, (x * 9) as u8, (y * 13) as u8]))
+            .save(class.join(format!("{i}.png")))?;
+    }
+    let pass = || {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "data::tests::large::child_pass"]).env("KDLAB_TEST_CHILD", folder.path());
+        command.stdout(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let pixels = folder.path().join("cache/pixels");
+    let made = |ending: &str| {
+        let files = fs::read_dir(&pixels).into_iter().flatten().flatten().map(|file| file.path());
+        files.into_iter().find(|path| path.to_string_lossy().ends_with(ending))
+    };
+    let lines = || made(".journal").map_or(0, |path| fs::read(path).unwrap().iter().filter(|b| **b == b'\n').count());
+    for kills in 0..3 {
+        let (before, begun) = (lines(), std::time::Instant::now());
+        let mut child = pass();
+        while lines() <= before.max(1) {
+            assert!(
+                begun.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none(),
+                "no piece after {kills} kills"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+        assert!(made(".pixels").is_none() && lines() > before.max(1), "it went on, and was not finished");
+    }
+    assert!(pass().wait()?.success());
+    let broken = fs::read(made(".pixels").expect("the file"))?;
+    assert!(made(".part").is_none() && made(".journal").is_none());
+    fs::remove_dir_all(folder.path().join("cache"))?;
+    assert!(pass().wait()?.success());
+    assert!(fs::read(made(".pixels").expect("the file"))? == broken, "other bytes than those of an unbroken pass");
+    Ok(())
+}
+
 #[test]
 fn a_pass_waits_for_the_one_that_another_process_makes() -> Done {
     let large = Large::new(12)?;

@@ -216,7 +216,7 @@ fn interrupt_stops_a_fit_and_refuses_half_a_pass() {
             pass(&Listener::default()).err().unwrap()
         });
         assert!(matches!(e, Error::Interrupted(_)) && e.to_string().contains("interrupted after"), "{e}");
-        assert!(e.to_string().contains("of 64 images; run the cell again"), "{e}");
+        assert!(e.to_string().contains("of 64 images; run it again"), "{e}");
         // The next pass goes on where this one was interrupted.
         let (rest, heard) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0)));
         let (total, done) = (Arc::clone(&rest), Arc::clone(&heard));

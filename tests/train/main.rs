@@ -17,7 +17,7 @@ mod training;
 
 use common::{dataset, normalised};
 use kdlab::data::{DataOptions, Dataset, Transform};
-use kdlab::models::{Arch, Backbone, Layers, Model, Precision, Student, head, student};
+use kdlab::models::{Arch, Backbone, Layers, Model, Op, Precision, Student, head, student};
 use kdlab::study::*;
 use kdlab::train::*;
 use std::path::Path;

@@ -150,6 +150,59 @@ fn a_stop_in_validation_ends_it_at_once_and_trains_no_epoch_twice() {
     }
 }
 
+/// Stopped in two epochs, with dropout and a moving average: not a batch is trained twice, and the end is the same.
+#[test]
+fn a_stop_in_training_costs_no_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 0);
+    let (train, validation) = examples(&data);
+    let dropping = |vs: &nn::Path| tiny(vs).add("dropout", Op::Dropout(0.3));
+    // 8 training batches an epoch.
+    let run = |name: &str, stop_at: Option<usize>| {
+        let trained = Arc::new(AtomicUsize::new(0));
+        let (steps, control) = (Arc::clone(&trained), Control::default());
+        let hand = control.clone();
+        let criterion = Criterion::soft("mine", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
+            if s.requires_grad() && Some(steps.fetch_add(1, Ordering::Relaxed) + 1) == stop_at {
+                hand.stop("enough");
+            }
+            KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap()
+        });
+        let mut model = Model::new("dropping", Device::Cpu, 1, &dropping).unwrap();
+        let recipe = Recipe { average: Some(0.9), ..Recipe::default() };
+        let options = FitOptions { folder: Some(folder.path().join(name)), control, recipe, ..options(3) };
+        let history = fit(&mut model, &train, &validation, &criterion, &options).unwrap();
+        (history, values(&model), trained.load(Ordering::Relaxed))
+    };
+    let whole = run("whole", None);
+    for (stop_at, epochs) in [(Some(3), 0), (Some(2), 0), (Some(7), 1)] {
+        let (stopped, _, trained) = run("run", stop_at);
+        assert_eq!((stopped.records.len(), Some(trained)), (epochs, stop_at));
+    }
+    let (history, weights, trained) = run("run", None);
+    assert_eq!((whole.2, trained), (24, 24 - 3 - 2 - 7));
+    assert!(weights == whole.1, "other weights than those of an unbroken run");
+    for (a, b) in history.records.iter().zip(&whole.0.records) {
+        assert_eq!(a.validation, b.validation);
+        // Sums of f32 in another order.
+        assert!((a.train.loss - b.train.loss).abs() < 1e-6 && a.train.accuracy == b.train.accuracy, "{a:?} {b:?}");
+    }
+    // Weights that are no numbers are not worth keeping.
+    let (steps, control) = (AtomicUsize::new(0), Control::default());
+    let hand = control.clone();
+    let criterion = Criterion::hard("diverging", move |s, y| {
+        let step = steps.fetch_add(usize::from(s.requires_grad()), Ordering::Relaxed);
+        if step == 4 {
+            hand.stop("enough");
+        }
+        s.cross_entropy_for_logits(y) * if step > 3 { f64::NAN } else { 1.0 }
+    });
+    let options = FitOptions { folder: Some(folder.path().join("diverging")), control, ..options(1) };
+    // Stopped, or diverged where progress was due just then.
+    let _ = fit(&mut tiny_model(1), &train, &validation, &criterion, &options);
+    assert!(!folder.path().join("diverging/checkpoint.safetensors").exists());
+}
+
 #[test]
 fn a_run_s_best_weights_are_loaded_for_its_own_data() {
     let folder = tempfile::tempdir().unwrap();

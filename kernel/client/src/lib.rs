@@ -10,7 +10,7 @@ mod widgets;
 pub use display::{Bundle, Display};
 pub use link::{Link, Push};
 pub use notebook::{clear_output, set_next_input};
-pub use watch::{Watch, watch};
+pub use watch::{Watch, interrupt, watch};
 pub use widgets::{File, Panel, Widget};
 
 use std::fmt;

@@ -2,19 +2,37 @@
 
 use crate::{Link, Push, lock};
 use serde_json::json;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 /// A watch for Interrupt. While any watch lives, Interrupt asks the work behind each of them to stop. Without one, it
 /// stops the loops of cells. A loop needs a watch where it has to finish its step.
 #[must_use = "a watch that is dropped at once watches for nothing"]
 pub struct Watch {
     link: Option<Link>,
-    reason: Arc<Mutex<Option<String>>>,
+    work: Arc<Work>,
 }
+
+/// What a watch and whoever asks its work to stop share.
+struct Work {
+    reason: Mutex<Option<String>>,
+    on_stop: Mutex<OnStop>,
+}
+
+type OnStop = Box<dyn Fn(&str) + Send>;
+
+impl Work {
+    fn stop(&self, reason: &str) {
+        *lock(&self.reason) = Some(reason.to_owned());
+        lock(&self.on_stop)(reason);
+    }
+}
+
+/// The work of all watches of this process.
+static WATCHED: Mutex<Vec<Weak<Work>>> = Mutex::new(Vec::new());
 
 /// Watches for the user's Interrupt while the work `name` runs, and calls `on_stop` with the reason.
 ///
-/// `on_stop` runs on a thread of its own. Without the live kernel it is never called, and the reason stays `None`.
+/// `on_stop` runs on a thread of its own. Without the live kernel only [`interrupt`] asks for a stop.
 ///
 /// ```
 /// let watch = kdlab_client::watch("my loop", |reason| eprintln!("{reason}: I finish this step"));
@@ -25,15 +43,32 @@ pub struct Watch {
 /// }
 /// ```
 pub fn watch(name: &str, on_stop: impl Fn(&str) + Send + 'static) -> Watch {
-    let reason = Arc::new(Mutex::new(None));
-    let given = Arc::clone(&reason);
+    let work = Arc::new(Work { reason: Mutex::new(None), on_stop: Mutex::new(Box::new(on_stop)) });
+    let asked = Arc::clone(&work);
     let link = Link::connect(move |push| {
         if let Push::Stop(why) = push {
-            *lock(&given) = Some(why.clone());
-            on_stop(&why);
+            asked.stop(&why);
         }
     });
-    Watch { link: link.filter(|link| link.request(&json!({ "watch": name })).is_ok()), reason }
+    let mut watched = lock(&WATCHED);
+    watched.retain(|work| work.strong_count() > 0);
+    watched.push(Arc::downgrade(&work));
+    drop(watched);
+    Watch { link: link.filter(|link| link.request(&json!({ "watch": name })).is_ok()), work }
+}
+
+/// Asks all work of this process that [`watch`]es to stop, as Interrupt does in a notebook: for a program that got a
+/// signal. Returns whether there was any.
+///
+/// ```
+/// let watch = kdlab_client::watch("my loop", |_| ());
+/// assert!(kdlab_client::interrupt("Ctrl-C"));
+/// assert_eq!(watch.reason().as_deref(), Some("Ctrl-C"));
+/// ```
+pub fn interrupt(reason: &str) -> bool {
+    let all: Vec<Arc<Work>> = lock(&WATCHED).iter().filter_map(Weak::upgrade).collect();
+    all.iter().for_each(|work| work.stop(reason));
+    !all.is_empty()
 }
 
 impl Watch {
@@ -43,7 +78,7 @@ impl Watch {
     /// assert_eq!(kdlab_client::watch("my loop", |_| ()).reason(), None);
     /// ```
     pub fn reason(&self) -> Option<String> {
-        lock(&self.reason).clone()
+        lock(&self.work.reason).clone()
     }
 
     /// Names code that shows the result, for a page that was opened while the work ran: the kernel offers it there.

@@ -184,7 +184,7 @@ impl Work<'_> {
         match self.watch.reason() {
             None => Ok(()),
             Some(reason) => Err(Error::Interrupted(format!(
-                "decoding {}: {reason} after {done} of {} images; run the cell again",
+                "decoding {}: {reason} after {done} of {} images; run it again",
                 self.name,
                 self.layout.images.len()
             ))),

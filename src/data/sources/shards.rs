@@ -100,7 +100,7 @@ pub(super) fn read_shards(path: &Path, shards: Vec<(Part, PathBuf)>, cache: &Pat
     }
     let watch = watch("listing shards", |_| ());
     let scanned = on_all_cores(shards.iter().collect(), |(_, shard)| match watch.reason() {
-        Some(reason) => Err(Error::Interrupted(format!("listing shards: {reason}; run the cell again"))),
+        Some(reason) => Err(Error::Interrupted(format!("listing shards: {reason}; run it again"))),
         None => catch_unwind(|| scan(shard))
             .unwrap_or_else(|_| Ok(Scan { damaged: Some("the reader panicked".into()), ..Scan::default() })),
     });
