@@ -30,11 +30,11 @@ nb_render_error_lexer = "myst-ansi"
 # Nothing comes from the network when the site is read: no widgets' scripts, and formulas as MathML.
 nb_ipywidgets_js = {}
 html_math_renderer = "mathml"
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 4
 # A line of prose may begin with "% of".
 myst_disable_syntax = ["myst_line_comment", "myst_block_break", "myst_target"]
-# A page begins with its question, and a section of a notebook may be one level deeper than the one before.
+# A section of a notebook may be two levels below the one before.
 suppress_warnings = ["myst.header"]
 
 html_theme = "furo"
@@ -48,9 +48,13 @@ copybutton_selector = "div.highlight:not(.output) pre"
 
 
 def with_contents(app, name, source):
-    """Adds the table of contents to the start page."""
+    """Adds the table of contents to the start page, without the pages that this copy of the repository lacks."""
     if name == root_doc:
-        source[0] += "\n\n" + (ROOT / "docs/site/contents.md").read_text()
+        def where_it_is(line):
+            return line[0] if (ROOT / f"{line[1]}.md").exists() else ""
+
+        contents = (ROOT / "docs/site/contents.md").read_text()
+        source[0] += "\n\n" + re.sub(r".*<(docs/.+)>\n", where_it_is, contents)
 
 
 def described(self, data, plain=NbElementRenderer.render_image):
@@ -86,4 +90,5 @@ def setup(app):
     NbElementRenderer.render_image = described
     app.add_html_math_renderer("mathml", mathml("inline"), mathml("block"))
     app.connect("source-read", with_contents)
+    app.connect("env-get-outdated", lambda *_: [root_doc])  # the contents may have changed
     app.connect("build-finished", finish)

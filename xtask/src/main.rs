@@ -51,9 +51,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Commands {
-    /// Install what is missing into .kdlab/: Python venv, libtorch, the Rust kernel, weights, warm build directories
+    /// Install what is missing into .kdlab/: JupyterLab, libtorch, the Rust kernel, weights, and the compiled crates
     Setup(SetupArgs),
-    /// Put all that set-up fetches, with data and weights, into one file for machines without a network
+    /// Put everything that set-up fetches, with data and weights, into one file for machines without a network
     Bundle {
         /// The file to write [default: kdlab-bundle.tar in the current folder]
         file: Option<PathBuf>,
@@ -63,8 +63,8 @@ enum Commands {
     /// Set up, run notebooks in order through the real kernel, and write the executed notebooks and one HTML report
     /// of the profile
     Run(notebooks::RunArgs),
-    /// Train students over a grid (lists with commas) with several seeds, alone and distilled, and print a verdict; a
-    /// sweep that was killed goes on
+    /// Train students with several seeds, alone and distilled, and print a verdict; lists with commas make a grid of
+    /// settings, and a sweep that was killed goes on
     Sweep(Box<sweep::SweepArgs>),
     /// Train the teacher and the student of a plan, on several processes if you like; a training that was killed goes on
     Train(train::TrainArgs),
@@ -215,4 +215,68 @@ fn test(paths: &Paths, args: &TestArgs) -> Result<()> {
     }
     println!("all tests passed in {clock}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// The commands of a page: what follows each `cargo lab`, up to the end of its line or code.
+    fn commands(page: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for (at, _) in page.match_indices("cargo lab") {
+            let end = match page[..at].chars().last() {
+                // In the text it ends at its backtick, maybe on the next line.
+                Some('`') => '`',
+                // A block of code; variables may stand before the command.
+                Some('\n' | ' ') if page[..at].matches("```").count() % 2 == 1 => '\n',
+                _ => continue,
+            };
+            // A notebook's JSON escapes quotes.
+            found.push(page[at..].split(end).next().unwrap_or_default().replace('\n', " ").replace("\\\"", "\""));
+        }
+        found
+    }
+
+    #[test]
+    fn commands_in_pages_and_notebooks_are_understood() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let folders = ["", "docs", "benches", "kernel", "kernel/client", "notebooks", "notebooks/exercises/source"];
+        let files = folders.iter().flat_map(|folder| fs::read_dir(root.join(folder)).into_iter().flatten().flatten());
+        let pages = files
+            .map(|file| file.path())
+            .filter(|path| path.extension().is_some_and(|kind| kind == "md" || kind == "ipynb"));
+        let (mut seen, mut wrong) = (0, vec![]);
+        for page in pages {
+            let text = fs::read_to_string(&page).expect("a page");
+            for command in commands(&text) {
+                let mut words = shlex::split(&command).unwrap_or_else(|| panic!("{command}: a quote is never closed"));
+                // What a shell would take, and names that stand for any command.
+                words.truncate(words.iter().position(|word| word == ">").unwrap_or(words.len()));
+                if words.get(2).is_some_and(|word| word == "COMMAND" || word == "...") {
+                    continue;
+                }
+                // As the alias hands them over: the first word names the program.
+                let parsed = Cli::try_parse_from(&words[1..]);
+                let fine = match &parsed {
+                    Ok(cli) => cli.command.is_some() || words.len() == 2 || words[2] == "--",
+                    // The text may name a command or an option without its values.
+                    Err(error) => {
+                        matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::MissingRequiredArgument)
+                            || error.to_string().contains("none was supplied")
+                    }
+                };
+                if !fine {
+                    let why = parsed.err().map_or("no such command".into(), |error| error.to_string());
+                    wrong.push(format!("{}: `{command}`: {why}", page.display()));
+                }
+                seen += 1;
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        assert!(seen > 100, "only {seen}");
+    }
 }

@@ -26,7 +26,7 @@ pub enum What {
     Tweak,
     /// A teacher and its student on four runtimes: libtorch, tract, onnxruntime, a browser; trains both first
     Devices,
-    /// What each lever gives: our side with one thing changed at a time
+    /// What each optimisation gains: kdlab with one thing changed at a time
     Levers,
     /// The student's epoch against images, size, batch size and classes, with fitted lines
     Growth,
