@@ -73,7 +73,7 @@ pub struct TorchScript {
     pub preprocessing: Preprocessing,
     outputs: Outputs,
     module: CModule,
-    device: Device,
+    pub(crate) device: Device,
     /// SHA-256 of the file.
     sha256: String,
 }

@@ -1,6 +1,6 @@
 //! A model card in Markdown: what people must know before they use a trained network.
 
-use super::words::{counted, duration, percent};
+use super::words::{counted, duration, percent, threads};
 use crate::data::{Dataset, Framing};
 use crate::models::{Model, ModelCard};
 use crate::store::atomic::write_bytes;
@@ -83,7 +83,7 @@ impl CardText<'_> {
     }
 
     fn training(&self) -> Vec<String> {
-        let History { criterion, records, epochs, stopped, recipe, changes, mistake, .. } = self.history;
+        let History { criterion, records, epochs, stopped, recipe, changes, mistake, threads: all, .. } = self.history;
         let mut text = vec![format!("\n## Training\n\n- Loss: {}", plain(criterion))];
         if let Some(best) = self.history.best() {
             let (epoch, values) = (best.epoch, best.hyperparameters);
@@ -98,7 +98,8 @@ impl CardText<'_> {
         }
         let why = stopped.as_ref().map_or(String::new(), |why| format!(", stopped: {}", plain(why)));
         let time = duration(self.history.seconds());
-        text.push(format!("- Length: {} of {epochs} epochs in {time}{why}", records.len()));
+        let on = if all.is_empty() { String::new() } else { format!(" on {}", threads(all)) };
+        text.push(format!("- Length: {} of {epochs} epochs in {time}{on}{why}", records.len()));
         text.extend(mistake.as_ref().map(|name| format!("- **With a mistake made on purpose: {name}. Not for use.**")));
         text
     }

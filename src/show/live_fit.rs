@@ -5,7 +5,7 @@ use super::knobs::Knobs;
 use super::output::{lines_html, picture_html, progress_html};
 use super::progress::{line, print_progress};
 use super::shared_chart::{Drawing, Place, SharedChart};
-use super::words::{duration, percent};
+use super::words::{counted, duration, percent, threads};
 use crate::error::lock;
 use crate::train::{Control, Event, History, Hyperparameters, Listener, Metrics, Observer, Progress};
 use kdlab_client::{Bundle, Display};
@@ -223,6 +223,10 @@ impl Drawer {
             1..=4 => format!("{now} at the end; {}", changes.join("; ")),
             n => format!("{now} at the end; {n} changes: {}; ... {}", changes[..2].join("; "), changes[n - 1]),
         };
+        let text = match &self.history.threads[..] {
+            [] | [_] => text,
+            changed => format!("{text}\n{}, as others on this machine left", threads(changed)),
+        };
         self.knobs.mirror(0, &format!("{html}{}", lines_html(&text)));
         self.knobs.replace(&text);
     }
@@ -287,7 +291,8 @@ impl Drawer {
                 let Progress { epoch, done, total, images_per_second: speed, .. } = p;
                 let accuracy = |m: Metrics| format!("  loss {:.3}, accuracy {} %", m.loss, percent(m.accuracy, 1));
                 let (metrics, left) = (p.metrics.map_or(String::new(), accuracy), duration(p.seconds_left));
-                format!("epoch {epoch}/{epochs}  {done} of {total} images{metrics}  {speed:.0} img/s, {left} left")
+                let on = p.threads.map_or(String::new(), |n| format!("  {}", counted(n, "thread")));
+                format!("epoch {epoch}/{epochs}  {done} of {total} images{metrics}  {speed:.0} img/s, {left} left{on}")
             }
             _ if self.started => format!("epoch {}/{epochs}", (records.len() + 1).min(*epochs)),
             _ => format!("{epochs} epochs, waiting for the runs before it"),

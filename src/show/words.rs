@@ -47,6 +47,15 @@ pub(crate) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
+/// The threads of a fit, such as `2 threads` and `2 threads, 1 from epoch 0.40`; empty where there is no record.
+pub(super) fn threads(all: &[(f64, usize)]) -> String {
+    let Some((&(_, first), changes)) = all.split_first() else { return String::new() };
+    let later = |&(epoch, n): &(f64, usize)| format!(", {n} from epoch {epoch:.2}");
+    let (shown, more) =
+        (changes.iter().take(3).map(later).collect::<String>(), if changes.len() > 3 { ", ..." } else { "" });
+    counted(first, "thread") + &shown + more
+}
+
 /// A share in percent.
 pub(super) fn percent(share: f64, decimals: usize) -> String {
     format!("{:.decimals$}", 100.0 * share)

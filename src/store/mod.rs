@@ -1,5 +1,5 @@
 //! Files: atomic writes, tensors, tables, event files, checksums and downloads; the folder of data and weights; work on
-//! all cores; how much memory there is.
+//! all cores; how much memory there is; a computation's share of the cores.
 
 pub(crate) mod atomic;
 pub(crate) mod cores;
@@ -10,5 +10,6 @@ pub(crate) mod event_file;
 pub(crate) mod folders;
 pub(crate) mod memory;
 pub(crate) mod tensors;
+pub(crate) mod threads;
 
 pub(crate) use folders::{cache_folder, variable};

@@ -8,6 +8,7 @@ use super::teachers::{Next, Runner, SweepData, SweepInputs};
 use super::{SweepReport, SweepRun};
 use crate::error::lock;
 use crate::store::atomic::try_lock;
+use crate::store::threads::Share;
 use crate::train::{Control, caught};
 use crate::{Error, Result};
 use kdlab_client::Watch;
@@ -21,8 +22,9 @@ impl Sweep {
     /// a run that was cut short continues after its last epoch. Runs of equal settings are taken from the folder,
     /// whatever grid they were made for.
     ///
-    /// On the CPU each fit takes one thread, and as many run side by side as libtorch would take threads: small fits
-    /// scale badly over threads. So results do not depend on the number of cores.
+    /// On the CPU each fit takes one thread, and as many run side by side as libtorch would take threads, or fewer while
+    /// others compute on the machine: small fits scale badly over threads. So results do not depend on the number of
+    /// cores.
     ///
     /// With a `cluster`, its workers run the fits, each as a process with one thread: the results are the same.
     ///
@@ -63,7 +65,7 @@ impl Sweep {
         let board = Board::new(report, all.len(), listener);
         let mut runner = Runner::new(self, &data);
         let mut failure = runner.prepare(&all, &board).err();
-        let threads = ThreadsOfFits::on(inputs.device);
+        let mut threads = ThreadsOfFits::on(inputs.device);
         match cluster {
             _ if failure.is_some() => (),
             Some(cluster) => {
@@ -77,9 +79,9 @@ impl Sweep {
                 failure = cluster.run(&mut runner, inputs.data, inputs.cache, &all, &now).err();
             }
             None => {
-                let (side_by_side, board) = (threads.side_by_side, &board);
+                let board = &board;
                 let stopping = Stopping { interrupt: &interrupt, controls: &controls, all: &stop_all };
-                failure = side_by_side_here(side_by_side, &mut runner, &all, folder, &before, board, &stopping)?;
+                failure = side_by_side_here(&mut threads, &mut runner, &all, folder, &before, board, &stopping)?;
             }
         }
         board.end(failure, &folder.join("sweep.json"), &before)
@@ -94,9 +96,9 @@ struct Stopping<'a> {
     all: &'a dyn Fn(&str),
 }
 
-/// Makes all runs in this process, so many at once. Returns why it ended before the last one.
+/// Makes all runs in this process, as many at once as its share of the cores. Returns why it ended before the last one.
 fn side_by_side_here(
-    side_by_side: usize,
+    threads: &mut ThreadsOfFits,
     runner: &mut Runner,
     all: &[(Setting, u64)],
     folder: &Path,
@@ -109,7 +111,7 @@ fn side_by_side_here(
         let (sender, ended) = channel();
         let (mut waiting, mut running) = (all.iter().enumerate(), 0);
         loop {
-            while running < side_by_side && failure.is_none() {
+            while running < threads.side_by_side() && failure.is_none() {
                 if let Some(reason) = stopping.interrupt.reason() {
                     failure = Some(Error::Interrupted(reason));
                     break;
@@ -157,26 +159,32 @@ fn side_by_side_here(
 
 /// Threads of the CPU while a sweep runs: one for each fit. Dropping it gives libtorch back what it had.
 struct ThreadsOfFits {
-    /// Number of fits at once.
-    side_by_side: usize,
-    before: Option<i32>,
+    /// The cores for all fits. `None` on a GPU.
+    share: Option<Share>,
+    before: i32,
 }
 
 impl ThreadsOfFits {
     fn on(device: Device) -> Self {
-        let Some(of_fit) = threads_of_fit(device) else {
-            return Self { side_by_side: 1, before: None };
-        };
         let before = tch::get_num_threads();
-        tch::set_num_threads(of_fit);
-        Self { side_by_side: usize::try_from(before).unwrap_or(1).max(1), before: Some(before) }
+        let share = threads_of_fit(device).map(|of_fit| {
+            let share = Share::take();
+            tch::set_num_threads(of_fit);
+            share
+        });
+        Self { share, before }
+    }
+
+    /// Number of fits at once.
+    fn side_by_side(&mut self) -> usize {
+        self.share.as_mut().map_or(1, Share::look)
     }
 }
 
 impl Drop for ThreadsOfFits {
     fn drop(&mut self) {
-        if let Some(before) = self.before {
-            tch::set_num_threads(before);
+        if self.share.is_some() {
+            tch::set_num_threads(self.before);
         }
     }
 }

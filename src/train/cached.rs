@@ -1,7 +1,7 @@
 //! What a frozen teacher computes once for every image: features, logits, and logits of augmented views. The file of
 //! each has a key in its name that depends on all its inputs.
 
-use super::progress::{Interrupt, Ticker};
+use super::progress::{Pass, Ticker};
 use super::row_file::RowFile;
 use super::{Event, Group, Listener};
 use crate::data::{Split, Transform, Views};
@@ -188,7 +188,7 @@ pub(crate) fn features_in(
     let (width, chunk) = (backbone.arch.features(), batches * batch_size);
     let what = "features";
     let ranks = group.map_or(1, Group::size) as i64;
-    Computation { what, title: &title, split, views: None, group, width, chunk, listener }.run(
+    Computation { what, title: &title, split, views: None, group, device, width, chunk, listener }.run(
         key,
         folder,
         &mut |from, to| {
@@ -218,11 +218,18 @@ pub(crate) fn teacher_logits(
         Ok(no_grad(|| head.forward(&rows, false))?.f_to_device(Device::Cpu)?)
     };
     let (what, width, listener) = ("logits", compute(0, 1)?.size().last().copied().unwrap_or(1), &Listener::default());
-    Computation { what, title: &title, split, views: None, group: None, width, chunk: HEAD_ROWS, listener }.run(
-        key,
-        folder,
-        &mut compute,
-    )
+    Computation {
+        what,
+        title: &title,
+        split,
+        views: None,
+        group: None,
+        device: head.device(),
+        width,
+        chunk: HEAD_ROWS,
+        listener,
+    }
+    .run(key, folder, &mut compute)
 }
 
 /// Returns the outputs of one layer of `teacher` for every image of `split`, f32 `[N, C * H * W]`, in evaluation mode,
@@ -255,7 +262,17 @@ pub fn layer_features(
     };
     let row = of(0, 1)?.size().get(1..).unwrap_or_default().to_vec();
     let (what, width) = ("layer-features", row.iter().product());
-    let pass = Computation { what, title: &title, split, views: None, group: None, width, chunk: batch_size, listener };
+    let pass = Computation {
+        what,
+        title: &title,
+        split,
+        views: None,
+        group: None,
+        device,
+        width,
+        chunk: batch_size,
+        listener,
+    };
     let made =
         pass.run(key, folder, &mut |from, to| Ok(of(from, to)?.f_flatten(1, -1)?.f_to_device(Device::Cpu)?))?;
     Ok(CachedTensor { row: Some(row), ..made })
@@ -280,12 +297,9 @@ pub fn script_logits(
     let title = format!("{} on {}", teacher.name, split.name);
     teacher.check(&split.batch(&[0, split.len() as i64 - 1])?.images, split.classes())?;
     let key = digest(&["script logits", &teacher.key(), &split.key].map(str::as_bytes));
-    let (what, width) = ("logits", split.classes() as i64);
-    Computation { what, title: &title, split, views: None, group: None, width, chunk: batch_size, listener }.run(
-        key,
-        folder,
-        &mut |from, to| teacher.logits(&images(split, from, to, 1)?),
-    )
+    let (what, device, width) = ("logits", teacher.device, split.classes() as i64);
+    Computation { what, title: &title, split, views: None, group: None, device, width, chunk: batch_size, listener }
+        .run(key, folder, &mut |from, to| teacher.logits(&images(split, from, to, 1)?))
 }
 
 /// Returns the logits f16 `[N, V, C]` of `teacher`, a network from images to logits, for every image of `split` in each
@@ -318,7 +332,7 @@ pub fn view_logits(
     let width = no_grad(|| teacher.forward(&batch(0, 1)?, false))?.size().last().copied().unwrap_or(1);
     let pass = teacher.pass()?;
     let (what, views, chunk) = ("view-logits", Some(views), batch_size);
-    Computation { what, title: &title, split, views, group: None, width, chunk, listener }.run(
+    Computation { what, title: &title, split, views, group: None, device, width, chunk, listener }.run(
         key,
         Some(folder),
         &mut |from, to| {
@@ -343,6 +357,8 @@ struct Computation<'a> {
     views: Option<&'a Views>,
     /// The processes that compute it together.
     group: Option<&'a Group>,
+    /// Where it is computed.
+    device: Device,
     width: i64,
     /// Number of rows to compute at a time.
     chunk: usize,
@@ -433,13 +449,14 @@ impl Computation<'_> {
         if self.chunk == 0 {
             return Err(Error::Input("batch size must be at least 1, got 0".into()));
         }
-        let (interrupt, mut ticker) = (Interrupt::watch(self.title), Ticker::new(self.title, (total - from) as usize));
+        let mut pass = Pass::begin(self.title, self.device);
+        let mut ticker = Ticker::new(self.title, (total - from) as usize);
         let chunk = self.chunk * self.group.map_or(1, Group::size);
         for row in (from..total).step_by(chunk) {
-            interrupt.check(row as usize, total as usize)?;
+            pass.check(row as usize, total as usize)?;
             let to = total.min(row + chunk as i64);
             each(row, to)?;
-            let progress = ticker.advance((to - row) as usize);
+            let progress = ticker.advance((to - row) as usize, pass.threads());
             if let Some(progress) = progress.filter(|_| self.group.is_none_or(|group| group.rank() == 0)) {
                 self.listener.notify(&Event::Progress(progress));
             }

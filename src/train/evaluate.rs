@@ -3,7 +3,7 @@
 use super::evaluation::Evaluation;
 use super::loss::HardLabels;
 use super::metrics::Sums;
-use super::progress::Interrupt;
+use super::progress::Pass;
 use super::{Criterion, Examples, FitOptions, KdLoss, Metrics};
 use crate::Result;
 use crate::models::{Mode, Model};
@@ -17,11 +17,11 @@ use tch::{Device, Tensor, no_grad};
 pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<Tensor> {
     let order: Vec<i64> = (0..examples.len() as i64).collect();
     let (mut rows, mut done) = (Vec::new(), 0);
-    let interrupt = Interrupt::watch(&format!("{} on {}", model.name, examples.split_name));
+    let mut pass = Pass::begin(&format!("{} on {}", model.name, examples.split_name), model.device());
     let forward = model.pass()?;
     let batches = crate::data::batches(&order, batch_size)?;
     for (number, indices) in batches.iter().enumerate() {
-        interrupt.check(done, examples.len())?;
+        pass.check(done, examples.len())?;
         done += indices.len();
         examples.read_ahead(batches.get(number + 1).map(Vec::as_slice));
         let batch = examples.batch(indices, model.device())?;

@@ -24,6 +24,8 @@ pub struct Progress {
     pub images_per_second: f64,
     /// Estimated seconds to the end of the fit or pass, without validation.
     pub seconds_left: f64,
+    /// Threads of the CPU in use; `None` on a GPU.
+    pub threads: Option<usize>,
 }
 
 /// What a fit, or a pass of a backbone, reports to its [`Listener`].

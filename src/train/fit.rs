@@ -17,9 +17,10 @@ use super::{
 use crate::data::dropout_seed;
 use crate::models::{Mode, Model};
 use crate::store::tensors::digest_tensors;
+use crate::store::threads::Threads;
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// Choices of the training loop itself. The defaults are correct; [`crate::study::mistakes`] fills in others.
 #[derive(Default)]
@@ -115,6 +116,7 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let Task { model, train, validation, criterion, options } = task;
     let (name, listener, control) = (&options.name, &options.listener, &options.control);
     options.check()?;
+    let threads = share_of(model);
     check_splits(&task, settings.validate_on_test)?;
     check_fit(&task)?;
     let resident = (train.resident(model.device())?, validation.resident(model.device())?);
@@ -163,8 +165,20 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let in_force = changed.or(history.records.last().map(|record| record.hyperparameters)).unwrap_or(now);
     listener.notify(&Event::Started { history: history.clone(), hyperparameters: now });
 
-    let mut training =
-        Training { settings, task, hard, features, checkpoint, optimizer, history, best, average, own, in_force };
+    let mut training = Training {
+        settings,
+        task,
+        threads,
+        hard,
+        features,
+        checkpoint,
+        optimizer,
+        history,
+        best,
+        average,
+        own,
+        in_force,
+    };
     let ended = training.epochs(unfinished);
     training.best.restore(model)?;
     ended?;
@@ -174,6 +188,11 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     }
     listener.notify(&Event::Finished(training.history.clone()));
     Ok(training.history)
+}
+
+/// The share of the cores for a fit of this model.
+fn share_of(model: &Model) -> Option<Threads> {
+    (model.device() == Device::Cpu).then(Threads::take)
 }
 
 /// Refuses a group whose processes would train different things.
@@ -200,6 +219,8 @@ fn projected(features: Option<&FeatureTerm>) -> Vec<(String, Tensor)> {
 struct Training<'a> {
     settings: &'a LoopSettings,
     task: Task<'a>,
+    /// Its share of the cores; `None` on a GPU.
+    threads: Option<Threads>,
     hard: HardLabels,
     features: Option<FeatureTerm>,
     checkpoint: Option<Checkpoint>,
@@ -314,6 +335,28 @@ impl Training<'_> {
         now
     }
 
+    /// Waits while the user has paused the fit, and leaves its share of the cores to others meanwhile.
+    fn wait_while_paused(&mut self) -> Duration {
+        let control = &self.task.options.control;
+        if control.is_paused() {
+            self.threads = None;
+        }
+        let pause = control.wait_while_paused();
+        if self.threads.is_none() {
+            self.threads = share_of(self.task.model);
+        }
+        pause
+    }
+
+    /// Takes as many threads as its share of the cores has now, and records another number than before.
+    fn follow_share(&mut self, epochs: f64) -> Option<usize> {
+        let now = self.threads.as_mut().map(Threads::look)?;
+        if self.history.threads.last().is_none_or(|(_, before)| *before != now) {
+            self.history.threads.push((epochs, now));
+        }
+        Some(now)
+    }
+
     /// Trains one epoch, or what is left of one that was `begun`.
     fn train(&mut self, epoch: usize, begun: Option<StoppedEpoch>) -> Result<UnfinishedEpoch> {
         let (settings, Task { model, train, criterion, options, .. }) = (self.settings, self.task);
@@ -339,7 +382,7 @@ impl Training<'_> {
         let (mut done, mut paused) = (batches[..first].iter().map(Vec::len).sum(), Duration::ZERO);
         ticker.resume(done, before);
         for (batch_number, (indices, teachers)) in batches.iter().zip(&teachers).enumerate().skip(first) {
-            let pause = options.control.wait_while_paused();
+            let pause = self.wait_while_paused();
             ticker.skip(pause);
             paused += pause;
             let (stopped, set) = options.agreed()?;
@@ -350,7 +393,9 @@ impl Training<'_> {
             }
             // Dropout differs between the parts of a batch, as it does between its images.
             tch::manual_seed(dropout_seed(options.seed, epoch as u64, batch_number as u64, options.rank() as u64));
-            let now = self.hyperparameters_at((epoch - 1) as f64 + done as f64 / train.len() as f64, set);
+            let epochs = (epoch - 1) as f64 + done as f64 / train.len() as f64;
+            let threads = self.follow_share(epochs);
+            let now = self.hyperparameters_at(epochs, set);
             let kd = now.kd_loss()?;
             train.read_ahead(batches.get(batch_number + 1).map(|next| options.part(next)));
             let (share, step) = (options.share(indices.len()), Some((&draws, batch_number)));
@@ -383,7 +428,7 @@ impl Training<'_> {
             }
             done += indices.len();
             // Reading the loss waits for the device, so the loop reads it only when progress is due.
-            if let Some(mut progress) = ticker.advance(indices.len()).filter(|_| options.rank() == 0) {
+            if let Some(mut progress) = ticker.advance(indices.len(), threads).filter(|_| options.rank() == 0) {
                 let metrics = sums.metrics(None)?;
                 if !metrics.loss.is_finite() {
                     let place = format!("in epoch {epoch} at image {} of {}", progress.done, progress.total);

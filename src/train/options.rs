@@ -21,7 +21,8 @@ pub struct FitOptions {
     pub learning_rate: f64,
     /// Optimizer, schedule and regularisation: by default Adam at a constant rate, as in the article.
     pub recipe: Recipe,
-    /// Decides the order of the batches. The same seed gives the same run on the same CPU.
+    /// Decides the order of the batches. The same seed gives the same run on the same CPU with as many threads, which
+    /// follow what else computes on the machine ([`History::threads`]); `OMP_NUM_THREADS` sets their number.
     pub seed: u64,
     /// Precision of the model's forward and backward passes in training and validation.
     pub precision: Precision,
@@ -134,6 +135,7 @@ impl FitOptions {
             recipe: self.recipe.clone(),
             augmentation: train.augmentation(),
             steps_per_epoch: train.len().div_ceil(self.batch_size.max(1)),
+            threads: Vec::new(),
         }
     }
 }

@@ -1,23 +1,34 @@
-//! Interrupts and progress of long passes over images.
+//! Interrupts, threads and progress of long passes over images.
 
 use super::Progress;
+use crate::store::threads::Threads;
 use crate::{Error, Result};
 use kdlab_client::{Watch, watch};
 use std::time::{Duration, Instant};
+use tch::Device;
 
-/// The user's Interrupt during a long pass that is not a fit. The pass looks at it between two batches.
-pub(super) struct Interrupt {
+/// A long pass that is not a fit: the user's Interrupt, and its share of the cores. The pass looks at both between two
+/// batches.
+pub(super) struct Pass {
     name: String,
     watch: Watch,
+    threads: Option<Threads>,
 }
 
-impl Interrupt {
-    pub(super) fn watch(name: &str) -> Self {
-        Self { name: name.to_owned(), watch: watch(name, |_| ()) }
+impl Pass {
+    pub(super) fn begin(name: &str, device: Device) -> Self {
+        let threads = (device == Device::Cpu).then(Threads::take);
+        Self { name: name.to_owned(), watch: watch(name, |_| ()), threads }
+    }
+
+    /// Threads that the pass uses; `None` on a GPU.
+    pub(super) fn threads(&mut self) -> Option<usize> {
+        self.threads.as_mut().map(Threads::look)
     }
 
     /// Returns an error if the user pressed Interrupt.
-    pub(super) fn check(&self, done: usize, total: usize) -> Result<()> {
+    pub(super) fn check(&mut self, done: usize, total: usize) -> Result<()> {
+        self.threads();
         match self.watch.reason() {
             None => Ok(()),
             Some(reason) => {
@@ -42,7 +53,8 @@ impl Ticker {
     pub(super) fn epoch(name: &str, epoch: usize, epochs: usize, total: usize) -> Self {
         let (name, now) = (name.to_owned(), Instant::now());
         let (done, metrics, images_per_second, seconds_left) = (0, None, 0.0, 0.0);
-        let progress = Progress { name, epoch, epochs, done, total, metrics, images_per_second, seconds_left };
+        let progress =
+            Progress { name, epoch, epochs, done, total, metrics, images_per_second, seconds_left, threads: None };
         Self { progress, start: now, last: now }
     }
 
@@ -54,9 +66,10 @@ impl Ticker {
     }
 
     /// Counts a batch; returns the progress when it is due.
-    pub(super) fn advance(&mut self, images: usize) -> Option<Progress> {
+    pub(super) fn advance(&mut self, images: usize, threads: Option<usize>) -> Option<Progress> {
         let p = &mut self.progress;
         p.done += images;
+        p.threads = threads;
         p.images_per_second = p.done as f64 / self.start.elapsed().as_secs_f64().max(1e-9);
         let left = p.total - p.done.min(p.total) + (p.epochs - p.epoch) * p.total;
         p.seconds_left = left as f64 / p.images_per_second;

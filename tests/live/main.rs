@@ -58,7 +58,9 @@ fn live_options(name: &str, epochs: usize) -> FitOptions {
     FitOptions { control, listener, ..plain_options(name, epochs) }
 }
 
+/// One thread, because otherwise the number, which a view shows, depends on what else computes on the machine.
 fn plain_options(name: &str, epochs: usize) -> FitOptions {
+    tch::set_num_threads(1);
     FitOptions { name: name.into(), epochs, batch_size: 8, ..FitOptions::default() }
 }
 

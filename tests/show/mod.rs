@@ -61,6 +61,7 @@ fn history(name: &str, epochs: usize) -> History {
         recipe: Recipe::default(),
         augmentation: String::new(),
         steps_per_epoch: 10,
+        threads: vec![(0.0, 2), (1.5, 1)],
     }
 }
 

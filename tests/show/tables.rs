@@ -60,7 +60,7 @@ fn a_model_card_says_what_it_is_how_good_and_within_which_limits() {
         "\n## Data\n\nCIFAR-10: 10 classes",
         "- Kept: the weights of epoch 3, the best on the validation split, with T 4, alpha 0.9, learning rate 1e-3\n",
         "- Optimizer: Adam at a constant learning rate\n",
-        "- Length: 3 of 5 epochs in 5 s, stopped: out \\| of time\n", // 4.5 s
+        "- Length: 3 of 5 epochs in 5 s on 2 threads, 1 from epoch 1.50, stopped: out \\| of time\n", // 4.5 s
         "| 20 | 80.0 | 58.4 to 91.9 | ",
         "| airplane | 2 | 0.0 | 0.0 to 65.8 |\n| automobile | 2 | 100.0 | 34.2 to 100.0 |\n",
         "learned from another network",

@@ -2,6 +2,7 @@
 //! same data, in alternating rounds.
 
 mod compare;
+mod crowd;
 mod growth;
 mod levers;
 mod side;
@@ -22,7 +23,7 @@ use work::{Options, What};
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// What to measure [default: all but devices, levers, growth and million]
+    /// What to measure [default: all but crowd, devices, levers, growth and million]
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each side, which alternate; the table shows their medians
@@ -61,7 +62,10 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     if what.contains(&What::Levers) {
         results.push(levers::levers(&ours, &folder, &options)?);
     }
-    let apart = [What::Cells, What::Tweak, What::Devices, What::Growth, What::Levers];
+    if what.contains(&What::Crowd) {
+        results.push(crowd::crowd(&ours, &folder, &options)?);
+    }
+    let apart = [What::Cells, What::Tweak, What::Devices, What::Growth, What::Levers, What::Crowd];
     let beside: Vec<_> = what.iter().filter(|what| !apart.contains(what)).collect();
     if !beside.is_empty() {
         compare::heading();

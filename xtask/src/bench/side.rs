@@ -129,7 +129,8 @@ impl<'a> Ours<'a> {
     /// Returns the program with its first argument: `prepare` or `measure`.
     pub fn command(&self, verb: &str) -> Result<Command> {
         let mut command = Command::new(&self.program);
-        command.arg(verb).envs(self.paths.environment()?);
+        // With a number that was set, a fit gives no threads up to other programs. The task has its own number.
+        command.arg(verb).env("OMP_NUM_THREADS", "1").envs(self.paths.environment()?);
         Ok(command)
     }
 

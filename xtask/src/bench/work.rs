@@ -30,6 +30,8 @@ pub enum What {
     Levers,
     /// The student's epoch against images, size, batch size and classes, with fitted lines
     Growth,
+    /// Several fits at once, and one beside busy programs: what each reaches of its fair share
+    Crowd,
     /// The caches and the loop's data path with a million images
     Million,
 }
