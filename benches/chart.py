@@ -13,10 +13,14 @@ def x(ratio):
     return LEFT + WIDTH * math.log(ratio / 0.5) / math.log(200 / 0.5)
 
 
-table = [line.strip("|").split("|") for line in (ROOT / "benches/README.md").read_text().splitlines() if line[:1] == "|"]
+page = (ROOT / "benches/README.md").read_text()
+table = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
 rows = [[cell.strip() for cell in row] for row in table[2:12]]
 height = TOP + STEP * len(rows) + 40
-parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}" font-family="sans-serif" font-size="13">']
+parts = [
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}"',
+    'font-family="sans-serif" font-size="13">',
+]
 parts.append(f'<rect width="880" height="{height}" fill="white"/>')
 for place, (name, colour) in enumerate(COLOURS.items()):
     parts.append(f'<circle cx="{LEFT + 150 * place}" cy="16" r="5" fill="{colour}"/>')
@@ -31,5 +35,6 @@ for index, (what, _, *others) in enumerate(rows):
     for colour, text in zip(COLOURS.values(), others):
         for ratio in re.findall(r"[\d.]+(?=x)", text):
             parts.append(f'<circle cx="{x(float(ratio)):.1f}" cy="{y}" r="6" fill="{colour}"/>')
-parts.append(f'<text x="{LEFT + WIDTH / 2}" y="{height - 6}" text-anchor="middle">times the seconds of kdlab</text></svg>')
+parts.append(f'<text x="{LEFT + WIDTH / 2}" y="{height - 6}" text-anchor="middle">times the seconds of kdlab</text>')
+parts.append("</svg>")
 (ROOT / "docs/bench.svg").write_text("\n".join(parts) + "\n")

@@ -30,7 +30,7 @@ def few_colours(image, colours):
 
 
 def light(png, scale, colours, quality):
-    """Returns a figure as PNG with a palette or, where that is smaller, as for photographs, as JPEG: type and base64."""
+    """Returns a figure as PNG with a palette, or as JPEG where that is smaller: its type and its base64."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     # Other filters draw rings around lines, which cost a third of the bytes.
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
@@ -91,7 +91,8 @@ def take(course, run, folders):
         if len(image) >= min(len(text) for key, text in figure["data"].items() if key.startswith("image/")):
             return
         about = figure["metadata"].pop(next(iter(figure["metadata"]), kind), {})
-        figure["data"] = {kind: image} | {key: value for key, value in figure["data"].items() if key.startswith("text/")}
+        texts = {key: value for key, value in figure["data"].items() if key.startswith("text/")}
+        figure["data"] = {kind: image} | texts
         figure["metadata"][kind] = about
 
     for output in all_outputs:

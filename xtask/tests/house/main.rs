@@ -1,6 +1,7 @@
-//! The structure of the code: which file uses which, and what the crate shows to others.
+//! The structure of the code and its pages: which file uses which, what the crate shows to others, where links lead.
 
 mod arrows;
+mod links;
 mod public;
 mod sources;
 
@@ -84,4 +85,10 @@ fn worked_examples_apply() {
         count += 1;
     }
     assert_eq!(count, page.matches("(docs/examples/").count(), "CONTRIBUTING.md names an example that is not there");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let broken = links::broken(&sources::root());
+    assert!(broken.is_empty(), "links that lead nowhere:\n{}", broken.join("\n"));
 }
