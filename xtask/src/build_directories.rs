@@ -4,9 +4,11 @@
 //!
 //! One of them is the template, which set-up has the kernel build ([`crate::template`]). The others, numbered from 1,
 //! are copies of it: compiled files are hard links; what cargo or evcxr rewrites is copied with its time stamps, so
-//! that cargo finds everything fresh.
+//! that cargo finds everything fresh. Users of an installation have copies in their cache, with symbolic links to the
+//! template's compiled files.
 
 use std::fs::{self, File, FileTimes};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -17,6 +19,9 @@ use crate::paths::Paths;
 
 /// How many copies set-up makes. Further ones are made when more kernels run at once.
 pub const READY: usize = 3;
+
+/// Bytes from which on a file of an installation is not copied for a user.
+const LARGE: u64 = 32 << 10;
 
 /// The file in the template and in its copies that says what they were built from.
 pub const BUILT_FROM: &str = "built-from";
@@ -38,16 +43,21 @@ pub fn take(paths: &Paths) -> Result<BuildDirectory> {
         let lock = open_lock(paths, &number.to_string())?;
         match lock.try_lock() {
             Ok(()) => {
-                let dir = paths.build_directories().join(number.to_string());
+                let dir = paths.build_directories()?.join(number.to_string());
                 refresh(paths, &dir)?;
                 return Ok(BuildDirectory { dir, lock });
             }
             Err(fs::TryLockError::WouldBlock) => number += 1,
-            Err(fs::TryLockError::Error(error)) => {
-                return Err(error).context("cannot lock a build directory of the kernel");
-            }
+            Err(fs::TryLockError::Error(error)) => return Err(error).with_context(|| no_locks(paths)),
         }
     }
+}
+
+/// Says what to do where a file system, such as some NFS, knows no locks.
+fn no_locks(paths: &Paths) -> String {
+    let place = paths.build_directories().unwrap_or_default();
+    let what = if paths.installed { "set XDG_CACHE_HOME to a folder" } else { "move the repository to a place" };
+    format!("cannot lock a build directory of the kernel in {}: {what} on a local disk", place.display())
 }
 
 /// Updates the first [`READY`] copies from the template, except those that a kernel uses.
@@ -55,16 +65,21 @@ pub fn refresh_ready(paths: &Paths) -> Result<()> {
     for number in 1..=READY {
         let lock = open_lock(paths, &number.to_string())?;
         if lock.try_lock().is_ok() {
-            refresh(paths, &paths.build_directories().join(number.to_string()))?;
+            refresh(paths, &paths.build_directories()?.join(number.to_string()))?;
         }
     }
     Ok(())
 }
 
+/// Returns the numbers of the copies that there are.
+fn copies(paths: &Paths) -> impl Iterator<Item = (usize, PathBuf)> {
+    let place = paths.build_directories().unwrap_or_default();
+    (1..).map(move |n| (n, place.join(n.to_string()))).take_while(|(_, dir)| dir.is_dir())
+}
+
 /// Returns how many copies there are, and how many of them kernels use.
 pub fn count(paths: &Paths) -> (usize, usize) {
-    let there = (1..).take_while(|n| paths.build_directories().join(n.to_string()).is_dir());
-    there.fold((0, 0), |(all, taken), n| {
+    copies(paths).map(|(n, _)| n).fold((0, 0), |(all, taken), n| {
         let free = open_lock(paths, &n.to_string()).is_ok_and(|lock| lock.try_lock().is_ok());
         (all + 1, taken + usize::from(!free))
     })
@@ -76,7 +91,7 @@ pub fn template_lock(paths: &Paths) -> Result<File> {
 }
 
 fn open_lock(paths: &Paths, name: &str) -> Result<File> {
-    let path = paths.build_directories().join(format!("{name}.lock"));
+    let path = paths.build_directories()?.join(format!("{name}.lock"));
     files::create_dir(path.parent())?;
     let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     file.with_context(|| format!("cannot write {}", path.display()))
@@ -84,6 +99,7 @@ fn open_lock(paths: &Paths, name: &str) -> Result<File> {
 
 /// Copies the template to `dir`, unless `dir` already is a copy of this template.
 fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
+    // Nobody builds the template of an installation, and this user's kernels take turns.
     let lock = template_lock(paths)?;
     let there = dir.is_dir();
     if there {
@@ -102,7 +118,7 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
             return Ok(());
         };
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        if !damaged(&template).is_empty() {
+        if !damaged(&template).is_empty() && !paths.installed {
             // Copies share files with the template and may lack the same ones. Without them cargo makes them again.
             remove_all(dir, &damaged(dir))?;
             eprintln!(
@@ -115,7 +131,8 @@ fn refresh(paths: &Paths, dir: &Path) -> Result<()> {
     }
     let beside = dir.with_extension("new");
     files::remove(&beside)?;
-    copy(&template, &beside).with_context(|| format!("cannot copy {} to {}", template.display(), beside.display()))?;
+    let copied = copy(&template, &beside, if paths.installed { &link_to_installed } else { &link_to_foreign });
+    copied.with_context(|| format!("cannot copy {} to {}", template.display(), beside.display()))?;
     files::replace(&beside, dir)
 }
 
@@ -178,13 +195,12 @@ pub fn remove_all(dir: &Path, names: &[String]) -> Result<()> {
 
 /// Returns the damaged copies: number, first damaged file, and whether a kernel uses the copy.
 pub fn broken(paths: &Paths) -> Vec<(usize, String, bool)> {
-    let there = (1..).take_while(|n| paths.build_directories().join(n.to_string()).is_dir());
-    let broken = |n: usize| {
-        let first = damaged(&paths.build_directories().join(n.to_string())).into_iter().next()?;
+    let broken = |(n, dir): (usize, PathBuf)| {
+        let first = damaged(&dir).into_iter().next()?;
         let free = open_lock(paths, &n.to_string()).is_ok_and(|lock| lock.try_lock().is_ok());
         Some((n, first, !free))
     };
-    there.filter_map(broken).collect()
+    copies(paths).filter_map(broken).collect()
 }
 
 /// Returns `target/debug/deps`, and the same below each target's own folder.
@@ -194,7 +210,8 @@ fn library_folders(dir: &Path) -> Vec<PathBuf> {
     below.chain([target.join("debug/deps")]).filter(|folder| folder.is_dir()).collect()
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a build directory. `link` makes a link to a file where it may.
+fn copy(from: &Path, to: &Path, link: &dyn Fn(&Path, &Path) -> bool) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -202,11 +219,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         let kind = entry.file_type()?;
         if kind.is_dir() {
             if !is_left_out(&source) {
-                copy(&source, &target)?;
+                copy(&source, &target, link)?;
             }
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
-        } else if !(may_be_shared(&source) && fs::hard_link(&source, &target).is_ok()) {
+        } else if !link(&source, &target) {
             fs::copy(&source, &target)?;
             let found = fs::metadata(&source)?;
             let times = FileTimes::new().set_modified(found.modified()?).set_accessed(found.accessed()?);
@@ -223,13 +240,21 @@ fn is_left_out(dir: &Path) -> bool {
     name(dir).starts_with("kdlab") && dir.parent().is_some_and(|parent| name(parent) == "incremental")
 }
 
-/// Returns whether a file is a compiled file of another crate: these are big and written once. The crate itself and
-/// cells are compiled again and again.
-fn may_be_shared(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+/// Makes a hard link to a compiled file of another crate: these are big and written once. The crate itself and cells
+/// are compiled again and again.
+fn link_to_foreign(from: &Path, to: &Path) -> bool {
+    let name = from.file_name().unwrap_or_default().to_string_lossy();
     let compiled =
-        path.extension().is_some_and(|ext| ["rlib", "rmeta", "so", "dylib", "a", "o"].iter().any(|e| ext == *e));
-    compiled && !["kdlab", "ctx", "code_"].iter().any(|own| name.contains(own))
+        from.extension().is_some_and(|ext| ["rlib", "rmeta", "so", "dylib", "a", "o"].iter().any(|e| ext == *e));
+    compiled && !["kdlab", "ctx", "code_"].iter().any(|own| name.contains(own)) && fs::hard_link(from, to).is_ok()
+}
+
+/// Makes a symbolic link to any large file that does not belong to cells. In an installation no crate is compiled
+/// again, and users may not make hard links to files of others.
+fn link_to_installed(from: &Path, to: &Path) -> bool {
+    let name = from.file_name().unwrap_or_default().to_string_lossy();
+    let large = fs::metadata(from).is_ok_and(|found| found.len() >= LARGE);
+    large && !["ctx", "code_"].iter().any(|own| name.contains(own)) && symlink(from, to).is_ok()
 }
 
 #[cfg(test)]
@@ -245,7 +270,7 @@ mod tests {
         for file in [foreign, own, state, "incremental/kdlab-1/s-1/dep-graph.bin"] {
             files::write(&template.join(file), file).unwrap();
         }
-        copy(&template, &copied).unwrap();
+        copy(&template, &copied, &link_to_foreign).unwrap();
         for file in [foreign, own, state] {
             assert_eq!(fs::read_to_string(copied.join(file)).unwrap(), file);
             let modified = |dir: &Path| fs::metadata(dir.join(file)).unwrap().modified().unwrap();
@@ -261,7 +286,7 @@ mod tests {
     #[test]
     fn a_damaged_copy_is_seen_and_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = Paths { root: folder.path().into(), kdlab: folder.path().join(".kdlab") };
+        let paths = Paths::of(folder.path().into());
         let (foreign, other, own) = (
             "target/debug/deps/libtch-1.rlib",
             "target/x/debug/deps/libpxfm-1.rlib",

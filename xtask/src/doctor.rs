@@ -1,10 +1,11 @@
 //! `cargo lab doctor`: what was found on this machine, and a fix for each problem.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::paths::{self, Flavour, Paths};
 use crate::progress;
@@ -43,11 +44,11 @@ impl Report {
     }
 }
 
-/// Prints the findings.
+/// Prints the findings. `user`: those about the user's own folders, too.
 ///
 /// # Errors
 /// If something that is needed is missing.
-pub fn examine(paths: &Paths) -> Result<()> {
+pub fn examine(paths: &Paths, user: bool) -> Result<()> {
     let mut report = Report { problems: 0 };
     if let Err(error) = paths::check_root(paths) {
         let text = error.to_string();
@@ -57,7 +58,14 @@ pub fn examine(paths: &Paths) -> Result<()> {
     machine(&mut report);
     installed(paths, &mut report);
     data(paths, &mut report)?;
-    disk(paths, &mut report);
+    if paths.installed {
+        progress::line(&format!("  --  {:<14} {}", "installation", paths.root.display()));
+    } else {
+        disk(paths, &mut report);
+    }
+    if user || paths.installed {
+        folders(paths, &mut report);
+    }
     match report.problems {
         0 => Ok(()),
         1 => bail!("one problem; its fix is above"),
@@ -78,7 +86,7 @@ fn machine(report: &mut Report) {
 }
 
 fn installed(paths: &Paths, report: &mut Report) {
-    let setup_fix = "run `cargo lab setup`";
+    let setup_fix = if paths.installed { "ask who installed kdlab" } else { "run `cargo lab setup`" };
     let jupyter = first_line(Command::new(paths.python()).args(["-m", "jupyterlab", "--version"]));
     report.found_or("JupyterLab", jupyter, "not installed", setup_fix);
 
@@ -101,7 +109,8 @@ fn installed(paths: &Paths, report: &mut Report) {
         .then(|| "Rust (kdlab), live, around evcxr_jupyter 0.22".to_owned());
     report.found_or("kernel", kernel, "not installed", setup_fix);
     let (all, taken) = build_directories::count(paths);
-    let warm = (all > 0).then(|| format!("{all} warm build directories, {taken} in use"));
+    let warm = (all > 0 || paths.installed && paths.template().is_dir())
+        .then(|| format!("{all} warm build directories, {taken} in use"));
     report.found_or("build dirs", warm, "no warm build directory", setup_fix);
     if let Some(first) = build_directories::damaged(&paths.template()).first() {
         report.bad(
@@ -114,7 +123,7 @@ fn installed(paths: &Paths, report: &mut Report) {
         let fix = if taken { "restart the kernel that uses it" } else { "run `cargo lab setup`, or start a kernel" };
         report.bad("build dirs", &format!("build directory {number}: {first} is missing or damaged"), fix);
     }
-    let current = flavour.is_some_and(|flavour| setup::is_set_up(paths, flavour).unwrap_or(false));
+    let current = paths.installed || flavour.is_some_and(|flavour| setup::is_set_up(paths, flavour).unwrap_or(false));
     if all > 0 && !current {
         report
             .note("up to date", "no: sources or versions have changed; `cargo lab setup` or the next run updates them");
@@ -211,6 +220,34 @@ fn disk(paths: &Paths, report: &mut Report) {
         report.good("disk", &found);
     } else {
         report.bad("disk", &found, "set-up needs about 4 GB while it runs: free some, or move the repository");
+    }
+}
+
+/// Looks at what a kernel of this user will write.
+fn folders(paths: &Paths, report: &mut Report) {
+    let owner = |dir: &Path| fs::metadata(dir).map(|found| found.uid()).ok();
+    let home = std::path::PathBuf::from(tools::variable("HOME").unwrap_or_default());
+    match owner(&home) {
+        Some(owner) if owner == rustix::process::geteuid().as_raw() => report.good("HOME", &home.display().to_string()),
+        _ => report.bad("HOME", &format!("{} is not yours", home.display()), "set HOME to a folder of yours"),
+    }
+    for (what, dir) in [("cells", paths.build_directories()), ("runs", paths.runs()), ("downloads", paths.cache())] {
+        let found = dir.and_then(|dir| {
+            files::create_dir(Some(&dir))?;
+            let probe = dir.join(".doctor");
+            let file = fs::File::create(&probe).with_context(|| format!("cannot write in {}", dir.display()))?;
+            let locked = file.try_lock().with_context(|| format!("no locks in {}", dir.display()));
+            files::remove(&probe)?;
+            locked.map(|()| format!("{}, {}", dir.display(), progress::size(files::disk_usage(&dir))))
+        });
+        match found {
+            Ok(found) => report.good(what, &found),
+            Err(error) => report.bad(
+                what,
+                &format!("{error:#}"),
+                "set XDG_CACHE_HOME and XDG_STATE_HOME to folders on a local disk",
+            ),
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub fn execute(paths: &Paths, notebook: &Path, target: &Path, profile: &str) -> 
         .arg(notebook)
         .arg(target)
         .arg("--watch")
+        .args(paths.installed.then_some("--shared"))
         .env("KDLAB_PROFILE", profile)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,6 +1,6 @@
 //! Files and folders: writes and replaces them without leaving one half-written, removes and measures them.
 
-use std::fs;
+use std::fs::{self, File, FileTimes};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::process::Command;
@@ -43,6 +43,44 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 pub fn replace(beside: &Path, dir: &Path) -> Result<()> {
     remove(dir)?;
     fs::rename(beside, dir).with_context(|| format!("cannot move {} to {}", beside.display(), dir.display()))
+}
+
+/// Makes `to` the same as `from`, a file, a link or a folder. Files keep their time stamps, and those that are the same
+/// already are left alone.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    copy_tree(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    let (source, there) = (fs::symlink_metadata(from)?, fs::symlink_metadata(to).ok());
+    if there.as_ref().is_some_and(|there| there.file_type() != source.file_type()) {
+        if there.is_some_and(|there| there.is_dir()) { fs::remove_dir_all(to)? } else { fs::remove_file(to)? }
+    }
+    if source.is_dir() {
+        fs::create_dir_all(to)?;
+        for gone in fs::read_dir(to)?.flatten().filter(|entry| !from.join(entry.file_name()).exists()) {
+            if gone.path().is_dir() { fs::remove_dir_all(gone.path())? } else { fs::remove_file(gone.path())? }
+        }
+        for entry in fs::read_dir(from)?.flatten() {
+            copy_tree(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    } else if source.is_symlink() {
+        let target = fs::read_link(from)?;
+        if fs::read_link(to).ok().as_ref() != Some(&target) {
+            let _ = fs::remove_file(to);
+            std::os::unix::fs::symlink(target, to)?;
+        }
+    } else {
+        let changed = source.modified()?;
+        let same = fs::metadata(to).is_ok_and(|there| there.len() == source.len())
+            && (fs::metadata(to)?.modified()? == changed || fs::read(from)? == fs::read(to)?);
+        if !same {
+            let _ = fs::remove_file(to);
+            fs::copy(from, to)?;
+            File::options().append(true).open(to)?.set_times(FileTimes::new().set_modified(changed))?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns the bytes on disk below `dir`. A file with several names counts once.

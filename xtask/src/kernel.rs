@@ -9,10 +9,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use crate::build_directories;
-use crate::files;
 use crate::paths::{self, Paths};
 use crate::tools;
+use crate::{build_directories, files, installed};
 
 /// Names the build directory for the kernel, regardless of locks: set-up builds the template through it.
 pub const BUILD_DIRECTORY: &str = "KDLAB_KERNEL_BUILD_DIRECTORY";
@@ -28,6 +27,9 @@ const LOCK: &str = "LIVE_KERNEL_LOCK";
 
 /// Tells the kernel the folder for what it keeps.
 const CACHE: &str = "LIVE_KERNEL_CACHE";
+
+/// Tells the kernel the same folder of the installation.
+const SHARED: &str = "LIVE_KERNEL_SHARED";
 
 /// Tells the kernel the program and first arguments that start another one.
 const LAUNCHER: &str = "LIVE_KERNEL_LAUNCHER";
@@ -75,6 +77,10 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
             dir
         }
         None => {
+            if paths.installed {
+                installed::prepare(paths)?;
+                command.env(SHARED, paths.shared_kernel_config());
+            }
             let taken = build_directories::take(paths)?;
             // The kernel inherits the lock, keeps it from what cells start, and releases it however it ends.
             command.env(LOCK, taken.lock.as_raw_fd().to_string());
@@ -89,7 +95,7 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
     }
     let config = configure(paths, stock)?;
     command.arg(connection_file).envs(paths.environment()?);
-    command.env("CARGO_HOME", cargo_home(paths)).env(CACHE, paths.kernel_config());
+    command.env("CARGO_HOME", cargo_home(paths)).env(CACHE, paths.kernel_config()?);
     for name in FOREIGN {
         command.env_remove(name);
     }
@@ -101,10 +107,10 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
 }
 
 /// Starts a kernel that waits in reserve for the first notebook of the Jupyter server with this process number.
-pub fn start_reserve(paths: &Paths, jupyter: u32) -> Result<()> {
+pub fn start_reserve(paths: &Paths, notebooks: &Path, jupyter: u32) -> Result<()> {
     if tools::variable(KIND).is_none_or(|kind| kind != "stock") {
         let mut command = Command::new(paths.lab());
-        command.args(["kernel", "reserve"]).current_dir(paths.notebooks()).envs(paths.environment()?);
+        command.args(["kernel", "reserve"]).current_dir(notebooks).envs(paths.environment()?);
         command.env("KDLAB_ROOT", &paths.root).env("JPY_PARENT_PID", jupyter.to_string()).env(RESERVE, "wait");
         command.process_group(0).stdin(Stdio::null()).spawn().context("cannot start a kernel in reserve")?;
     }
@@ -120,7 +126,7 @@ pub fn dependencies(paths: &Paths) -> String {
 /// Writes what evcxr reads at start-up, from the repository as it is now, so that edits to the prelude take effect at
 /// once.
 fn configure(paths: &Paths, stock: bool) -> Result<PathBuf> {
-    let config = paths.kernel_config().join(if stock { "stock" } else { "live" });
+    let config = paths.kernel_config()?.join(if stock { "stock" } else { "live" });
     let read = |name: &str| {
         let file = paths.root.join("prelude").join(name);
         std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
@@ -161,7 +167,7 @@ mod tests {
     #[test]
     fn kernels_keep_to_the_crates_of_set_up_while_they_are_there() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = Paths { root: folder.path().into(), kdlab: folder.path().join(".kdlab") };
+        let paths = Paths::of(folder.path().into());
         assert_eq!(cargo_home(&paths), own_cargo_home());
         let home = folder.path().join("home of set-up");
         files::write(&paths.template().join(CARGO_HOME_OF), home.to_str().unwrap()).unwrap();

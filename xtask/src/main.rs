@@ -1,8 +1,8 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 //!
-//! Each command has a module of its own: [`setup`], [`bundle`], [`doctor`], [`notebooks`] (the command `run`),
-//! [`sweep`], [`train`], [`classify`], [`page`], [`exercises`], [`docs`], [`bench`], and [`kernel`], which Jupyter
-//! calls. The others serve them.
+//! Each command has a module of its own: [`setup`], [`install`], [`bundle`], [`doctor`], [`notebooks`] (the command
+//! `run`), [`sweep`], [`train`], [`classify`], [`page`], [`exercises`], [`docs`], [`bench`], and [`kernel`], which
+//! Jupyter calls. The others serve them.
 
 mod bench;
 mod build_directories;
@@ -13,6 +13,8 @@ mod doctor;
 mod execute;
 mod exercises;
 mod files;
+mod install;
+mod installed;
 mod kernel;
 mod notebooks;
 mod page;
@@ -27,7 +29,7 @@ mod template;
 mod tools;
 mod train;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
@@ -53,13 +55,19 @@ struct Cli {
 enum Commands {
     /// Install what is missing into .kdlab/: JupyterLab, libtorch, the Rust kernel, weights, and the compiled crates
     Setup(SetupArgs),
+    /// Install for all accounts of this machine, into a folder that nobody writes afterwards
+    Install(install::InstallArgs),
     /// Put everything that set-up fetches, with data and weights, into one file for machines without a network
     Bundle {
         /// The file to write [default: kdlab-bundle.tar in the current folder]
         file: Option<PathBuf>,
     },
     /// Say what was found on this machine; each problem comes with its fix
-    Doctor,
+    Doctor {
+        /// Check the folders of the user who calls this, too
+        #[arg(long)]
+        user: bool,
+    },
     /// Set up, run notebooks in order through the real kernel, and write the executed notebooks and one HTML report
     /// of the profile
     Run(notebooks::RunArgs),
@@ -140,10 +148,21 @@ fn real_main() -> Result<()> {
     tools::find_rust();
     let cli = Cli::try_parse().unwrap_or_else(|error| no_command().unwrap_or(error).exit());
     let paths = Paths::find()?;
+    if paths.installed {
+        tools::use_rust(&paths.rust());
+        if let Some(name) = needs_repository(&cli.command) {
+            bail!(
+                "`{name}` does not work in the installation {}, which is not written: run it in a clone of the \
+                 repository",
+                paths.root.display()
+            );
+        }
+    }
     match cli.command {
+        None if paths.installed => open_jupyterlab(&paths, &installed::notebooks(&paths)?, &cli.jupyter),
         None => {
             setup::set_up(&paths, None)?;
-            open_jupyterlab(&paths, &cli.jupyter)
+            open_jupyterlab(&paths, &paths.notebooks(), &cli.jupyter)
         }
         Some(Commands::Setup(args)) => {
             let flavour = match (args.cpu || args.bundle.is_some(), args.cuda) {
@@ -163,7 +182,8 @@ fn real_main() -> Result<()> {
         }
         Some(Commands::Bench(args)) => bench::run(&paths, &args),
         Some(Commands::Bundle { file }) => bundle::make(&paths, file.as_deref()),
-        Some(Commands::Doctor) => doctor::examine(&paths),
+        Some(Commands::Doctor { user }) => doctor::examine(&paths, user),
+        Some(Commands::Install(args)) => install::run(&paths, &args),
         Some(Commands::Run(args)) => notebooks::run(&paths, &args),
         Some(Commands::Sweep(args)) => sweep::run(&paths, &args),
         Some(Commands::Train(args)) => train::run(&paths, &args),
@@ -176,10 +196,16 @@ fn real_main() -> Result<()> {
     }
 }
 
-fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
+/// Returns the name of a command that compiles or writes in the repository.
+fn needs_repository(command: &Option<Commands>) -> Option<String> {
+    let works = matches!(command, None | Some(Commands::Doctor { .. } | Commands::Run(_) | Commands::Kernel { .. }));
+    if works { None } else { std::env::args().nth(1) }
+}
+
+fn open_jupyterlab(paths: &Paths, notebooks: &Path, args: &[String]) -> Result<()> {
     let mut server = tools::end_with_this_process(&mut Command::new(paths.python()))
         .args(["-m", "jupyterlab"])
-        .arg(format!("--ServerApp.root_dir={}", paths.notebooks().display()))
+        .arg(format!("--ServerApp.root_dir={}", notebooks.display()))
         // JupyterLab brings a Python kernel along, which is of no use here.
         .arg("--KernelSpecManager.ensure_native_kernel=False")
         .arg("--KernelSpecManager.allowed_kernelspecs=kdlab")
@@ -190,7 +216,7 @@ fn open_jupyterlab(paths: &Paths, args: &[String]) -> Result<()> {
         .envs(paths.environment()?)
         .spawn()
         .context("cannot start JupyterLab; run `cargo lab setup`")?;
-    if let Err(error) = kernel::start_reserve(paths, server.id()) {
+    if let Err(error) = kernel::start_reserve(paths, notebooks, server.id()) {
         eprintln!("the first notebook will open more slowly: {error:#}");
     }
     let status = server.wait().context("cannot wait for JupyterLab")?;

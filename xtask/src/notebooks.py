@@ -1,8 +1,9 @@
-"""Executes one notebook through the kernel `kdlab`: `INPUT OUTPUT [--watch]`.
+"""Executes one notebook through the kernel `kdlab`: `INPUT OUTPUT [--watch] [--shared]`.
 
 Prints what happens as JSON on stdout, one object a line. Exits with 0 only if no cell failed that may not fail. After
 each cell the output file holds what was executed so far. With --watch it ends when its stdin closes, so that it does
-not outlive the program that started it.
+not outlive the program that started it. With --shared it reaches the kernel as Jupyter's configuration says, because
+other accounts use this machine.
 """
 import json
 import os
@@ -13,8 +14,10 @@ import threading
 import time
 
 import nbformat
+from jupyter_core.application import JupyterApp
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from traitlets.config import Config
 
 # evcxr reports cells that fail through `?` or a panic as ok. `stop_marker.rs` makes such a cell print this on stderr.
 STOPPED = re.compile(r"^\^ this (error|panic) ended the cell: nothing after it ran$", re.M)
@@ -73,7 +76,9 @@ def execute(source, target):
     folder = os.path.dirname(os.path.abspath(source))
     # No limit for a cell. Before the kernel answers, a cold build directory compiles every crate.
     resources = {"metadata": {"path": folder}}
-    runner = Runner(notebook, timeout=None, startup_timeout=3600, kernel_name="kdlab", resources=resources)
+    runner = Runner(
+        notebook, timeout=None, startup_timeout=3600, kernel_name="kdlab", resources=resources, config=configuration()
+    )
     if "--watch" in sys.argv:
         threading.Thread(target=end_with_stdin, args=[runner], daemon=True).start()
     clock = time.monotonic()
@@ -111,6 +116,13 @@ def execute(source, target):
         raise Failed from None
     save()
     say("end", seconds=time.monotonic() - clock)
+
+
+def configuration():
+    app = JupyterApp()
+    if "--shared" in sys.argv:
+        app.load_config_file()
+    return Config(ConnectionFileMixin=app.config.ConnectionFileMixin)
 
 
 def end_with_stdin(runner):

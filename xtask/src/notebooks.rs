@@ -61,7 +61,7 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
 
 /// Sets up what is missing, or fails if `no_setup`. Returns the profile to run in.
 pub fn ready(paths: &Paths, no_setup: bool, profile: Option<&str>) -> Result<String> {
-    if no_setup {
+    if no_setup || paths.installed {
         setup::require(paths)?;
     } else {
         setup::set_up(paths, None)?;

@@ -4,11 +4,18 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use crate::tools;
+
+/// The file that makes a folder an installation.
+pub const INSTALLED: &str = ".kdlab/installed";
+
+/// Set while `cargo lab install` works in an installation.
+pub const INSTALLING: &str = "KDLAB_INSTALLING";
 
 /// Which build of libtorch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,31 +33,42 @@ impl fmt::Display for Flavour {
     }
 }
 
-/// The repository and, below it, `.kdlab/`, which holds everything that set-up installs.
+/// The repository and, below it, `.kdlab/`, which holds everything that set-up installs. An installation
+/// ([`crate::install`]) is a copy of both that all accounts share; what a user writes is then in folders of the user's.
 #[derive(Clone, Debug)]
 pub struct Paths {
     pub root: PathBuf,
     pub kdlab: PathBuf,
+    /// This is an installation: nothing in `root` is written.
+    pub installed: bool,
 }
 
 impl Paths {
-    /// Finds the repository: `KDLAB_ROOT`, else the workspace that cargo started this program from, else the nearest
-    /// one above the current folder.
+    /// Finds the repository: `KDLAB_ROOT`, else the workspace that cargo started this program from, else the
+    /// installation that this program is in, else the nearest repository above the current folder.
     pub fn find() -> Result<Paths> {
         let named = tools::variable("KDLAB_ROOT").map(PathBuf::from);
         let from_cargo = tools::variable("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let program = env::current_exe().and_then(|program| program.canonicalize()).unwrap_or_default();
+        let installation = program.ancestors().find(|dir| dir.join(INSTALLED).is_file());
         let here = env::current_dir().context("cannot read the current folder")?;
         let candidates = (named.into_iter())
             .chain(from_cargo.iter().flat_map(|dir| dir.ancestors()).map(Path::to_path_buf))
+            .chain(installation.map(Path::to_path_buf))
             .chain(here.ancestors().map(Path::to_path_buf));
         for root in candidates {
             if root.join("xtask/Cargo.toml").is_file() {
                 let root = root.canonicalize().with_context(|| format!("cannot open {}", root.display()))?;
-                let kdlab = root.join(".kdlab");
-                return Ok(Paths { root, kdlab });
+                return Ok(Paths::of(root));
             }
         }
         bail!("{} is not inside the repository: run `cargo lab` there, or set KDLAB_ROOT to it", here.display())
+    }
+
+    /// The repository in this folder. While `cargo lab install` runs, an installation is a repository like others.
+    pub fn of(root: PathBuf) -> Paths {
+        let installed = root.join(INSTALLED).is_file() && tools::variable(INSTALLING).is_none();
+        Paths { kdlab: root.join(".kdlab"), root, installed }
     }
 
     pub fn notebooks(&self) -> PathBuf {
@@ -98,19 +116,34 @@ impl Paths {
         self.kdlab.join("jupyter")
     }
 
-    /// The folder for what kernels read at start-up: `prelude.rs` and `kernel.toml`.
-    pub fn kernel_config(&self) -> PathBuf {
+    /// The Rust of an installation, which users need not have.
+    pub fn rust(&self) -> PathBuf {
+        self.kdlab.join("rust")
+    }
+
+    /// The folder where an installation keeps crates.
+    pub fn cargo_home(&self) -> PathBuf {
+        self.kdlab.join("cargo")
+    }
+
+    /// The folder for what kernels read at start-up (`prelude.rs` and `kernel.toml`), and for what they keep.
+    pub fn kernel_config(&self) -> Result<PathBuf> {
+        if self.installed { self.own_cache("kernel") } else { Ok(self.shared_kernel_config()) }
+    }
+
+    /// The same folder of set-up.
+    pub fn shared_kernel_config(&self) -> PathBuf {
         self.kdlab.join("kernel")
     }
 
-    /// The folders in which kernels compile cells.
-    pub fn build_directories(&self) -> PathBuf {
-        self.kdlab.join("slots")
+    /// The folder with the build directories of kernels.
+    pub fn build_directories(&self) -> Result<PathBuf> {
+        if self.installed { self.own_cache("cells") } else { Ok(self.kdlab.join("slots")) }
     }
 
     /// The build directory from which those of kernels are copied.
     pub fn template(&self) -> PathBuf {
-        self.build_directories().join("template")
+        self.kdlab.join("slots/template")
     }
 
     /// The file that says which version a step of set-up has installed.
@@ -124,17 +157,16 @@ impl Paths {
 
     /// Returns `KDLAB_CACHE`, else `kdlab` in the user's cache folder.
     pub fn cache(&self) -> Result<PathBuf> {
-        if let Some(dir) = tools::variable("KDLAB_CACHE") {
-            return absolute(Path::new(&dir));
+        match tools::variable("KDLAB_CACHE") {
+            Some(dir) => absolute(Path::new(&dir)),
+            None => user_folder("XDG_CACHE_HOME", if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }),
         }
-        let home = tools::variable("HOME").map(PathBuf::from);
-        let base = if cfg!(target_os = "macos") {
-            home.map(|home| home.join("Library/Caches"))
-        } else {
-            tools::variable("XDG_CACHE_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cache")))
-        };
-        let base = base.context("HOME is not set: set KDLAB_CACHE to a folder for data and weights")?;
-        absolute(&base.join("kdlab"))
+    }
+
+    /// Returns a folder in the cache that only the user can open, and makes it.
+    fn own_cache(&self, name: &str) -> Result<PathBuf> {
+        let cache = user_folder("XDG_CACHE_HOME", ".cache")?;
+        private(&cache.join(name), "XDG_CACHE_HOME")
     }
 
     /// The folder of the unpacked bundle, if this machine was set up from one.
@@ -147,16 +179,25 @@ impl Paths {
         Some(self.bundle().join("rust-src/library")).filter(|library| library.is_dir())
     }
 
-    /// Returns `KDLAB_DATA`, else the data of the bundle, if it holds some.
-    pub fn data(&self) -> Option<PathBuf> {
-        let bundled = || fs::read_dir(self.bundle().join("data")).ok()?.flatten().next().map(|entry| entry.path());
-        tools::variable("KDLAB_DATA").map(PathBuf::from).or_else(bundled)
+    /// The folder in which an installation has a link to the instructor's data.
+    pub fn shared_data(&self) -> PathBuf {
+        self.kdlab.join("data")
     }
 
-    /// Returns `KDLAB_RUNS`, else `runs/` in the repository.
+    /// Returns `KDLAB_DATA`, else the data of the installation or of the bundle, if there is some.
+    pub fn data(&self) -> Option<PathBuf> {
+        let first = |folder: PathBuf| fs::read_dir(folder).ok()?.flatten().next().map(|entry| entry.path());
+        let named = tools::variable("KDLAB_DATA").map(PathBuf::from);
+        named.or_else(|| first(self.shared_data())).or_else(|| first(self.bundle().join("data")))
+    }
+
+    /// Returns `KDLAB_RUNS`, else `runs/` in the repository, or in the user's own folder.
     pub fn runs(&self) -> Result<PathBuf> {
         match tools::variable("KDLAB_RUNS") {
             Some(dir) => absolute(Path::new(&dir)),
+            None if self.installed => {
+                private(&user_folder("XDG_STATE_HOME", ".local/state")?.join("runs"), "XDG_STATE_HOME")
+            }
             None => Ok(self.root.join("runs")),
         }
     }
@@ -183,7 +224,7 @@ impl Paths {
     }
 
     /// Returns the environment of kernels, JupyterLab and tests. It keeps everything inside the repository and the
-    /// user's cache folder.
+    /// user's own folders.
     pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
         let jupyter = self.jupyter();
         let mut path = vec![self.venv().join("bin")];
@@ -191,24 +232,29 @@ impl Paths {
             path.push(dir.to_path_buf());
         }
         let library_path = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
-        let data = self.data().map(|data| ("KDLAB_DATA", data.into()));
-        let fixed = [
+        let mut variables = vec![
             ("KDLAB_ROOT", self.root.clone().into()),
             ("KDLAB_RUNS", self.runs()?.into()),
             ("KDLAB_CACHE", self.cache()?.into()),
             ("LIBTORCH", self.libtorch().into()),
             (library_path, prepended(library_path, vec![self.libtorch().join("lib")])?),
             ("PATH", prepended("PATH", path)?),
-            ("JUPYTER_PATH", jupyter.clone().into()),
-            ("JUPYTER_DATA_DIR", jupyter.clone().into()),
-            ("JUPYTER_CONFIG_DIR", jupyter.join("config").into()),
-            ("JUPYTER_RUNTIME_DIR", jupyter.join("runtime").into()),
-            ("IPYTHONDIR", jupyter.join("ipython").into()),
             ("PYTHONUNBUFFERED", "1".into()),
             ("GLIBC_TUNABLES", ALLOCATOR.into()),
         ];
-        let library = self.rust_library().map(|library| ("RUST_SRC_PATH", library.into()));
-        Ok(fixed.into_iter().chain(data).chain(library).collect())
+        // An installation's kernelspec and settings lie in its venv, and each user has folders of their own.
+        if !self.installed {
+            variables.extend([
+                ("JUPYTER_PATH", jupyter.clone().into()),
+                ("JUPYTER_DATA_DIR", jupyter.clone().into()),
+                ("JUPYTER_CONFIG_DIR", jupyter.join("config").into()),
+                ("JUPYTER_RUNTIME_DIR", jupyter.join("runtime").into()),
+                ("IPYTHONDIR", jupyter.join("ipython").into()),
+            ]);
+        }
+        variables.extend(self.data().map(|data| ("KDLAB_DATA", data.into())));
+        variables.extend(self.rust_library().map(|library| ("RUST_SRC_PATH", library.into())));
+        Ok(variables)
     }
 }
 
@@ -232,6 +278,23 @@ pub fn check_root(paths: &Paths) -> Result<()> {
         bail!("the repository's path holds {bad:?}, which linkers cannot take: {root}; move it to a path without");
     }
     Ok(())
+}
+
+/// Returns `kdlab` in the folder that the variable `name` names, else in `below` of the user's home.
+fn user_folder(name: &str, below: &str) -> Result<PathBuf> {
+    let home = || tools::variable("HOME").map(|home| Path::new(&home).join(below));
+    let base = tools::variable(name).filter(|_| cfg!(not(target_os = "macos"))).map(PathBuf::from).or_else(home);
+    let base = base.with_context(|| format!("HOME is not set: set it or {name} to a folder of yours"))?;
+    absolute(&base.join("kdlab"))
+}
+
+/// Makes a folder that only the user can open. `variable` moves it elsewhere.
+fn private(dir: &Path, variable: &str) -> Result<PathBuf> {
+    let made = fs::create_dir_all(dir).and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)));
+    made.with_context(|| {
+        format!("cannot write in {}: set HOME or {variable} to a folder of yours that can be written", dir.display())
+    })?;
+    Ok(dir.to_owned())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -36,7 +36,7 @@ pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
         files::create_dir(Some(&template))?;
         files::remove(&template.join(build_directories::BUILT_FROM))?;
         fs::copy(paths.root.join("Cargo.lock"), template.join("Cargo.lock")).context("cannot copy Cargo.lock")?;
-        files::write(&paths.build_directories().join(".cargo/config.toml"), CARGO)?;
+        files::write(&paths.build_directories()?.join(".cargo/config.toml"), CARGO)?;
         let notebook = paths.kdlab.join("prebuild.ipynb");
         files::write(&notebook, PREBUILD)?;
         let mut command = execute::executor(paths)?;
@@ -50,7 +50,7 @@ pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
 
 /// Settings for cargo in all build directories, beside evcxr's own profile. They save a minute: torch-sys only forwards
 /// calls, and nothing uses zstd to compress.
-const CARGO: &str = r#"[profile.dev]
+pub const CARGO: &str = r#"[profile.dev]
 lto = "off"
 
 [profile.dev.package]

@@ -65,6 +65,20 @@ pub fn find_rust() {
     }
 }
 
+/// Makes this process and those that it starts use the Rust in this folder.
+pub fn use_rust(rust: &Path) {
+    let bin = rust.join("bin");
+    let old = env::var_os("PATH").unwrap_or_default();
+    let others = env::split_paths(&old).filter(|folder| *folder != bin);
+    if let Ok(path) = env::join_paths(std::iter::once(bin.clone()).chain(others)) {
+        // SAFETY: called before there are other threads.
+        unsafe {
+            env::set_var("PATH", path);
+            env::set_var("CARGO", bin.join("cargo"));
+        }
+    }
+}
+
 /// Returns whether `PATH` holds a program of this name.
 pub fn in_path(program: &str) -> bool {
     finds(&env::var_os("PATH").unwrap_or_default(), program)
@@ -85,10 +99,18 @@ pub fn compiler() -> Option<OsString> {
 
 /// Returns a Python that torch 2.13.0 has wheels for and that can make a virtual environment with pip in it.
 pub fn python() -> Option<PathBuf> {
+    pythons().next()
+}
+
+/// Returns all such Pythons by their names, the system's own last.
+pub fn pythons() -> impl Iterator<Item = PathBuf> {
     let check = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))";
     let names = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"].map(PathBuf::from);
-    let mut names = variable("KDLAB_PYTHON").map(PathBuf::from).into_iter().chain(names);
-    names.find(|name| Command::new(name).args(["-c", check]).output().is_ok_and(|output| output.status.success()))
+    let names = variable("KDLAB_PYTHON").map(PathBuf::from).into_iter().chain(names).chain(["/usr/bin/python3".into()]);
+    let fits = move |name: &PathBuf| {
+        Command::new(name).args(["-c", check]).output().is_ok_and(|output| output.status.success())
+    };
+    names.filter(fits)
 }
 
 /// Returns what the NVIDIA driver says about itself, or `None` if there is no driver.

@@ -23,18 +23,25 @@ pub fn step(paths: &Paths) -> Result<Step<'_>> {
 
 /// Compiles the kernel or takes it from the bundle, unless it is up to date.
 pub fn install(paths: &Paths) -> Result<()> {
+    install_from(paths, paths)
+}
+
+/// Does the same from the sources and the build folder of another repository, which are the same sources.
+pub fn install_from(paths: &Paths, source: &Paths) -> Result<()> {
+    let done = paths.root != source.root && self::step(source)?.is_done(&source.kernel());
     let step = step(paths)?;
     step.run(&paths.kernel(), || {
-        let built = match offline::kernel(paths, &SOURCES) {
+        let built = match offline::kernel(source, &SOURCES) {
+            _ if done => source.kernel(),
             Some(file) => file,
             None => {
-                let target = target(paths);
+                let target = target(source);
                 let mut command = Command::new(tools::cargo());
                 // With the features of all members together, as the tests are built: nothing is compiled twice.
                 command
                     .args(["build", "--locked", "--workspace", "--bin", "kdlab-kernel", "--target-dir"])
                     .arg(&target);
-                step.command(tools::without_cargo_variables(&mut command).current_dir(&paths.root))?;
+                step.command(tools::without_cargo_variables(&mut command).current_dir(&source.root))?;
                 target.join("debug/kdlab-kernel")
             }
         };
@@ -42,7 +49,7 @@ pub fn install(paths: &Paths) -> Result<()> {
         files::create_dir(beside.parent())?;
         fs::copy(&built, &beside).with_context(|| format!("cannot copy {}", built.display()))?;
         files::replace(&beside, &paths.kernel())?;
-        files::remove(&throw_away(paths))
+        files::remove(&throw_away(source))
     })
 }
 

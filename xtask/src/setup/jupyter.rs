@@ -12,6 +12,9 @@ use crate::paths::Paths;
 /// What JupyterLab does after it saved a notebook.
 pub const SERVER_CONFIG: &str = include_str!("../../jupyter_server_config.py");
 
+/// What every program of an installation's venv reads.
+const SHARED_CONFIG: &str = include_str!("../../jupyter_config.py");
+
 /// An extension of JupyterLab that names sliders for screen readers.
 const SLIDERS: [(&str, &str); 2] = [
     ("package.json", include_str!("../../labextension/package.json")),
@@ -29,6 +32,16 @@ pub fn configure(paths: &Paths) -> Result<()> {
         files::write(&paths.jupyter().join("labextensions/kdlab-sliders").join(file), text)?;
     }
     Ok(())
+}
+
+/// Puts what the folder for Jupyter holds where every program of the venv looks for it.
+pub fn configure_venv(paths: &Paths) -> Result<()> {
+    let (jupyter, share, etc) = (paths.jupyter(), paths.venv().join("share/jupyter"), paths.venv().join("etc/jupyter"));
+    for folder in ["kernels/kdlab", "labextensions/kdlab-sliders"] {
+        files::copy(&jupyter.join(folder), &share.join(folder))?;
+    }
+    files::copy(&jupyter.join("config/labconfig"), &etc.join("labconfig"))?;
+    files::write(&etc.join("jupyter_config.py"), SHARED_CONFIG)
 }
 
 fn kernelspec(paths: &Paths) -> Result<()> {

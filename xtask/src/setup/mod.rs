@@ -5,7 +5,7 @@
 
 pub mod compile;
 mod git;
-mod jupyter;
+pub mod jupyter;
 pub mod libtorch;
 pub mod offline;
 pub mod python;
@@ -54,7 +54,9 @@ pub fn set_up(paths: &Paths, flavour: Option<Flavour>) -> Result<()> {
     jupyter::configure(paths)?;
     git::ignore_outputs(&paths.root);
     template::build(paths, flavour)?;
-    build_directories::refresh_ready(paths)?;
+    if tools::variable(paths::INSTALLING).is_none() {
+        build_directories::refresh_ready(paths)?;
+    }
     if !ready {
         progress::line(&format!("set up in {clock}; .kdlab holds {}", progress::size(files::disk_usage(&paths.kdlab))));
     }

@@ -100,7 +100,7 @@ mod tests {
     fn scene(says: &str) -> (tempfile::TempDir, Paths) {
         let folder = tempfile::tempdir().expect("the temporary folder can be written");
         let root = folder.path().to_path_buf();
-        let paths = Paths { kdlab: root.join(".kdlab"), root };
+        let paths = Paths::of(root);
         for base in [paths.root.clone(), paths.bundle().join("kernel/sources")] {
             fs::create_dir_all(base.join("kernel/src/deep")).expect("it can be made");
             for name in ["kernel/src/deep/a.rs", "kernel/Cargo.toml", "Cargo.lock"] {

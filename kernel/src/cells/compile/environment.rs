@@ -6,17 +6,18 @@ use serde_json::{Map, Value};
 
 use crate::config::Config;
 
-/// Variables that differ with each command or rust-analyzer, and that compilers do not read.
-const OF_A_COMMAND: &str = "CARGO_RESOLVER_LOCKFILE_PATH RUST_RECURSION_COUNT RUST_SRC_PATH";
+/// Variables that differ with each command, rust-analyzer or user, and that compilers do not read.
+const OF_A_COMMAND: &str = "CARGO_RESOLVER_LOCKFILE_PATH RUST_BACKTRACE RUST_RECURSION_COUNT RUST_SRC_PATH";
 
 /// Search paths of programs and libraries, which differ between frontends. cargo does not compare them either,
 /// because `RUSTC` names the compiler.
 pub const OF_THE_WAY: &str = "LD_LIBRARY_PATH PATH RUSTUP_";
 
 /// Beginnings of the variables that cargo, rustc, build scripts, compilers and linkers read. All others, such as the
-/// user's secrets, are neither compared nor written down.
-const OF_COMPILERS: &str = "AR CARGO CC CFLAGS CPATH CPLUS CPP CXX C_INCLUDE DYLD_ HOME LDFLAGS LD_ LIBRARY_PATH \
-    MACOSX_ OUT_DIR PATH PKG_CONFIG RUST SDKROOT";
+/// user's secrets, are neither compared nor written down. Nor is `HOME`, because `CARGO_HOME` is always set, and users
+/// of an installation have the same compiled crates.
+const OF_COMPILERS: &str = "AR CARGO CC CFLAGS CPATH CPLUS CPP CXX C_INCLUDE DYLD_ LDFLAGS LD_ LIBRARY_PATH MACOSX_ \
+    OUT_DIR PATH PKG_CONFIG RUST SDKROOT";
 
 pub fn environment(config: &Config) -> Map<String, Value> {
     let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
@@ -43,7 +44,9 @@ mod tests {
         let config = Config { build_variables: vec!["LIBTORCH".into()], ..Config::default() };
         let recorded = |name: &str| concerns_compilers(name, &config) && !begins(name, OF_A_COMMAND);
         assert!(["CARGO_HOME", "RUSTFLAGS", "LIBTORCH", "OUT_DIR", "CC"].into_iter().all(recorded));
-        assert!(!["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "DATABASE_URL", "RUST_SRC_PATH"].into_iter().any(recorded));
+        let others =
+            ["AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "GITHUB_TOKEN", "HOME", "RUST_BACKTRACE", "RUST_SRC_PATH"];
+        assert!(!others.into_iter().any(recorded));
         assert!(!concerns_compilers("LIBTORCH", &Config::default()));
     }
 }
