@@ -30,6 +30,16 @@ pub const BUILT_FROM: &str = "built-from";
 /// of each. The kernel reads it, too.
 const LIBRARIES: &str = "libraries";
 
+/// Settings for cargo in all build directories, beside evcxr's own profile. They save a minute: torch-sys only forwards
+/// calls, and nothing uses zstd to compress.
+pub const CARGO: &str = r#"[profile.dev]
+lto = "off"
+
+[profile.dev.package]
+torch-sys = { opt-level = 0 }
+zstd-sys = { opt-level = 0 }
+"#;
+
 /// A build directory and the lock that makes it ours for as long as the file is open in any process.
 pub struct BuildDirectory {
     pub dir: PathBuf,

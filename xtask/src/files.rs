@@ -126,3 +126,32 @@ fn hash_tree(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
     changed.map(|time| time.as_nanos()).hash(hasher);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_the_same_and_what_is_the_same_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        for file in ["a", "below/b", "c"] {
+            write(&from.join(file), file).unwrap();
+        }
+        std::os::unix::fs::symlink("a", from.join("link")).unwrap();
+        copy(&from, &to).unwrap();
+        let changed = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+        assert_eq!(changed(&to.join("below/b")), changed(&from.join("below/b")), "cargo would compile it again");
+        assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("a"));
+        let before = changed(&to.join("a"));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        // As after a new clone: the same text with another time.
+        fs::write(from.join("a"), "a").unwrap();
+        fs::write(from.join("c"), "new").unwrap();
+        fs::remove_dir_all(from.join("below")).unwrap();
+        copy(&from, &to).unwrap();
+        assert_eq!(changed(&to.join("a")), before);
+        assert_eq!(fs::read_to_string(to.join("c")).unwrap(), "new");
+        assert!(!to.join("below").exists());
+    }
+}

@@ -83,7 +83,8 @@ pub fn run(source: &Paths, args: &InstallArgs) -> Result<()> {
     unsafe { env::set_var(INSTALLING, "1") };
     let paths = Paths::of(root);
     paths::check_root(&paths)?;
-    let everybody = is_open(&paths.root);
+    // The folder itself is opened at the end.
+    let everybody = paths.root.parent().is_none_or(is_passed);
     if !everybody {
         progress::line(&format!("note: other accounts cannot open {}", paths.root.display()));
     }
@@ -201,7 +202,7 @@ fn seed(source: &Paths, paths: &Paths) -> Result<()> {
     let weights = format!("weights/{}", weights::FILE);
     let datasets = ["cifar-10-batches-bin", "fashion-mnist"].into_iter().filter(|_| source.data().is_none());
     for name in datasets.chain([&*weights]).filter(|name| cache.join(name).exists()) {
-        files::copy(&cache.join(name), &make_room(&shared_cache(paths).join(name))?)?;
+        files::copy(&cache.join(name), &make_room(&paths.shared_cache().join(name))?)?;
     }
     Ok(())
 }
@@ -210,16 +211,6 @@ fn seed(source: &Paths, paths: &Paths) -> Result<()> {
 fn make_room(path: &Path) -> Result<PathBuf> {
     files::create_dir(path.parent())?;
     Ok(path.to_owned())
-}
-
-/// The data and weights that users find in their caches.
-pub fn shared_cache(paths: &Paths) -> PathBuf {
-    paths.kdlab.join("cache")
-}
-
-/// The teacher, features and logits that users find among their runs.
-pub fn shared_runs(paths: &Paths) -> PathBuf {
-    paths.kdlab.join("runs")
 }
 
 /// Lets everything that starts from here work in the installation, as its users will.
@@ -243,8 +234,8 @@ fn environment(paths: &Paths, everybody: bool) -> Result<()> {
             }
         }
         env::set_var("CARGO_HOME", paths.cargo_home());
-        env::set_var("KDLAB_CACHE", shared_cache(paths));
-        env::set_var("KDLAB_RUNS", shared_runs(paths));
+        env::set_var("KDLAB_CACHE", paths.shared_cache());
+        env::set_var("KDLAB_RUNS", paths.shared_runs());
         env::set_var("KDLAB_PYTHON", python);
         // Users have no such library of their own.
         env::remove_var("LIBTORCH");
@@ -291,9 +282,17 @@ fn course(paths: &Paths, profile: Option<&str>) -> Result<()> {
 
 /// Returns whether every account can read this file or folder.
 fn is_open(path: &Path) -> bool {
-    let mode = |path: &Path| fs::metadata(path).map_or(0, |found| found.permissions().mode());
     let Ok(path) = path.canonicalize() else { return false };
-    mode(&path) & 0o004 != 0 && path.ancestors().skip(1).all(|folder| mode(folder) & 0o001 != 0)
+    mode(&path) & 0o004 != 0 && path.parent().is_none_or(is_passed)
+}
+
+/// Returns whether every account can reach what is in this folder.
+fn is_passed(folder: &Path) -> bool {
+    folder.ancestors().all(|folder| mode(folder) & 0o001 != 0)
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).map_or(0, |found| found.permissions().mode())
 }
 
 /// Lets everybody read all of it, and nobody else write.

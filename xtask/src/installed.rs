@@ -6,17 +6,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::install::{shared_cache, shared_runs};
 use crate::paths::Paths;
-use crate::{files, template, tools};
+use crate::{build_directories, files, tools};
 
 /// Prepares a user's folders for a kernel: the settings for cargo, and links to data, weights, and the course's teacher.
 pub fn prepare(paths: &Paths) -> Result<()> {
     let offline = paths.kdlab.join("offline.toml");
     let crates = if offline.is_file() { format!("include = [{:?}]\n", offline.display()) } else { String::new() };
-    files::write(&paths.build_directories()?.join(".cargo/config.toml"), &(crates + template::CARGO))?;
-    link(&shared_cache(paths), &paths.cache()?)?;
-    link(&shared_runs(paths), &paths.runs()?)
+    files::write(&paths.build_directories()?.join(".cargo/config.toml"), &(crates + build_directories::CARGO))?;
+    link(&paths.shared_cache(), &paths.cache()?)?;
+    link(&paths.shared_runs(), &paths.runs()?)
 }
 
 /// Makes a link in `to` for each file below `from` that is not there.

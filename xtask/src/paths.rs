@@ -179,6 +179,16 @@ impl Paths {
         Some(self.bundle().join("rust-src/library")).filter(|library| library.is_dir())
     }
 
+    /// The data and weights of an installation, which users find in their caches.
+    pub fn shared_cache(&self) -> PathBuf {
+        self.kdlab.join("cache")
+    }
+
+    /// The teacher, features and logits of an installation, which users find among their runs.
+    pub fn shared_runs(&self) -> PathBuf {
+        self.kdlab.join("runs")
+    }
+
     /// The folder in which an installation has a link to the instructor's data.
     pub fn shared_data(&self) -> PathBuf {
         self.kdlab.join("data")
@@ -232,12 +242,16 @@ impl Paths {
             path.push(dir.to_path_buf());
         }
         let library_path = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+        // Cells find Rust's library by a path relative to their first place, which is not where they are loaded from.
+        let targets = fs::read_dir(self.rust().join("lib/rustlib")).into_iter().flatten().flatten();
+        let mut libraries = vec![self.libtorch().join("lib")];
+        libraries.extend(targets.map(|target| target.path().join("lib")).filter(|lib| lib.is_dir()));
         let mut variables = vec![
             ("KDLAB_ROOT", self.root.clone().into()),
             ("KDLAB_RUNS", self.runs()?.into()),
             ("KDLAB_CACHE", self.cache()?.into()),
             ("LIBTORCH", self.libtorch().into()),
-            (library_path, prepended(library_path, vec![self.libtorch().join("lib")])?),
+            (library_path, prepended(library_path, libraries)?),
             ("PATH", prepended("PATH", path)?),
             ("PYTHONUNBUFFERED", "1".into()),
             ("GLIBC_TUNABLES", ALLOCATOR.into()),

@@ -36,7 +36,7 @@ pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
         files::create_dir(Some(&template))?;
         files::remove(&template.join(build_directories::BUILT_FROM))?;
         fs::copy(paths.root.join("Cargo.lock"), template.join("Cargo.lock")).context("cannot copy Cargo.lock")?;
-        files::write(&paths.build_directories()?.join(".cargo/config.toml"), CARGO)?;
+        files::write(&paths.build_directories()?.join(".cargo/config.toml"), build_directories::CARGO)?;
         let notebook = paths.kdlab.join("prebuild.ipynb");
         files::write(&notebook, PREBUILD)?;
         let mut command = execute::executor(paths)?;
@@ -47,16 +47,6 @@ pub fn build(paths: &Paths, flavour: Flavour) -> Result<()> {
         files::write(&template.join(build_directories::BUILT_FROM), &step.version)
     })
 }
-
-/// Settings for cargo in all build directories, beside evcxr's own profile. They save a minute: torch-sys only forwards
-/// calls, and nothing uses zstd to compress.
-pub const CARGO: &str = r#"[profile.dev]
-lto = "off"
-
-[profile.dev.package]
-torch-sys = { opt-level = 0 }
-zstd-sys = { opt-level = 0 }
-"#;
 
 /// The notebook whose run builds the template. It has two cells, because only the second one is compiled without cargo.
 const PREBUILD: &str = r#"{"cells": [
@@ -71,6 +61,6 @@ fn fingerprint_of_template(paths: &Paths) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     files::fingerprint(paths, &["src", "kernel/client", "Cargo.toml", "Cargo.lock", "build.rs"])?.hash(&mut hasher);
     kernel::dependencies(paths).hash(&mut hasher);
-    CARGO.hash(&mut hasher);
+    build_directories::CARGO.hash(&mut hasher);
     Ok(hasher.finish())
 }

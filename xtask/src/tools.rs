@@ -75,6 +75,8 @@ pub fn use_rust(rust: &Path) {
         unsafe {
             env::set_var("PATH", path);
             env::set_var("CARGO", bin.join("cargo"));
+            // evcxr asks rustup, where there is one.
+            env::set_var("RUSTUP_TOOLCHAIN", rust);
         }
     }
 }
