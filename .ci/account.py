@@ -9,6 +9,7 @@ import socket
 import statistics
 import sys
 import time
+import uuid
 
 from jupyter_client import KernelManager
 from jupyter_core.paths import jupyter_runtime_dir
@@ -37,8 +38,9 @@ def proportional_memory(pid):
 class Kernel:
     def __init__(self):
         os.makedirs(jupyter_runtime_dir(), mode=0o700, exist_ok=True)
+        file = os.path.join(jupyter_runtime_dir(), f"kernel-{uuid.uuid4()}.json")
         begin = time.monotonic()
-        self.manager = KernelManager(kernel_name="kdlab", transport="ipc")
+        self.manager = KernelManager(kernel_name="kdlab", transport="ipc", connection_file=file)
         self.manager.start_kernel()
         self.client = self.manager.client()
         self.client.start_channels()

@@ -55,6 +55,11 @@ pub fn examine(paths: &Paths, user: bool) -> Result<()> {
         let (found, fix) = text.split_once("; ").unwrap_or((&text, "see above"));
         report.bad("path", found, fix);
     }
+    if paths.installed
+        && let Err(error) = crate::installed::prepare(paths)
+    {
+        report.bad("folders", &format!("{error:#}"), "see the lines below");
+    }
     machine(&mut report);
     installed(paths, &mut report);
     data(paths, &mut report)?;

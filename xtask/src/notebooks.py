@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 
 import nbformat
 from jupyter_core.application import JupyterApp
@@ -122,6 +123,9 @@ def configuration():
     app = JupyterApp()
     if "--shared" in sys.argv:
         app.load_config_file()
+        os.makedirs(app.runtime_dir, mode=0o700, exist_ok=True)
+        # Sockets lie beside it.
+        app.config.ConnectionFileMixin.connection_file = os.path.join(app.runtime_dir, f"kernel-{uuid.uuid4()}.json")
     return Config(ConnectionFileMixin=app.config.ConnectionFileMixin)
 
 
