@@ -25,8 +25,12 @@ const SLIDERS: [(&str, &str); 2] = [
 pub fn configure(paths: &Paths) -> Result<()> {
     kernelspec(paths)?;
     files::write(&paths.jupyter().join("config/jupyter_server_config.py"), SERVER_CONFIG)?;
-    // Rust cells have no debugger, and its button would stay grey.
-    let page = json!({"disabledExtensions": {"@jupyterlab/debugger-extension": true}});
+    let page = json!({"disabledExtensions": {
+        // Rust cells have no debugger, and its button would stay grey.
+        "@jupyterlab/debugger-extension": true,
+        // It asks everybody at first whether to fetch news, above the figures of the page.
+        "@jupyterlab/apputils-extension:announcements": true,
+    }});
     files::write(&paths.jupyter().join("config/labconfig/page_config.json"), &format!("{page:#}\n"))?;
     for (file, text) in SLIDERS {
         files::write(&paths.jupyter().join("labextensions/kdlab-sliders").join(file), text)?;
