@@ -36,6 +36,11 @@ pub struct Augment {
     /// Least share of an image's area that a random crop keeps, in (0, 1]. The crop is resized to the whole image:
     /// `RandomResizedCrop(size, scale=(crop, 1))`, with an aspect ratio between 3/4 and 4/3. `None` crops nothing.
     pub crop: Option<f64>,
+    /// Cuts the crop out of the image as it lies in its file or shard, which is decoded anew for every batch, and
+    /// resizes it to the data's size. Otherwise `crop` cuts the data's squares, which are smaller and may be squeezed. Only
+    /// folders of images and shards have such files, and each epoch then takes as long as decoding them, on as many
+    /// threads as libtorch takes; their number does not change the images.
+    pub original: bool,
     /// Side in pixels of a square that gets ImageNet's mean colour, less than the image's side; 0 for none. Its centre
     /// may be any pixel: DeVries and Taylor, "Improved Regularization of CNNs with Cutout" (2017).
     pub cutout: i64,
@@ -87,6 +92,9 @@ impl Augment {
         if let Some(least) = self.crop.filter(|least| !(*least > 0.0 && *least <= 1.0)) {
             return wrong(format!("a crop must keep a share of the image in (0, 1], got {least}; try 0.5"));
         }
+        if self.original && self.crop.is_none() {
+            return wrong("original says where a crop is cut, and there is none: give crop too, such as 0.08".into());
+        }
         if !(0..side).contains(&self.cutout) {
             let cutout = self.cutout;
             return wrong(format!(
@@ -130,12 +138,21 @@ impl Augment {
         }
     }
 
-    /// Returns `images` u8 `[B, 3, H, W]` as this epoch draws them, without mixup. Image i is that of sample
+    /// Returns `images` u8 `[B, 3, H, W]` as this epoch draws them, without mixup and without crops of the originals. Image i is that of sample
     /// `samples[i]`.
     pub(crate) fn apply(&self, images: &Tensor, samples: &[i64], seed: u64, epoch: u64) -> Result<Tensor> {
         let size = size_of(images)?;
-        let draw = |sample: &i64| self.draw(size, &mut generator(Purpose::FreshView, seed, epoch, *sample as u64));
+        // Those are cropped already.
+        let crop = self.crop.filter(|_| !self.original);
+        let rest = Augment { crop, ..self.clone() };
+        let draw = |sample: &i64| rest.draw(size, &mut generator(Purpose::FreshView, seed, epoch, *sample as u64));
         seen(images, &samples.iter().map(draw).collect::<Vec<_>>())
+    }
+
+    /// A text that differs whenever the images may differ.
+    pub(crate) fn key(&self) -> String {
+        // As it was before there were crops of originals, so that earlier work is found.
+        format!("{self:?}").replace(", original: false", "")
     }
 
     /// Draws how the batch of so many images is mixed in a step of an epoch; `None` without mixup.
@@ -156,7 +173,7 @@ impl fmt::Display for Augment {
         let parts = [
             self.flip.then(|| "flip".to_owned()),
             (self.shift > 0).then(|| format!("shift {}", self.shift)),
-            self.crop.map(|least| format!("crop {least}")),
+            self.crop.map(|least| format!("crop {least}{}", if self.original { " of the original" } else { "" })),
             (self.cutout > 0).then(|| format!("cutout {}", self.cutout)),
             (self.jitter > 0.0).then(|| format!("jitter {}", self.jitter)),
             (self.hue > 0.0).then(|| format!("hue {}", self.hue)),
@@ -177,16 +194,24 @@ impl Mixing {
 
 /// A box with at least the share `least` of the image's area, as torchvision's `RandomResizedCrop` draws it.
 fn crop(least: f64, height: i64, width: i64, rng: &mut ChaCha8Rng) -> [i64; 4] {
+    let (narrowest, widest) = (0.75f64, 4.0 / 3.0);
     for _ in 0..10 {
         let area = (height * width) as f64 * rng.random_range(least..=1.0);
-        let ratio = rng.random_range(0.75f64.ln()..=-(0.75f64.ln())).exp();
+        let ratio = rng.random_range(narrowest.ln()..=-narrowest.ln()).exp();
         let [w, h] = [area * ratio, area / ratio].map(|square| square.sqrt().round() as i64);
         if (1..=width).contains(&w) && (1..=height).contains(&h) {
             let (left, top) = (rng.random_range(0..=width - w), rng.random_range(0..=height - h));
             return [left, top, left + w, top + h];
         }
     }
-    [0, 0, width, height]
+    // Then as much of the centre as such a ratio allows.
+    let [w, h] = match width as f64 / height as f64 {
+        ratio if ratio < narrowest => [width, (width as f64 / narrowest).round() as i64],
+        ratio if ratio > widest => [(height as f64 * widest).round() as i64, height],
+        _ => [width, height],
+    };
+    let (left, top) = ((width - w) / 2, (height - h) / 2);
+    [left, top, left + w, top + h]
 }
 
 /// Height and width of images `[B, 3, H, W]`.

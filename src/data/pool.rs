@@ -1,6 +1,7 @@
 //! All images of a dataset: in one tensor of bytes, or in a file.
 
 use super::pixel_file::PixelFile;
+use super::sources::Originals;
 use crate::store::atomic::write_bytes;
 use crate::store::digest::hex;
 use crate::store::tensors::{tensor_bytes, upload};
@@ -19,9 +20,8 @@ pub(super) struct Pool {
     /// `[C, H, W]` of an image; C is 1 (grey) or 3.
     pub shape: [i64; 3],
     pub labels: Arc<Vec<i64>>,
-    /// The file of each image, as a path in the folder of the dataset; empty for datasets that are not folders of
-    /// images.
-    pub files: Arc<Vec<String>>,
+    /// The files of the images; `None` for datasets that are not folders of images.
+    pub originals: Option<Arc<Originals>>,
     key: PoolKey,
 }
 
@@ -67,8 +67,8 @@ impl Clone for Pool {
             Images::Memory(all) => Images::Memory(all.shallow_clone()),
             Images::File(file) => Images::File(Arc::clone(file)),
         };
-        let (labels, files, key) = (self.labels.clone(), self.files.clone(), self.key.clone());
-        Pool { images, shape: self.shape, labels, files, key }
+        let (labels, originals, key) = (self.labels.clone(), self.originals.clone(), self.key.clone());
+        Pool { images, shape: self.shape, labels, originals, key }
     }
 }
 
@@ -78,13 +78,13 @@ impl Pool {
         let [c, h, w] = shape;
         let all = Tensor::f_empty([capacity as i64, c, h, w], (Kind::Uint8, Device::Cpu))?;
         let (labels, key) = (Arc::new(Vec::with_capacity(capacity)), PoolKey::new(shape));
-        Ok(Pool { images: Images::Memory(all), shape, labels, files: Arc::default(), key })
+        Ok(Pool { images: Images::Memory(all), shape, labels, originals: None, key })
     }
 
     /// The images of a file, with their labels.
     pub fn of_file(file: PixelFile, shape: [i64; 3], labels: Vec<i64>) -> Self {
         let (labels, key) = (Arc::new(labels), PoolKey::Known(file.key.clone()));
-        Pool { images: Images::File(Arc::new(file)), shape, labels, files: Arc::default(), key }
+        Pool { images: Images::File(Arc::new(file)), shape, labels, originals: None, key }
     }
 
     /// Returns a file whose first bytes are the images, for other processes. Images in memory are written to `folder`,
@@ -114,7 +114,7 @@ impl Pool {
         })?;
         let all = Tensor::f_from_file(name, false, Some(bytes), (Kind::Uint8, Device::Cpu))?.f_view([n, c, h, w])?;
         let (labels, key) = (Arc::new(labels.to_vec()), PoolKey::Known(key.to_owned()));
-        Ok(Pool { images: Images::Memory(all), shape, labels, files: Arc::default(), key })
+        Ok(Pool { images: Images::Memory(all), shape, labels, originals: None, key })
     }
 
     /// Appends as many images as there are labels; `pixels` holds them one after the other, each `[C, H, W]`.

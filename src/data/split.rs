@@ -1,10 +1,13 @@
 //! A split: some of the images of a dataset, by sample index.
 
+use super::augment::Augment;
 use super::pool::Pool;
 use super::sampling::{Purpose, noisy, stratified};
+use super::sources::{Crops, Originals};
 use crate::store::digest::sha256;
 use crate::{Error, Result};
 use std::fmt;
+use std::sync::Arc;
 use tch::{Device, Tensor};
 
 /// Label of an image without a label: the `ignore_index` of `F.cross_entropy`.
@@ -127,12 +130,45 @@ impl Split {
 
     /// The files of all images of the dataset, those of the other splits included.
     pub(crate) fn dataset_files(&self) -> Result<&[String]> {
-        match self.pool.files.as_slice() {
-            [] => Err(Error::Input(
-                "the images of this dataset have no file names; open a folder of images with image_folder".into(),
-            )),
-            files => Ok(files),
+        Ok(&self.originals()?.files)
+    }
+
+    /// The files of the images.
+    fn originals(&self) -> Result<&Arc<Originals>> {
+        self.pool.originals.as_ref().ok_or_else(|| {
+            Error::Input(
+                "the images of this dataset have no files of their own; open a folder of images or shards with \
+                 image_folder"
+                    .into(),
+            )
+        })
+    }
+
+    /// Returns the images at these sample indices as `augment` crops them out of their files, u8 `[B, 3, S, S]` on the
+    /// CPU.
+    ///
+    /// # Errors
+    /// As [`Split::batch`], and when a file is not what it was.
+    pub(crate) fn crops(&self, indices: &[i64], augment: &Augment, seed: u64, epoch: u64) -> Result<Tensor> {
+        self.originals()?.read(&self.wanted(indices, augment, seed, epoch)?)
+    }
+
+    /// Says which crops will be asked for soon. Threads begin to decode them.
+    pub(crate) fn crops_ahead(&self, indices: &[i64], augment: &Augment, seed: u64, epoch: u64) {
+        if let (Ok(originals), Ok(wanted)) = (self.originals(), self.wanted(indices, augment, seed, epoch)) {
+            originals.read_ahead(wanted);
         }
+    }
+
+    fn wanted(&self, indices: &[i64], augment: &Augment, seed: u64, epoch: u64) -> Result<Crops> {
+        let rows = self.rows_at(indices, "an empty batch")?;
+        let (images, augment) = (rows.into_iter().zip(indices.iter().copied()).collect(), augment.clone());
+        Ok(Crops { images, augment, seed, epoch, size: self.size().0 as u32 })
+    }
+
+    /// Refuses a dataset whose images have no files of their own.
+    pub(crate) fn check_originals(&self) -> Result<()> {
+        self.originals().map(drop)
     }
 
     /// This split with more rows of the pool behind its own.

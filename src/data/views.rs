@@ -78,6 +78,13 @@ impl Views {
                     .into(),
             );
         }
+        if augment.original {
+            return wrong(
+                "a numbered view is the same part of every image, and originals differ in size: leave original out of \
+                 the views, or give it to Examples::augmented"
+                    .into(),
+            );
+        }
         if *augment == Augment::default() {
             return wrong("these views would all show the image as it is: set a field of Augment, such as flip".into());
         }
@@ -149,7 +156,8 @@ impl Views {
         match &self.0 {
             // As files of logits and checkpoints had it before views could be drawn.
             List::Shifts { flip, shifts } => format!("Views {{ flip: {flip:?}, shifts: {shifts:?} }}"),
-            drawn => format!("{drawn:?}"),
+            // Of one drawn in squares, as it was before there were crops of originals.
+            drawn => format!("{drawn:?}").replace(", original: false", ""),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! A plan: what the cells of notebooks 2 and 4 chose, as a file from which a program trains the same without Jupyter.
 
+use crate::data::Augment;
 use crate::models::{Model, Precision};
 use crate::profile::Profile;
 use crate::store::atomic;
 use crate::train::{
-    Criterion, Examples, FitOptions, Group, History, KdLoss, Method, Recipe, check_name, device_of, evaluate, fit,
+    Criterion, Examples, FitOptions, Group, History, KdLoss, Method, OnlineTeacher, Recipe, check_name, device_of,
+    evaluate, fit,
 };
 use crate::{Error, Lab, Result};
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,8 @@ const HEADER: &str =
 # The tables [profile] and [recipe] have the fields of `lab.profile` and of `kdlab::train::Recipe`.
 # Without train_images, validation_images or test_images, all images are used; method: kd, dkd,
 # standardised-kd or argmax. The teacher's head is kept and found again.
+# With a table [augment], of the fields of `kdlab::data::Augment`, the student sees augmented images, and the teacher judges
+# each batch: `crop = 0.08` and `original = true` cut crops out of the images' own files.
 
 ";
 
@@ -30,6 +34,8 @@ struct Plan {
     precision: Precision,
     #[serde(default)]
     recipe: Recipe,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    augment: Option<Augment>,
     profile: Profile,
 }
 
@@ -47,6 +53,7 @@ impl Lab {
             method: Method::Kd,
             precision: self.precision_at(self.profile.student_size),
             recipe: Recipe::default(),
+            augment: None,
             profile: self.profile.clone(),
         };
         let text = toml::to_string(&plan).map_err(|e| Error::Input(format!("this profile cannot be written: {e}")))?;
@@ -64,7 +71,7 @@ impl Lab {
     pub fn train_plan(path: impl AsRef<Path>) -> Result<History> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))?;
-        let Plan { name, method, precision, recipe, profile } = toml::from_str(&text).map_err(|e| {
+        let Plan { name, method, precision, recipe, augment, profile } = toml::from_str(&text).map_err(|e| {
             let (why, path) = (e.to_string(), path.display());
             Error::Data(format!("{path} is no plan: {}; lab.write_plan(\"plan.toml\") writes one", why.trim_end()))
         })?;
@@ -88,11 +95,19 @@ impl Lab {
         let data = lab.dataset()?;
         let teacher = lab.teacher(&data)?;
         let (classes, size, transform) = (data.classes.len() as i64, lab.profile.student_size, lab.student_transform());
-        let [train, validation] = [&data.train, &data.validation].map(|split| teacher.examples(split, &transform));
+        let validation = teacher.examples(&data.validation, &transform)?;
+        let train = match &augment {
+            None => teacher.examples(&data.train, &transform)?,
+            Some(augment) => {
+                let network = teacher.backbone.with_head(&teacher.head)?;
+                let online = OnlineTeacher::network(network, &teacher.transform)?;
+                Examples::images(&data.train, &transform)?.augmented(augment)?.taught_by(&online)?
+            }
+        };
         let network = lab.profile.student;
         let mut student = Model::new("student", lab.device, lab.profile.seed, &|vs| network.layers(vs, classes, size))?;
         let options = FitOptions { recipe, ..lab.fit_options(&name) };
-        let history = fit(&mut student, &train?, &validation?, &Criterion::distil(method, kd), &options)?;
+        let history = fit(&mut student, &train, &validation, &Criterion::distil(method, kd), &options)?;
         if let Some(why) = &history.stopped {
             let (done, epochs) = (history.records.len(), history.epochs);
             let why = format!("{name}: {why} after {done} of {epochs} epochs; run it again and it goes on from there");

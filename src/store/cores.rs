@@ -6,7 +6,12 @@ use std::sync::Mutex;
 
 /// Applies `work` to every item on all cores and returns the results in the order of the items.
 pub(crate) fn on_all_cores<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(items.len());
+    on_cores(std::thread::available_parallelism().map_or(1, |n| n.get()), items, work)
+}
+
+/// The same on at most so many threads, at least 1.
+pub(crate) fn on_cores<T: Send, R: Send>(threads: usize, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let threads = threads.max(1).min(items.len());
     let queue = Mutex::new(items.into_iter().enumerate());
     let next = || lock(&queue).next();
     let worker = || std::iter::from_fn(next).map(|(at, item)| (at, work(item))).collect::<Vec<_>>();

@@ -23,7 +23,7 @@ pub fn predict(model: &Model, examples: &Examples, batch_size: usize) -> Result<
     for (number, indices) in batches.iter().enumerate() {
         pass.check(done, examples.len())?;
         done += indices.len();
-        examples.read_ahead(batches.get(number + 1).map(Vec::as_slice));
+        examples.read_ahead(batches.get(number + 1).map(Vec::as_slice), None);
         let batch = examples.batch(indices, model.device())?;
         rows.push(forward(&batch.inputs)?.f_to_device(Device::Cpu)?);
     }
@@ -56,7 +56,7 @@ pub(super) fn validate(
             if options.agreed()?.0 {
                 return Ok(None);
             }
-            examples.read_ahead(batches.get(number + 1).map(|next| options.part(next)));
+            examples.read_ahead(batches.get(number + 1).map(|next| options.part(next)), None);
             let share = options.share(indices.len());
             if share.weight == 0.0 {
                 continue;

@@ -221,14 +221,17 @@ impl Examples {
     /// epoch and sample alone. Distillation needs a teacher that judges each batch: [`Examples::taught_by`].
     ///
     /// # Errors
-    /// When a value of `augment` is out of its range, these examples are features, or their teacher saw the images
-    /// otherwise.
+    /// When a value of `augment` is out of its range, these examples are features, their teacher saw the images
+    /// otherwise, or [`Augment::original`] is set and they have no files of their own.
     pub fn augmented(mut self, augment: &Augment) -> Result<Self> {
         augment.check(self.augmentable()?)?;
+        if let (true, Inputs::Images(images)) = (augment.original, &self.inputs) {
+            images.split.check_originals()?;
+        }
         if !matches!(self.seen, Seen::AsTheyAre) {
             return Err(self.augmented_already());
         }
-        self.key = digest(&[self.key.as_bytes(), b"augmented", format!("{augment:?}").as_bytes()]);
+        self.key = digest(&[self.key.as_bytes(), b"augmented", augment.key().as_bytes()]);
         self.seen = Seen::Augmented(augment.clone());
         Ok(self)
     }
@@ -309,7 +312,8 @@ impl Examples {
             Inputs::Images(images) => images.split.pool_bytes(),
             Inputs::Features(features) => 4 * features.numel(),
         };
-        if device == Device::Cpu || bytes > RESIDENT_BYTES {
+        let decoded = matches!(&self.seen, Seen::Augmented(augment) if augment.original);
+        if device == Device::Cpu || bytes > RESIDENT_BYTES || decoded {
             return Ok(None);
         }
         let mut moved = self.share()?;
@@ -345,10 +349,14 @@ impl Examples {
         self.batch_in(indices, indices, None, device)
     }
 
-    /// Says which samples the batch after the next one will have; `None` if there is none.
-    pub(super) fn read_ahead(&self, indices: Option<&[i64]>) {
-        if let (Inputs::Images(images), Some(indices)) = (&self.inputs, indices) {
-            images.split.read_ahead(indices);
+    /// Says which samples the batch after the next one will have, in this epoch of training; `None` if there is none.
+    pub(super) fn read_ahead(&self, indices: Option<&[i64]>, draws: Option<&EpochDraws>) {
+        let (Inputs::Images(images), Some(indices)) = (&self.inputs, indices) else { return };
+        match (&self.seen, draws) {
+            (Seen::Augmented(augment), Some(draws)) if augment.original => {
+                images.split.crops_ahead(indices, augment, draws.seed, draws.epoch);
+            }
+            _ => images.split.read_ahead(indices),
         }
     }
 
@@ -442,12 +450,16 @@ impl Examples {
         let Inputs::Images(inputs) = &self.inputs else {
             return Err(Error::Input("these examples are features, and have no images: take Examples::images".into()));
         };
-        let images = inputs.split.batch(indices)?.images;
+        let images = || Ok::<_, Error>(inputs.split.batch(indices)?.images);
         match (&self.seen, step) {
             (Seen::In(views), Some((EpochDraws { views: Some(drawn), .. }, _))) => {
-                Ok((views.apply(&images, &of(&drawn.student, indices))?, None))
+                Ok((views.apply(&images()?, &of(&drawn.student, indices))?, None))
             }
             (Seen::Augmented(augment), Some((draws, step))) => {
+                let images = match augment.original {
+                    true => inputs.split.crops(indices, augment, draws.seed, draws.epoch)?,
+                    false => images()?,
+                };
                 let images = augment.apply(&images, indices, draws.seed, draws.epoch)?;
                 let mixing = augment.mixing(indices.len(), draws.seed, draws.epoch, step as u64)?;
                 Ok((
@@ -455,7 +467,7 @@ impl Examples {
                     mixing,
                 ))
             }
-            _ => Ok((images, None)),
+            _ => Ok((images()?, None)),
         }
     }
 

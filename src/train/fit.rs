@@ -397,7 +397,7 @@ impl Training<'_> {
             let threads = self.follow_share(epochs);
             let now = self.hyperparameters_at(epochs, set);
             let kd = now.kd_loss()?;
-            train.read_ahead(batches.get(batch_number + 1).map(|next| options.part(next)));
+            train.read_ahead(batches.get(batch_number + 1).map(|next| options.part(next)), Some(&draws));
             let (share, step) = (options.share(indices.len()), Some((&draws, batch_number)));
             let batch = train.part_in(indices, teachers, step, &share, &self.hard, model.device())?;
             let (logits, tapped) = match &self.features {

@@ -20,7 +20,7 @@ fn drawn(augment: &Augment, count: u64) -> Vec<View> {
 }
 
 fn everything() -> Augment {
-    Augment { flip: true, shift: 5, crop: Some(0.2), cutout: 9, jitter: 0.8, hue: 0.4, mixup: None }
+    Augment { flip: true, shift: 5, crop: Some(0.2), original: false, cutout: 9, jitter: 0.8, hue: 0.4, mixup: None }
 }
 
 /// Crops by `F.interpolate`, shifts by `F.pad`, colours by torchvision: each alone, and all together.

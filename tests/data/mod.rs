@@ -7,6 +7,7 @@ mod folders;
 mod idx;
 mod images;
 mod large;
+mod originals;
 mod shards;
 mod transform;
 

@@ -296,6 +296,31 @@ def views(x, settings, folder):
     return {"views": torch.stack(out)}
 
 
+def resized_crops(x, settings, folder):
+    from PIL import Image
+    from torchvision.transforms.v2 import functional as T
+
+    crops = []
+    for file in settings["files"]:
+        image, (left, top, right, bottom) = T.pil_to_tensor(Image.open(file["path"])).double(), file["crop"]
+        size = [settings["size"]] * 2
+        crops.append(T.resized_crop(image, top, left, bottom - top, right - left, size, antialias=True))
+    return {"crops": torch.stack(crops)}
+
+
+def crop_boxes(x, settings, folder):
+    """Left, top, width and height of random crops."""
+    from torchvision.transforms import RandomResizedCrop
+
+    torch.manual_seed(0)
+    out = {}
+    for case, (width, height, least) in enumerate(settings["cases"]):
+        image = torch.zeros(3, height, width)
+        drawn = [RandomResizedCrop.get_params(image, (least, 1), (3 / 4, 4 / 3)) for _ in range(settings["count"])]
+        out[str(case)] = torch.tensor([(left, top, w, h) for top, left, h, w in drawn])
+    return out
+
+
 def mixup(x, settings, folder):
     """Steps of SGD on mixed images with a teacher that judges them: `mixup_criterion` of Zhang et al., and KD."""
     out, T = {}, settings["temperature"]

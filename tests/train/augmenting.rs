@@ -5,7 +5,16 @@ use super::*;
 use kdlab::data::{Augment, Split, Views};
 
 fn everything() -> Augment {
-    Augment { flip: true, shift: 3, crop: Some(0.4), cutout: 8, jitter: 0.4, hue: 0.1, mixup: Some(0.5) }
+    Augment {
+        flip: true,
+        shift: 3,
+        crop: Some(0.4),
+        original: false,
+        cutout: 8,
+        jitter: 0.4,
+        hue: 0.1,
+        mixup: Some(0.5),
+    }
 }
 
 fn images(split: &Split) -> Examples {

@@ -4,7 +4,7 @@ use super::picture::square;
 use crate::data::Framing;
 use crate::{Error, Result};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
-use image::{AnimationDecoder, ImageFormat};
+use image::{AnimationDecoder, ImageFormat, RgbImage};
 use std::io::Cursor;
 use std::path::Path;
 use tch::Tensor;
@@ -57,10 +57,14 @@ pub(super) fn file_bytes(path: &Path) -> std::result::Result<Vec<u8>, String> {
 
 /// Decodes the bytes of a file; the error says why they cannot be used.
 pub(super) fn decoded(bytes: &[u8], size: i64, framing: Framing) -> std::result::Result<Decoded, String> {
-    let image = square(bytes, size as u32, framing == Framing::CentreCrop)?;
-    let raw = image.as_raw();
-    let pixels = (0..3).flat_map(|c| raw.iter().skip(c).step_by(3).copied()).collect();
+    let pixels = planes(&square(bytes, size as u32, framing == Framing::CentreCrop)?);
     Ok(Decoded { pixels, digest: xxh3_128(bytes), is_animated: is_animated(bytes).unwrap_or(false) })
+}
+
+/// The pixels of an image as `[3, H, W]`.
+pub(super) fn planes(image: &RgbImage) -> Vec<u8> {
+    let raw = image.as_raw();
+    (0..3).flat_map(|c| raw.iter().skip(c).step_by(3).copied()).collect()
 }
 
 fn is_animated(bytes: &[u8]) -> image::ImageResult<bool> {

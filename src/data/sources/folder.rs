@@ -3,6 +3,7 @@
 use super::decode::check_size;
 use super::files::file_name;
 use super::layout::{Labelled, Layout, Part, class_folders, pictures_are, read_layout, shortened};
+use super::originals::{Originals, Place};
 use super::pixels::decode;
 use super::shards;
 use crate::data::dataset::{DataOptions, Dataset, Found};
@@ -74,7 +75,7 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
     let (mut pool, outcomes) = decode(path, &layout, size, options, &mut notices)?;
     notices.splice(0..0, layout.notices.iter().cloned().chain(left_out(&layout, &outcomes)));
     let kept: Vec<(&Labelled, (u64, u64))> = layout.images.iter().zip(&outcomes).filter_map(kept).collect();
-    pool.files = Arc::new(kept.iter().map(|(image, _)| layout.name(image)).collect());
+    pool.originals = Some(Arc::new(originals(&layout, &kept)));
     notices.extend(repeated(&kept));
     if kept.is_empty() {
         let (n, path) = (layout.images.len(), path.display());
@@ -106,6 +107,18 @@ pub(super) fn load(path: &Path, layout: Layout, size: i64, options: &DataOptions
     let mut data = found.into_dataset(options).map_err(explained)?;
     data.framing = options.framing;
     Ok(data)
+}
+
+/// Where the images of a pool lie, each with the digest of its file.
+fn originals(layout: &Layout, kept: &[(&Labelled, (u64, u64))]) -> Originals {
+    let place = |image: &Labelled, name: &String| match image.inside {
+        Some(inside) => Place::In(inside),
+        None if layout.root.join(name) == image.path => Place::Named,
+        None => Place::At(image.path.clone()),
+    };
+    let files: Vec<String> = kept.iter().map(|(image, _)| layout.name(image)).collect();
+    let places = kept.iter().zip(&files).map(|((image, digest), name)| (place(image, name), *digest)).collect();
+    Originals::new(layout.root.clone(), layout.shards.clone(), files, places)
 }
 
 fn kept<'a>((image, outcome): (&'a Labelled, &Outcome)) -> Option<(&'a Labelled, (u64, u64))> {

@@ -4,6 +4,7 @@
 use super::classes::named;
 use super::decode::file_bytes;
 use super::files::{file_name, list};
+use super::originals::Inside;
 use super::tables::{has_table, refuse_others, table};
 use crate::data::UNLABELLED;
 use crate::{Error, Result};
@@ -11,7 +12,6 @@ use image::ImageFormat;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Deepest folder below that of a class that is searched.
@@ -45,17 +45,6 @@ pub(super) struct Labelled {
     pub inside: Option<Inside>,
 }
 
-/// Where an image lies in a shard.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Inside {
-    /// The place of the shard in [`Layout::shards`].
-    pub shard: usize,
-    /// The first byte of its file.
-    pub offset: u64,
-    /// Bytes of its file.
-    pub length: u64,
-}
-
 /// What a folder holds.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct Layout {
@@ -77,11 +66,7 @@ impl Layout {
 
     /// The bytes of an image's file; the error says why they cannot be read.
     pub fn bytes(&self, image: &Labelled) -> std::result::Result<Vec<u8>, String> {
-        let Some(Inside { shard, offset, length }) = image.inside else { return file_bytes(&image.path) };
-        let mut bytes = vec![0; length as usize];
-        let read = std::fs::File::open(&self.shards[shard]).and_then(|file| file.read_exact_at(&mut bytes, offset));
-        read.map_err(|e| e.to_string())?;
-        Ok(bytes)
+        image.inside.map_or_else(|| file_bytes(&image.path), |inside| inside.bytes(&self.shards))
     }
 }
 

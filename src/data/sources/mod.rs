@@ -8,6 +8,7 @@ mod files;
 mod folder;
 mod idx;
 mod layout;
+mod originals;
 mod picture;
 mod pixels;
 mod shards;
@@ -16,6 +17,7 @@ mod tables;
 pub use decode::read_image;
 pub use folder::image_folder;
 pub(crate) use layout::shortened;
+pub(in crate::data) use originals::{Crops, Originals};
 
 use super::dataset::{DataOptions, Dataset};
 use crate::{Error, Result};

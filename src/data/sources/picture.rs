@@ -17,18 +17,7 @@ const LONGEST: u64 = 20;
 /// Decodes a file, turns it upright, puts transparent parts on white, and makes a square with sides of `size` pixels:
 /// squeezed, or with `crop` the centre. The error says why it cannot be used.
 pub(super) fn square(bytes: &[u8], size: u32, crop: bool) -> Result<RgbImage, String> {
-    if bytes.is_empty() {
-        return Err("the file is empty".to_owned());
-    }
-    let image = decode(bytes).map_err(|e| match e {
-        ImageError::IoError(e) => e.to_string(),
-        ImageError::Unsupported(e) => format!("of a kind that is not read: {e}").chars().take(120).collect(),
-        _ => "not a whole picture".to_owned(),
-    })?;
-    if image.width() == 0 || image.height() == 0 {
-        return Err("it has no pixels".to_owned());
-    }
-    let image = on_white(image);
+    let image = upright(bytes)?;
     if !crop {
         return resized(&image, size, size);
     }
@@ -43,6 +32,27 @@ pub(super) fn square(bytes: &[u8], size: u32, crop: bool) -> Result<RgbImage, St
     let from = |side: u32| (f64::from(side - size) / 2.0).round_ties_even() as u32;
     let (left, top) = (from(resized.width()), from(resized.height()));
     Ok(imageops::crop_imm(&resized, left, top, size, size).to_image())
+}
+
+/// A part of a picture (left, top, right and bottom in pixels) as a square with sides of `size` pixels.
+pub(super) fn part(image: &RgbImage, [left, top, right, bottom]: [u32; 4], size: u32) -> Result<RgbImage, String> {
+    resized(&imageops::crop_imm(image, left, top, right - left, bottom - top).to_image(), size, size)
+}
+
+/// Decodes a file, turns it upright, and puts transparent parts on white. The error says why it cannot be used.
+pub(super) fn upright(bytes: &[u8]) -> Result<RgbImage, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".to_owned());
+    }
+    let image = decode(bytes).map_err(|e| match e {
+        ImageError::IoError(e) => e.to_string(),
+        ImageError::Unsupported(e) => format!("of a kind that is not read: {e}").chars().take(120).collect(),
+        _ => "not a whole picture".to_owned(),
+    })?;
+    if image.width() == 0 || image.height() == 0 {
+        return Err("it has no pixels".to_owned());
+    }
+    Ok(on_white(image))
 }
 
 /// Resizes bilinearly, anti-aliased, and rounds once, as torchvision does on tensors. Integers would be faster, but

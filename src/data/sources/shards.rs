@@ -5,7 +5,8 @@
 
 use super::classes::{Classes, class_list};
 use super::files::{file_name, list};
-use super::layout::{Inside, Labelled, Layout, Part, class_folders, shortened};
+use super::layout::{Labelled, Layout, Part, class_folders, shortened};
+use super::originals::Inside;
 use crate::data::UNLABELLED;
 use crate::store::atomic::write_json;
 use crate::store::cores::on_all_cores;
