@@ -28,7 +28,7 @@ class Client:
     def __init__(self, threads):
         self.threads, self.submitted = threads, []
 
-    def scheduler_info(self):
+    def scheduler_info(self, n_workers):
         of = lambda cpu, units: {"resources": {dispatcher.CORES + cpu: units, "GPU": 4}}
         return {"workers": {cpu: of(cpu, units) for cpu, units in self.threads.items()}}
 

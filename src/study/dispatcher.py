@@ -227,7 +227,8 @@ class Dispatcher:
     def free(self):
         """Returns how many fits more each kind of CPU takes, most first."""
         kinds = collections.Counter()
-        for worker in self.client.scheduler_info()["workers"].values():
+        # Some versions of Dask name five workers if they are not asked for all.
+        for worker in self.client.scheduler_info(n_workers=-1)["workers"].values():
             resources = worker["resources"].items()
             kinds.update({name[len(CORES) :]: int(units) for name, units in resources if name.startswith(CORES)})
         kinds.subtract(collections.Counter(cpu for cpu, _ in self.running.values()))
@@ -320,7 +321,9 @@ class Dispatcher:
 
 
 def listen():
-    sys.stdin.buffer.read()
+    # Not by sys.stdin: Python aborts if a thread holds its lock at the end.
+    while os.read(0, 4096):
+        pass
     stopping.set()
 
 
