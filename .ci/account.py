@@ -12,7 +12,7 @@ import time
 import uuid
 
 from jupyter_client import KernelManager
-from jupyter_core.paths import jupyter_runtime_dir
+from jupyter_core.application import JupyterApp
 
 
 def below(pid):
@@ -37,10 +37,12 @@ def proportional_memory(pid):
 
 class Kernel:
     def __init__(self):
-        os.makedirs(jupyter_runtime_dir(), mode=0o700, exist_ok=True)
-        file = os.path.join(jupyter_runtime_dir(), f"kernel-{uuid.uuid4()}.json")
+        # As a Jupyter server does it.
+        app = JupyterApp()
+        app.load_config_file()
+        file = os.path.join(app.runtime_dir, f"kernel-{uuid.uuid4()}.json")
         begin = time.monotonic()
-        self.manager = KernelManager(kernel_name="kdlab", transport="ipc", connection_file=file)
+        self.manager = KernelManager(kernel_name="kdlab", config=app.config, connection_file=file)
         self.manager.start_kernel()
         self.client = self.manager.client()
         self.client.start_channels()

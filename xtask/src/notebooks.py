@@ -123,7 +123,6 @@ def configuration():
     app = JupyterApp()
     if "--shared" in sys.argv:
         app.load_config_file()
-        os.makedirs(app.runtime_dir, mode=0o700, exist_ok=True)
         # Sockets lie beside it.
         app.config.ConnectionFileMixin.connection_file = os.path.join(app.runtime_dir, f"kernel-{uuid.uuid4()}.json")
     return Config(ConnectionFileMixin=app.config.ConnectionFileMixin)

@@ -166,6 +166,12 @@ impl Paths {
     /// Returns a folder in the cache that only the user can open, and makes it.
     fn own_cache(&self, name: &str) -> Result<PathBuf> {
         let cache = user_folder("XDG_CACHE_HOME", ".cache")?;
+        if cache.to_string_lossy().contains(char::is_whitespace) {
+            bail!(
+                "{} holds a space, which evcxr cannot take: set XDG_CACHE_HOME to a folder of yours without",
+                cache.display()
+            );
+        }
         private(&cache.join(name), "XDG_CACHE_HOME")
     }
 

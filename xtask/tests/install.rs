@@ -50,9 +50,9 @@ impl Installation {
         self.folder.path().join("installation")
     }
 
-    /// The home of the user with this name, which has a space in its path.
+    /// The home of the user with this name.
     fn home(&self, name: &str) -> PathBuf {
-        let home = self.folder.path().join(format!("home of {name}"));
+        let home = self.folder.path().join(format!("home-of-{name}"));
         fs::create_dir_all(&home).unwrap();
         home
     }
@@ -139,7 +139,7 @@ fn another_account_uses_an_installation_that_it_cannot_write() {
     let output = as_other(&foreign).args(["kernel", "connection.json"]).output().unwrap();
     assert!(said(&output).contains("set HOME or XDG_CACHE_HOME to a folder of yours"), "{}", said(&output));
     let output = as_other(&foreign).args(["doctor", "--user"]).output().unwrap();
-    assert!(said(&output).contains("root is not yours"), "{}", said(&output));
+    assert!(said(&output).contains("home-of-root is not yours"), "{}", said(&output));
 }
 
 /// Some NFS servers have none, and two kernels in one build directory would disturb each other.
@@ -155,6 +155,18 @@ fn a_file_system_without_locks_is_named_with_what_to_do() {
     let output = lab.args(["kernel", "connection.json"]).env("LD_PRELOAD", &library).output().unwrap();
     let said = said(&output);
     assert!(said.contains("cannot lock") && said.contains("set XDG_CACHE_HOME to a folder on a local disk"), "{said}");
+}
+
+#[test]
+fn a_home_with_a_space_needs_a_cache_without() {
+    let installation = Installation::new();
+    let home = installation.folder.path().join("Ada Lovelace");
+    fs::create_dir(&home).unwrap();
+    let output = installation.lab(&home).args(["kernel", "connection.json"]).output().unwrap();
+    assert!(said(&output).contains("holds a space") && said(&output).contains("XDG_CACHE_HOME"), "{}", said(&output));
+    let mut lab = installation.lab(&home);
+    lab.env("XDG_CACHE_HOME", installation.home("ada"));
+    assert_eq!(PathBuf::from(&environment(lab)["KDLAB_RUNS"]), home.join(".local/state/kdlab/runs"));
 }
 
 #[test]
