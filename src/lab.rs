@@ -1,5 +1,6 @@
 //! The lab that every notebook opens first: device, profile, and the work of earlier notebooks.
 
+mod board;
 mod plan;
 mod results;
 mod teacher;

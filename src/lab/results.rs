@@ -102,7 +102,7 @@ impl Lab {
     }
 
     /// Keeps your guess of a difference, in percentage points, until [`Lab::bets`] shows it beside the result. Another
-    /// guess of the same name replaces it.
+    /// guess of the same name replaces it. If a class's board was joined, it shows the guess, without your name.
     ///
     /// # Errors
     /// When no difference of two accuracies has this value, or the file can't be written.
@@ -116,7 +116,7 @@ impl Lab {
         bets.insert(name.to_owned(), points);
         atomic::write_json(&self.bets_file(), &bets)?;
         println!("kept: you bet {points:+.1} points on {name}");
-        Ok(())
+        self.show_bets(&bets)
     }
 
     /// Shows your bets beside what was measured.
@@ -143,7 +143,7 @@ impl Lab {
         self.folder.join("bets.json")
     }
 
-    fn kept_bets(&self) -> Result<BTreeMap<String, f64>> {
+    pub(super) fn kept_bets(&self) -> Result<BTreeMap<String, f64>> {
         let path = self.bets_file();
         match std::fs::read(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),

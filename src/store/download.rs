@@ -160,7 +160,12 @@ enum RequestError {
 
 /// Returns a failure of the network, with the first line of its reason.
 fn network(reason: impl ToString, may_retry: bool) -> RequestError {
-    RequestError::Network { reason: reason.to_string().lines().next().unwrap_or_default().to_owned(), may_retry }
+    RequestError::Network { reason: first_line(reason), may_retry }
+}
+
+/// The first line of an error's text.
+pub(crate) fn first_line(error: impl ToString) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Makes one request, which continues `part` if the server supports it and else starts it anew.

@@ -65,6 +65,10 @@ pub struct SweepReport {
     pub data: String,
     /// Number of images on which the students are trained.
     pub images: usize,
+    /// Digest of what every run of the sweep depends on beside its plan: the images of all splits, and how the teacher
+    /// is made. Empty if an earlier version made the report.
+    #[serde(default)]
+    pub(crate) conditions: String,
     /// Finished runs, seed after seed.
     pub runs: Vec<SweepRun>,
     /// Why the sweep ended before its last run, if it did.
@@ -279,15 +283,17 @@ impl SweepReport {
 
     /// The values of the student alone and of the distilled one, in the seeds that are done for both.
     fn pairs(&self, setting: &Setting, measure: Measure) -> (Vec<f64>, Vec<f64>) {
+        self.seeds_and_pairs(setting, measure).into_iter().map(|(_, alone, distilled)| (alone, distilled)).unzip()
+    }
+
+    /// The seeds that are done for both, each with the values of the student alone and of the distilled one.
+    pub(crate) fn seeds_and_pairs(&self, setting: &Setting, measure: Measure) -> Vec<(u64, f64, f64)> {
         let value = |setting: &Setting, seed: u64| {
             let run = self.runs.iter().find(|run| run.seed == seed && run.setting == *setting)?;
             run.value(measure, self.sweep.omitted)
         };
-        self.sweep
-            .seeds
-            .iter()
-            .filter_map(|&seed| Some((value(&setting.alone(), seed)?, value(setting, seed)?)))
-            .unzip()
+        let seeds = self.sweep.seeds.iter();
+        seeds.filter_map(|&seed| Some((seed, value(&setting.alone(), seed)?, value(setting, seed)?))).collect()
     }
 
     /// The CPUs that made the runs, each once.

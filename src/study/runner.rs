@@ -8,6 +8,7 @@ use super::teachers::{Next, Runner, SweepData, SweepInputs};
 use super::{SweepReport, SweepRun};
 use crate::error::lock;
 use crate::store::atomic::try_lock;
+use crate::store::digest::digest;
 use crate::store::threads::Share;
 use crate::train::{Control, caught};
 use crate::{Error, Result};
@@ -58,6 +59,7 @@ impl Sweep {
             profile: inputs.profile.to_owned(),
             data: inputs.data.name.clone(),
             images: data.maker.split.len(),
+            conditions: conditions(inputs),
             runs: Vec::new(),
             stopped: None,
         };
@@ -86,6 +88,14 @@ impl Sweep {
         }
         board.end(failure, &folder.join("sweep.json"), &before)
     }
+}
+
+/// Digest of the images, and of how the teacher is made.
+fn conditions(inputs: &SweepInputs) -> String {
+    let SweepInputs { data, backbone, teacher_transform, head_options: head, .. } = inputs;
+    let head = (head.epochs, head.batch_size, head.learning_rate, head.seed);
+    let teacher = format!("{} {teacher_transform:?} {head:?}", backbone.arch);
+    digest(&[data.key.as_bytes(), teacher.as_bytes()])
 }
 
 /// How the fits of this process are stopped.

@@ -475,7 +475,7 @@ fn reports_say_what_the_runs_came_to() {
     let runs = [(0, 0.40, 0.46), (1, 0.42, 0.475), (2, 0.41, 0.475)];
     let runs = runs.iter().flat_map(|&(s, a, d)| [run(&setting.alone(), s, a), run(setting, s, d)]).collect();
     let (profile, data) = ("laptop".to_owned(), "CIFAR-10".to_owned());
-    let report = SweepReport { sweep, profile, data, images: 5_000, runs, stopped: None };
+    let report = SweepReport { sweep, profile, data, images: 5_000, conditions: String::new(), runs, stopped: None };
     let table = report.table(Measure::Test).unwrap().to_string();
     // Differences 6, 5.5 and 6.5 points: mean 6, deviation 0.5, 4.303 * 0.5 / sqrt(3) = 1.24.
     for part in ["kd-T4-alpha0.9", "41.0", "47.0", "+6.0 ± 0.5", "+4.8 to +7.2", "95.0", "BETTER"] {

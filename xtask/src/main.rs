@@ -1,10 +1,11 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 //!
 //! Each command has a module of its own: [`setup`], [`install`], [`bundle`], [`doctor`], [`notebooks`] (the command
-//! `run`), [`sweep`], [`train`], [`classify`], [`page`], [`exercises`], [`docs`], [`bench`], and [`kernel`], which
-//! Jupyter calls. The others serve them.
+//! `run`), [`sweep`], [`train`], [`board`], [`classify`], [`page`], [`exercises`], [`docs`], [`bench`], and [`kernel`],
+//! which Jupyter calls. The others serve them.
 
 mod bench;
+mod board;
 mod build_directories;
 mod bundle;
 mod classify;
@@ -76,6 +77,8 @@ enum Commands {
     Sweep(Box<sweep::SweepArgs>),
     /// Train the teacher and the student of a plan, on several processes if you like; a training that was killed goes on
     Train(train::TrainArgs),
+    /// Start the class's board: a page for the projector that collects what participants send with `lab.post`
+    Board(board::BoardArgs),
     /// Classify the pictures of a folder with a student that was saved as ONNX: file, class, probability, margin
     Classify(classify::ClassifyArgs),
     /// Write a web page in which a student that was saved as ONNX names pictures, without a network
@@ -187,6 +190,7 @@ fn real_main() -> Result<()> {
         Some(Commands::Run(args)) => notebooks::run(&paths, &args),
         Some(Commands::Sweep(args)) => sweep::run(&paths, &args),
         Some(Commands::Train(args)) => train::run(&paths, &args),
+        Some(Commands::Board(args)) => board::run(&paths, &args),
         Some(Commands::Classify(args)) => classify::run(&paths, &args),
         Some(Commands::Page(args)) => page::run(&paths, &args),
         Some(Commands::Exercises(args)) => exercises::run(&paths, &args),
