@@ -174,8 +174,9 @@ fn shown(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// The sweep that a bet is about: its name in lower case, with - between the words. `few labels` is `few-labels`.
-pub fn sweep_of_bet(name: &str) -> String {
-    let letters = name.chars().filter(|c| c.is_alphanumeric() || " -_.".contains(*c)).flat_map(char::to_lowercase);
-    letters.map(|c| if c == ' ' { '-' } else { c }).take(40).collect()
+/// The words of a name, by which a bet on `the article's step` finds the sweep `article-step`.
+pub fn words(name: &str) -> String {
+    let name = name.to_lowercase().replace("'s", "");
+    let words = name.split(|c: char| !c.is_alphanumeric()).filter(|word| !["", "the"].contains(word));
+    words.collect::<Vec<_>>().join(" ").chars().take(40).collect()
 }

@@ -1,6 +1,6 @@
 //! The SQLite file of a class: people, their pairs and their bets. What a request wrote is on disk before it is answered.
 
-use crate::post::{Join, Pair, Post, Study, sweep_of_bet};
+use crate::post::{Join, Pair, Post, Study, words};
 use anyhow::{Context, Result};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::collections::BTreeMap;
@@ -27,7 +27,11 @@ const TABLES: &str = "
         name TEXT,
         folded TEXT UNIQUE
     );
-    CREATE TABLE IF NOT EXISTS study (number INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+    CREATE TABLE IF NOT EXISTS study (
+        number INTEGER PRIMARY KEY,
+        text TEXT NOT NULL UNIQUE,
+        question TEXT NOT NULL
+    );
     CREATE TABLE IF NOT EXISTS pair (
         person INTEGER NOT NULL REFERENCES person ON DELETE CASCADE,
         study INTEGER NOT NULL REFERENCES study,
@@ -40,9 +44,9 @@ const TABLES: &str = "
     );
     CREATE TABLE IF NOT EXISTS bet (
         person INTEGER NOT NULL REFERENCES person ON DELETE CASCADE,
-        sweep TEXT NOT NULL,
+        question TEXT NOT NULL,
         points REAL NOT NULL,
-        UNIQUE (person, sweep)
+        UNIQUE (person, question)
     );
 ";
 
@@ -81,7 +85,7 @@ pub struct All {
     pub people: u32,
     pub studies: BTreeMap<i64, Study>,
     pub rows: Vec<Row>,
-    /// Sweeps and points.
+    /// On which sweep, by its words, and points.
     pub bets: Vec<(String, f64)>,
 }
 
@@ -149,8 +153,10 @@ impl Store {
         let place = person(&change, &post.id, address)?;
         call(&change, place, &post.name)?;
         bet(&change, place, &post.bets)?;
-        let text = serde_json::to_string(&post.study())?;
-        change.execute("INSERT OR IGNORE INTO study (text) VALUES (?)", [&text])?;
+        let study = post.study();
+        let text = serde_json::to_string(&study)?;
+        let question = words(&study.sweep.name);
+        change.execute("INSERT OR IGNORE INTO study (text, question) VALUES (?, ?)", [&text, &question])?;
         let study = change.query_row("SELECT number FROM study WHERE text = ?", [&text], |row| row.get(0))?;
         let (mut new, mut differing) = (0, Vec::new());
         for Pair { setting, seed, alone, distilled } in &post.pairs {
@@ -217,7 +223,7 @@ impl Store {
             })
         })?;
         let rows = rows.collect::<rusqlite::Result<_>>()?;
-        let mut found = self.file.prepare("SELECT sweep, points FROM bet ORDER BY rowid")?;
+        let mut found = self.file.prepare("SELECT question, points FROM bet ORDER BY rowid")?;
         let bets = found.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
         Ok(All { people, studies, rows, bets })
     }
@@ -251,11 +257,11 @@ fn call(change: &Transaction, place: i64, name: &str) -> Result<(), Refusal> {
 
 /// Keeps bets on sweeps of which the person has posted no result yet.
 fn bet(change: &Transaction, place: i64, bets: &BTreeMap<String, f64>) -> Result<(), Refusal> {
-    let known = "SELECT 1 FROM pair JOIN study ON study = number WHERE person = ? AND text ->> '$.sweep.name' = ?";
+    let known = "SELECT 1 FROM pair JOIN study ON study = number WHERE person = ? AND question = ?";
     for (name, points) in bets {
-        let sweep = sweep_of_bet(name);
-        if change.query_row(known, params![place, sweep], |_| Ok(())).optional()?.is_none() {
-            change.execute("INSERT OR REPLACE INTO bet VALUES (?, ?, ?)", params![place, sweep, points])?;
+        let question = words(name);
+        if change.query_row(known, params![place, question], |_| Ok(())).optional()?.is_none() {
+            change.execute("INSERT OR REPLACE INTO bet VALUES (?, ?, ?)", params![place, question, points])?;
         }
     }
     Ok(())

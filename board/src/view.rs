@@ -1,7 +1,7 @@
 //! What the page, a participant's cell and the export are told: pairs pooled by study and setting, with the course's
 //! verdict.
 
-use crate::post::Study;
+use crate::post::{Study, words};
 use crate::store::{All, Row};
 use anyhow::Result;
 use kdlab::study::Verdict;
@@ -128,13 +128,13 @@ pub fn board(all: &All) -> Board {
     studies.retain(|study| !study.settings.is_empty());
     // Bets on sweeps that nobody has posted yet.
     let mut waiting: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    for (sweep, points) in &all.bets {
-        if studies.iter().all(|study| !study.name.eq_ignore_ascii_case(sweep)) {
-            waiting.entry(sweep).or_default().push(*points);
+    for (question, points) in &all.bets {
+        if studies.iter().all(|study| words(&study.name) != *question) {
+            waiting.entry(question).or_default().push(*points);
         }
     }
-    studies.extend(waiting.into_iter().map(|(sweep, bets)| StudyView {
-        name: sweep.to_owned(),
+    studies.extend(waiting.into_iter().map(|(question, bets)| StudyView {
+        name: question.to_owned(),
         about: "bets so far; nobody has posted a result".into(),
         people: bets.len(),
         bets,
@@ -147,8 +147,9 @@ pub fn board(all: &All) -> Board {
 
 fn study_view(all: &All, number: i64, study: &Study) -> StudyView {
     let (settings, comparisons) = pooled(all, number);
-    let of = |(sweep, points): &(String, f64)| study.sweep.name.eq_ignore_ascii_case(sweep).then_some(*points);
-    let bets: Vec<f64> = all.bets.iter().filter_map(of).collect();
+    let asked = words(&study.sweep.name);
+    let bets =
+        all.bets.iter().filter(|(question, _)| *question == asked).map(|(_, points)| *points).collect::<Vec<_>>();
     let people: BTreeSet<i64> = settings.iter().flat_map(|pooled| &pooled.rows).map(|row| row.place).collect();
     let Study { profile, data, images, sweep, .. } = study;
     let (epochs, size) = (sweep.epochs, sweep.size);

@@ -378,7 +378,7 @@ fn what_strangers_send_harms_nothing() {
 fn a_bet_is_shown_until_the_result_is_there_and_stays() {
     let board = Board::start();
     let ada = board.lab("ada");
-    ada.bet("patience", 1.0).unwrap();
+    ada.bet("The Patience", 1.0).unwrap();
     ada.join(&board.address, &board.code).unwrap();
     let picture = || {
         // The first event of the stream.
@@ -398,7 +398,7 @@ fn a_bet_is_shown_until_the_result_is_there_and_stays() {
     };
     let bets = |points: f64| move |now: &Value| now["studies"][0]["bets"] == json!([points]);
     wait_for(&bets(1.0));
-    ada.bet("patience", 3.0).unwrap();
+    ada.bet("The Patience", 3.0).unwrap();
     let now = wait_for(&bets(3.0));
     assert_eq!(now["studies"][0]["settings"], json!([]));
     ada.post("Ada", &report(&[5, 6], result)).unwrap();
@@ -406,14 +406,14 @@ fn a_bet_is_shown_until_the_result_is_there_and_stays() {
     let now = wait_for(&shown);
     let setting: Setting = Sweep { temperatures: vec![2.0], ..Sweep::default() }.settings().remove(0);
     assert_eq!(now["studies"][0]["settings"][0]["setting"], json!(format!("{setting}-same-view")));
-    ada.bet("patience", 9.0).unwrap();
+    ada.bet("The Patience", 9.0).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     assert!(bets(3.0)(&picture()), "{}", picture());
 
     // Without the board a bet is kept here alone, and the cell does not fail.
     let mut board = board;
     board.kill();
-    ada.bet("patience", 9.0).unwrap();
+    ada.bet("The Patience", 9.0).unwrap();
     let e = ada.post("Ada", &report(&[5, 6], result)).unwrap_err();
     assert!(matches!(&e, Error::Network(why) if why.contains("no board answers at http://127.0.0.1")), "{e}");
 }
