@@ -111,7 +111,7 @@ impl Store {
             let mut file = Connection::open(path)?;
             file.busy_timeout(Duration::from_secs(5))?;
             // A post is answered when it is on disk, so that neither kill -9 nor a power cut loses it.
-            file.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
+            file.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA foreign_keys = ON;")?;
             let begin = file.transaction_with_behavior(TransactionBehavior::Immediate)?;
             begin.execute_batch(TABLES)?;
             let code = begin.query_row("SELECT code FROM class", [], |row| row.get(0)).optional()?;

@@ -92,6 +92,7 @@ fn a_grid_is_run_once_paired_by_seed_and_found_again() {
     });
     let report = bench.heard(&sweep, &folder.path().join("s"), listener).unwrap();
     assert_eq!(report.runs.len(), 3 * 5, "four settings and the student alone, three seeds");
+    assert_eq!(report.conditions.len(), 64, "a class's board takes it");
     assert!(heard.lock().unwrap().iter().all(|(done, running, total)| done + running <= 15 && *total == 15));
     // On the CPU a fit takes one thread, and fits run side by side, unless others compute on the machine.
     let most = heard.lock().unwrap().iter().map(|(_, running, _)| *running).max();

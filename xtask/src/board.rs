@@ -40,7 +40,8 @@ pub fn run(paths: &Paths, args: &BoardArgs) -> Result<()> {
     let program = program::compiled(paths, "board", "the class's board")?;
     let file = args.file.clone().map_or_else(|| Ok(paths.runs()?.join("board.sqlite")), anyhow::Ok)?;
     let arguments = json!({
-        "file": file, "host": args.host, "port": args.port, "profiles": args.profile, "remove": args.remove,
+        "file": file.to_string_lossy(), "host": args.host, "port": args.port, "profiles": args.profile,
+        "remove": args.remove,
     });
     // In place of this process, so that Ctrl-C and kill reach the board.
     let error = Command::new(program).arg(arguments.to_string()).envs(paths.environment()?).exec();
