@@ -17,7 +17,7 @@ use crate::setup::{self, compile, jupyter, libtorch, weights};
 use crate::{bundle, execute, files, tools};
 
 /// What the kernel, the notebooks and set-up need of the repository.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     ".cargo",
     "Cargo.lock",
     "Cargo.toml",
@@ -25,6 +25,7 @@ const SOURCES: [&str; 15] = [
     "LICENSE-MIT",
     "README.md",
     "benches",
+    "board",
     "build.rs",
     "docs",
     "environment.md",
