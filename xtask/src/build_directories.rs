@@ -264,7 +264,8 @@ fn link_to_foreign(from: &Path, to: &Path) -> bool {
 fn link_to_installed(from: &Path, to: &Path) -> bool {
     let name = from.file_name().unwrap_or_default().to_string_lossy();
     let large = fs::metadata(from).is_ok_and(|found| found.len() >= LARGE);
-    large && !["ctx", "code_"].iter().any(|own| name.contains(own)) && symlink(from, to).is_ok()
+    // cargo writes `Cargo.lock` in place when a cell asks for another crate.
+    large && !["Cargo.lock", "ctx", "code_"].iter().any(|own| name.contains(own)) && symlink(from, to).is_ok()
 }
 
 #[cfg(test)]

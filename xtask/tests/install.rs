@@ -33,6 +33,7 @@ impl Installation {
         file(".kdlab/bin/kdlab-kernel", "#!/bin/sh\nenv\necho \"arguments=$@\"\n", 0o755);
         let template = ".kdlab/slots/template";
         file(&format!("{template}/built-from"), "one", 0o644);
+        file(&format!("{template}/Cargo.lock"), &"locked".repeat(10_000), 0o644);
         file(&format!("{template}/target/debug/deps/libtch-1.rlib"), &"compiled".repeat(10_000), 0o644);
         file(&format!("{template}/target/debug/deps/libctx.so"), &"a cell".repeat(10_000), 0o644);
         file(&format!("{template}/target/debug/.fingerprint/tch/lib"), "small", 0o644);
@@ -97,7 +98,9 @@ fn a_kernel_writes_only_to_folders_that_its_user_alone_can_open() {
     // What is large is shared; what cells write, and what is small, is the user's own.
     let deps = cache.join("cells/1/target/debug/deps");
     assert!(deps.join("libtch-1.rlib").is_symlink() && !deps.join("libctx.so").is_symlink());
-    assert!(!cache.join("cells/1/target/debug/.fingerprint/tch/lib").is_symlink());
+    for own in ["Cargo.lock", "target/debug/.fingerprint/tch/lib"] {
+        assert!(!cache.join("cells/1").join(own).is_symlink(), "{own}");
+    }
     // What others have fetched and computed is found, and what the user has stays.
     assert_eq!(fs::read_to_string(cache.join("weights/net.pth")).unwrap(), "weights");
     let features = state.join("runs/laptop/cache/features-1.safetensors");
