@@ -85,6 +85,18 @@ fn the_program_without_libtorch_says_what_the_crate_says() {
     let right = (0..3).filter(|&label| best(&expected[label]).0 == label).count();
     let accuracy = format!("accuracy {:.2} % of the 3 with a label", 100.0 * right as f64 / 3.0);
     assert!(told.contains(&accuracy), "{accuracy}: {told}");
+    // Folders of synsets, with their list above them.
+    let synsets = folder.path().join("imagenet/val");
+    for (i, class) in CLASSES.iter().enumerate() {
+        fs::create_dir_all(synsets.join(format!("n0000000{i}"))).unwrap();
+        for file in fs::read_dir(labelled.join(class)).unwrap().flatten() {
+            fs::copy(file.path(), synsets.join(format!("n0000000{i}")).join(file.file_name())).unwrap();
+        }
+    }
+    let lines = CLASSES.iter().enumerate().map(|(i, class)| format!("n0000000{i} {class}, its other name\n"));
+    fs::write(folder.path().join("imagenet/synset_words.txt"), lines.collect::<String>()).unwrap();
+    let (status, _, told) = classified(&[synsets.as_os_str(), "--model".as_ref(), ours.as_ref()]);
+    assert!(status == 0 && told.contains(&accuracy), "{accuracy}: {told}");
     arguments.truncate(3);
     arguments.extend::<[&OsStr; 4]>(["--model".as_ref(), other.as_ref(), "--threshold".as_ref(), "1".as_ref()]);
     let (status, rows, told) = classified(&arguments);

@@ -3,19 +3,24 @@
 //!     classify FOLDER --model STUDENT.onnx [--threshold P] [--out ANSWERS.csv]
 //!
 //! Where the student's largest probability is below the threshold, it abstains: the class stays empty. Without a
-//! threshold, the one in the file counts. Where subfolders have the names of classes, it also says how many answers are
-//! right. A second `--model` compares.
+//! threshold, the one in the file counts. Where subfolders have the names of classes, or of ImageNet's synsets with their
+//! list beside or above them, it also says how many answers are right. A second `--model` compares.
 //!
 //! The exit status is 0, or 1 after an error, or 3 if some pictures could not be read.
 
 mod measure;
+#[allow(dead_code)] // the rest is for training
 #[path = "../../../src/data/sources/picture.rs"]
 mod picture;
 mod student;
+#[allow(dead_code)] // the rest is for data
+#[path = "../../../src/data/sources/synsets.rs"]
+mod synsets;
 
 use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 use measure::{Answer, difference, peak_memory, percentiles};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,6 +65,7 @@ fn classify() -> Result<usize> {
         ensure!((0.0..=1.0).contains(&student.threshold), "threshold {}: give 0 to 1", student.threshold);
     }
 
+    let label_of = labels(&folder, &classes);
     let mut unreadable = Vec::new();
     let paths = pictures(&folder, &mut unreadable);
     let all = paths.len() + unreadable.len();
@@ -74,7 +80,7 @@ fn classify() -> Result<usize> {
     let several = students.len() > 1;
     let first = several.then(|| "model".to_owned());
     table.write_record(first.iter().map(String::as_str).chain(["file", "class", "probability", "margin"]))?;
-    let (mut decoding, mut labels) = (Vec::new(), Vec::new());
+    let (mut decoding, mut known) = (Vec::new(), Vec::new());
     let mut answers: Vec<Vec<Answer>> = students.iter().map(|_| Vec::new()).collect();
     for path in paths {
         let within = path.strip_prefix(&folder).unwrap_or(&path);
@@ -86,7 +92,7 @@ fn classify() -> Result<usize> {
             }
         };
         let top = within.components().next().map(|part| part.as_os_str());
-        labels.push(classes.iter().position(|class| top == Some(OsStr::new(class))));
+        known.push(top.and_then(|top| label_of.get(top.to_str()?).copied()));
         for ((student, pixels), answers) in students.iter().zip(images).zip(&mut answers) {
             let begin = Instant::now();
             let probabilities = student.probabilities(&pixels)?;
@@ -105,9 +111,9 @@ fn classify() -> Result<usize> {
     }
     eprintln!("{all} pictures, {} of them unreadable", unreadable.len());
     for (student, own) in students.iter().zip(&answers) {
-        describe(student, own, &labels)?;
+        describe(student, own, &known)?;
         if !std::ptr::eq(own, &answers[0]) {
-            compare(&students[0].name(), &answers[0], own, &labels);
+            compare(&students[0].name(), &answers[0], own, &known);
         }
     }
     eprintln!("decode and resize: {} a picture", percentiles(decoding.into_iter()));
@@ -115,6 +121,27 @@ fn classify() -> Result<usize> {
         eprintln!("peak memory: {peak:.0} MB");
     }
     Ok(unreadable.len())
+}
+
+/// The label of each subfolder that has the name of a class, or of its synset by a list that lies there or above.
+fn labels(folder: &Path, classes: &[String]) -> HashMap<String, usize> {
+    let label = |name: &str| classes.iter().position(|class| class == name);
+    let mut found: HashMap<String, usize> = classes.iter().cloned().zip(0..).collect();
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let inside = std::fs::read_dir(&whole).into_iter().flatten().flatten();
+    let ids: Vec<String> = inside.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    for name_of in synsets::lists(&whole) {
+        let named: Vec<(&String, &String)> = ids.iter().filter_map(|id| Some((id, name_of.get(id)?))).collect();
+        for (id, name) in &named {
+            // A name that several of them have tells none of them.
+            let alone = named.iter().filter(|(_, other)| other == name).count() == 1;
+            let of_name = || label(name).filter(|_| alone);
+            if let Some(label) = label(&synsets::distinct(id, name)).or_else(of_name) {
+                found.entry((*id).clone()).or_insert(label);
+            }
+        }
+    }
+    found
 }
 
 /// The pictures below a folder by their names' endings, sorted; folders that cannot be listed join the unreadable.

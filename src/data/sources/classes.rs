@@ -1,13 +1,9 @@
 //! Lists of classes: `classes.txt`, and ImageNet's names of its synsets, such as `n01440764`.
 
+use super::synsets::{self, LISTS, synset};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
-
-/// Files that list the classes in the order of their labels, a line each: the class, or its synset and its names.
-const LISTS: [&str; 3] = ["classes.txt", "LOC_synset_mapping.txt", "synset_words.txt"];
-/// Tiny-ImageNet's names of all synsets, in no order of classes.
-const WORDS: &str = "words.txt";
 
 /// The classes of a dataset.
 pub(super) struct Classes {
@@ -37,12 +33,10 @@ pub(super) fn class_list(folder: &Path) -> Result<Option<Classes>> {
     Ok(Some(Classes { names, label_of }))
 }
 
-/// Gives folders of synsets the names that a list in one of `places` has for all of them.
-pub(super) fn named(classes: Vec<String>, places: &[&Path]) -> Vec<String> {
-    let lists = places.iter().flat_map(|place| LISTS.iter().chain([&WORDS]).map(|name| place.join(name)));
-    for text in lists.filter_map(|path| std::fs::read_to_string(path).ok()) {
-        let name_of: HashMap<&str, &str> = text.lines().map(|line| synset(line.trim())).collect();
-        let found = classes.iter().map(|class| Some((class.as_str(), *name_of.get(class.as_str())?)));
+/// Gives folders of synsets the names that a list in the folder `path` or above it has for all of them.
+pub(super) fn named(classes: Vec<String>, path: &Path) -> Vec<String> {
+    for name_of in synsets::lists(path) {
+        let found = classes.iter().map(|class| Some((class.as_str(), name_of.get(class)?.as_str())));
         if let Some(found) = found.collect::<Option<Vec<_>>>()
             && found.iter().any(|(class, name)| class != name)
         {
@@ -52,22 +46,12 @@ pub(super) fn named(classes: Vec<String>, places: &[&Path]) -> Vec<String> {
     classes
 }
 
-/// A line as the synset and the first of its names; a line of another form is both.
-fn synset(line: &str) -> (&str, &str) {
-    let is_synset =
-        |id: &str| id.len() == 9 && id.starts_with('n') && id[1..].bytes().all(|byte| byte.is_ascii_digit());
-    match line.split_once(char::is_whitespace) {
-        Some((id, names)) if is_synset(id) => (id, names.split(',').next().unwrap_or(names).trim()),
-        _ => (line, line),
-    }
-}
-
 /// The names; those that several synsets share are followed by the synset.
 fn distinct(classes: &[(&str, &str)]) -> Vec<String> {
     let mut times: HashMap<&str, usize> = HashMap::new();
     classes.iter().for_each(|(_, name)| *times.entry(name).or_default() += 1);
     let one = |(id, name): &(&str, &str)| match times[name] > 1 && id != name {
-        true => format!("{name} ({id})"),
+        true => synsets::distinct(id, name),
         false => (*name).to_owned(),
     };
     classes.iter().map(one).collect()

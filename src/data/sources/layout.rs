@@ -20,8 +20,6 @@ const DEEPEST: usize = 8;
 const UNLABELLED_FOLDERS: [&str; 2] = ["unlabelled", "unlabeled"];
 /// Where ImageNet's images lie in the folder that its archive makes.
 const IMAGENET: [&str; 2] = ["ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"];
-/// Number of folders, from that of the images upwards, in which the names of ImageNet's classes may lie.
-const ABOVE: usize = 4;
 /// Extensions of image formats that the `image` crate does not know.
 const UNKNOWN: [&str; 11] = ["heic", "heif", "jp2", "j2k", "jxl", "svg", "psd", "cr2", "nef", "arw", "dng"];
 
@@ -118,7 +116,7 @@ pub(super) fn read_layout(path: &Path) -> Result<Option<Layout>> {
         }
     }
     notices.extend(search.notices());
-    *classes = named(std::mem::take(classes), &path.ancestors().take(ABOVE).collect::<Vec<_>>());
+    *classes = named(std::mem::take(classes), path);
     layout.parts = parts.iter().map(|(part, _)| *part).collect();
     Ok(Some(layout))
 }

@@ -12,6 +12,7 @@ mod originals;
 mod picture;
 mod pixels;
 mod shards;
+mod synsets;
 mod tables;
 
 pub use decode::read_image;
