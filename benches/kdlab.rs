@@ -9,7 +9,7 @@ use kdlab::data::{DataOptions, Dataset, Split, Transform, Views, batches, open, 
 use kdlab::models::{Arch, Backbone, Layers, Model, ModelCard, Precision, head, student};
 use kdlab::show::save_examples;
 use kdlab::train::{CachedTensor, Criterion, Event, Examples, FitOptions, KdLoss, Listener};
-use kdlab::train::{backbone_features, fit, predict, view_logits};
+use kdlab::train::{backbone_features, evaluate, fit, predict, view_logits};
 use kdlab::{Error, Lab, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
@@ -58,6 +58,7 @@ fn run(given: &[String]) -> Result<()> {
         "features" => task.features(),
         "batches" => task.batches(),
         "rows" => task.kept_rows(),
+        "fits" => task.fits(),
         "data" => data(&task),
         "million" => million(&task),
         other => Err(Error::Input(format!("no workload {other:?}"))),
@@ -75,7 +76,7 @@ fn dataset(spec: &Value) -> Result<Dataset> {
     open(&DataOptions {
         train_images: count("train"),
         validation_images: count("validation"),
-        test_images: count("validation"),
+        test_images: count("test").or(count("validation")),
         ..DataOptions::default()
     })
 }
@@ -183,6 +184,28 @@ impl Task {
         });
         let options = FitOptions { precision: self.precision(), ..self.options(self.number("rounds"), listener) };
         fit(&mut model, &train, &validation, &criterion, &options)?;
+        Ok(())
+    }
+
+    /// Trains and tests so many students one after the other, each on all threads: as sweeps ran before a fit took one.
+    fn fits(&self) -> Result<()> {
+        let (classes, transform) = (self.classes(), Transform::imagenet(self.number("size") as i64));
+        let examples = |split: &Split| {
+            let teacher = CachedTensor::new(split, logits(split, classes), "bench")?;
+            Examples::images(split, &transform)?.with_teacher(&teacher)
+        };
+        let (train, validation) = (examples(&self.data.train)?, examples(&self.data.validation)?);
+        let test = Examples::images(&self.data.test, &transform)?;
+        for seed in 0..self.number("fits") as u64 {
+            let mut model = Model::new("student", self.device(), seed, &|vs| student(vs, classes))?;
+            let options = FitOptions {
+                seed,
+                precision: self.precision(),
+                ..self.options(self.number("epochs"), Listener::default())
+            };
+            fit(&mut model, &train, &validation, &Criterion::kd(KdLoss::new(4.0, 0.9)?), &options)?;
+            evaluate(&model, &test, 256)?;
+        }
         Ok(())
     }
 

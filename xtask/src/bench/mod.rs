@@ -17,13 +17,13 @@ use serde_json::json;
 
 use crate::paths::{Flavour, Paths};
 use crate::setup::{self, libtorch, python};
-use crate::{files, tools};
+use crate::{files, sweep, tools};
 use side::Ours;
 use work::{Options, What};
 
 #[derive(Args)]
 pub struct BenchArgs {
-    /// What to measure [default: all but crowd, devices, levers, growth and million]
+    /// What to measure [default: all but crowd, devices, sweep, levers, growth and million]
     #[arg(value_enum)]
     what: Vec<What>,
     /// Rounds of each side, which alternate; the table shows their medians
@@ -65,7 +65,7 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     if what.contains(&What::Crowd) {
         results.push(crowd::crowd(&ours, &folder, &options)?);
     }
-    let apart = [What::Cells, What::Tweak, What::Devices, What::Growth, What::Levers, What::Crowd];
+    let apart = [What::Cells, What::Tweak, What::Devices, What::Sweep, What::Growth, What::Levers, What::Crowd];
     let beside: Vec<_> = what.iter().filter(|what| !apart.contains(what)).collect();
     if !beside.is_empty() {
         compare::heading();
@@ -78,13 +78,18 @@ pub fn run(paths: &Paths, args: &BenchArgs) -> Result<()> {
     let file = args.json.clone().unwrap_or_else(|| folder.join("bench.json"));
     files::write(&file, &serde_json::to_string_pretty(&report)?)?;
     println!("\n{}, {threads} threads; {}", machine(), file.display());
-    for one in [What::Cells, What::Tweak, What::Devices].into_iter().filter(|one| what.contains(one)) {
+    let scripts = [What::Cells, What::Tweak, What::Devices, What::Sweep];
+    for one in scripts.into_iter().filter(|one| what.contains(one)) {
         let mut script = Command::new(paths.python());
         script.arg(paths.root.join("benches").join(one.name()).with_extension("py")).current_dir(&paths.root);
         if one == What::Devices {
             let folder = folder.join("devices");
             std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             script.arg(std::env::current_exe()?).arg(&ours.program).arg(folder).envs(paths.environment()?);
+        }
+        if one == What::Sweep {
+            sweep::prepare_for_clusters(paths)?;
+            script.arg(&ours.program).args(["--rounds", &args.rounds.to_string()]).envs(paths.environment()?);
         }
         if !tools::end_with_this_process(&mut script).status().context("cannot start Python")?.success() {
             bail!("the bench {} failed; its reason stands above", one.name());

@@ -26,6 +26,8 @@ pub enum What {
     Tweak,
     /// A teacher and its student on four runtimes: libtorch, tract, onnxruntime, a browser; trains both first
     Devices,
+    /// Fits of a sweep in a minute: one after the other, side by side, and on Dask's workers
+    Sweep,
     /// What each optimisation gains: kdlab with one thing changed at a time
     Levers,
     /// The student's epoch against images, size, batch size and classes, with fitted lines
