@@ -1,13 +1,14 @@
 //! `cargo lab`: sets the machine up, runs the notebooks, runs the tests. It does not use tch, so it builds in seconds.
 //!
 //! Each command has a module of its own: [`setup`], [`install`], [`bundle`], [`doctor`], [`notebooks`] (the command
-//! `run`), [`sweep`], [`train`], [`board`], [`classify`], [`page`], [`exercises`], [`docs`], [`bench`], and [`kernel`],
-//! which Jupyter calls. The others serve them.
+//! `run`), [`sweep`], [`train`], [`board`], [`class`], [`classify`], [`page`], [`exercises`], [`docs`], [`bench`], and
+//! [`kernel`], which Jupyter calls. The others serve them.
 
 mod bench;
 mod board;
 mod build_directories;
 mod bundle;
+mod class;
 mod classify;
 mod docs;
 mod doctor;
@@ -83,6 +84,8 @@ enum Commands {
     Classify(classify::ClassifyArgs),
     /// Write a web page in which a student that was saved as ONNX names pictures, without a network
     Page(page::PageArgs),
+    /// Open a JupyterHub for a class: people sign in with a class code, and each gets a copy of the course and kernels
+    Class(class::ClassArgs),
     /// Write the students' copies of the exercises from their sources, or check, solve or execute them
     Exercises(exercises::ExercisesArgs),
     /// Build the documentation as a site that can be read without a network
@@ -191,6 +194,7 @@ fn real_main() -> Result<()> {
         Some(Commands::Sweep(args)) => sweep::run(&paths, &args),
         Some(Commands::Train(args)) => train::run(&paths, &args),
         Some(Commands::Board(args)) => board::run(&paths, &args),
+        Some(Commands::Class(args)) => class::run(&paths, &args),
         Some(Commands::Classify(args)) => classify::run(&paths, &args),
         Some(Commands::Page(args)) => page::run(&paths, &args),
         Some(Commands::Exercises(args)) => exercises::run(&paths, &args),

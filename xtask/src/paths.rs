@@ -93,6 +93,11 @@ impl Paths {
         self.kdlab.join("docs/bin/python")
     }
 
+    /// The Python environment of `cargo lab class`, with the proxy of its hub.
+    pub fn class(&self) -> PathBuf {
+        self.kdlab.join("hub")
+    }
+
     pub fn libtorch(&self) -> PathBuf {
         self.kdlab.join("libtorch")
     }

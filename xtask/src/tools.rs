@@ -86,7 +86,8 @@ pub fn in_path(program: &str) -> bool {
     finds(&env::var_os("PATH").unwrap_or_default(), program)
 }
 
-fn finds(path: &OsStr, program: &str) -> bool {
+/// Whether a program lies in a folder of a `PATH`.
+pub fn finds(path: &OsStr, program: &str) -> bool {
     env::split_paths(path).any(|folder| folder.join(program).is_file())
 }
 

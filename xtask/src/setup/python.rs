@@ -32,6 +32,8 @@ pub const WEIGHTS: Lock = Lock { name: "weights.txt", text: include_str!("../../
 const DASK: Lock = Lock { name: "dask.txt", text: include_str!("../../wheels/dask.txt") };
 /// Sphinx, for the documentation.
 const DOCS: Lock = Lock { name: "docs.txt", text: include_str!("../../wheels/docs.txt") };
+/// JupyterHub and what a class needs with it.
+const CLASS: Lock = Lock { name: "class.txt", text: include_str!("../../wheels/class.txt") };
 
 impl Lock {
     fn file(self, paths: &Paths) -> PathBuf {
@@ -99,6 +101,17 @@ pub fn install_docs(paths: &Paths) -> Result<()> {
     })
 }
 
+/// Makes the environment of `cargo lab class`. Plain set-up leaves it out.
+pub fn install_class(paths: &Paths) -> Result<()> {
+    let what = "installing JupyterHub into an environment of its own (40 MB to fetch)".into();
+    let step = Step { name: "class", what, version: CLASS.pins(), paths };
+    let python = paths.class().join("bin/python");
+    step.run(&python, || {
+        new_environment(&step, &paths.class())?;
+        step.command(&mut install_into(&python, paths, CLASS))
+    })
+}
+
 /// Adds Python's torch and the other packages that the tests compare with. The step is called `oracle`, because PyTorch
 /// is the tests' oracle: it says which results are right.
 pub fn install_for_tests(paths: &Paths) -> Result<()> {
@@ -158,7 +171,7 @@ mod tests {
 
     #[test]
     fn every_locked_package_has_a_hash() {
-        for lock in [VENV, TESTS, CUDA, LIBTORCH, WEIGHTS, DASK, DOCS] {
+        for lock in [VENV, TESTS, CUDA, LIBTORCH, WEIGHTS, DASK, DOCS, CLASS] {
             let entries: Vec<&str> = lock.text.lines().filter(|line| line.contains("==")).collect();
             assert!(!entries.is_empty(), "{}", lock.name);
             for entry in entries.iter().filter(|line| !line.starts_with('#')) {

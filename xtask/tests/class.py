@@ -1,0 +1,157 @@
+"""Two people in a class: class.py LAB FOLDER PORT. Starts the hub by `LAB class`, and says what it saw, a line each."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import requests
+import websocket
+
+lab, folder, port = sys.argv[1:]
+base = f"http://127.0.0.1:{port}"
+
+
+def until(what, found, seconds=240):
+    end = time.time() + seconds
+    while not (value := found()):
+        assert time.time() < end, f"{what}: not after {seconds} s"
+        time.sleep(0.3)
+    return value
+
+
+def answers(url, **options):
+    try:
+        return requests.get(url, timeout=10, **options).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def start():
+    log = open(f"{folder}.log", "a")
+    names = f"{folder}.list"
+    with open(names, "w") as file:
+        file.write("ada\nbob\nhetty\n")
+    command = [lab, "class", "--one-account", "--folder", folder, "--port", port, "--code", "kudu-42"]
+    command += ["--list", names, "--instructor", "hetty"]
+    hub = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    until("the hub", lambda: answers(f"{base}/hub/api") or hub.poll() is not None, 600)
+    assert hub.poll() is None, open(f"{folder}.log").read()[-3000:]
+    return hub
+
+
+class Person:
+    def __init__(self, name):
+        self.name, self.session = name, requests.Session()
+        self.home = f"{base}/user/{name}"
+
+    def sign_in(self, password, code=""):
+        """Returns whether the hub let the person in."""
+        page = self.session.get(f"{base}/hub/login").text
+        form = {"username": self.name, "password": password, "otp": code}
+        form["_xsrf"] = re.search(r'name="_xsrf" value="([^"]*)"', page)[1]
+        return self.session.post(f"{base}/hub/login", data=form, allow_redirects=False).status_code == 302
+
+    def open_server(self):
+        self.session.get(f"{base}/hub/spawn/{self.name}")
+        until(f"the server of {self.name}", lambda: self.session.get(f"{self.home}/lab").url.startswith(self.home))
+
+    def ask(self, method, path, **options):
+        tokens = [c.value for c in self.session.cookies if c.name == "_xsrf" and c.path == f"/user/{self.name}/"]
+        answer = self.session.request(method, self.home + path, headers={"X-XSRFToken": tokens[0]}, **options)
+        answer.raise_for_status()
+        return answer.json() if answer.text else None
+
+    def open_kernel(self):
+        self.kernel = self.ask("POST", "/api/kernels", json={"name": "kdlab"})["id"]
+
+    def run(self, code):
+        """Returns what a cell printed and answered."""
+        cookies = "; ".join(f"{c.name}={c.value}" for c in self.session.cookies if c.path in ("/", f"/user/{self.name}/"))
+        url = f"{self.home}/api/kernels/{self.kernel}/channels".replace("http", "ws", 1)
+        channels = websocket.create_connection(url, cookie=cookies, timeout=300)
+        asked, text = uuid.uuid4().hex, ""
+        header = {"msg_id": asked, "msg_type": "execute_request", "session": asked, "username": "", "version": "5.3"}
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        message = {"header": {**header, "date": ""}, "parent_header": {}, "metadata": {}, "content": content}
+        channels.send(json.dumps({**message, "channel": "shell", "buffers": []}))
+        # Outputs and the reply come on two channels, in any order.
+        ended = set()
+        while ended != {"reply", "idle"}:
+            message = json.loads(channels.recv())
+            if message["parent_header"].get("msg_id") != asked:
+                continue
+            kind, content = message["msg_type"], message["content"]
+            if kind == "stream":
+                text += content["text"]
+            elif kind in ("execute_result", "display_data"):
+                text += content["data"].get("text/plain", "")
+            elif kind == "error":
+                text += "\n".join(content["traceback"])
+            elif kind == "execute_reply":
+                ended.add("reply")
+            elif kind == "status" and content["execution_state"] == "idle":
+                ended.add("idle")
+        channels.close()
+        return text.strip()
+
+
+def processes(pattern):
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found if int(pid) != os.getpid()]
+
+
+def say(what):
+    print(what, flush=True)
+
+
+hub = start()
+ada, bob = Person("ada"), Person("bob")
+assert not ada.sign_in("sesame-1", "kudu-41") and not ada.sign_in("sesame-1")
+assert not Person("eve").sign_in("sesame-1", "kudu-42"), "a name that is not on the list"
+assert not Person("hetty").sign_in("sesame-1", "kudu-42"), "the instructor's name needs another code"
+assert ada.sign_in("sesame-1", "kudu-42") and bob.sign_in("sesame-2", "kudu-42")
+assert not Person("ada").sign_in("sesame-2", "kudu-42") and Person("ada").sign_in("sesame-1")
+say("a wrong code, a strange name, a wrong password are refused")
+
+for number, person in enumerate([ada, bob]):
+    person.open_server()
+    person.open_kernel()
+    person.run(f"let own = {number};")
+    assert person.run("own + 41") == str(number + 41)
+assert ada.session.get(f"{bob.home}/api/contents").status_code == 403
+say("each has a kernel of their own")
+
+hub.kill()
+hub.wait()
+assert ada.run("own + 1") == "1", "cells run while there is no hub"
+hub = start()
+assert bob.run("own + 1") == "2" and Person("bob").sign_in("sesame-2")
+say("a hub that was killed loses nothing")
+
+proxy = int(open(f"{folder}/hub/proxy.pid").read())
+os.kill(proxy, signal.SIGKILL)
+until("another proxy", lambda: int(open(f"{folder}/hub/proxy.pid").read()) != proxy and answers(f"{base}/hub/api"), 60)
+until("the way to ada's server", lambda: ada.session.get(f"{ada.home}/api/status").status_code == 200, 90)
+assert ada.run("own + 2") == "2"
+say("a proxy that was killed loses nothing")
+
+for pid in processes(f"kdlab-kernel.*kernel-{ada.kernel}"):
+    os.kill(pid, signal.SIGKILL)
+time.sleep(5)
+assert "own" in ada.run("own") and ada.run("1 + 1") == "2" and bob.run("own + 1") == "2"
+say("a kernel that was killed loses its person's variables, and is started again")
+
+notebook = f"{folder}/people/ada/kdlab/00_start.ipynb"
+with open(notebook, "a") as file:
+    file.write("\n")
+kernels = f"kernel-({ada.kernel}|{bob.kernel})"
+started = processes(f"{folder}/hub|{folder}/people|jupyterhub-singleuser|{kernels}")
+assert len(started) >= 5
+hub.send_signal(signal.SIGINT)
+hub.wait(60)
+until("the end of everything", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), 60)
+say("nothing runs on after the class")
