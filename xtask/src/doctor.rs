@@ -91,6 +91,9 @@ fn machine(report: &mut Report) {
 }
 
 fn installed(paths: &Paths, report: &mut Report) {
+    if ![paths.venv(), paths.libtorch(), paths.kernel()].iter().any(|part| part.exists()) {
+        return report.note("set-up", "not yet: `cargo lab` begins with it, and `cargo lab setup` does only that");
+    }
     let setup_fix = if paths.installed { "ask who installed kdlab" } else { "run `cargo lab setup`" };
     let jupyter = first_line(Command::new(paths.python()).args(["-m", "jupyterlab", "--version"]));
     report.found_or("JupyterLab", jupyter, "not installed", setup_fix);

@@ -81,6 +81,8 @@ fn cargo_beside_path_is_found() {
     };
     let found = said(folder.path());
     assert!(found.contains("rustc 1.95.0 of the user"), "{found}");
+    // What set-up installs is not missing before the first set-up.
+    assert!(found.contains("--  set-up") && !found.contains("not installed"), "{found}");
     let missing = said(&folder.path().join("nobody"));
     assert!(missing.contains("NO  Rust") && missing.contains("rustup.rs"), "{missing}");
 }
