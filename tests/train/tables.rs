@@ -182,7 +182,7 @@ fn a_table_that_does_not_fit_says_why() {
     assert!(text.contains(&expected), "{text}");
     let course = dataset(folder.path(), 0);
     let text = LogitsTable::read(folder.path().join("fewer.csv"), &course, Outputs::Logits).err().unwrap().to_string();
-    assert!(text.contains("have no file names; open a folder of images"), "{text}");
+    assert!(text.contains("have no files of their own; open a folder of images"), "{text}");
 }
 
 /// Rows and columns whose owner is not certain are refused, and so are files that hold less than they announce.

@@ -15,7 +15,7 @@ use crate::server::wire::{content, message};
 
 /// Asking evcxr about a name takes time. Where more methods than this may be private, they most likely belong to a type
 /// of another crate, and all are offered. So are fields, where there are more.
-const MOST: usize = 16;
+const MOST: usize = 24;
 
 /// The purpose of a request to evcxr.
 enum Purpose {
