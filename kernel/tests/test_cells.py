@@ -116,11 +116,15 @@ class Cells(unittest.TestCase):
         self.fails(made, "`SEEN` is made by the macro `thread_local!`", "write the item out")
 
     def test_A11(self):
-        # The least of three, because other programs slow a round down.
-        rounds = [self.play("A11")]
-        rounds += [[self.play_cell(code, 60) for code in CASES["A11"]["cells"]] for _ in range(2)]
-        seconds = [min(float(re.search(r"([\d.]+) s\n", cell.stdout)[1]) for cell in cells) for cells in zip(*rounds)]
-        self.assertLess(max(seconds[1:]) / max(0.1, min(seconds[1:])), 1.5, seconds)
+        # Other programs slow a round down, and none makes it faster: the least of up to eight.
+        least, cells = [], self.play("A11")
+        for _ in range(8):
+            seconds = [float(re.search(r"([\d.]+) s\n", cell.stdout)[1]) for cell in cells]
+            least = [min(pair) for pair in zip(least or seconds, seconds)]
+            if max(least[1:]) / max(0.1, min(least[1:])) < 1.5:
+                return
+            cells = [self.play_cell(code, 60) for code in CASES["A11"]["cells"]]
+        self.fail(f"the same takes {least[1:]} s")
 
     def test_A11b(self):
         cells = self.play("A11b", 300)
