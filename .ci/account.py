@@ -57,7 +57,8 @@ class Kernel:
             "user": os.environ.get("USER"), "answers": round(answers, 2), "tensor": round(tensor, 2),
             "cell": round(statistics.median(cells), 2), "pss_mb": proportional_memory(self.manager.provisioner.pid),
             "pid": self.manager.provisioner.pid, "child": int(child), "socket": environment,
-            "connection": self.manager.connection_file, "iopub": self.client.iopub_channel.socket.last_endpoint.decode(),
+            "connection": self.manager.connection_file,
+            "iopub": self.client.iopub_channel.socket.last_endpoint.decode(),
             "home": os.environ["HOME"],
         }
 

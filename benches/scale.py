@@ -1,7 +1,7 @@
 """What saturates first on one machine with 8 GPUs, and on 64 of them. It prints the tables of docs/scale.md.
 
     python3 benches/scale.py
-    .kdlab/venv/bin/python benches/scale.py --measure     # measures MEASURED_HERE again; needs `cargo lab setup --tests`
+    .kdlab/venv/bin/python benches/scale.py --measure    # measures MEASURED_HERE again; needs `cargo lab setup --tests`
 
 Nothing here ran on such machines: it divides what is needed by what there is.
 """
@@ -37,8 +37,8 @@ EPOCH_FILES, EPOCH_BYTES = 3, 5.4e6
 EPOCHS = 6
 DASK_TASK = 1e-3  # seconds; distributed.dask.org: "each task suffers about 1ms of overhead"
 
-# In bytes a second, one way. DGX H100 User Guide: 8 GPUs, 900 GB/s of NVLink (both ways) and a ConnectX-7 of 400 Gb/s each,
-# 112 cores. A drive of PCIe 4.0 x4: 16 GT/s a lane, 128 of 130 bits. A file server with a port of 100 Gb/s.
+# In bytes a second, one way. DGX H100 User Guide: 8 GPUs, 900 GB/s of NVLink (both ways) and a ConnectX-7 of 400 Gb/s
+# each, 112 cores. A drive of PCIe 4.0 x4: 16 GT/s a lane, 128 of 130 bits. A file server with a port of 100 Gb/s.
 NVLINK, INFINIBAND, DRIVE, SERVER, CORES = 450e9, 50e9, 4 * 16e9 * 128 / 130 / 8, 12.5e9, 112
 
 
@@ -48,7 +48,7 @@ def gb(value):
 
 def images():
     """Bytes and decoded images for GPUs that are never idle."""
-    print("| work | images/s of a GPU | of 8 GPUs, as bytes | of 64 nodes | one drive feeds | one server feeds |")
+    print("| work | images/s of a GPU | of 8 GPUs, as bytes | of 64 machines | one drive feeds | one server feeds |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for work, rate in H100.items():
         if "224" in work:
@@ -57,7 +57,8 @@ def images():
             print(f"| {work} | {rate:,.0f} | {gb(GPUS * need)} | {gb(GPUS * NODES * need)} | {feeds} |")
     decoded, rate = MEASURED_HERE["crops of JPEGs of 500 x 375 px, a core"], H100["student, 224 px"]
     print(
-        f"\nCrops of the original files: {rate / decoded:.0f} cores a GPU are needed, and {CORES // GPUS} are there, which "
+        f"\nCrops of the original files: {rate / decoded:.0f} cores a GPU are needed, and {CORES // GPUS} are there, "
+        "which "
         f"decode {CORES / GPUS * decoded:,.0f} images a second: {CORES / GPUS * decoded / rate:.0%} of the GPU.\n"
     )
 
@@ -67,7 +68,8 @@ def sums():
     step = BATCH / H100["student, 32 px"]
     hop = MEASURED_HERE["seconds of a hop of gloo, 7 numbers"]
     agreement = lambda ranks: 2 * (ranks - 1) * hop  # a ring
-    print("| GPUs | gradients: time on the wire | agreement before each batch (gloo) | a step of 64 images on one GPU |")
+    print("| GPUs | gradients: time on the wire "
+          "| agreement before each batch (gloo) | a step of 64 images on one GPU |")
     print("| ---: | ---: | ---: | ---: |")
     for ranks in (2, GPUS, 8 * GPUS, NODES * GPUS):
         wire = 2 * (ranks - 1) / ranks * GRADIENTS / (NVLINK if ranks <= GPUS else INFINIBAND)
@@ -80,10 +82,12 @@ def sweeps():
     epoch = MEASURED_HERE["seconds of a fit's epoch on a core"]
     print("| cores | fits/s | files/s | written to the common folder |\n| ---: | ---: | ---: | ---: |")
     for cores in (CORES, 8 * CORES, NODES * CORES):
-        print(f"| {cores:,} | {cores / epoch / EPOCHS:,.1f} | {EPOCH_FILES * cores / epoch:,.0f} | {gb(cores * EPOCH_BYTES / epoch)} |")
+        print(f"| {cores:,} | {cores / epoch / EPOCHS:,.1f} | {EPOCH_FILES * cores / epoch:,.0f} "
+              f"| {gb(cores * EPOCH_BYTES / epoch)} |")
     fits = MEASURED_HERE["fits that Dask hands out, a second"]
     full = SERVER / EPOCH_BYTES * epoch
-    print(f"\nA server's port is full at {full:,.0f} cores. Dask hands out enough for {fits * EPOCHS * epoch:,.0f} at {fits:.0f} fits a")
+    print(f"\nA server's port is full at {full:,.0f} cores. Dask hands out "
+          f"enough for {fits * EPOCHS * epoch:,.0f} at {fits:.0f} fits a")
     print(f"second, as two busy cores did, and for {EPOCHS * epoch / DASK_TASK:,.0f} at its documented overhead.\n")
 
 
@@ -108,7 +112,8 @@ def measure():
         port = free.getsockname()[1]
     command = [sys.executable, __file__, "--rank"]
     started = [
-        subprocess.Popen([*command, str(number), "2", str(port)], stdout=subprocess.PIPE, text=True) for number in (0, 1)
+        subprocess.Popen([*command, str(number), "2", str(port)], stdout=subprocess.PIPE, text=True)
+        for number in (0, 1)
     ]
     seconds = max(float(process.communicate()[0]) for process in started)
     print(f"a sum of 7 numbers by gloo, 2 ranks, which takes 2 hops: {1e6 * seconds:.0f} µs")

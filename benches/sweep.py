@@ -73,7 +73,8 @@ def main():
     few = args.fits // 3
     rates, starts = {}, {}
     with tempfile.TemporaryDirectory() as teacher:
-        timed([SWEEP, json.dumps({"name": "warm", "seeds": [0], "images": args.images, "epochs": 1, "size": 16})], teacher)
+        warm = {"name": "warm", "seeds": [0], "images": args.images, "epochs": 1, "size": 16}
+        timed([SWEEP, json.dumps(warm)], teacher)
         shutil.rmtree(Path(teacher) / "laptop/sweeps")
         for number in range(1, args.rounds + 1):
             for name, way in ways.items():

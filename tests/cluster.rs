@@ -214,9 +214,9 @@ fn a_cluster_that_strangers_could_use_is_refused() {
     assert!(refused("local:two").contains("such as local:2"));
     assert!(!bench.runs("refused").join("smoke/teacher").exists(), "before anything is trained");
     // It listens for all and is reached by the loopback address.
-    let open = "import sys, asyncio\nfrom distributed import Scheduler\nasync def main():\n  async with Scheduler(port=0, \
-                dashboard_address='127.0.0.1:0') as scheduler:\n    print(scheduler.port, flush=True)\n    await \
-                asyncio.to_thread(sys.stdin.read)\nasyncio.run(main())";
+    let open = "import sys, asyncio\nfrom distributed import Scheduler\nasync def main():\n  async with \
+                Scheduler(port=0, dashboard_address='127.0.0.1:0') as scheduler:\n    print(scheduler.port, \
+                flush=True)\n    await asyncio.to_thread(sys.stdin.read)\nasyncio.run(main())";
     let mut scheduler =
         Command::new(python()).args(["-c", open]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut port = String::new();

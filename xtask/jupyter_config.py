@@ -1,4 +1,5 @@
-"""Settings of an installation, whose accounts share a machine: a kernel's sockets are files that only their owner opens.
+"""Settings of an installation, whose accounts share a machine: a kernel's sockets are files that only
+their owner opens.
 
 At TCP ports of the machine, every account could read along what a kernel publishes.
 """

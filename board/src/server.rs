@@ -28,8 +28,8 @@ use tokio_stream::wrappers::WatchStream;
 
 /// Largest post; 200 pairs of long settings take less.
 const MOST_BYTES: usize = 256 << 10;
-/// Requests that write, by address: so many at once, and so many a second after them. A hub's kernels share one address,
-/// so a class that posts at once has to fit in.
+/// Requests that write, by address: so many at once, and so many a second after them. A hub's kernels share one
+/// address, so a class that posts at once has to fit in.
 const AT_ONCE: NonZeroU32 = NonZeroU32::new(300).expect("not 0");
 const A_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not 0");
 /// Pages that are open at once.
@@ -83,7 +83,7 @@ pub async fn serve(listener: tokio::net::TcpListener, store: Store, file: &Path,
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await.context("the server ended")
 }
 
-/// A thread that paints the page's picture anew whenever the file has changed, by whichever process.
+/// A thread that draws the page again when any process has changed the file.
 fn keep_painting(store: Store) -> Result<watch::Receiver<Arc<str>>> {
     let paint = |store: &Store| -> Result<Arc<str>> { Ok(serde_json::to_string(&view::board(&store.all()?))?.into()) };
     let mut version = store.version()?;

@@ -1,4 +1,5 @@
-//! The SQLite file of a class: people, their pairs and their bets. What a request wrote is on disk before it is answered.
+//! The SQLite file of a class: people, their pairs and their bets. What a request wrote is on disk before it is
+//! answered.
 
 use crate::post::{Join, Pair, Post, Study, words};
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ const MOST_PAIRS: u32 = 1000;
 /// Seeds that each person gets. The first are those of every sweep that names none.
 const SEEDS_EACH: u64 = 3;
 
-/// Letters of class codes: none that is easily taken for another one.
+/// Letters of class codes: none is easily read as another.
 const LETTERS: &[u8] = b"ABCDEFGHJKMNPQRSTUVWXYZ23456789";
 const CODE_LENGTH: usize = 8;
 
@@ -135,7 +136,7 @@ impl Store {
         &self.code
     }
 
-    /// Adds whoever is new, with their bets, and returns their seeds.
+    /// Adds the people who are new, with their bets, and returns their seeds.
     pub fn join(&mut self, join: &Join, address: &str) -> Result<Vec<u64>, Refusal> {
         self.check_code(&join.code)?;
         let change = self.file.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -188,7 +189,7 @@ impl Store {
         refuse("this is not the class code; take the one on the board's page, or ask your instructor")
     }
 
-    /// Takes whoever has a name off the board, with all pairs and bets, and returns how many people these were.
+    /// Removes the people of this name with their pairs and bets, and returns how many they were.
     pub fn remove(&self, name: &str) -> Result<usize> {
         Ok(self.file.execute("DELETE FROM person WHERE folded = ?", [name.to_lowercase()])?)
     }

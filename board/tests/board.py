@@ -17,7 +17,8 @@ import urllib.request
 from playwright.sync_api import expect, sync_playwright
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update"]
 SIZES = {"projector": (1920, 1080), "old-projector": (1280, 720), "phone": (360, 740)}
 # What a stranger would put on the page.
 HTML = "<img src=x onerror=document.title='harmed'>"

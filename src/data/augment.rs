@@ -37,9 +37,9 @@ pub struct Augment {
     /// `RandomResizedCrop(size, scale=(crop, 1))`, with an aspect ratio between 3/4 and 4/3. `None` crops nothing.
     pub crop: Option<f64>,
     /// Cuts the crop out of the image as it lies in its file or shard, which is decoded anew for every batch, and
-    /// resizes it to the data's size. Otherwise `crop` cuts the data's squares, which are smaller and may be squeezed. Only
-    /// folders of images and shards have such files, and each epoch then takes as long as decoding them, on as many
-    /// threads as libtorch takes; their number does not change the images.
+    /// resizes it to the data's size. Otherwise `crop` cuts the data's squares, which are smaller and may be squeezed.
+    /// Only folders of images and shards have such files, and each epoch then takes as long as decoding them, on as
+    /// many threads as libtorch takes; their number does not change the images.
     pub original: bool,
     /// Side in pixels of a square that gets ImageNet's mean colour, less than the image's side; 0 for none. Its centre
     /// may be any pixel: DeVries and Taylor, "Improved Regularization of CNNs with Cutout" (2017).
@@ -138,7 +138,8 @@ impl Augment {
         }
     }
 
-    /// Returns `images` u8 `[B, 3, H, W]` as this epoch draws them, without mixup and without crops of the originals. Image i is that of sample
+    /// Returns `images` u8 `[B, 3, H, W]` as this epoch draws them, without mixup and without crops of the originals.
+    /// Image i is that of sample
     /// `samples[i]`.
     pub(crate) fn apply(&self, images: &Tensor, samples: &[i64], seed: u64, epoch: u64) -> Result<Tensor> {
         let size = size_of(images)?;

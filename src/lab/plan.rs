@@ -19,8 +19,8 @@ const HEADER: &str =
 # The tables [profile] and [recipe] have the fields of `lab.profile` and of `kdlab::train::Recipe`.
 # Without train_images, validation_images or test_images, all images are used; method: kd, dkd,
 # standardised-kd or argmax. The teacher's head is kept and found again.
-# With a table [augment], of the fields of `kdlab::data::Augment`, the student sees augmented images, and the teacher judges
-# each batch: `crop = 0.08` and `original = true` cut crops out of the images' own files.
+# With a table [augment], of the fields of `kdlab::data::Augment`, the student sees augmented images, and the teacher
+# judges each batch: `crop = 0.08` and `original = true` cut crops out of the images' own files.
 
 ";
 

@@ -1,4 +1,5 @@
-//! Runs a sweep: every fit of its grid that is not on disk yet, as many side by side as there are cores, or on a cluster.
+//! Runs a sweep: every fit of its grid that is not on disk yet, as many side by side as there are cores, or on a
+//! cluster.
 
 use super::board::{Board, SweepListener};
 use super::cluster::{Cluster, Ongoing};
@@ -23,9 +24,9 @@ impl Sweep {
     /// a run that was cut short continues after its last epoch. Runs of equal settings are taken from the folder,
     /// whatever grid they were made for.
     ///
-    /// On the CPU each fit takes one thread, and as many run side by side as libtorch would take threads, or fewer while
-    /// others compute on the machine: small fits scale badly over threads. So results do not depend on the number of
-    /// cores.
+    /// On the CPU each fit takes one thread, and as many run side by side as libtorch would take threads, or fewer
+    /// while others compute on the machine: small fits scale badly over threads. So results do not depend on the number
+    /// of cores.
     ///
     /// With a `cluster`, its workers run the fits, each as a process with one thread: the results are the same.
     ///

@@ -148,7 +148,9 @@ fn check_parts(task: &Task) -> Result<()> {
     let wrong = |what: String| Err(Error::Input(what));
     if let Some(norm) = model.learning_norm() {
         return wrong(format!(
-            "{}: the BatchNorm {norm} would take its statistics from this process's part of each batch, so the result              would depend on the number of processes: freeze it (freeze_except(\"fc.\") trains the head alone), build              the network with group or layer normalisation, or train in one process",
+            "{}: the BatchNorm {norm} would take its statistics from this process's part of each batch, so the \
+             result would depend on the number of processes: freeze it (freeze_except(\"fc.\") trains the head alone), \
+             build the network with group or layer normalisation, or train in one process",
             model.name
         ));
     }

@@ -41,15 +41,15 @@ pub(crate) struct LoopSettings {
 /// Trains `model` on `train` and returns the curve. `model` ends with the weights of the best validation epoch; with
 /// [`Recipe::average`](super::Recipe::average), with their moving average at that epoch.
 ///
-/// With a folder, the fit writes a checkpoint after each epoch and when it is stopped. A later call with the same model,
-/// data and options continues it, after the last batch of a fit that was stopped and after the last epoch of one that
-/// was killed, and ends with the same weights as an unbroken run. After a finished run, training starts
+/// With a folder, the fit writes a checkpoint after each epoch and when it is stopped. A later call with the same
+/// model, data and options continues it, after the last batch of a fit that was stopped and after the last epoch of one
+/// that was killed, and ends with the same weights as an unbroken run. After a finished run, training starts
 /// anew; the old files stay until the new run has finished. A run of other settings in that folder is renamed, not
 /// overwritten.
 ///
-/// In a [group](FitOptions::group) of processes, each computes its part of every batch, and the results are those of one
-/// process up to rounding, for losses that are means over the images. Rank 0 writes the files and reports progress, of
-/// its own part within an epoch. A stop of any process ends the fit on all.
+/// In a [group](FitOptions::group) of processes, each computes its part of every batch, and the results are those of
+/// one process up to rounding, for losses that are means over the images. Rank 0 writes the files and reports progress,
+/// of its own part within an epoch. A stop of any process ends the fit on all.
 ///
 /// On the live kernel, Interrupt ends the fit as [`super::Control::stop`] does: after the current batch. The model then
 /// has the best weights so far, or its first weights if no epoch was finished, and the history says why in `stopped`.
@@ -235,8 +235,8 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Runs the epochs that are left, or fewer if the user stops the fit or its patience ends. `unfinished` is the epoch
-    /// in which an earlier run was stopped.
+    /// Runs the epochs that are left, or fewer if the user stops the fit or its patience ends. `unfinished` is the
+    /// epoch in which an earlier run was stopped.
     fn epochs(&mut self, mut unfinished: Option<UnfinishedEpoch>) -> Result<()> {
         let (settings, Task { model, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
@@ -361,8 +361,8 @@ impl Training<'_> {
     fn train(&mut self, epoch: usize, begun: Option<StoppedEpoch>) -> Result<UnfinishedEpoch> {
         let (settings, Task { model, train, criterion, options, .. }) = (self.settings, self.task);
         let start = Instant::now();
-        // Order and dropout depend on seed, epoch and batch alone, so a resumed run draws the same numbers as an unbroken
-        // one.
+        // Order and dropout depend on seed, epoch and batch alone, so a resumed run draws the same numbers as an
+        // unbroken one.
         let order = crate::data::shuffled(train.len(), options.seed, epoch as u64);
         let (device, with_teacher) = (model.device(), criterion.kd_loss().is_some());
         let mut sums = match &begun {

@@ -18,8 +18,8 @@ const SECONDS: f64 = 600.0;
 /// Processes that train one model together, each on its part of every batch: data parallelism, by PyTorch's
 /// `torch.distributed` (c10d) with gloo on CPUs and NCCL on NVIDIA GPUs.
 ///
-/// Give it to [`FitOptions::group`](super::FitOptions::group) in a program that `torchrun --no-python`, `srun` or `cargo
-/// lab train` starts several times. The network that is trained may have no BatchNorm that learns.
+/// Give it to [`FitOptions::group`](super::FitOptions::group) in a program that `torchrun --no-python`, `srun` or
+/// `cargo lab train` starts several times. The network that is trained may have no BatchNorm that learns.
 /// `docs/cluster-training.md` shows how to start it on one machine, on several, and under Slurm.
 ///
 /// ```no_run

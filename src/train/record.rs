@@ -115,8 +115,8 @@ pub struct History {
     /// Updates in each epoch; 0 in older files.
     #[serde(default)]
     pub steps_per_epoch: usize,
-    /// Threads of the CPU: from so many epochs on (2.35 is 35 % into the third), so many. The last digits of the results
-    /// depend on them. Empty on a GPU, and in older files.
+    /// Threads of the CPU: from so many epochs on (2.35 is 35 % into the third), so many. The last digits of the
+    /// results depend on them. Empty on a GPU, and in older files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub threads: Vec<(f64, usize)>,
 }

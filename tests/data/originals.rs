@@ -177,8 +177,8 @@ fn files_that_changed_or_are_none_are_named() -> Done {
     Ok(())
 }
 
-/// `cargo test -p kdlab --lib -- --ignored --nocapture photographs_are_cropped`: images a second, and the memory that the
-/// process takes over time.
+/// `cargo test -p kdlab --lib -- --ignored --nocapture photographs_are_cropped`: images a second, and the memory that
+/// the process takes over time.
 #[test]
 #[ignore = "measures"]
 fn photographs_are_cropped_at_an_even_speed() -> Done {

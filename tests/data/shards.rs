@@ -239,7 +239,8 @@ fn hostile_shards_lose_what_is_damaged_and_no_more() -> Done {
     assert_says(
         &data.notices.join("\n"),
         &[
-            "2 samples are without an image of a kind that is read: not used: my-val-000001.tar/alone, my-val-000001.tar/photo",
+            "2 samples are without an image of a kind that is read: not used: my-val-000001.tar/alone, \
+             my-val-000001.tar/photo",
             "2 files are a second one of its kind in its sample: not used: my-val-000001.tar/twice.png, ",
             "1 file is cut off or too large: not used: my-val-000001.tar/big.cls",
             "1 sample is without a label, KEY.cls or KEY.json: not used: my-val-000001.tar/big",

@@ -133,8 +133,8 @@ fn a_hundred_steps_are_the_same_at_any_number_of_ranks() {
     same_at_any_number(&|vs| student(vs, 10), options, 1, || Criterion::kd(KdLoss::new(4.0, 0.7).unwrap()));
 }
 
-/// Batches of 21, and a last one of a single image: parts are uneven, and three of four ranks have none of it. One image
-/// in three has a label, classes weigh differently, gradients are clipped, and the weights are averaged.
+/// Batches of 21, and a last one of a single image: parts are uneven, and three of four ranks have none of it. One
+/// image in three has a label, classes weigh differently, gradients are clipped, and the weights are averaged.
 #[test]
 fn uneven_parts_and_missing_labels_count_as_in_one_process() {
     let recipe = Recipe {

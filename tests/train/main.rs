@@ -48,8 +48,8 @@ fn examples(data: &Dataset) -> (Examples, Examples) {
     (of(&data.train), of(&data.validation))
 }
 
-/// Options for this test's thread. It takes one thread, because the last digits depend on their number, and without this
-/// the number depends on what else computes on the machine.
+/// Options for this test's thread. It takes one thread, because the last digits depend on their number, and without
+/// this the number depends on what else computes on the machine.
 fn options(epochs: usize) -> FitOptions {
     tch::set_num_threads(1);
     FitOptions { epochs, batch_size: 8, learning_rate: 1e-2, ..FitOptions::default() }

@@ -22,8 +22,8 @@ pub struct BoardArgs {
     /// The port at which it listens
     #[arg(long, default_value_t = 8765)]
     port: u16,
-    /// Where posts are kept, a file for each class; a board that is started again goes on with it [default: board.sqlite
-    /// in the folder of runs]
+    /// Where posts are kept, a file for each class; a board that is started again goes on with it [default:
+    /// board.sqlite in the folder of runs]
     #[arg(long)]
     file: Option<PathBuf>,
     /// The profiles whose runs it takes

@@ -24,8 +24,8 @@ const PACKAGE_LOCK: &str = include_str!("../class/package-lock.json");
 
 #[derive(Args)]
 pub struct ClassArgs {
-    /// Folder for passwords, the hub's database and, without system accounts, everybody's files [default: .kdlab/class; of an
-    /// installation /var/lib/kdlab-class]
+    /// Folder for passwords, the hub's database and, without system accounts, everybody's files [default: .kdlab/class;
+    /// of an installation /var/lib/kdlab-class]
     #[arg(long)]
     folder: Option<PathBuf>,
     /// Address to listen on. Others than 127.0.0.1 are for the whole network: give a certificate, too
@@ -58,8 +58,8 @@ pub struct ClassArgs {
     /// Cores of each person, such as 2 (with systemd)
     #[arg(long)]
     cpus: Option<f64>,
-    /// Run everybody's server under your own account, as is done anyway if you are not root. Everybody can then read and
-    /// change everybody's files
+    /// Run everybody's server under your own account, as is done anyway if you are not root. Everybody can then read
+    /// and change everybody's files
     #[arg(long)]
     one_account: bool,
     /// At Ctrl-C end the hub alone: servers and kernels run on until the class is started again
@@ -135,9 +135,10 @@ pub fn run(paths: &Paths, args: &ClassArgs) -> Result<()> {
     let scheme = if certificate.is_some() { "https" } else { "http" };
     let asked = json!({
         "folder": folder, "own": own, "address": args.address, "port": port, "certificate": certificate, "key": key,
-        "code": code, "instructor_code": instructor_code, "list": list, "instructors": args.instructor, "idle": 60 * args.idle, "memory": args.memory,
-        "cpus": args.cpus, "accounts": accounts, "leave_running": args.leave_running, "course": course,
-        "proxy": proxy, "server": bin.join("jupyterhub-singleuser"), "environment": environment(paths, installed)?,
+        "code": code, "instructor_code": instructor_code, "list": list, "instructors": args.instructor,
+        "idle": 60 * args.idle, "memory": args.memory, "cpus": args.cpus, "accounts": accounts,
+        "leave_running": args.leave_running, "course": course, "proxy": proxy,
+        "server": bin.join("jupyterhub-singleuser"), "environment": environment(paths, installed)?,
     });
     let config = own.join("jupyterhub_config.py");
     files::write(&config, CONFIG)?;

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use crate::paths::Paths;
 use crate::{build_directories, files, tools};
 
-/// Prepares a user's folders for a kernel: the settings for cargo, and links to data, weights, and the course's teacher.
+/// Prepares a user's folders for a kernel: the settings for cargo, and links to data, weights, and the course's
+/// teacher.
 pub fn prepare(paths: &Paths) -> Result<()> {
     let offline = paths.kdlab.join("offline.toml");
     let crates = if offline.is_file() { format!("include = [{:?}]\n", offline.display()) } else { String::new() };

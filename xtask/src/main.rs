@@ -76,7 +76,8 @@ enum Commands {
     /// Train students with several seeds, alone and distilled, and print a verdict; lists with commas make a grid of
     /// settings, and a sweep that was killed goes on
     Sweep(Box<sweep::SweepArgs>),
-    /// Train the teacher and the student of a plan, on several processes if you like; a training that was killed goes on
+    /// Train the teacher and the student of a plan, on several processes if you like; a training that was killed goes
+    /// on
     Train(train::TrainArgs),
     /// Start the class's board: a page for the projector that collects what participants send with `lab.post`
     Board(board::BoardArgs),

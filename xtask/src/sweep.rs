@@ -15,8 +15,8 @@ const METHODS: [&str; 7] = ["kd", "dkd", "standardised-kd", "argmax", "hint", "a
 
 #[derive(Args)]
 pub struct SweepArgs {
-    /// The name of the sweep and of its folder. If the folder is there, the sweep keeps the runs that fit this plan, and
-    /// makes those that are missing
+    /// The name of the sweep and of its folder. If the folder is there, the sweep keeps the runs that fit this plan,
+    /// and makes those that are missing
     name: String,
     /// Seeds: each decides the first weights, the order of batches and which images have labels; a verdict needs at
     /// least 3 [default: 0,1,2]
@@ -45,8 +45,8 @@ pub struct SweepArgs {
     /// Shares of these labels that are wrong [default: 0]
     #[arg(long, value_delimiter = ',')]
     noise: Vec<f64>,
-    /// same, apart: flips and shifts, and the teacher judges the view that the student sees, or another view of the same
-    /// image. online: what --augment says, and the teacher judges each batch [default: none]
+    /// same, apart: flips and shifts, and the teacher judges the view that the student sees, or another view of the
+    /// same image. online: what --augment says, and the teacher judges each batch [default: none]
     #[arg(long, value_delimiter = ',', value_parser = ["none", "same", "apart", "online"])]
     augmentation: Vec<String>,
     /// What --augmentation online draws, as JSON with the fields of kdlab::data::Augment, such as

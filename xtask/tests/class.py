@@ -70,7 +70,8 @@ class Person:
 
     def run(self, code):
         """Returns what a cell printed and answered."""
-        cookies = "; ".join(f"{c.name}={c.value}" for c in self.session.cookies if c.path in ("/", f"/user/{self.name}/"))
+        paths = ("/", f"/user/{self.name}/")
+        cookies = "; ".join(f"{c.name}={c.value}" for c in self.session.cookies if c.path in paths)
         url = f"{self.home}/api/kernels/{self.kernel}/channels".replace("http", "ws", 1)
         channels = websocket.create_connection(url, cookie=cookies, timeout=300)
         asked, text = uuid.uuid4().hex, ""

@@ -3,8 +3,8 @@
 //!     classify FOLDER --model STUDENT.onnx [--threshold P] [--out ANSWERS.csv]
 //!
 //! Where the student's largest probability is below the threshold, it abstains: the class stays empty. Without a
-//! threshold, the one in the file counts. Where subfolders have the names of classes, or of ImageNet's synsets with their
-//! list beside or above them, it also says how many answers are right. A second `--model` compares.
+//! threshold, the one in the file counts. Where subfolders have the names of classes, or of ImageNet's synsets with
+//! their list beside or above them, it also says how many answers are right. A second `--model` compares.
 //!
 //! The exit status is 0, or 1 after an error, or 3 if some pictures could not be read.
 

@@ -67,8 +67,8 @@ impl Forwarded {
         Self { requests: HashMap::new(), completions: HashMap::new(), newest, completed: 0, manifest, known: None }
     }
 
-    /// Turns a request of a frontend into one to evcxr. People type faster than evcxr completes: of those that come while
-    /// it works on one, only the newest is sent, later, and the others find nothing.
+    /// Turns a request of a frontend into one to evcxr. People type faster than evcxr completes: of those that come
+    /// while it works on one, only the newest is sent, later, and the others find nothing.
     pub fn forward(&mut self, request: JupyterMessage) -> Next {
         if let Some(newest) = self.newest.get_mut(&request.header.msg_type) {
             return newest.replace(request).map_or(Next::Wait, |overtaken| {

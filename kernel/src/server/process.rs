@@ -289,8 +289,8 @@ impl Server {
         let reads = |server: &Self| server.child.as_ref().map(Child::waiting_reads).filter(|reads| !reads.is_empty());
         if let Some(before) = reads(self).filter(|_| !asked) {
             // What the child has written is read now. If it waits for evcxr's next command, this includes the end of
-            // the cell, which counts because the child has come to rest. It must be the same read as before: a fast cell
-            // may have run meanwhile, and the child would take the end of its stdin for a command, and end.
+            // the cell, which counts because the child has come to rest. It must be the same read as before: a fast
+            // cell may have run meanwhile, and the child would take the end of its stdin for a command, and end.
             let all = self.drain();
             self.look_again();
             if all && reads(self).is_some_and(|now| now == before) {

@@ -83,8 +83,8 @@ impl Originals {
         Self { root, files, shards, places, ahead: Mutex::default() }
     }
 
-    /// Returns u8 `[B, 3, size, size]`: each image cropped as `augment` draws it for this sample and epoch. As many threads
-    /// decode as libtorch takes; their number does not change the result.
+    /// Returns u8 `[B, 3, size, size]`: each image cropped as `augment` draws it for this sample and epoch. As many
+    /// threads decode as libtorch takes; their number does not change the result.
     ///
     /// # Errors
     /// When a file is gone or another one than when the dataset was opened.

@@ -1,6 +1,6 @@
 //! Splits whose images lie in one folder, with a table of their classes: the validation splits of ImageNet and
-//! Tiny-ImageNet, and Roboflow's "Multi-Label Classification CSV" if each image has one class. Roboflow's exports for detection have boxes
-//! instead of classes, and are refused by name.
+//! Tiny-ImageNet, and Roboflow's "Multi-Label Classification CSV" if each image has one class. Roboflow's exports for
+//! detection have boxes instead of classes, and are refused by name.
 //!
 //! Source of Roboflow's layouts: <https://docs.roboflow.com/datasets/versions/dataset-versions/exporting-data>.
 
@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 const ROBOFLOW: &str = "_classes.csv";
 /// Tiny-ImageNet: for each image in `images/` a line of file name, class and box, separated by tabs.
 const TINY_IMAGENET: &str = "val_annotations.txt";
-/// ImageNet from Kaggle: a header, then for each image a line of its name without ending and a list of synsets and boxes,
-/// separated by a comma.
+/// ImageNet from Kaggle: a header, then for each image a line of its name without ending and a list of synsets and
+/// boxes, separated by a comma.
 const KAGGLE: &str = "LOC_val_solution.csv";
-/// ImageNet's validation split in other forms: for each image a line of file name and synset, or the place of the synset
-/// among the sorted ones; or a line of the synset alone, in the order of the images.
+/// ImageNet's validation split in other forms: for each image a line of file name and synset, or the place of the
+/// synset among the sorted ones; or a line of the synset alone, in the order of the images.
 const VALIDATION: [&str; 3] =
     ["val.txt", "imagenet_2012_validation_synset_labels.txt", "ILSVRC2012_validation_synset_labels.txt"];
 /// Number of folders above that of the images in which ImageNet's table may lie.

@@ -82,7 +82,8 @@ mod tests {
         assert!(staged.contains("temperature: f64 = 2.0") && !staged.contains("output_type"), "{staged}");
     }
 
-    /// Otherwise the first run of each notebook would be a change. Outputs that are there belong to the code beside them.
+    /// Otherwise the first run of each notebook would be a change. Outputs that are there belong to the code beside
+    /// them.
     #[test]
     fn committed_notebooks_are_as_the_filter_leaves_them() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

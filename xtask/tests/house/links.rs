@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 const FOLDERS: [&str; 8] =
     ["", "docs", "benches", "kernel", "kernel/client", "notebooks", "notebooks/exercises/source", "notebooks/page"];
 
-/// Every link of a page or notebook that leads nowhere: to a file that is not there, or to a heading that its page lacks.
+/// Every link of a page or notebook that leads nowhere: to a file that is not there, or to a heading that its page
+/// lacks.
 pub fn broken(root: &Path) -> Vec<String> {
     let entries = FOLDERS.iter().flat_map(|folder| fs::read_dir(root.join(folder)).into_iter().flatten().flatten());
     let pages: Vec<PathBuf> =
