@@ -4,8 +4,8 @@ took one thread; side by side in one process; and on one and two of Dask's worke
     cargo lab bench sweep
     .kdlab/venv/bin/python benches/sweep.py PROGRAM    # the program of `cargo lab bench`, and Dask is installed
 
-Needs images (`KDLAB_DATA`) and an idle machine. Each way makes `--fits` and a third of them, so that the time of a fit
-and that of the start can be told apart.
+Needs images (`KDLAB_DATA`) and an idle machine. Each way makes `--fits` and a third of them: the difference is the
+time of the fits without the start.
 """
 
 import argparse

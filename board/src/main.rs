@@ -69,7 +69,7 @@ fn announce(here: SocketAddr, store: &Store, file: &std::path::Path) {
         println!("Only programs of this machine reach it. For a room of laptops: cargo lab board --host");
     } else {
         println!(
-            "Whoever reaches this machine over the network can read the page, its names included; whoever has the code \
+            "Everybody on the network can read the page, its names included; everybody with the code \
              can post. Nothing is encrypted, and nothing that is sent is executed."
         );
     }

@@ -1,4 +1,4 @@
-//! What the page, a participant's cell and the export are told: pairs pooled by study and setting, with the course's
+//! What the page, a participant's cell and the export show: pairs pooled by study and setting, with the course's
 //! verdict.
 
 use crate::post::{Study, words};

@@ -16,8 +16,8 @@ use crate::{program, setup};
 pub struct BoardArgs {
     /// Let the network reach the board, at this address of the machine or at all of them [default: only this machine
     /// reaches it]
-    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_value = "127.0.0.1", default_missing_value = "0.0.0.0",
-        hide_default_value = true)]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_value = "127.0.0.1", hide_default_value = true,
+        default_missing_value = "0.0.0.0")]
     host: IpAddr,
     /// The port at which it listens
     #[arg(long, default_value_t = 8765)]

@@ -43,7 +43,8 @@ fn take(folder: &TempDir, source: &str, outputs: &[Value], count: Value) -> Outp
 fn outputs_become_small_and_lose_what_only_a_kernel_can_show() {
     let folder = TempDir::new().expect("a temporary folder");
     let slider = json!({"output_type": "display_data", "metadata": {}, "data": {
-        "application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": ["(this frontend shows no sliders)"]}});
+        "application/vnd.jupyter.widget-view+json": {"model_id": "x"},
+        "text/plain": ["(this frontend shows no sliders)"]}});
     let place = format!(
         "profile   laptop\nruns      {}/runs/laptop",
         folder.path().canonicalize().expect("it is there").display()

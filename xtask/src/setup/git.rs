@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// The filter. Its paths are relative, because all worktrees share the setting.
-const CLEAN_NOTEBOOK: &str = "if [ -x .kdlab/venv/bin/python ]; then .kdlab/venv/bin/python xtask/clean_notebook.py %f; \
-    else cat; fi";
+const CLEAN_NOTEBOOK: &str = "if [ -x .kdlab/venv/bin/python ]; then .kdlab/venv/bin/python xtask/clean_notebook.py %f\
+    ; else cat; fi";
 
 /// Tells git about the filter. Does nothing without git, or in a folder that is no clone.
 pub fn ignore_outputs(root: &Path) {
