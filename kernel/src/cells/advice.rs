@@ -91,6 +91,7 @@ pub fn on_errors(code: &str, said: &str, dropped: &[String]) -> Vec<String> {
         );
     }
     advice.extend(closure(code, said));
+    advice.extend(of_another_account(said));
     for name in missing_names(said) {
         if dropped.contains(&name) {
             advice.push(format!(
@@ -141,6 +142,18 @@ fn closure(code: &str, said: &str) -> Option<String> {
         "help: a variable keeps a closure in a box: `let {name}: Box<dyn Fn({types}) -> {returned}> = \
          Box::new({source});`, with the types that it takes and returns. A function (`fn`) needs no box."
     ))
+}
+
+/// Explains that cargo may not write where it keeps crates.
+fn of_another_account(said: &str) -> Option<String> {
+    let (home, after) = said.split_once("failed to open `")?.1.split_once("/registry/")?;
+    let refused = ["Permission denied", "Read-only file system"].iter().any(|words| after.contains(words));
+    refused.then(|| {
+        format!(
+            "help: this account may not add crates to {home}. Ask the owner of that folder to run this cell once in a \
+             notebook: then every account can use the crate."
+        )
+    })
 }
 
 /// Returns the names that the compiler could not find.
@@ -224,6 +237,10 @@ mod tests {
         assert!(advice.contains("`thread_local!`"), "{advice}");
         let advice = on_errors("p.x", "cannot find value `p` in this scope", &["p".to_owned()]).join("\n");
         assert!(advice.contains("`p` was dropped"), "{advice}");
+        let said = "error: failed to open `/opt/kdlab/.kdlab/cargo/registry/cache/index-1/roman-0.1.6.crate`\n\n\
+                    Caused by:\n  Permission denied (os error 13)";
+        let advice = on_errors(":dep roman = \"0.1\"", said, &[]).join("\n");
+        assert!(advice.contains("may not add crates to /opt/kdlab/.kdlab/cargo."), "{advice}");
         let used = "println!(\"{}\", later);\nvec![&mut later];";
         assert_eq!(on_errors(used, "cannot find value `later` in this scope", &[]), [""; 0]);
         assert_eq!(on_errors("q", "cannot find value `q` in this scope", &["p".to_owned()]), [""; 0]);

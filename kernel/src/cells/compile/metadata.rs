@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -18,7 +19,16 @@ pub fn metadata(folder: &Path, cargo: &mut Command, args: &[OsString], config: &
     if let Some(Value::String(found)) = kept.find() {
         return Ok(Ok(found));
     }
+    // Of a crate that `:dep` names, evcxr asks for the metadata of a package without the others. cargo would forget the
+    // versions of these, and compile their newest ones.
+    let lock = folder.join("Cargo.lock");
+    let before = fs::read(&lock);
     let Output { status, stdout, .. } = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if let Ok(before) = before
+        && fs::read(&lock).ok().as_ref() != Some(&before)
+    {
+        fs::write(&lock, before).with_context(|| format!("cannot write {}", lock.display()))?;
+    }
     let text = String::from_utf8_lossy(&stdout).into_owned();
     if !status.success() {
         print!("{text}");
@@ -75,9 +85,16 @@ fn prune(mut metadata: Value, config: &Config) -> Value {
         config.crates.get(name).is_some_and(|found| found.edited)
     };
     for package in metadata["packages"].as_array_mut().into_iter().flatten().filter(edited) {
-        // rust-analyzer reads the whole folder of the manifest, which may hold a large `target` folder.
-        let manifest = package["manifest_path"].as_str().map(|path| path.replace("Cargo.toml", "src/Cargo.toml"));
-        package["manifest_path"] = manifest.into();
+        // rust-analyzer reads the whole folders of the manifest and of each target: that of `build.rs` may hold a large
+        // `target` folder, or the sources of all crates.
+        let Some(root) = package["manifest_path"].as_str().and_then(|path| path.strip_suffix("Cargo.toml")) else {
+            continue;
+        };
+        let source = format!("{root}src/");
+        package["manifest_path"] = format!("{source}Cargo.toml").into();
+        if let Some(targets) = package["targets"].as_array_mut() {
+            targets.retain(|target| target["src_path"].as_str().is_some_and(|path| path.starts_with(&source)));
+        }
     }
     metadata
 }
@@ -88,8 +105,23 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn a_new_crate_changes_the_version_of_no_other() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let lock = folder.path().join("Cargo.lock");
+        fs::write(&lock, "all of them").expect("written");
+        let mut cargo = Command::new("sh");
+        cargo.args(["-c", "echo only the new one > Cargo.lock; echo {}"]).current_dir(folder.path());
+        let found = metadata(folder.path(), &mut cargo, &["metadata".into()], &Config::default());
+        assert_eq!(found.expect("it was asked").as_deref(), Ok("{}\n"));
+        assert_eq!(fs::read_to_string(&lock).expect("it is there"), "all of them");
+    }
+
+    #[test]
     fn only_what_cells_can_name_is_left() {
-        let package = |name: &str| json!({"id": name, "name": name, "manifest_path": format!("/{name}/Cargo.toml")});
+        let package = |name: &str| {
+            let targets = ["build.rs", "src/lib.rs"].map(|file| json!({"src_path": format!("/{name}/{file}")}));
+            json!({"id": name, "name": name, "manifest_path": format!("/{name}/Cargo.toml"), "targets": targets})
+        };
         let node = |name: &str, deps: &[&str]| {
             let linked: Vec<Value> = deps.iter().map(|dep| json!({"name": dep, "pkg": dep})).collect();
             json!({"id": name, "deps": linked, "dependencies": deps})
@@ -112,5 +144,7 @@ mod tests {
         assert_eq!(pruned["resolve"]["nodes"][1]["dependencies"], json!(["tch", "rand"]));
         assert_eq!(pruned["resolve"]["nodes"][2], node("tch", &["ndarray"]));
         assert_eq!(pruned["packages"][1]["manifest_path"], "/kdlab/src/Cargo.toml");
+        assert_eq!(pruned["packages"][1]["targets"], json!([{"src_path": "/kdlab/src/lib.rs"}]));
+        assert_eq!(pruned["packages"][2]["targets"].as_array().map(Vec::len), Some(2), "it is nobody's to edit");
     }
 }
