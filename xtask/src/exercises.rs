@@ -3,6 +3,7 @@
 //! A source is a notebook that runs. Tags in the metadata of its cells say what they are. A `todo` cell holds a
 //! solution between [`BEGIN`] and [`END`] lines; its metadata lists common wrong answers under `wrong`, each with
 //! what the check says about it. The `check` cell follows. An `instructor` cell is not for students.
+//! With the marks of nbgrader, the same sources are assignments that it grades.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ use crate::progress::{self, Clock};
 const BEGIN: &str = "// BEGIN SOLUTION";
 const END: &str = "// END SOLUTION";
 
+/// What nbgrader has to know of Rust notebooks.
+const NBGRADER: &str = include_str!("../../kernel/programs/course/nbgrader_config.py");
+
 #[derive(Args)]
 pub struct ExercisesArgs {
     /// Exercises: the start of a name in notebooks/exercises/source/ such as `e1` [default: all]
@@ -34,6 +38,9 @@ pub struct ExercisesArgs {
     /// Try the checks on all answers: they have to pass each solution, and refuse each wrong answer and each todo
     #[arg(long, group = "mode")]
     answers: bool,
+    /// Write the exercises into this folder as assignments of nbgrader, which grades answers by the checks
+    #[arg(long, value_name = "FOLDER", group = "mode")]
+    nbgrader: Option<PathBuf>,
     /// article, laptop or smoke, for --instructor and --answers [default: as `cargo lab run`]
     #[arg(long)]
     profile: Option<String>,
@@ -45,6 +52,9 @@ pub struct ExercisesArgs {
 /// Runs `cargo lab exercises`.
 pub fn run(paths: &Paths, args: &ExercisesArgs) -> Result<()> {
     let sources = notebooks::find(&paths.notebooks().join("exercises/source"), &args.notebooks)?;
+    if let Some(course) = &args.nbgrader {
+        return assignments(course, &sources);
+    }
     if args.check || !(args.instructor || args.answers) {
         return students(&paths.notebooks().join("exercises"), &sources, args.check);
     }
@@ -107,6 +117,60 @@ fn students(folder: &Path, sources: &[PathBuf], check: bool) -> Result<()> {
         progress::line(&format!("{} students' copies are what their sources give", sources.len()));
     }
     Ok(())
+}
+
+/// Writes a course of nbgrader with an assignment for each source. Keeps settings, and refuses to write over an
+/// assignment that was changed there.
+fn assignments(course: &Path, sources: &[PathBuf]) -> Result<()> {
+    let settings = course.join("nbgrader_config.py");
+    if !settings.exists() {
+        files::write(&settings, NBGRADER)?;
+    }
+    for source in sources {
+        let name = source.file_stem().unwrap_or_default();
+        let target = course.join("source").join(name).join(file_name(source));
+        let text = text_of(&assignment(&read(source)?).with_context(|| file_name(source))?)?;
+        if fs::read_to_string(&target).is_ok_and(|old| old != text) {
+            bail!("{} differs from the exercise: remove it, or name another folder", target.display());
+        }
+        files::write(&target, &text)?;
+        progress::line(&format!("wrote {}", target.display()));
+    }
+    Ok(())
+}
+
+/// Returns an exercise as nbgrader's assignment: without notes; each check is a test of one point; and grading puts
+/// back whatever code is no answer.
+fn assignment(source: &Value) -> Result<Value> {
+    let mut kept = Vec::new();
+    let mut tested = None;
+    for (index, cell) in cells(source).iter().enumerate() {
+        if has_tag(cell, "instructor") {
+            continue;
+        }
+        let mut copy = stripped(cell);
+        copy["metadata"] = json!({});
+        if cell["cell_type"] == "code" {
+            let mut marks = json!({
+                "schema_version": 3, "grade_id": cell["id"], "grade": false, "locked": true, "solution": false,
+                "task": false,
+            });
+            if let Some(todo) = Todo::of(source, index)? {
+                let name = todo.name();
+                marks["grade_id"] = json!(format!("{name}-answer"));
+                (marks["solution"], marks["locked"]) = (true.into(), false.into());
+                copy["source"] = lines(&todo.marked(&text(&cell["source"])));
+                tested = Some(name);
+            } else if has_tag(cell, "check")
+                && let Some(name) = tested.take()
+            {
+                (marks["grade_id"], marks["grade"], marks["points"]) = (name.into(), true.into(), 1.into());
+            }
+            copy["metadata"] = json!({ "nbgrader": marks });
+        }
+        kept.push(copy);
+    }
+    Ok(with_cells(source, kept))
 }
 
 /// Returns what students get: the source without solutions, notes, outputs and metadata other than the tags.
@@ -257,6 +321,18 @@ impl Todo {
         // `todo!` takes its text as a format string.
         self.answered(&format!("todo!({:?})", self.task.replace('{', "{{").replace('}', "}}")))
     }
+
+    /// The first word of the task, which names what has to be written.
+    fn name(&self) -> String {
+        self.task.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+    }
+
+    /// Returns the cell with its task before the solution. nbgrader has the same `todo!` for all cells.
+    fn marked(&self, source: &str) -> String {
+        let (head, rest) = source.split_once(BEGIN).unwrap_or_default();
+        let (_, solution) = rest.split_once('\n').unwrap_or_default();
+        format!("{head}// {}\n{}{BEGIN}\n{solution}", self.task, self.indent)
+    }
 }
 
 fn indented(text: &str, indent: &str) -> String {
@@ -371,6 +447,25 @@ mod tests {
         tried["cells"][1]["outputs"] = json!([{"evalue": "this is one too many"}]);
         let (count, problems) = misjudged(&tried);
         assert!(count == 2 && problems.len() == 1 && problems[0].contains("`a {number}` is missing"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_course_of_nbgrader_has_marks_and_no_notes_and_is_not_written_over() {
+        let folder = tempfile::TempDir::new().expect("a temporary folder");
+        let (from, course) = (folder.path().join("e9.ipynb"), folder.path().join("course"));
+        fs::write(&from, source().to_string()).expect("a source");
+        let write = || assignments(&course, std::slice::from_ref(&from)).map_err(|error| error.to_string());
+        assert_eq!(write().and_then(|()| write()), Ok(()));
+        let target = course.join("source/e9/e9.ipynb");
+        let written = read(&target).expect("a notebook");
+        let [answer, check] = cells(&written) else { panic!("{written}") };
+        let (answered, tested) = (&answer["metadata"]["nbgrader"], &check["metadata"]["nbgrader"]);
+        assert!(answered["solution"] == true && answered["locked"] == false && answered["grade_id"] == "a-answer");
+        assert!(tested["grade"] == true && tested["points"] == 1 && tested["grade_id"] == "a");
+        let begin = "fn seven() -> i32 {\n    // a {number}\n    // BEGIN SOLUTION\n    3 +\n";
+        assert!(text(&answer["source"]).starts_with(begin), "{answer}");
+        fs::write(&target, "{}").expect("a change");
+        assert!(write().is_err_and(|said| said.contains("differs from the exercise")));
     }
 
     #[test]
