@@ -171,11 +171,13 @@ fn install_proxy(paths: &Paths) -> Result<Vec<PathBuf>> {
     let program = folder.join("node_modules/configurable-http-proxy/bin/configurable-http-proxy");
     let what = "installing the hub's proxy from npm (3 MB to fetch)".into();
     let step = Step { name: "class-proxy", what, version: PACKAGE_LOCK.into(), paths };
-    let path = env::var_os("PATH").unwrap_or_default();
-    if !["node", "npm"].iter().all(|program| tools::finds(&path, program)) {
-        bail!("the hub's proxy needs Node.js and npm (Debian: apt-get install npm)");
+    if !tools::in_path("node") {
+        bail!("the hub's proxy needs Node.js (Debian: apt-get install npm)");
     }
     step.run(&program, || {
+        if !tools::in_path("npm") {
+            bail!("the hub's proxy is installed by npm (Debian: apt-get install npm)");
+        }
         files::write(&folder.join("package.json"), PACKAGE)?;
         files::write(&folder.join("package-lock.json"), PACKAGE_LOCK)?;
         step.command(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))

@@ -157,7 +157,8 @@ fn real_main() -> Result<()> {
     let paths = Paths::find()?;
     if paths.installed {
         tools::use_rust(&paths.rust());
-        if let Some(name) = needs_repository(&cli.command) {
+        if needs_repository(&cli.command) {
+            let name = std::env::args().nth(1).unwrap_or_default();
             bail!(
                 "`{name}` does not work in the installation {}, which is not written: run it in a clone of the \
                  repository",
@@ -205,10 +206,10 @@ fn real_main() -> Result<()> {
     }
 }
 
-/// Returns the name of a command that compiles or writes in the repository.
-fn needs_repository(command: &Option<Commands>) -> Option<String> {
-    let works = matches!(command, None | Some(Commands::Doctor { .. } | Commands::Run(_) | Commands::Kernel { .. }));
-    if works { None } else { std::env::args().nth(1) }
+/// Returns whether a command compiles or writes in the repository. `class` writes in an installation once, as root.
+fn needs_repository(command: &Option<Commands>) -> bool {
+    use Commands::{Class, Doctor, Kernel, Run};
+    !matches!(command, None | Some(Class(_) | Doctor { .. } | Kernel { .. } | Run(_)))
 }
 
 fn open_jupyterlab(paths: &Paths, notebooks: &Path, args: &[String]) -> Result<()> {
@@ -274,6 +275,13 @@ mod tests {
             found.push(page[at..].split(end).next().unwrap_or_default().replace('\n', " ").replace("\\\"", "\""));
         }
         found
+    }
+
+    #[test]
+    fn an_installation_runs_what_compiles_nothing() {
+        let refused = |name: &str| needs_repository(&Cli::parse_from(["lab", name]).command);
+        assert!(!["class", "doctor", "run"].iter().any(|name| refused(name)));
+        assert!(["setup", "sweep", "test"].iter().all(|name| refused(name)));
     }
 
     #[test]
