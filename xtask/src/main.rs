@@ -281,7 +281,7 @@ mod tests {
     fn an_installation_runs_what_compiles_nothing() {
         let refused = |name: &str| needs_repository(&Cli::parse_from(["lab", name]).command);
         assert!(!["class", "doctor", "run"].iter().any(|name| refused(name)));
-        assert!(["setup", "sweep", "test"].iter().all(|name| refused(name)));
+        assert!(["setup", "bundle", "test"].iter().all(|name| refused(name)));
     }
 
     #[test]
