@@ -75,7 +75,7 @@ impl Profile {
         }
     }
 
-    /// Notebooks 1 to 5 in under ten minutes on two CPU cores.
+    /// Notebooks 0 to 7 in twenty minutes on two CPU cores, in less where they multiply bf16 in hardware.
     pub(crate) fn laptop() -> Self {
         Self {
             name: "laptop".into(),
