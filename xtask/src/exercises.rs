@@ -83,7 +83,7 @@ pub fn run(paths: &Paths, args: &ExercisesArgs) -> Result<()> {
     if !problems.is_empty() {
         bail!("{} of {tried} wrong answers are not told as they should be:\n{}", problems.len(), problems.join("\n"));
     }
-    progress::line(&format!("every solution passes, and {tried} wrong answers get a message that says why, in {clock}"));
+    progress::line(&format!("every solution passes, and {tried} wrong answers get their message, in {clock}"));
     Ok(())
 }
 
