@@ -22,6 +22,8 @@ pub struct Child {
     pub pid: i32,
     /// The commands that evcxr sends to the child.
     pub commands: Option<pipe::Receiver>,
+    /// The beginning of a command whose end evcxr has not sent yet.
+    begun: Vec<u8>,
     /// What evcxr reads of the child's stdout.
     pub to_evcxr: std::fs::File,
     /// `None` once evcxr has closed its end. The child then ends, and evcxr waits for that.
@@ -123,6 +125,7 @@ impl Child {
         Ok(Self {
             pid,
             commands: Some(pipe::Receiver::from_owned_fd(streams.commands)?),
+            begun: Vec::new(),
             to_evcxr: streams.to_evcxr.into(),
             stdin: Some(Stdin::new(streams.stdin)?),
             stdout: Some(pipe::Receiver::from_owned_fd(streams.stdout)?),
@@ -154,6 +157,13 @@ impl Child {
             true => reads_of_stdin(self.pid),
             false => vec![],
         }
+    }
+
+    /// Takes what evcxr has sent. Returns it once it ends with a whole line: evcxr sends a command in parts, and a child
+    /// that got the first of them would seem to wait for a line from the user.
+    pub fn whole_command(&mut self, part: &[u8]) -> Option<Vec<u8>> {
+        self.begun.extend_from_slice(part);
+        self.begun.ends_with(b"\n").then(|| std::mem::take(&mut self.begun))
     }
 
     /// Passes a line on to the read that waits for it.
@@ -213,6 +223,9 @@ mod tests {
         assert_ne!(reads(&child), first, "the next read");
         child.waiting.push_back(Piece::Complete { line: String::new() });
         assert_eq!(child.waiting_reads(), [], "the child may wait for evcxr's next command");
+        assert_eq!(child.whole_command(b"LOAD_AND_RUN "), None);
+        assert_eq!(child.whole_command(b"a b\n"), Some(b"LOAD_AND_RUN a b\n".to_vec()));
+        assert_eq!(child.whole_command(b"\n"), Some(b"\n".to_vec()));
         reader.kill().unwrap();
         reader.wait().unwrap();
     }

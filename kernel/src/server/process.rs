@@ -74,7 +74,9 @@ impl Server {
         let mut any = false;
         if let Some(length) = read(&mut child.commands, &mut buffer) {
             any = true;
-            self.command(&mut child, &buffer[..length]);
+            if let Some(command) = child.whole_command(&buffer[..length]) {
+                self.command(&mut child, &command);
+            }
         }
         if child.commands.is_none() {
             child.stdin = None;
