@@ -13,6 +13,10 @@ fn child() {
         (Ok(lab), "open") => lab.to_string(),
         (Ok(lab), "runs") => lab.runs().to_string(),
         (Ok(lab), "history") => lab.history("nix").err().map_or("no error".into(), |e| e.to_string()),
+        (Ok(lab), "bets") => {
+            let bet = |i| lab.bet(&format!("{} {i}", std::process::id()), 1.0);
+            (0..20).try_for_each(bet).map_or_else(|e| format!("error: {e}"), |()| "done".into())
+        }
         (Ok(lab), "stored") => stored(&lab).unwrap_or_else(|e| format!("error: {e}")),
         (Ok(lab), _) => {
             let made = lab.dataset().and_then(|data| lab.teacher(&data)?.logits(&data.train));
@@ -121,6 +125,18 @@ fn every_number_of_a_profile_can_be_changed() {
     let mut lab = Lab::open().unwrap();
     (lab.profile.student_epochs, lab.profile.sweep_size) = (3, 24);
     assert_eq!((lab.fit_options("own").epochs, lab.sweep_plan("own").size), (3, 24));
+}
+
+#[test]
+fn bets_of_two_processes_at_once_are_all_kept() {
+    let runs = tempfile::tempdir().expect("a folder");
+    let variables = [("KDLAB_PROFILE", "smoke"), ("KDLAB_RUNS", runs.path().to_str().expect("text"))];
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..2).map(|_| scope.spawn(|| child_says("bets", &variables))).collect();
+        all.into_iter().for_each(|child| assert!(child.join().expect("it ends").ends_with("done")));
+    });
+    let text = std::fs::read_to_string(runs.path().join("smoke/bets.json")).expect("bets");
+    assert_eq!(text.matches("1.0").count(), 40, "{text}");
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Lab {
         let address = address.trim().trim_end_matches('/');
         let scheme = if address.contains("://") { "" } else { "http://" };
         let board = Board { address: format!("{scheme}{address}"), code: code.trim().to_owned() };
-        let id = self.member()?.id;
+        let id = self.member(true)?.id;
         let joined: Joined = board.send("join", json!({"id": id, "bets": self.kept_bets()?}))?;
         atomic::write_json(&self.member_file(), &Membership { id, board: Some(board) })?;
         Ok(joined.seeds)
@@ -92,7 +92,7 @@ impl Lab {
                 report.sweep.name
             )));
         }
-        let member = self.member()?;
+        let member = self.member(false)?;
         let Some(board) = member.board() else {
             return Err(Error::Input(
                 "no board is known here; run `lab.join(\"http://...\", \"CODE\")?` with the address and the class code \
@@ -118,7 +118,7 @@ impl Lab {
 
     /// Shows new bets on the board, if one was joined. A board that does not answer gets them with the next post.
     pub(super) fn show_bets(&self, bets: &BTreeMap<String, f64>) -> Result<()> {
-        let member = self.member()?;
+        let member = self.member(false)?;
         if let Some(board) = member.board() {
             match board.send::<Joined>("join", json!({"id": member.id, "bets": bets})) {
                 Ok(_) => println!("it is on the class's board"),
@@ -133,17 +133,30 @@ impl Lab {
         self.folder.with_file_name("board.json")
     }
 
-    fn member(&self) -> Result<Membership> {
+    /// Reads who this is. Somebody new gets an id, which is kept if there is a board, or soon will be: `joining`.
+    fn member(&self, joining: bool) -> Result<Membership> {
+        if let Some(member) = self.known_member()? {
+            return Ok(member);
+        }
+        let new = Membership { id: format!("{:032x}", rand::random::<u128>()), board: None };
+        if !joining && new.board().is_none() {
+            return Ok(new);
+        }
+        // Two kernels may join at once, and are one person.
+        let _lock = atomic::lock(&self.folder.with_file_name(".board.lock"))?;
+        if let Some(member) = self.known_member()? {
+            return Ok(member);
+        }
+        atomic::write_json(&self.member_file(), &new)?;
+        Ok(new)
+    }
+
+    fn known_member(&self) -> Result<Option<Membership>> {
         let path = self.member_file();
         match std::fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|e| Error::Data(format!("{} does not name a board: {e}; remove it", path.display()))),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let member = Membership { id: format!("{:032x}", rand::random::<u128>()), board: None };
-                // Without a board, `join` writes the file.
-                member.board().map_or(Ok(()), |_| atomic::write_json(&path, &member))?;
-                Ok(member)
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("reading", &path, e)),
         }
     }
@@ -185,5 +198,25 @@ impl Board {
                 "what answers at {address} is no board of this version (status {status}); look up the address again"
             ))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_kernels_that_join_at_once_are_one_person() {
+        let runs = tempfile::tempdir().unwrap();
+        let id = || {
+            let mut lab = Lab::open().unwrap();
+            lab.folder = runs.path().join("smoke");
+            lab.member(true).unwrap().id
+        };
+        let ids: Vec<String> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(id)).collect();
+            all.into_iter().map(|kernel| kernel.join().unwrap()).collect()
+        });
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     }
 }

@@ -112,9 +112,12 @@ impl Lab {
                 "a bet on {name} must be a difference of two accuracies in percentage points, -100 to 100, got {points}"
             )));
         }
+        // Two kernels may bet at once.
+        let lock = atomic::lock(&self.folder.join(".bets.lock"))?;
         let mut bets = self.kept_bets()?;
         bets.insert(name.to_owned(), points);
         atomic::write_json(&self.bets_file(), &bets)?;
+        drop(lock);
         println!("kept: you bet {points:+.1} points on {name}");
         self.show_bets(&bets)
     }

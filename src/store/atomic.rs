@@ -5,6 +5,11 @@ use crate::{Error, Result};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use sysinfo::System;
+
+/// Pause between two looks at a lock that another process holds.
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);
 
 /// Writes `path` atomically: `write` fills a temporary file in the same folder, which is then synced and renamed.
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>) -> Result<()> {
@@ -36,24 +41,52 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Waits until no other process or thread holds the lock file at `path`. The lock is held until the result is dropped
 /// or the process ends, even if it is killed.
 pub(crate) fn lock(path: &Path) -> Result<std::fs::File> {
-    let file = std::fs::File::create(path).map_err(|e| Error::io("writing", path, e))?;
+    let file = open_lock(path)?;
     // Some network file systems have no locks. Writing without one is safe, because files are renamed into place.
     let _ = file.lock();
     Ok(file)
 }
 
-/// Locks as [`lock`] does, without waiting. Returns `None` if another process or thread holds the lock; the id of that
-/// process is in the file.
+/// Locks as [`lock`] does, without waiting. Returns `None` if another process or thread holds the lock; [`holder`] says
+/// which.
 pub(crate) fn try_lock(path: &Path) -> Result<Option<std::fs::File>> {
     let io = |e| Error::io("writing", path, e);
-    path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
-    let mut file = std::fs::File::options().create(true).truncate(false).write(true).open(path).map_err(io)?;
+    let mut file = open_lock(path)?;
     if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
         return Ok(None);
     }
     // As in `lock`, a file system without locks is not an error.
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(io)?;
+    let host = System::host_name().unwrap_or_else(|_| "this machine".into());
+    file.set_len(0).and_then(|()| writeln!(file, "process {} on {host}", std::process::id())).map_err(io)?;
     Ok(Some(file))
+}
+
+fn open_lock(path: &Path) -> Result<std::fs::File> {
+    let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let open = || std::fs::File::options().create(true).truncate(false).write(true).open(path);
+    made.and_then(|()| open()).map_err(|e| Error::io("writing", path, e))
+}
+
+/// Locks as [`try_lock`] does, and waits while another process holds the lock; stderr says which, after `what`. Returns
+/// `None` when `stopped` says so meanwhile.
+pub(crate) fn wait_for(path: &Path, what: &str, stopped: &dyn Fn() -> bool) -> Result<Option<std::fs::File>> {
+    let mut told = false;
+    while !stopped() {
+        if let Some(lock) = try_lock(path)? {
+            return Ok(Some(lock));
+        }
+        if !std::mem::replace(&mut told, true) {
+            eprintln!("{what}: {} makes it already; waiting for it", holder(path));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(None)
+}
+
+/// The process that holds a lock of [`try_lock`], for a message.
+pub(crate) fn holder(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    if text.is_empty() { "another process".into() } else { text.trim_end().to_owned() }
 }
 
 /// Renames a folder to the first free `NAME-N` beside it and returns its new path.

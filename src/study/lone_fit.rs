@@ -5,7 +5,7 @@ use super::one_fit::{FitMaker, TeacherOutputs, threads_of_fit};
 use super::{Setting, Sweep, SweepRun};
 use crate::data::{Dataset, DatasetFiles};
 use crate::models::Layers;
-use crate::store::atomic::try_lock;
+use crate::store::atomic::wait_for;
 use crate::train::{CachedFile, CachedTensor, Control, Event, Listener};
 use crate::{Error, Result};
 use kdlab_client::watch;
@@ -71,7 +71,7 @@ pub(crate) fn make_fit(file: &Path, place: usize, device: Device, with_parent: b
         return Err(Error::Input(format!("{file} has no fit {place} to be made; it has {has}")));
     };
     let lock = folder.join(format!("{}.lock", wanted.name));
-    let Some(_lock) = wait_for(&lock, &control)? else {
+    let Some(_lock) = wait_for(&lock, &wanted.name, &|| control.stopping().is_some())? else {
         say(&json!({"stopped": control.stopping()}));
         return Ok(());
     };
@@ -130,17 +130,6 @@ fn tell(event: &Event) {
 fn say(what: &Value) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{what}").and_then(|()| out.flush());
-}
-
-/// Takes a lock file, and waits while another process holds it. Returns `None` when the fit is stopped meanwhile.
-fn wait_for(path: &Path, control: &Control) -> Result<Option<std::fs::File>> {
-    while control.stopping().is_none() {
-        match try_lock(path)? {
-            Some(lock) => return Ok(Some(lock)),
-            None => std::thread::sleep(Duration::from_millis(200)),
-        }
-    }
-    Ok(None)
 }
 
 /// Stops the fit when stdin closes: whoever holds the other end ended, or asks for it.

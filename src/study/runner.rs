@@ -8,7 +8,7 @@ use super::one_fit::{fit_name, threads_of_fit};
 use super::teachers::{Next, Runner, SweepData, SweepInputs};
 use super::{SweepReport, SweepRun};
 use crate::error::lock;
-use crate::store::atomic::try_lock;
+use crate::store::atomic::{holder, try_lock};
 use crate::store::digest::digest;
 use crate::store::threads::Share;
 use crate::train::{Control, caught};
@@ -204,10 +204,9 @@ impl Drop for ThreadsOfFits {
 fn lock_folder(name: &str, folder: &Path) -> Result<std::fs::File> {
     let path = folder.join("sweep.lock");
     try_lock(&path)?.ok_or_else(|| {
-        let holder = std::fs::read_to_string(&path).unwrap_or_default();
+        let holder = holder(&path);
         Error::Input(format!(
-            "sweep {name} is already running, in process {}; wait for it, stop it, or give this one another name",
-            holder.trim()
+            "sweep {name} is already running: {holder}; wait for it, stop it, or give this one another name"
         ))
     })
 }

@@ -3,14 +3,15 @@
 
 use super::hyperparameters::Overrides;
 use super::record::UnfinishedEpoch;
-use super::{History, Optimizer};
+use super::{FitOptions, History, Optimizer};
 use crate::models::Model;
 use crate::native::lerp;
-use crate::store::atomic::{make_room, write_json};
+use crate::store::atomic::{PAUSE, holder, make_room, try_lock, write_json};
 use crate::store::tensors::{load_tensors, save_tensors};
 use crate::{Error, Result};
 use serde_json::json;
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use tch::{Tensor, no_grad};
 
@@ -22,6 +23,48 @@ pub(super) struct Resumed {
     pub average: Option<Snapshot>,
     pub unfinished: Option<UnfinishedEpoch>,
     pub overrides: Overrides,
+}
+
+/// The right to write to a fit's folder, until it is dropped or the process ends, even if it is killed. In a group
+/// rank 0 alone has a lock, because it alone writes.
+pub(super) struct Claim {
+    _lock: Option<File>,
+    /// Whether another fit had it before.
+    pub waited: bool,
+}
+
+impl Claim {
+    /// Waits until no other process or thread trains in the fit's folder. Returns `None` when the fit is stopped
+    /// meanwhile.
+    pub(super) fn take(options: &FitOptions) -> Result<Option<Self>> {
+        let folder = options.folder.as_ref().filter(|_| options.rank() == 0);
+        let beside = |folder: &PathBuf| {
+            // The folder itself may be renamed.
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            folder.with_file_name(format!(".{name}.lock"))
+        };
+        let (path, mut waited) = (folder.map(beside), false);
+        loop {
+            let lock = path.as_deref().map(try_lock).transpose()?;
+            let busy = f64::from(matches!(lock, Some(None)));
+            if options.group.as_ref().map_or(Ok(busy), |group| group.sum_value(busy))? == 0.0 {
+                return Ok(Some(Self { _lock: lock.flatten(), waited }));
+            }
+            if options.agreed()?.0 {
+                return Ok(None);
+            }
+            if let (Some(path), Some(folder), false) = (&path, folder, waited) {
+                eprintln!(
+                    "{}: {} trains in {} and is waited for; to train beside it, stop this fit and give it another name",
+                    options.name,
+                    holder(path),
+                    folder.display()
+                );
+            }
+            waited = true;
+            std::thread::sleep(PAUSE);
+        }
+    }
 }
 
 pub(super) struct Checkpoint {
@@ -126,8 +169,10 @@ impl Checkpoint {
     }
 
     /// Loads an unfinished run of the same fit into model, optimizer and projection; returns `None` when there is none.
+    /// With `finished`, it may be finished.
     pub(super) fn resume(
         &self,
+        finished: bool,
         model: &Model,
         optimizer: &mut Optimizer,
         projection: &[(String, Tensor)],
@@ -141,7 +186,7 @@ impl Checkpoint {
         let Some((history, steps)) = parsed else {
             return Ok(None);
         };
-        if !self.is_ours(&metadata) || history.is_over() {
+        if !self.is_ours(&metadata) || history.is_over() && !finished {
             return Ok(None);
         }
         let snapshot = |prefix: &str| {

@@ -1,7 +1,7 @@
 //! The training loop. The fits of a teacher's head, of a student alone and of a distilled student differ only in their
 //! examples and criterion.
 
-use super::checkpoint::{Checkpoint, Resumed, Snapshot};
+use super::checkpoint::{Checkpoint, Claim, Resumed, Snapshot};
 use super::checks::{Task, cause_of_divergence, check_fit, check_splits, fingerprint, probe};
 use super::evaluate::validate;
 use super::features::FeatureTerm;
@@ -45,7 +45,8 @@ pub(crate) struct LoopSettings {
 /// model, data and options continues it, after the last batch of a fit that was stopped and after the last epoch of one
 /// that was killed, and ends with the same weights as an unbroken run. After a finished run, training starts
 /// anew; the old files stay until the new run has finished. A run of other settings in that folder is renamed, not
-/// overwritten.
+/// overwritten. While another process or thread trains in that folder, the fit waits for it, and stderr says for whom;
+/// if that was the same fit, this one returns its result.
 ///
 /// In a [group](FitOptions::group) of processes, each computes its part of every batch, and the results are those of
 /// one process up to rounding, for losses that are means over the images. Rank 0 writes the files and reports progress,
@@ -116,8 +117,9 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let Task { model, train, validation, criterion, options } = task;
     let (name, listener, control) = (&options.name, &options.listener, &options.control);
     options.check()?;
-    let threads = share_of(model);
     check_splits(&task, settings.validate_on_test)?;
+    let Some(claim) = Claim::take(options)? else { return Ok(stopped_before(&task)) };
+    let threads = share_of(model);
     check_fit(&task)?;
     let resident = (train.resident(model.device())?, validation.resident(model.device())?);
     let (train, validation) = (resident.0.as_ref().unwrap_or(train), resident.1.as_ref().unwrap_or(validation));
@@ -139,7 +141,8 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     let mut best = Snapshot::of(model)?;
     let (mut average, mut unfinished) = (None, None);
     if let Some(checkpoint) = &checkpoint
-        && let Some(resumed) = checkpoint.resume(model, &mut optimizer, &projected(features.as_ref()))?
+        // If the same fit has just ended elsewhere, this one ends with its result.
+        && let Some(resumed) = checkpoint.resume(claim.waited, model, &mut optimizer, &projected(features.as_ref()))?
     {
         let mut overrides;
         Resumed { history, best, average, unfinished, overrides } = resumed;
@@ -188,6 +191,14 @@ fn run(settings: &LoopSettings, task: Task) -> Result<History> {
     }
     listener.notify(&Event::Finished(training.history.clone()));
     Ok(training.history)
+}
+
+/// The history of a fit that was stopped while another one had its folder.
+fn stopped_before(task: &Task) -> History {
+    let stopped = task.options.control.take_stop();
+    let history = History { stopped, ..task.options.history(task.criterion, task.train) };
+    task.options.listener.notify(&Event::Finished(history.clone()));
+    history
 }
 
 /// The share of the cores for a fit of this model.
@@ -240,6 +251,9 @@ impl Training<'_> {
     fn epochs(&mut self, mut unfinished: Option<UnfinishedEpoch>) -> Result<()> {
         let (settings, Task { model, options, .. }) = (self.settings, self.task);
         for epoch in self.history.records.len() + 1..=options.epochs {
+            if self.history.is_over() {
+                break;
+            }
             if settings.optimizer_per_epoch && unfinished.is_none() {
                 self.optimizer = Optimizer::new(&options.recipe, all_trainable(model, self.features.as_ref()))?;
             }
@@ -271,9 +285,6 @@ impl Training<'_> {
             self.history.records.push(record);
             self.save(None)?;
             options.listener.notify(&Event::Epoch { name: options.name.clone(), record, epochs: options.epochs });
-            if self.history.is_over() {
-                break;
-            }
         }
         Ok(())
     }

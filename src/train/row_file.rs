@@ -4,8 +4,9 @@
 //! After a power loss a file may have its full length and still hold zeros. The header therefore keeps a checksum of
 //! every block of rows, and only rows whose checksum matches are used.
 
-use crate::store::atomic::lock;
+use crate::store::atomic::wait_for;
 use crate::{Error, Result};
+use kdlab_client::watch;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::ErrorKind::UnexpectedEof;
@@ -136,7 +137,13 @@ impl RowFile<'_> {
         let unfinished = self.path.with_extension("part");
         let io = |e| Error::io("writing", &unfinished, e);
         std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new("."))).map_err(io)?;
-        let _lock = lock(&self.path.with_extension("lock"))?;
+        let name = self.path.file_name().unwrap_or_default().display().to_string();
+        let watch = watch(&name, |_| ());
+        let Some(_lock) = wait_for(&self.path.with_extension("lock"), &name, &|| watch.reason().is_some())? else {
+            let reason = watch.reason().unwrap_or_default();
+            return Err(Error::Interrupted(format!("{name}: {reason} while another process made it; run it again")));
+        };
+        drop(watch);
         if matches!(self.map(), Ok(Some(_))) {
             return Ok(());
         }

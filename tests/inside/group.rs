@@ -5,6 +5,7 @@ use super::oracle::relative;
 use super::{dataset, normalised, tiny};
 use crate::data::{Augment, Dataset};
 use crate::models::{Layers, Model, Op, student};
+use crate::store::atomic::try_lock;
 use crate::train::{
     CachedTensor, Control, Criterion, Examples, FeatureMethod, FitOptions, Group, History, KdLoss, Recipe, Rendezvous,
     UNLABELLED, UpdateRule, fit, layer_features,
@@ -13,6 +14,7 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor, nn};
@@ -312,6 +314,45 @@ fn failed(place: Rendezvous) -> (String, Duration) {
         Err(Error::Input(said) | Error::Network(said)) => (said, begun.elapsed()),
         Err(other) => panic!("{other}"),
     }
+}
+
+#[test]
+fn a_group_waits_for_its_folder_and_can_be_stopped_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = Mutex::new(try_lock(&folder.path().join(".run.lock")).unwrap());
+    let run = |group: Group, control: Control| {
+        let data = dataset(tempfile::tempdir().unwrap().path(), 0);
+        let [train, validation] = examples(&data, 1);
+        let folder = Some(folder.path().join("run"));
+        let options = FitOptions { epochs: 2, folder, control, group: Some(group), ..quick() };
+        fit(&mut in_double(&tiny), &train, &validation, &Criterion::cross_entropy(), &options).unwrap()
+    };
+    let stopped = ranks(2, |group| {
+        let (control, last) = (Control::default(), group.rank() == 1);
+        std::thread::scope(|scope| {
+            let fit = scope.spawn(|| run(group, control.clone()));
+            while last && !fit.is_finished() {
+                control.stop("test");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            fit.join().unwrap()
+        })
+    });
+    assert!(stopped.iter().all(|history| history.stopped.is_some() && history.records.is_empty()));
+    let trained = ranks(2, |group| {
+        if group.rank() == 1 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(500));
+                    held.lock().unwrap().take();
+                });
+                run(group, Control::default())
+            })
+        } else {
+            run(group, Control::default())
+        }
+    });
+    assert!(trained.iter().all(|history| history.records.len() == 2));
 }
 
 #[test]

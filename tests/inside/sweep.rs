@@ -534,9 +534,9 @@ fn a_second_sweep_of_the_same_folder_says_who_holds_it() {
     std::fs::create_dir(&sweep).unwrap();
     let held = std::fs::File::create(sweep.join("sweep.lock")).unwrap();
     held.lock().unwrap();
-    std::fs::write(sweep.join("sweep.lock"), "4711\n").unwrap();
+    std::fs::write(sweep.join("sweep.lock"), "process 4711 on box\n").unwrap();
     let error = bench.run(&small(), &sweep).unwrap_err().to_string();
-    assert!(error.contains("already running, in process 4711"), "{error}");
+    assert!(error.contains("already running: process 4711 on box; wait"), "{error}");
     drop(held);
     bench.run(&small(), &sweep).unwrap();
 }

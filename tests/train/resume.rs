@@ -1,56 +1,73 @@
 //! What is on disk after a fit, finished or killed, and who may go on from it.
 
 use super::*;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-/// Run by `a_killed_fit_resumes…` in a process of its own; by itself it does nothing.
+/// The fit of these tests in the folder `run` of `folder`. A slow one stops in the middle of its third epoch, until
+/// there is a file `go`.
+fn small_fit(folder: &Path, slow: bool, given: FitOptions) -> (Model, History) {
+    let data = dataset(tempfile::tempdir().unwrap().path(), 0);
+    let (train, validation) = examples(&data);
+    let (marker, go, steps) = (folder.join("in-third-epoch"), folder.join("go"), AtomicUsize::new(0));
+    let criterion = Criterion::soft("slow", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
+        // 8 training and 2 validation batches an epoch: the 25th is in the middle of the third.
+        if slow && steps.fetch_add(1, Ordering::Relaxed) == 24 {
+            std::fs::write(&marker, "").unwrap();
+            let start = Instant::now();
+            while !go.exists() && start.elapsed().as_secs() < 60 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap()
+    });
+    let mut model = Model::new("student", Device::Cpu, 1, &|vs| student(vs, 10)).unwrap();
+    let options = FitOptions { folder: Some(folder.join("run")), learning_rate: 1e-3, ..given };
+    let history = fit(&mut model, &train, &validation, &criterion, &options).unwrap();
+    (model, history)
+}
+
+/// Run by tests below in a process of its own; by itself it does nothing.
 #[test]
 fn child_fit() {
     let Ok(folder) = std::env::var("KDLAB_TEST_CHILD") else {
         return;
     };
-    let folder = Path::new(&folder);
-    let data = dataset(folder, 0);
-    let (train, validation) = examples(&data);
-    let marker = folder.join("in-third-epoch");
-    let slow = std::env::var_os("KDLAB_TEST_SLOW").is_some();
-    let steps = AtomicUsize::new(0);
-    let criterion = Criterion::soft("slow", KdLoss::new(4.0, 0.5).unwrap(), move |s, y, t, temperature, alpha| {
-        // 8 training and 2 validation batches an epoch: the 25th is in the middle of the third.
-        if slow && steps.fetch_add(1, Ordering::Relaxed) == 24 {
-            std::fs::write(&marker, "").unwrap();
-            std::thread::sleep(std::time::Duration::from_secs(60));
-        }
-        KdLoss::new(temperature, alpha).unwrap().forward(s, y, t).unwrap()
-    });
-    let mut model = Model::new("student", Device::Cpu, 1, &|vs| student(vs, 10)).unwrap();
-    let options = FitOptions { folder: Some(folder.join("run")), learning_rate: 1e-3, ..options(4) };
-    fit(&mut model, &train, &validation, &criterion, &options).unwrap();
+    let (folder, slow) = (Path::new(&folder), std::env::var_os("KDLAB_TEST_SLOW").is_some());
+    let (model, _) = small_fit(folder, slow, options(4));
     model.save(folder.join("final.safetensors")).unwrap();
+}
+
+fn child(folder: &Path, slow: bool) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "resume::child_fit"]).env("KDLAB_TEST_CHILD", folder).stdout(Stdio::null());
+    if slow {
+        command.env("KDLAB_TEST_SLOW", "1");
+    }
+    command.spawn().unwrap()
+}
+
+/// A fit in another process, which has come to its third epoch.
+fn begun(folder: &Path) -> Child {
+    let (mut child, start) = (child(folder, true), Instant::now());
+    while !folder.join("in-third-epoch").exists() {
+        assert!(start.elapsed().as_secs() < 120 && child.try_wait().unwrap().is_none(), "the child never got there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
+fn history(folder: &Path, name: &str) -> History {
+    History::load(folder.join(name).join("history.json")).unwrap()
 }
 
 #[test]
 fn a_killed_fit_resumes_and_ends_as_an_unbroken_one() {
-    let child = |folder: &Path, slow: bool| {
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "resume::child_fit"])
-            .env("KDLAB_TEST_CHILD", folder)
-            .stdout(std::process::Stdio::null());
-        if slow {
-            command.env("KDLAB_TEST_SLOW", "1");
-        }
-        command.spawn().unwrap()
-    };
     let (broken, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let mut killed = child(broken.path(), true);
-    let start = std::time::Instant::now();
-    while !broken.path().join("in-third-epoch").exists() {
-        assert!(start.elapsed().as_secs() < 50 && killed.try_wait().unwrap().is_none(), "the child never got there");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let mut killed = begun(broken.path());
     killed.kill().unwrap(); // SIGKILL
     killed.wait().unwrap();
-    let history = |folder: &Path| History::load(folder.join("run/history.json")).unwrap();
+    let history = |folder: &Path| history(folder, "run");
     assert_eq!(history(broken.path()).records.len(), 2);
     let begun = std::fs::metadata(broken.path().join("run/history.json")).unwrap().modified().unwrap();
     assert!(child(broken.path(), false).wait().unwrap().success());
@@ -60,6 +77,69 @@ fn a_killed_fit_resumes_and_ends_as_an_unbroken_one() {
     assert_eq!(history(broken.path()).records.len(), 4);
     let weights = |folder: &Path| std::fs::read(folder.join("final.safetensors")).unwrap();
     assert!(weights(broken.path()) == weights(whole.path()), "the resumed student ended with other weights");
+}
+
+#[test]
+fn a_fit_waits_for_another_process_in_its_folder_until_that_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = begun(folder.path());
+    let text = std::fs::read_to_string(folder.path().join(".run.lock")).unwrap();
+    assert!(text.starts_with(&format!("process {} on ", other.id())), "{text}");
+    let started = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&started);
+    let listener = Listener::new(move |event| {
+        counter.fetch_add(matches!(event, Event::Started { .. }).into(), Ordering::Relaxed);
+    });
+    let fit_here = |control: Control| {
+        let options = FitOptions { seed: 1, control, listener: listener.clone(), ..options(4) };
+        small_fit(folder.path(), false, options).1
+    };
+
+    let control = Control::default();
+    let stopped = std::thread::scope(|scope| {
+        let fit = scope.spawn(|| fit_here(control.clone()));
+        while !fit.is_finished() {
+            control.stop("test");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        fit.join().unwrap()
+    });
+    assert_eq!((stopped.stopped.as_deref(), stopped.records.len()), (Some("test"), 0));
+
+    let done = std::thread::scope(|scope| {
+        let fit = scope.spawn(|| fit_here(Control::default()));
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(started.load(Ordering::Relaxed), 0, "it did not wait");
+        other.kill().unwrap(); // SIGKILL
+        other.wait().unwrap();
+        fit.join().unwrap()
+    });
+    // The files of the two did not mix.
+    assert_eq!([&done, &history(folder.path(), "run-1")].map(|h| h.records.len()), [4, 2]);
+    assert_eq!(curve(&history(folder.path(), "run")), curve(&done));
+    assert!(folder.path().join("run-1/checkpoint.safetensors").exists());
+}
+
+#[test]
+fn a_fit_that_waited_for_the_same_one_has_its_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = begun(folder.path());
+    let (weights, done) = std::thread::scope(|scope| {
+        let fit = scope.spawn(|| {
+            let (model, history) = small_fit(folder.path(), false, options(4));
+            (values(&model), history)
+        });
+        // By then it waits.
+        std::thread::sleep(Duration::from_secs(2));
+        std::fs::write(folder.path().join("go"), "").unwrap();
+        fit.join().unwrap()
+    });
+    assert!(other.wait().unwrap().success());
+    // With the same seconds: it was not trained again.
+    assert_eq!(done, history(folder.path(), "run"));
+    let mut theirs = Model::new("student", Device::Cpu, 2, &|vs| student(vs, 10)).unwrap();
+    theirs.load(folder.path().join("final.safetensors")).unwrap();
+    assert!(weights == values(&theirs));
 }
 
 #[test]
