@@ -1,7 +1,10 @@
-"""Opens a kernel as the account that runs this, for `.ci/install`, and prints what that takes, as JSON.
+"""Opens a kernel as the account that runs this, for `.ci/install` and `.ci/crowd.py`, and prints what that takes, as
+JSON.
 
---hold FILE keeps it open until the file is there; --spy JSON tries to reach the kernel that the JSON describes.
+--hold FILE keeps it open until the file is there; --serve runs the cells that come on stdin, each a JSON string on a
+line; --spy JSON tries to reach the kernel that the JSON describes.
 """
+import contextlib
 import json
 import os
 import pathlib
@@ -31,8 +34,13 @@ def below(pid):
 
 def proportional_memory(pid):
     """Returns megabytes: what processes share is divided among them."""
-    lines = [line for p in below(pid) for line in open(f"/proc/{p}/smaps_rollup") if line.startswith("Pss:")]
-    return sum(int(line.split()[1]) for line in lines) // 1024
+    kilobytes = 0
+    for process in below(pid):
+        # A compiler may end meanwhile.
+        with contextlib.suppress(OSError):
+            lines = pathlib.Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes // 1024
 
 
 class Kernel:
@@ -70,9 +78,18 @@ class Kernel:
                 raise SystemExit(f"{code}\n" + "\n".join(message["content"]["traceback"]))
             printed.append(message["content"].get("text", ""))
 
-        reply = self.client.execute_interactive(code, timeout=600, output_hook=hook)
+        reply = self.client.execute_interactive(code, timeout=1800, output_hook=hook)
         assert reply["content"]["status"] == "ok", reply
         return "".join(printed), time.monotonic() - begin
+
+    def serve(self):
+        for line in sys.stdin:
+            try:
+                printed, seconds = self.run(json.loads(line))
+                answer = {"printed": printed, "seconds": seconds}
+            except SystemExit as problem:
+                answer = {"error": str(problem)}
+            print(json.dumps(answer), flush=True)
 
     def end(self):
         self.client.stop_channels()
@@ -98,11 +115,17 @@ def spy(facts):
         refused(folder, lambda: os.listdir(os.path.join(facts["home"], folder)))
 
 
-if sys.argv[1:2] == ["--spy"]:
-    spy(json.loads(sys.argv[2]))
-else:
+def main(mode="", argument=""):
+    if mode == "--spy":
+        return spy(json.loads(argument))
     kernel = Kernel()
     print(json.dumps(kernel.facts), flush=True)
-    while sys.argv[1:2] == ["--hold"] and not os.path.exists(sys.argv[2]):
+    if mode == "--serve":
+        kernel.serve()
+    while mode == "--hold" and not os.path.exists(argument):
         time.sleep(0.2)
     kernel.end()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
