@@ -103,8 +103,10 @@ if not asked["leave_running"]:
 
 # The course is copied to each person once. Later, what has changed is merged beside their own changes: where both
 # changed the same lines, theirs stay.
-merge = 'gitpuller "$KDLAB_COURSE" main "$HOME/kdlab" || mkdir -p "$HOME/kdlab"'
-c.Spawner.cmd = ["sh", "-c", merge + '; exec "$@"', "sh", asked["server"]]
+merge = '"$0" "$KDLAB_COURSE" main "$HOME/kdlab" || mkdir -p "$HOME/kdlab"'
+# By its place, because the servers' PATH need not hold it.
+gitpuller = os.path.join(os.path.dirname(asked["server"]), "gitpuller")
+c.Spawner.cmd = ["sh", "-c", merge + '; exec "$@"', gitpuller, asked["server"]]
 c.Spawner.default_url = "/lab"
 c.Spawner.notebook_dir = "~/kdlab"
 c.Spawner.args = [
