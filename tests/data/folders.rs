@@ -114,9 +114,12 @@ fn unreadable_images_are_skipped_and_named() -> Done {
     let whole = fs::read(folder.path().join("a/000.png"))?;
     fs::write(folder.path().join("a/cut.png"), &whole[..whole.len() / 2])?;
     fs::write(folder.path().join("b/text.jpg"), "this is no image")?;
+    // A hole, which takes no disk.
+    fs::File::create(folder.path().join("b/vast.png"))?.set_len(2 << 30)?;
     let data = data::image_folder(folder.path(), 8, &options(folder.path()))?;
     assert_eq!(data.train.len() + data.validation.len() + data.test.len(), 12);
-    assert_says(&data.notices[0], &["2 of 14 files skipped", "cut.png", "text.jpg"]);
+    let vast = "vast.png (its file has 2147483648 bytes, and 1073741824 are the most)";
+    assert_says(&data.notices[0], &["3 of 15 files skipped", "cut.png", "text.jpg", vast]);
     Ok(())
 }
 

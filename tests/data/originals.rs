@@ -149,6 +149,14 @@ fn crops_come_out_of_shards_too() -> Done {
     let [in_files, in_shards] = [open(&folder.path().join("images"))?.train, open(shards.path())?.train];
     let indices: Vec<i64> = (0..in_files.len() as i64).collect();
     assert!(seen(&in_shards, &cropped(0.2), &indices, 1).equal(&seen(&in_files, &cropped(0.2), &indices, 1)));
+    // The shard is cut between two epochs.
+    fs::File::options().write(true).open(shards.path().join("train-0.tar"))?.set_len(700)?;
+    let images = Examples::images(&in_shards, &Transform::imagenet(SIZE))?.augmented(&cropped(0.2))?;
+    let said = message(images.pictures(&indices, Some((&images.draw(0, 2), 0))).map(drop));
+    assert_says(
+        &said,
+        &["train-0.tar/", ".png is not what it was when the data were opened: ", "; open the data again"],
+    );
     Ok(())
 }
 

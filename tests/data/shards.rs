@@ -197,6 +197,7 @@ fn hostile_shards_lose_what_is_damaged_and_no_more() -> Done {
     for (bytes, wanted) in [
         (whole[..20 * 1024 + 600].to_vec(), "1 file is cut off or too large: not used: my-train-000001.tar/0010.png"),
         (whole[..20 * 1024 + 100].to_vec(), "my-train-000001.tar is damaged after 10 samples"),
+        (whole[..20 * 1024].to_vec(), "my-train-000001.tar is damaged after 10 samples (it has no end)"),
         ([&whole[..20 * 1024], &[7; 4096][..]].concat(), "my-train-000001.tar is damaged after 10 samples"),
         (Vec::new(), "no test folder"),
     ] {
@@ -248,6 +249,59 @@ fn hostile_shards_lose_what_is_damaged_and_no_more() -> Done {
             "my-val-000001.tar/text.jpg (",
         ],
     );
+    Ok(())
+}
+
+#[test]
+fn members_that_are_no_files_and_headers_that_claim_too_much_end_nothing() -> Done {
+    let shards = Shards::new()?;
+    let member = |kind: u8, name: &[u8], size: u64, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name);
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_size(size);
+        header.set_cksum();
+        let padding = bytes.len().next_multiple_of(512) - bytes.len();
+        [header.as_bytes().as_slice(), bytes, &vec![0; padding]].concat()
+    };
+    let file = |name: &[u8], bytes: &[u8]| member(b'0', name, bytes.len() as u64, bytes);
+    let sample = |stem: &[u8], red| {
+        [file(&[stem, b".png"].concat(), &png(red, 1)), file(&[stem, b".cls"].concat(), b"1")].concat()
+    };
+    let label = |stem: &[u8]| file(&[stem, b".cls"].concat(), b"1");
+    let pax = |size: u64, text: &[u8]| member(b'x', b"pax", size, text);
+    let (gigabytes, no_image) = (3 << 30, "1 sample is without an image of a kind that is read: not used: my-val-");
+    let cases = [
+        // Each with whether what follows is read.
+        (pax(gigabytes, b""), false, "damaged after 1 samples (a header of more than 1048576 bytes)"),
+        (member(b'L', b"long", gigabytes, b""), false, "damaged after 1 samples (a header of more than 1048576 bytes)"),
+        (member(b'0', b"huge.png", u64::MAX - 600, b""), false, "damaged after 1 samples (size overflow)"),
+        (
+            member(b'0', b"huge.png", gigabytes, b""),
+            false,
+            "cut off or too large: not used: my-val-000001.tar/huge.png",
+        ),
+        (member(b'S', b"sparse.png", 0, b""), false, "damaged after 1 samples"),
+        ([member(b'1', b"hard.png", 0, b""), label(b"hard")].concat(), true, no_image),
+        ([member(b'2', b"soft.png", 0, b""), label(b"soft")].concat(), true, no_image),
+        ([pax(16, b"16 path=a\0b.png\n"), file(b"x", &png(201, 1)), label(b"a?b")].concat(), true, ""),
+        (pax(30, b"99999999999999999999 path=a\n\0\0"), true, ""),
+        // It says that the image has no bytes, so its pixels are read as headers.
+        (pax(10, b"10 size=0\n"), false, "damaged after 2 samples (numeric field"),
+        (sample(b"\xff\xfe", 201), true, ""),
+    ];
+    for (i, (odd, goes_on, wanted)) in cases.into_iter().enumerate() {
+        let path = shards.path("my-val-000001.tar");
+        fs::write(&path, [sample(b"first", 200), odd, sample(b"last", 202)].concat())?;
+        // Holes, which take no disk.
+        fs::File::options().write(true).open(&path)?.set_len(4 << 30)?;
+        let data = shards.open()?;
+        let (seen, said) = (seen(&data.validation), data.notices.join("\n"));
+        assert!(!said.contains(|c: char| c.is_control() && c != '\n'), "case {i}: {said:?}");
+        assert_eq!(seen.contains(&202), goes_on, "case {i}: {seen:?} {said}");
+        assert!(seen.contains(&200), "case {i}: {seen:?} {said}");
+        assert_says(&said, &[wanted]);
+    }
     Ok(())
 }
 

@@ -10,6 +10,9 @@ use std::path::Path;
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_128;
 
+/// Largest size in bytes of an image's file.
+pub(super) const LARGEST: u64 = 1 << 30;
+
 /// A decoded file.
 pub(super) struct Decoded {
     /// u8 `[3, size, size]`.
@@ -49,8 +52,12 @@ fn read(path: &Path, size: i64, framing: Framing) -> std::result::Result<Decoded
 
 /// The bytes of a file; the error says why it cannot be read.
 pub(super) fn file_bytes(path: &Path) -> std::result::Result<Vec<u8>, String> {
-    if !std::fs::metadata(path).map_err(|e| e.to_string())?.is_file() {
+    let about = std::fs::metadata(path).map_err(|e| e.to_string())?;
+    if !about.is_file() {
         return Err("it is no file".to_owned());
+    }
+    if about.len() > LARGEST {
+        return Err(format!("its file has {} bytes, and {LARGEST} are the most", about.len()));
     }
     std::fs::read(path).map_err(|e| e.to_string())
 }

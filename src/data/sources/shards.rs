@@ -4,6 +4,7 @@
 //! Source: <https://github.com/webdataset/webdataset>.
 
 use super::classes::{Classes, class_list};
+use super::decode::LARGEST;
 use super::files::{file_name, list};
 use super::layout::{Labelled, Layout, Part, class_folders, shortened};
 use super::originals::Inside;
@@ -14,16 +15,18 @@ use crate::store::digest::digest;
 use crate::{Error, Result};
 use image::ImageFormat;
 use kdlab_client::watch;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 /// Largest size in bytes of a sample's label.
 const LABEL: u64 = 1 << 20;
-/// Largest size in bytes of a sample's image.
-const IMAGE: u64 = 1 << 30;
+/// Largest size in bytes of all headers of a member.
+const HEADER: usize = 1 << 20;
 /// More shards than these take so long that a line says what happens.
 const MANY: usize = 20;
 
@@ -145,12 +148,15 @@ fn scan(shard: &Path) -> Result<Scan> {
     let file = File::open(shard).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let (mut found, mut place_of) = (Scan::default(), HashMap::new());
-    let mut archive = tar::Archive::new(&file);
+    let headers = Headers { file: &file, left: Cell::new(HEADER) };
+    let mut archive = tar::Archive::new(&headers);
     for entry in archive.entries_with_seek().map_err(io)? {
+        headers.left.set(HEADER);
         let entry = match entry {
             Ok(entry) => entry,
             Err(e) => {
-                found.damaged = Some(e.to_string().lines().next().unwrap_or_default().to_owned());
+                // It may quote the shard.
+                found.damaged = Some(e.to_string().replace(char::is_control, "?").chars().take(80).collect());
                 break;
             }
         };
@@ -163,7 +169,7 @@ fn scan(shard: &Path) -> Result<Scan> {
         if !entry.header().entry_type().is_file() || !(is_image || ending == "cls" || ending == "json") {
             continue;
         }
-        let (offset, size, most) = (entry.raw_file_position(), entry.size(), if is_image { IMAGE } else { LABEL });
+        let (offset, size, most) = (entry.raw_file_position(), entry.size(), if is_image { LARGEST } else { LABEL });
         let whole = size <= most && offset.checked_add(size).is_some_and(|end| end <= length);
         let place = *place_of.entry(key.clone()).or_insert_with(|| {
             found.samples.push((key, Sample::default()));
@@ -192,7 +198,39 @@ fn scan(shard: &Path) -> Result<Scan> {
             Some(_) => found.twice.push(name),
         }
     }
+    let mut last = [0; 512];
+    let end = length.checked_sub(512).map(|from| file.read_exact_at(&mut last, from));
+    if end.transpose().map_err(io)?.is_some() && last != [0; 512] {
+        found.damaged.get_or_insert_with(|| "it has no end".into());
+    }
     Ok(found)
+}
+
+/// A shard of which headers alone are read. The tar crate takes those of a member into memory, however long they say
+/// they are.
+struct Headers<'a> {
+    file: &'a File,
+    /// Bytes that may be read before the next member.
+    left: Cell<usize>,
+}
+
+impl Read for &Headers<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if self.left.get() == 0 {
+            return Err(std::io::Error::other(format!("a header of more than {HEADER} bytes")));
+        }
+        let (mut file, most) = (self.file, into.len().min(self.left.get()));
+        let read = file.read(&mut into[..most])?;
+        self.left.set(self.left.get() - read);
+        Ok(read)
+    }
+}
+
+impl Seek for &Headers<'_> {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let mut file = self.file;
+        file.seek(to)
+    }
 }
 
 fn in_text(text: &str) -> Option<Label> {
@@ -233,7 +271,9 @@ fn arranged(path: &Path, shards: Vec<(Part, PathBuf)>, scanned: Vec<Scan>, known
         let named = |name: &String| format!("{place}/{name}");
         if let Some(why) = scan.damaged {
             let n = scan.samples.len();
-            layout.notices.push(format!("{place} is damaged after {n} samples ({why}): the rest of it is not used"));
+            layout.notices.push(format!(
+                "{place} is damaged after {n} samples ({why}): the rest of it is not used; get it again"
+            ));
         }
         twice.extend(scan.twice.iter().map(named));
         cut.extend(scan.cut.iter().map(named));
