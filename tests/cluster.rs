@@ -7,6 +7,7 @@ mod common;
 use common::dataset;
 use kdlab::study::SweepReport;
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -144,15 +145,15 @@ fn killed_workers_and_drivers_cost_no_result_and_leave_no_process() {
     assert!(!driver.wait().unwrap().success());
     bench.nothing_is_left();
 
-    // It goes on. A worker is killed while its fit is in the middle, and the fit's process ends with it.
-    let mut driver = bench.start("there", "local:2");
+    // It goes on. The only worker is killed while its fit is in the middle, and the fit's process ends with it.
+    let mut driver = bench.start("there", "local:1");
     let (fit, place) = bench.fit_at("there", 4);
     kill("-KILL", parent(fit));
     wait_for("the end of the fit", 15, || bench.processes().iter().all(|(id, _)| *id != fit));
     wait_for("two runs", 120, || bench.report("there").is_ok_and(|report| report.runs.len() > 1));
     // Then the program that hands out the fits is killed.
     let processes = bench.processes();
-    let hands_out = |(id, line): &&(i32, String)| line.contains("local:2") && *id != driver.id() as i32;
+    let hands_out = |(id, line): &&(i32, String)| line.contains("local:1") && *id != driver.id() as i32;
     kill("-KILL", processes.iter().find(hands_out).unwrap().0);
     assert!(!driver.wait().unwrap().success());
     bench.nothing_is_left();
@@ -176,6 +177,37 @@ fn killed_workers_and_drivers_cost_no_result_and_leave_no_process() {
     // In one process everything is found.
     assert!(bench.sweep("there", &[PLAN]).status().unwrap().success());
     assert_eq!(bench.report("there").unwrap().runs, report.runs);
+}
+
+#[test]
+fn jobs_of_pbs_are_submitted_and_cancelled_and_a_refusal_is_told() {
+    let bench = Bench::new();
+    let plan = r#"{"name": "try", "alphas": [0.5], "epochs": 2, "batch_size": 8, "seeds": [0, 1]}"#;
+    // In the place of PBS: what runs the script here, in a session of its own.
+    let tools = bench.runs("tools");
+    let tool = |name: &str, script: &str| {
+        std::fs::create_dir_all(&tools).unwrap();
+        std::fs::write(tools.join(name), format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(tools.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    let run = || bench.sweep("pbs", &[plan, "--on", "pbs:1"]).env("PATH", &path).output().unwrap();
+
+    tool("qsub", "echo 'qsub: Unknown queue' >&2; exit 170");
+    let output = run();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("qsub took no job: qsub: Unknown queue; call it"), "{said}");
+    bench.nothing_is_left();
+
+    // Dask removes the script as soon as it is taken.
+    tool("qsub", "cp \"$1\" \"$0.job\"; setsid bash \"$0.job\" > /dev/null 2>&1 < /dev/null & echo $!.box");
+    tool("qdel", "kill -TERM -- -\"$1\"; echo \"$1\" >> \"$0.jobs\"");
+    let output = run();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    bench.nothing_is_left();
+    assert_eq!(std::fs::read_to_string(tools.join("qdel.jobs")).unwrap().lines().count(), 1);
+    assert!(bench.sweep("here", &[plan]).status().unwrap().success());
+    assert_eq!(results(&bench.report("pbs").unwrap()), results(&bench.report("here").unwrap()));
 }
 
 #[test]
@@ -234,5 +266,5 @@ fn fits_are_shared_among_kinds_of_cpu() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dispatcher.py");
     let output = Command::new(python()).arg(script).env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("Ran 2 tests"), "{said}");
+    assert!(output.status.success() && said.contains("Ran 3 tests"), "{said}");
 }

@@ -77,6 +77,16 @@ class Sharing(unittest.TestCase):
         self.assertEqual(len(self.said), 1)
         self.assertIn("waiting for a worker with old, on which these seeds began: [0]", self.said[0]["line"])
 
+    def test_the_loss_of_all_workers_is_told(self):
+        client, sharing = make({"new": 1}, {}, seeds=1)
+        sharing.hand_out()
+        client.threads = {}
+        sharing.hand_out()
+        self.assertEqual(self.said, [{"line": "waiting for a worker"}])
+        sharing.local, sharing.idle_since = True, -dispatcher.SILENCE
+        with self.assertRaises(dispatcher.Broken):
+            sharing.hand_out()
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -21,6 +21,7 @@ import traceback
 import uuid
 
 from distributed import Client, LocalCluster, Security, WorkerPlugin, get_client, get_worker
+from distributed.core import Status
 
 # A fit looks this often whether it shall stop, and the dispatcher shows this often that it lives.
 LOOK = 1.0
@@ -51,6 +52,10 @@ class Cores(WorkerPlugin):
 
     async def setup(self, worker):
         await worker.set_resources(**{CORES + cpu_name(): worker.state.nthreads})
+        # The scheduler looks for tasks that nobody could take when a worker begins to run, which was before. Else a fit
+        # whose worker died would wait for ever if that was the last one.
+        worker.status = Status.paused
+        worker.status = Status.running
 
 
 def fit(program, work, place, environment, topic):
@@ -130,6 +135,7 @@ class Broken(Exception):
 
 
 speech = threading.Lock()
+refused = queue.SimpleQueue()
 stopping = threading.Event()
 
 
@@ -149,6 +155,21 @@ def is_here(address):
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def telling(job):
+    """A kind of job that says why it was not taken. Dask would try it again for ever."""
+
+    class Job(job):
+        async def _submit_job(self, script):
+            try:
+                return await super()._submit_job(script)
+            except Exception as error:
+                why = str(error).rpartition("stderr:")[2].strip() or str(error)
+                refused.put(f"{self.submit_command} took no job: {' '.join(why.split())}")
+                raise
+
+    return Job
 
 
 def start(where, work):
@@ -176,6 +197,7 @@ def start(where, work):
         jobs = {"slurm": dask_jobqueue.SLURMCluster, "pbs": dask_jobqueue.PBSCluster}[kind]
         cluster = jobs(
             **usual,
+            job_cls=telling(jobs.job_cls),
             security=True,
             protocol="tls://",
             shared_temp_directory=str(private),
@@ -213,9 +235,9 @@ def start(where, work):
 class Dispatcher:
     """Fits that wait, fits that run, and the kind of CPU on which each seed stays."""
 
-    def __init__(self, client, path, program):
+    def __init__(self, client, path, program, local=False):
         work = json.loads(path.read_text())
-        self.client, self.path, self.program = client, path, program
+        self.client, self.path, self.program, self.local = client, path, program, local
         self.environment = work["environment"]
         self.waiting = collections.deque(work["fits"])
         self.cpus = {int(seed): cpu for seed, cpu in work["cpus"].items()}
@@ -228,7 +250,8 @@ class Dispatcher:
         """Returns how many fits more each kind of CPU takes, most first."""
         kinds = collections.Counter()
         # Some versions of Dask name five workers if they are not asked for all.
-        for worker in self.client.scheduler_info(n_workers=-1)["workers"].values():
+        self.workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        for worker in self.workers.values():
             resources = worker["resources"].items()
             kinds.update({name[len(CORES) :]: int(units) for name, units in resources if name.startswith(CORES)})
         kinds.subtract(collections.Counter(cpu for cpu, _ in self.running.values()))
@@ -265,15 +288,19 @@ class Dispatcher:
                 )
                 self.running[future] = (cpu, chosen)
                 future.add_done_callback(self.ended.put)
-        if self.running:
+        if self.running and self.workers:
             self.idle_since = time.monotonic()
-        elif self.waiting and time.monotonic() > self.idle_since + QUIET:
+            self.said.clear()
+        elif self.local and not self.workers and time.monotonic() > self.idle_since + SILENCE:
+            raise Broken("all workers have ended and none came back; run the sweep again, and it goes on")
+        elif time.monotonic() > self.idle_since + QUIET:
             seeds = sorted({fit["seed"] for fit in self.waiting})
             kinds = sorted({self.cpus[seed] for seed in seeds if seed in self.cpus})
+            logs = self.path.parent / "jobs"
             self.tell(
                 f"waiting for a worker with {' or '.join(kinds)}, on which these seeds began: {seeds}"
                 if free
-                else "waiting for a worker"
+                else "waiting for a worker" + (f"; {logs} has what its jobs write" if logs.exists() else "")
             )
 
     def tell(self, line):
@@ -308,6 +335,11 @@ class Dispatcher:
             self.show_life()
             self.hand_out()
             with contextlib.suppress(queue.Empty):
+                why = refused.get_nowait()
+                if not self.workers:
+                    raise Broken(f"{why}; call it where jobs are submitted; docs/cluster.md has the settings")
+                self.tell(why)
+            with contextlib.suppress(queue.Empty):
                 self.collect(self.ended.get(timeout=LOOK / 4))
 
     def stop(self):
@@ -340,7 +372,7 @@ def main(path, where, program):
             # There it listens, whatever address its workers use.
             link = re.sub("//[^/]*:", "//127.0.0.1:", link)
         say(line=f"Dask's dashboard: {link}")
-        dispatcher = Dispatcher(client, path, program)
+        dispatcher = Dispatcher(client, path, program, where.startswith("local:"))
         try:
             dispatcher.run()
         except Stopped:
