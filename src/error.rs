@@ -63,7 +63,8 @@ impl From<tch::TchError> for Error {
         // libtorch appends a C++ stack trace; the first line holds the reason and the shapes.
         let text = e.to_string();
         let reason = text.lines().next().unwrap_or_default().trim();
-        Error::Torch(reason.strip_prefix("Internal torch error: ").unwrap_or(reason).to_owned())
+        let reason = reason.strip_prefix("Internal torch error: ").unwrap_or(reason);
+        Error::Torch(reason.to_owned() + &crate::gpu::advice(reason).unwrap_or_default())
     }
 }
 

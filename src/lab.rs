@@ -455,6 +455,9 @@ impl fmt::Display for Lab {
         let [teacher, student] = [p.teacher_size, p.student_size].map(|size| self.precision_at(size));
         write!(f, "device    {}, {teacher}", device_name(self.device))?;
         writeln!(f, "{}", if student == teacher { String::new() } else { format!(", students in {student}") })?;
+        if let Some(share) = variable("KDLAB_GPU_SHARE").filter(|_| self.device.is_cuda()) {
+            writeln!(f, "memory    {share} are yours")?;
+        }
         writeln!(f, "profile   {} (KDLAB_PROFILE=article|laptop|smoke chooses another)", p.name)?;
         writeln!(
             f,

@@ -4,7 +4,7 @@
 //!
 //! | room | what is in it |
 //! | --- | --- |
-//! | `error`, `store` | errors; files that are whole or absent, tensors on disk, downloads |
+//! | `gpu`, `error`, `store` | a full GPU; errors; files that are whole or absent, tensors on disk, downloads |
 //! | `native` | operations of libtorch that tch does not wrap, in C++ |
 //! | [`data`] | images with labels, in three splits |
 //! | [`models`] | the student, the teachers and their weight files |
@@ -21,6 +21,7 @@ extern crate self as kdlab;
 
 pub mod data;
 mod error;
+mod gpu;
 mod lab;
 pub mod models;
 mod native;

@@ -23,6 +23,7 @@ unsafe extern "C" {
     fn kdlab_autocast_swap(device: i8, enabled: *mut bool, dtype: *mut i8) -> Failure;
     fn kdlab_autocast_nest(begin: bool) -> Failure;
     fn kdlab_gpu_has_bf16(index: i8, result: *mut bool) -> Failure;
+    fn kdlab_gpu_release() -> Failure;
     fn kdlab_onednn_convolve(
         x: Handle,
         weight: Handle,
@@ -145,6 +146,12 @@ pub(crate) fn gpu_has_bf16(index: usize) -> bool {
     let mut result = false;
     // SAFETY: the pointer is to `result`.
     check(unsafe { kdlab_gpu_has_bf16(index, &mut result) }).is_ok() && result
+}
+
+/// Gives the GPU's memory that this process has taken and no longer uses back to the others. Does nothing without a GPU.
+pub(crate) fn release_gpu_memory() -> Result<()> {
+    // SAFETY: it takes nothing.
+    check(unsafe { kdlab_gpu_release() })
 }
 
 /// Computes `activation(conv2d(x, weight, bias) + sum)` in one operation of oneDNN, written over `sum` where there is
@@ -270,5 +277,6 @@ mod tests {
         let reason = convolve(Some(&bias)).unwrap_err().to_string();
         assert!(reason.len() > 20 && !reason.contains('\n'), "{reason:?}");
         assert!(!gpu_has_bf16(99), "there is no such GPU");
+        assert!(release_gpu_memory().is_ok());
     }
 }

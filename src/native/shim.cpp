@@ -8,6 +8,7 @@
 #endif
 
 #include <ATen/Config.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -78,6 +79,13 @@ char* kdlab_gpu_has_bf16(int8_t index, bool* result) {
   return guarded([&] {
     c10::DeviceGuard guard(c10::Device(c10::DeviceType::CUDA, index));
     *result = at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
+  });
+}
+
+// Gives the memory of the GPU that this process has taken and does not use back to the others.
+char* kdlab_gpu_release() {
+  return guarded([] {
+    if (at::accelerator::getAccelerator()) at::accelerator::emptyCache();
   });
 }
 

@@ -95,7 +95,12 @@ pub(crate) fn fit_with(settings: &LoopSettings, task: Task) -> Result<History> {
     let options = if task.options.rank() == 0 { task.options } else { &silent };
     let task = Task { options, ..task };
     let _on_panic = OnPanic(options);
+    let on_gpu = task.model.device().is_cuda();
     let done = run(settings, task);
+    if on_gpu {
+        // libtorch keeps the memory of what is dropped, and others may share the GPU.
+        let _ = crate::native::release_gpu_memory();
+    }
     if let Err(e) = &done {
         options.listener.notify(&Event::Failed { name: options.name.clone(), error: e.to_string() });
     }

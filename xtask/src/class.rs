@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::paths::Paths;
 use crate::setup::{self, python};
 use crate::steps::Step;
-use crate::{files, tools};
+use crate::{files, gpu, tools};
 
 const CONFIG: &str = include_str!("../class/jupyterhub_config.py");
 const PACKAGE: &str = include_str!("../class/package.json");
@@ -58,6 +58,9 @@ pub struct ClassArgs {
     /// Cores of each person, such as 2 (with systemd)
     #[arg(long)]
     cpus: Option<f64>,
+    /// GPU memory of each kernel, such as 8G
+    #[arg(long, value_name = "SIZE", value_parser = |size: &str| gpu::size(size).map(|_| size.to_owned()))]
+    gpu_memory: Option<String>,
     /// Run everybody's server under your own account, as is done anyway if you are not root. Everybody can then read
     /// and change everybody's files
     #[arg(long)]
@@ -133,12 +136,14 @@ pub fn run(paths: &Paths, args: &ClassArgs) -> Result<()> {
     };
     let (certificate, key) = (absolute(&args.certificate)?, absolute(&args.key)?);
     let scheme = if certificate.is_some() { "https" } else { "http" };
+    let mut environment = environment(paths, installed)?;
+    environment.extend(args.gpu_memory.iter().map(|size| (gpu::MEMORY.to_owned(), json!(size))));
     let asked = json!({
         "folder": folder, "own": own, "address": args.address, "port": port, "certificate": certificate, "key": key,
         "code": code, "instructor_code": instructor_code, "list": list, "instructors": args.instructor,
         "idle": 60 * args.idle, "memory": args.memory, "cpus": args.cpus, "accounts": accounts,
         "leave_running": args.leave_running, "course": course, "proxy": proxy,
-        "server": bin.join("jupyterhub-singleuser"), "environment": environment(paths, installed)?,
+        "server": bin.join("jupyterhub-singleuser"), "environment": environment,
     });
     let config = own.join("jupyterhub_config.py");
     files::write(&config, CONFIG)?;

@@ -11,7 +11,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::paths::{self, Paths};
 use crate::tools;
-use crate::{build_directories, files, installed};
+use crate::{build_directories, files, gpu, installed};
 
 /// Names the build directory for the kernel, regardless of locks: set-up builds the template through it.
 pub const BUILD_DIRECTORY: &str = "KDLAB_KERNEL_BUILD_DIRECTORY";
@@ -94,7 +94,7 @@ pub fn start(paths: &Paths, connection_file: &Path) -> Result<()> {
         command.arg("--control_file");
     }
     let config = configure(paths, stock)?;
-    command.arg(connection_file).envs(paths.environment()?);
+    command.arg(connection_file).envs(paths.environment()?).envs(gpu::limit()?);
     command.env("CARGO_HOME", cargo_home(paths)).env(CACHE, paths.kernel_config()?);
     for name in FOREIGN {
         command.env_remove(name);

@@ -15,6 +15,7 @@ mod doctor;
 mod execute;
 mod exercises;
 mod files;
+mod gpu;
 mod install;
 mod installed;
 mod kernel;

@@ -10,7 +10,8 @@ use std::process::Command;
 use sources::Krate;
 
 /// The rooms of kdlab. A file uses only its own room and those above it in this list.
-const ROOMS: [&str; 10] = ["error", "native", "store", "data", "models", "train", "study", "show", "profile", "lab"];
+const ROOMS: [&str; 11] =
+    ["gpu", "error", "native", "store", "data", "models", "train", "study", "show", "profile", "lab"];
 /// The rooms of the live kernel, in the same sense.
 const KERNEL_ROOMS: [&str; 6] = ["private", "processes", "config", "cells", "launch", "server"];
 
