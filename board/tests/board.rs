@@ -217,7 +217,8 @@ fn the_first_post_of_a_pair_stands_and_a_seed_counts_once() {
     // Without `http://` and in lower case, as people type it.
     let seeds = ada.join(board.address.trim_start_matches("http://"), &board.code.to_lowercase()).unwrap();
     assert_eq!(seeds, ada.join(&board.address, &board.code).unwrap(), "joining again changes nothing");
-    bob.join(&board.address, &board.code).unwrap();
+    // As the projector's page shows it, with the code.
+    bob.join(&format!("{}/#{}", board.address, board.code), &board.code).unwrap();
 
     let said = ada.post("Ada", &first).unwrap().to_string();
     assert_eq!(said, ada.post("Ada", &first).unwrap().to_string());

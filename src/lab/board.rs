@@ -52,7 +52,8 @@ impl Lab {
     /// # Errors
     /// When no board answers there, or the code is not its code.
     pub fn join(&self, address: &str, code: &str) -> Result<Vec<u64>> {
-        let address = address.trim().trim_end_matches('/');
+        // The projector's page has the code behind the address.
+        let address = address.split('#').next().unwrap_or_default().trim().trim_end_matches('/');
         let scheme = if address.contains("://") { "" } else { "http://" };
         let board = Board { address: format!("{scheme}{address}"), code: code.trim().to_owned() };
         let id = self.member(true)?.id;
