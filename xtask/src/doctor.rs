@@ -72,7 +72,10 @@ pub fn examine(paths: &Paths, user: bool) -> Result<()> {
         folders(paths, &mut report);
     }
     match report.problems {
-        0 => Ok(()),
+        0 => {
+            progress::line(if begun(paths) { "all is in place" } else { "ready for set-up" });
+            Ok(())
+        }
         1 => bail!("one problem; its fix is above"),
         n => bail!("{n} problems; their fixes are above"),
     }
@@ -90,9 +93,18 @@ fn machine(report: &mut Report) {
     report.found_or("C++ compiler", compiler, "not found", &fix);
 }
 
+/// Whether set-up has installed anything.
+fn begun(paths: &Paths) -> bool {
+    [paths.venv(), paths.libtorch(), paths.kernel()].iter().any(|part| part.exists())
+}
+
 fn installed(paths: &Paths, report: &mut Report) {
-    if ![paths.venv(), paths.libtorch(), paths.kernel()].iter().any(|part| part.exists()) {
-        return report.note("set-up", "not yet: `cargo lab` begins with it, and `cargo lab setup` does only that");
+    if !begun(paths) {
+        report.note("set-up", "not yet: `cargo lab` begins with it, and `cargo lab setup` does only that");
+        if tools::nvidia_driver().is_some() {
+            report.note("CUDA", "set-up takes libtorch for CUDA, 5 GB; `cargo lab setup --cpu` takes the one without");
+        }
+        return;
     }
     let setup_fix = if paths.installed { "ask who installed kdlab" } else { "run `cargo lab setup`" };
     let jupyter = first_line(Command::new(paths.python()).args(["-m", "jupyterlab", "--version"]));
@@ -211,6 +223,10 @@ fn data(paths: &Paths, report: &mut Report) -> Result<()> {
         .filter(|name| name.ends_with(".pth") || name.ends_with(".safetensors"))
         .collect();
     let found = (!names.is_empty()).then(|| format!("{}: {}", weights.display(), names.join(", ")));
+    if found.is_none() && !begun(paths) {
+        report.note("weights", "none yet; set-up fetches them");
+        return Ok(());
+    }
     let fix = format!("run `cargo lab setup`, or put {} there", weights::FILE);
     report.found_or("weights", found, &format!("none in {}", weights.display()), &fix);
     Ok(())

@@ -76,13 +76,16 @@ fn cargo_beside_path_is_found() {
     let said = |home: &std::path::Path| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
         command.arg("doctor").env("KDLAB_ROOT", folder.path()).env("HOME", home).env("PATH", "/usr/bin:/bin");
-        let output = command.env_remove("CARGO_HOME").env_remove("CARGO").output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        for variable in ["CARGO_HOME", "CARGO", "KDLAB_CACHE", "XDG_CACHE_HOME", "KDLAB_DATA"] {
+            command.env_remove(variable);
+        }
+        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
     };
     let found = said(folder.path());
     assert!(found.contains("rustc 1.95.0 of the user"), "{found}");
     // What set-up installs is not missing before the first set-up.
     assert!(found.contains("--  set-up") && !found.contains("not installed"), "{found}");
+    assert!(found.contains("--  weights"), "{found}");
     let missing = said(&folder.path().join("nobody"));
     assert!(missing.contains("NO  Rust") && missing.contains("rustup.rs"), "{missing}");
 }
