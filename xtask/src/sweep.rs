@@ -121,8 +121,8 @@ impl SweepArgs {
 pub fn run(paths: &Paths, args: &SweepArgs) -> Result<()> {
     setup::set_up(paths, None)?;
     let program = match &args.on {
-        Some(_) => prepare_for_clusters(paths)?,
-        None => program::compiled(paths, "sweep", "sweeps")?,
+        Some(place) if place != "slurm-array" => prepare_for_clusters(paths)?,
+        _ => program::compiled(paths, "sweep", "sweeps")?, // the jobs of an array run without Dask
     };
     let mut command = Command::new(program);
     command.arg(args.fields().to_string());
