@@ -64,7 +64,7 @@ c.Authenticator.otp_prompt = "Class code, the first time only:"
 c.Authenticator.username_pattern = "[a-z][a-z0-9-]{0,29}"
 c.Authenticator.admin_users = set(asked["instructors"])
 # Without a list, everybody who has the code.
-listed = set(asked["list"])
+listed = set(asked["list"] + asked["instructors"]) if asked["list"] else set()
 c.Authenticator.allowed_users = listed
 c.Authenticator.allow_all = not listed
 c.FirstUseAuthenticator.dbm_path = f"{own}/passwords.dbm"
