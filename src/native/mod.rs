@@ -148,7 +148,7 @@ pub(crate) fn gpu_has_bf16(index: usize) -> bool {
     check(unsafe { kdlab_gpu_has_bf16(index, &mut result) }).is_ok() && result
 }
 
-/// Gives the GPU's memory that this process has taken and no longer uses back to the others. Does nothing without a GPU.
+/// Gives back the GPU's memory that this process has taken and no longer uses. Does nothing without a GPU.
 pub(crate) fn release_gpu_memory() -> Result<()> {
     // SAFETY: it takes nothing.
     check(unsafe { kdlab_gpu_release() })

@@ -16,8 +16,8 @@ const SHARE: &str = "KDLAB_GPU_SHARE";
 /// Where libtorch reads its settings of the GPU's memory.
 const SETTINGS: &str = "PYTORCH_CUDA_ALLOC_CONF";
 
-/// Returns the variables with which libtorch takes no more than the memory that `KDLAB_GPU_MEMORY` names. There are none
-/// if it is unset, or if there is no GPU.
+/// Returns the variables with which libtorch takes no more than the memory that `KDLAB_GPU_MEMORY` names. There are
+/// none if it is unset, or if there is no GPU.
 pub fn limit() -> Result<Vec<(&'static str, OsString)>> {
     let Some(named) = tools::variable(MEMORY) else { return Ok(vec![]) };
     let mine = match size(&named.to_string_lossy()) {

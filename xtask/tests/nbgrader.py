@@ -1,4 +1,4 @@
-"""A class hands in right and wrong answers, and nbgrader grades them: nbgrader.py NBGRADER COURSE SOURCES [EXERCISE...].
+"""A class hands in right and wrong answers, nbgrader grades them: nbgrader.py NBGRADER COURSE SOURCES [EXERCISE...].
 
 Person `right` hands in the solutions; person `wrong-N` hands in the Nth usual mistake of each answer that has so many.
 """

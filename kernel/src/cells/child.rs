@@ -159,8 +159,8 @@ impl Child {
         }
     }
 
-    /// Takes what evcxr has sent. Returns it once it ends with a whole line: evcxr sends a command in parts, and a child
-    /// that got the first of them would seem to wait for a line from the user.
+    /// Takes what evcxr has sent. Returns it once it ends with a whole line: evcxr sends a command in parts, and a
+    /// child that got the first of them would seem to wait for a line from the user.
     pub fn whole_command(&mut self, part: &[u8]) -> Option<Vec<u8>> {
         self.begun.extend_from_slice(part);
         self.begun.ends_with(b"\n").then(|| std::mem::take(&mut self.begun))
