@@ -226,7 +226,7 @@ fn the_course_runs_on_stock_evcxr_jupyter() {
     course(&runs, "stock", &names);
     assert_eq!(figures(&runs, &names), [2, 2, 0, 5, 3, 3]);
     let sweep = Value::from(outputs(&runs, WORKSHOP[1])).to_string();
-    assert!(sweep.contains(" of 25 runs done; "), "a sweep prints its runs: {sweep}");
+    assert!(sweep.contains(" of 40 runs done; "), "a sweep prints its runs: {sweep}");
     let fits = Value::from(outputs(&runs, "04_distillation")).to_string();
     assert!(fits.contains("student-distilled  2/2  train"), "a fit prints its epochs: {fits}");
     // A cell that fails stops the run there, too.
