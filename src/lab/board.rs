@@ -45,9 +45,7 @@ struct Posted {
 impl Lab {
     /// Joins the board of a class, with the address and the class code that `cargo lab board` prints. Returns three
     /// seeds that nobody else in the class gets: runs of the same seed are nearly the same run, so only other seeds
-    /// tell the class more. On a server where `KDLAB_BOARD` and `KDLAB_BOARD_CODE` name the board, [`Lab::post`] needs
-    /// no
-    /// `join`.
+    /// tell the class more. Where `KDLAB_BOARD` and `KDLAB_BOARD_CODE` name the board, [`Lab::post`] needs no `join`.
     ///
     /// # Errors
     /// When no board answers there, or the code is not its code.
