@@ -116,6 +116,7 @@ c.Spawner.args = [
     "--MappingKernelManager.kernel_info_timeout=600",
     # A kernel that runs a cell is not idle. The server of a person ends after its last kernel.
     f"--MappingKernelManager.cull_idle_timeout={asked['idle']}",
+    f"--MappingKernelManager.cull_interval={max(10, min(300, asked['idle'] // 4))}",
     "--MappingKernelManager.cull_connected=True",
     f"--ServerApp.shutdown_no_activity_timeout={asked['idle']}",
 ]

@@ -22,6 +22,10 @@ const CONFIG: &str = include_str!("../class/jupyterhub_config.py");
 const PACKAGE: &str = include_str!("../class/package.json");
 const PACKAGE_LOCK: &str = include_str!("../class/package-lock.json");
 
+/// Variables of the instructor's that also hold for everybody's kernels.
+const PASSED_ON: [&str; 6] =
+    ["KDLAB_PROFILE", "KDLAB_DEVICE", "KDLAB_PRECISION", "KDLAB_BOARD", "KDLAB_BOARD_CODE", gpu::MEMORY];
+
 #[derive(Args)]
 pub struct ClassArgs {
     /// Folder for passwords, the hub's database and, without system accounts, everybody's files [default: .kdlab/class;
@@ -137,6 +141,8 @@ pub fn run(paths: &Paths, args: &ClassArgs) -> Result<()> {
     let (certificate, key) = (absolute(&args.certificate)?, absolute(&args.key)?);
     let scheme = if certificate.is_some() { "https" } else { "http" };
     let mut environment = environment(paths, installed)?;
+    let chosen = PASSED_ON.into_iter().filter_map(|name| Some((name, tools::variable(name)?)));
+    environment.extend(chosen.map(|(name, value)| (name.to_owned(), json!(value.to_string_lossy()))));
     environment.extend(args.gpu_memory.iter().map(|size| (gpu::MEMORY.to_owned(), json!(size))));
     let asked = json!({
         "folder": folder, "own": own, "address": args.address, "port": port, "certificate": certificate, "key": key,

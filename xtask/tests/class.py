@@ -37,7 +37,8 @@ def start():
         file.write("ada\nbob\nhetty\n")
     command = [lab, "class", "--one-account", "--folder", folder, "--port", port, "--code", "kudu-42"]
     command += ["--list", names, "--instructor", "hetty"]
-    hub = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    chosen = {**os.environ, "KDLAB_PROFILE": "smoke", "KDLAB_BOARD": "http://127.0.0.1:8765"}
+    hub = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=chosen)
     until("the hub", lambda: answers(f"{base}/hub/api") or hub.poll() is not None, 600)
     assert hub.poll() is None, open(f"{folder}.log").read()[-3000:]
     return hub
@@ -125,6 +126,8 @@ for number, person in enumerate([ada, bob]):
     person.run(f"let own = {number};")
     assert person.run("own + 41") == str(number + 41)
 assert ada.session.get(f"{bob.home}/api/contents").status_code == 403
+chosen = ada.run('for name in ["KDLAB_PROFILE", "KDLAB_BOARD"] { println!("{}", std::env::var(name)?); }')
+assert chosen.split() == ["smoke", "http://127.0.0.1:8765"], chosen
 say("each has a kernel of their own")
 
 hub.kill()
