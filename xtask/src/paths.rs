@@ -185,9 +185,11 @@ impl Paths {
         self.kdlab.join("bundle")
     }
 
-    /// The bundle's sources of Rust's standard library. Below this folder cargo finds the crates that they need.
+    /// The sources of Rust's standard library: the bundle's, below which cargo finds the crates that they need, or an
+    /// installation's, which the kernels of its accounts find in outline only if the installing kernel names the same.
     pub fn rust_library(&self) -> Option<PathBuf> {
-        Some(self.bundle().join("rust-src/library")).filter(|library| library.is_dir())
+        let places = [self.bundle().join("rust-src/library"), self.rust().join("lib/rustlib/src/rust/library")];
+        places.into_iter().find(|library| library.is_dir())
     }
 
     /// The data and weights of an installation, which users find in their caches.
