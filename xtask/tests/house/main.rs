@@ -3,6 +3,7 @@
 mod arrows;
 mod links;
 mod public;
+mod snippets;
 mod sources;
 
 use std::process::Command;
@@ -64,6 +65,14 @@ fn public_items_are_the_listed_ones() {
     assert!(not_listed.is_empty(), "public, but not in docs/public-items.md (make them pub(crate)?): {not_listed:#?}");
     assert!(gone.is_empty(), "in docs/public-items.md, but not public: {gone:#?}");
     assert!(found.len() <= public::MOST, "{} public items; at most {} are wanted", found.len(), public::MOST);
+}
+
+/// Kernels are too slow to run the pages in every test; this finds a renamed item, and a variable that nobody makes.
+#[test]
+fn code_on_pages_names_what_exists() {
+    let krate = Krate::of_workspace().into_iter().find(|k| k.name == "kdlab").expect("it is a member");
+    let unknown = snippets::unknown(&public::items(&krate));
+    assert!(unknown.is_empty(), "Rust code on pages names what is not there:\n{}", unknown.join("\n"));
 }
 
 /// CONTRIBUTING.md shows whole changes. They have to fit the present code, and to be short.
