@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 
 use super::sources::{File, root};
-use serde_json::Value;
 use syn::visit::{self, Visit};
 
-/// Pages, and the notebook whose first code cells come before each of their sections.
-const PAGES: [(&str, &str, usize); 2] = [("your-own", "05_tweak", 1), ("deploy", "14_bring_your_own", usize::MAX)];
+/// Pages, the notebook whose code comes before each of their sections, and what it makes for them.
+const PAGES: [(&str, &str, &str); 2] = [
+    ("your-own", "05_tweak", "mut lab|data|classes|teacher|transform|train|validation"),
+    ("deploy", "14_bring_your_own", "mut lab|data|chosen|card|best|student_test|(mut students, mut histories)"),
+];
 /// Sections whose text says where further variables come from.
 const EXPLAINED: [&str; 2] = ["Several teachers", "Records for other programs"];
 /// Methods of Rust and tch.
-const FOREIGN: [&str; 7] =
-    [".clone", ".cross_entropy_for_logits", ".into", ".join", ".mean", ".parse", ".square"];
+const FOREIGN: [&str; 7] = [".clone", ".cross_entropy_for_logits", ".into", ".join", ".mean", ".parse", ".square"];
 
 /// The names that code makes, and those that it uses: `variable`, `.method`, `kdlab::item`.
 struct Names(BTreeSet<String>, BTreeSet<String>);
@@ -56,13 +57,12 @@ pub fn unknown(items: &BTreeSet<String>) -> Vec<String> {
     known.extend(items.iter().map(|item| format!("kdlab::{item}")));
     known.extend(items.iter().filter_map(|item| Some(format!(".{}", item.rsplit_once("::")?.1))));
     let mut unknown = Vec::new();
-    for (page, notebook, cells) in PAGES {
+    for (page, notebook, made) in PAGES {
         let mut first = Names(known.clone(), BTreeSet::new()).add(&read("prelude/prelude.rs"));
-        let notebook: Value = serde_json::from_str(&read(&format!("notebooks/{notebook}.ipynb"))).expect("JSON");
-        let code = notebook["cells"].as_array().into_iter().flatten().filter(|cell| cell["cell_type"] == "code");
-        for cell in code.take(cells) {
-            let lines = cell["source"].as_array().into_iter().flatten().filter_map(Value::as_str);
-            first = first.add(&lines.collect::<String>());
+        let notebook = read(&format!("notebooks/{notebook}.ipynb"));
+        for made in made.split('|') {
+            assert!(notebook.contains(&format!("\"let {made} = ")), "the notebook for {page}.md makes no {made}");
+            first = first.add(&format!("let {made} = 0;"));
         }
         for section in read(&format!("docs/{page}.md")).split("\n## ") {
             let title = section.lines().next().unwrap_or_default();
