@@ -126,7 +126,7 @@ for number, person in enumerate([ada, bob]):
     person.run(f"let own = {number};")
     assert person.run("own + 41") == str(number + 41)
 assert ada.session.get(f"{bob.home}/api/contents").status_code == 403
-chosen = ada.run('for name in ["KDLAB_PROFILE", "KDLAB_BOARD"] { println!("{}", std::env::var(name)?); }')
+chosen = ada.run('for name in ["KDLAB_PROFILE", "KDLAB_BOARD"] { println!("{}", std::env::var(name)?); };')
 assert chosen.split() == ["smoke", "http://127.0.0.1:8765"], chosen
 say("each has a kernel of their own")
 
