@@ -1,4 +1,5 @@
 """Two people in a class: class.py LAB FOLDER PORT. Starts the hub by `LAB class`, and says what it saw, a line each."""
+import atexit
 import json
 import os
 import re
@@ -30,6 +31,12 @@ def answers(url, **options):
         return False
 
 
+def end(hub):
+    if hub.poll() is None:
+        hub.send_signal(signal.SIGINT)
+        hub.wait(60)
+
+
 def start():
     log = open(f"{folder}.log", "a")
     names = f"{folder}.list"
@@ -39,6 +46,7 @@ def start():
     command += ["--list", names, "--instructor", "hetty"]
     chosen = {**os.environ, "KDLAB_PROFILE": "smoke", "KDLAB_BOARD": "http://127.0.0.1:8765"}
     hub = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=chosen)
+    atexit.register(end, hub)  # also where the test fails
     until("the hub", lambda: answers(f"{base}/hub/api") or hub.poll() is not None, 600)
     assert hub.poll() is None, open(f"{folder}.log").read()[-3000:]
     return hub
