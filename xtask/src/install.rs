@@ -133,7 +133,8 @@ fn rust(paths: &Paths) -> Result<()> {
     if sysroot == paths.rust() {
         return Ok(());
     }
-    if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() && paths.rust_library().is_none() {
+    let bundled = paths.bundle().join("rust-src/library").is_dir();
+    if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() && !bundled {
         bail!("{} holds no sources of Rust's library: run `rustup component add rust-src`", sysroot.display());
     }
     if !sysroot.join("lib/rustlib/components").is_file() {

@@ -186,7 +186,7 @@ impl Paths {
     }
 
     /// The sources of Rust's standard library: the bundle's, below which cargo finds the crates that they need, or an
-    /// installation's, which the kernels of its accounts find in outline only if the installing kernel names the same.
+    /// installation's. All kernels of an installation name the same place, so they share one outline of it.
     pub fn rust_library(&self) -> Option<PathBuf> {
         let places = [self.bundle().join("rust-src/library"), self.rust().join("lib/rustlib/src/rust/library")];
         places.into_iter().find(|library| library.is_dir())
