@@ -17,8 +17,7 @@ pub struct DocsArgs {
     #[arg(long)]
     no_reference: bool,
     /// Instead of building the site, copy the outputs of executed notebooks into notebooks/, with smaller figures:
-    /// after
-    /// `cargo lab run --profile laptop`, give runs/laptop/executed
+    /// after `cargo lab run --profile laptop`, give runs/laptop/executed
     #[arg(long, value_name = "FOLDER", conflicts_with = "no_reference")]
     outputs_from: Option<PathBuf>,
 }

@@ -102,7 +102,13 @@ mod tests {
                          `cargo lab docs --outputs-from`; otherwise write what xtask/clean_notebook.py makes of it",
                         name.display()
                     );
-                    assert!(text.len() <= 150_000, "{} is too large to be shown by a forge", name.display());
+                    assert!(
+                        text.len() <= 150_000,
+                        "{} has {} bytes, and a forge shows at most 150000: let `cargo lab docs --outputs-from` make \
+                         its figures smaller",
+                        name.display(),
+                        text.len()
+                    );
                     seen += 1;
                 }
             }
