@@ -1,4 +1,5 @@
 """JupyterHub's settings for a class. `cargo lab class` hands over what it was asked for in KDLAB_CLASS, as JSON."""
+import asyncio
 import atexit
 import dbm
 import grp
@@ -8,7 +9,9 @@ import pwd
 import signal
 from hmac import compare_digest
 
+import psutil
 from firstuseauthenticator import FirstUseAuthenticator
+from jupyterhub.app import JupyterHub
 from jupyterhub.auth import LocalAuthenticator
 from traitlets import Unicode
 
@@ -16,6 +19,8 @@ asked = json.loads(os.environ.pop("KDLAB_CLASS"))
 folder, own, port = asked["folder"], asked["own"], asked["port"]
 # Members are the accounts that the class has made. No other account of the system may be signed in to.
 GROUP = "kdlab-class"
+# Seconds after which the hub ends whatever its servers do; a server that does not end by itself is killed after 60.
+END = 80
 
 
 class ClassAuthenticator(FirstUseAuthenticator):
@@ -67,6 +72,8 @@ c.Authenticator.admin_users = set(asked["instructors"])
 listed = set(asked["list"] + asked["instructors"]) if asked["list"] else set()
 c.Authenticator.allowed_users = listed
 c.Authenticator.allow_all = not listed
+# Whoever signed in before there was this list is no exception.
+c.Authenticator.allow_existing_users = False
 c.FirstUseAuthenticator.dbm_path = f"{own}/passwords.dbm"
 c.FirstUseAuthenticator.check_passwords_on_startup = False
 c.LocalAuthenticator.create_system_users = True
@@ -80,7 +87,8 @@ c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{port + 1}"
 c.ConfigurableHTTPProxy.command = asked["proxy"]
 c.ConfigurableHTTPProxy.pid_file = f"{own}/proxy.pid"
 c.JupyterHub.hub_bind_url = f"http://127.0.0.1:{port + 2}"
-c.JupyterHub.db_url = f"sqlite:///{own}/jupyterhub.sqlite"
+# From the class's folder, where the hub starts: in this address, some letters of a path mean something else.
+c.JupyterHub.db_url = "sqlite:///hub/jupyterhub.sqlite"
 c.JupyterHub.cookie_secret_file = f"{own}/cookie_secret"
 c.JupyterHub.template_vars = {"announcement_login": "kdlab: knowledge distillation, taught in notebooks"}
 # Ctrl-C ends the class. A hub that is killed leaves all servers running, and finds them when it is started again.
@@ -88,18 +96,47 @@ c.JupyterHub.cleanup_servers = not asked["leave_running"]
 c.JupyterHub.cleanup_proxy = not asked["leave_running"]
 
 
+def proxy_left():
+    """Returns the process of the proxy that an earlier hub has left, or None. After a crash of the machine, another
+    process may have its number, and JupyterHub would end that."""
+    try:
+        with open(c.ConfigurableHTTPProxy.pid_file) as file:
+            pid = int(file.read())
+        return pid if asked["proxy"][-1] in psutil.Process(pid).cmdline() else None
+    except (OSError, ValueError, OverflowError, psutil.Error):
+        return None
+
+
+if os.path.exists(c.ConfigurableHTTPProxy.pid_file) and proxy_left() is None:
+    os.remove(c.ConfigurableHTTPProxy.pid_file)
+
+
 def end_proxy():
     """A hub that has once replaced its proxy also replaces the one that it ends itself."""
     try:
-        with open(f"{own}/proxy.pid") as file:
-            os.kill(int(file.read()), signal.SIGTERM)
-        os.remove(f"{own}/proxy.pid")
-    except (OSError, ValueError):
+        if pid := proxy_left():
+            os.kill(pid, signal.SIGTERM)
+            os.remove(c.ConfigurableHTTPProxy.pid_file)
+    except OSError:
         pass
 
 
 if not asked["leave_running"]:
     atexit.register(end_proxy)
+
+
+async def clean_up(hub, whole=JupyterHub.cleanup):
+    """Where the database cannot be written any more, as on a full disk, JupyterHub's own clean-up ends servers and
+    proxy and then fails, and the hub runs on, deaf to Ctrl-C."""
+    try:
+        if not hub.db.is_active:
+            hub.db.rollback()
+        await asyncio.wait_for(whole(hub), END)
+    except Exception as problem:
+        hub.log.error("the hub ends without noting so in %s: %s", own, str(problem) or f"not done after {END} s")
+
+
+JupyterHub.cleanup = clean_up
 
 # The course is copied to each person once. Later, what has changed is merged beside their own changes: where both
 # changed the same lines, theirs stay.

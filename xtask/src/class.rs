@@ -87,6 +87,7 @@ pub fn run(paths: &Paths, args: &ClassArgs) -> Result<()> {
              /opt/kdlab`, then `/opt/kdlab/bin/kdlab class`; to try it out under your own account, add --one-account"
         );
     }
+    let chosen = chosen(paths)?;
     let limited = args.memory.is_some() || args.cpus.is_some();
     if limited && !(accounts && Path::new("/run/systemd/system").is_dir()) {
         bail!("--memory and --cpus need systemd and a class that root starts: leave them out here");
@@ -126,7 +127,15 @@ pub fn run(paths: &Paths, args: &ClassArgs) -> Result<()> {
         Some(list) => fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?,
         None => String::new(),
     };
-    let list: Vec<&str> = list.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
+    // Some editors begin a file with an invisible mark.
+    let list = list.trim_start_matches('\u{feff}').lines().map(str::trim);
+    let list: Vec<&str> = list.filter(|name| !name.is_empty()).collect();
+    if let (Some(file), true) = (&args.list, list.is_empty()) {
+        bail!("{} holds no name: write one on each line, or leave --list out to let everybody in", file.display());
+    }
+    if let Some(wrong) = list.iter().copied().chain(args.instructor.iter().map(|name| &**name)).find(|n| !is_name(n)) {
+        bail!("{wrong:?} is no name to sign in with: use letters a to z, digits and -, at most 30, a letter first");
+    }
     if accounts {
         let made = Command::new("groupadd").args(["--force", "kdlab-class"]).status();
         if !made.is_ok_and(|status| status.success()) {
@@ -141,13 +150,12 @@ pub fn run(paths: &Paths, args: &ClassArgs) -> Result<()> {
     let (certificate, key) = (absolute(&args.certificate)?, absolute(&args.key)?);
     let scheme = if certificate.is_some() { "https" } else { "http" };
     let mut environment = environment(paths, installed)?;
-    let chosen = PASSED_ON.into_iter().filter_map(|name| Some((name, tools::variable(name)?)));
-    environment.extend(chosen.map(|(name, value)| (name.to_owned(), json!(value.to_string_lossy()))));
+    environment.extend(chosen.into_iter().map(|(name, value)| (name.to_owned(), json!(value))));
     environment.extend(args.gpu_memory.iter().map(|size| (gpu::MEMORY.to_owned(), json!(size))));
     let asked = json!({
         "folder": folder, "own": own, "address": args.address, "port": port, "certificate": certificate, "key": key,
         "code": code, "instructor_code": instructor_code, "list": list, "instructors": args.instructor,
-        "idle": 60 * args.idle, "memory": args.memory, "cpus": args.cpus, "accounts": accounts,
+        "idle": 60 * u64::from(args.idle), "memory": args.memory, "cpus": args.cpus, "accounts": accounts,
         "leave_running": args.leave_running, "course": course, "proxy": proxy,
         "server": bin.join("jupyterhub-singleuser"), "environment": environment,
     });
@@ -230,29 +238,62 @@ fn course(paths: &Paths, folder: &Path) -> Result<PathBuf> {
 fn code(args: &ClassArgs, folder: &Path) -> Result<String> {
     let file = folder.join("code");
     if let Some(code) = &args.code {
-        if code.trim().len() < 6 {
-            bail!(
-                "the class code has {} characters: take at least 6, or leave --code out for a random one",
-                code.len()
-            );
+        let (code, length) = (code.trim(), code.trim().chars().count());
+        if length < 6 {
+            bail!("the class code has {length} characters: take at least 6, or leave --code out for a random one");
         }
-        files::write(&file, code.trim())?;
+        files::write(&file, code)?;
     }
     kept(&file)
 }
 
-/// The secret in a file that only its owner can read; a new one if there is none.
+/// The secret in a file that only its owner can read; a new one if there is none. An empty one, as a full disk leaves
+/// it, would let everybody in.
 fn kept(file: &Path) -> Result<String> {
-    let new = || -> std::io::Result<()> {
+    let read = || fs::read_to_string(file).map(|text| text.trim().to_owned());
+    let new = || -> std::io::Result<String> {
         let mut random = [0; 8];
         fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
         let text = random.map(|byte| format!("{byte:02x}")).concat();
-        fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(file)?.write_all(text.as_bytes())
+        fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(file)?
+            .write_all(text.as_bytes())?;
+        Ok(text)
     };
-    if !file.exists() {
-        new().with_context(|| format!("cannot write {}", file.display()))?;
+    match read() {
+        Ok(text) if !text.is_empty() => Ok(text),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot read {}", file.display()))
+        }
+        _ => new().with_context(|| format!("cannot write {}", file.display())),
     }
-    fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// Whether the hub takes this name, in small letters, as its `username_pattern` says.
+fn is_name(name: &str) -> bool {
+    name.len() <= 30
+        && name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+/// The variables that are passed on. What would end everybody's kernel is refused here.
+fn chosen(paths: &Paths) -> Result<Vec<(&'static str, String)>> {
+    paths.profile(None)?;
+    let mut chosen = Vec::new();
+    for (name, value) in PASSED_ON.into_iter().filter_map(|name| Some((name, tools::variable(name)?))) {
+        let Ok(value) = value.into_string() else { bail!("{name} is no UTF-8 text: set it anew, or unset it") };
+        if name == gpu::MEMORY
+            && let Err(why) = gpu::size(&value)
+        {
+            bail!("{name}: {why}");
+        }
+        chosen.push((name, value));
+    }
+    Ok(chosen)
 }
 
 /// The environment of people's servers. What is the instructor's own is left out.
@@ -274,4 +315,32 @@ fn environment(paths: &Paths, installed: bool) -> Result<serde_json::Map<String,
         pairs.insert(name.into(), json!(place));
     }
     Ok(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_made_once_and_never_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("code");
+        let first = kept(&file).unwrap();
+        assert_eq!((first.len(), kept(&file).unwrap()), (16, first.clone()));
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        for damaged in ["", "\n"] {
+            fs::write(&file, damaged).unwrap();
+            let new = kept(&file).unwrap();
+            assert!(new.len() == 16 && new != first, "{new:?}");
+        }
+        fs::write(&file, "kudu-42\n").unwrap();
+        assert_eq!(kept(&file).unwrap(), "kudu-42", "as an editor writes it");
+    }
+
+    #[test]
+    fn names_are_those_that_the_hub_takes() {
+        assert!(["ada", "Ada-2", "a"].iter().all(|name| is_name(name)));
+        let long = "a".repeat(31);
+        assert!(!["", "2ada", "-a", "ada lovelace", "ada,bob", "adä", "a@b", &long].iter().any(|name| is_name(name)));
+    }
 }

@@ -3,6 +3,7 @@ import atexit
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,13 +38,12 @@ def end(hub):
         hub.wait(60)
 
 
-def start():
+def start(names="ada\nbob\nhetty\n"):
     log = open(f"{folder}.log", "a")
-    names = f"{folder}.list"
-    with open(names, "w") as file:
-        file.write("ada\nbob\nhetty\n")
+    with open(f"{folder}.list", "w") as file:
+        file.write(names)
     command = [lab, "class", "--one-account", "--folder", folder, "--port", port, "--code", "kudu-42"]
-    command += ["--list", names, "--instructor", "hetty"]
+    command += ["--list", f"{folder}.list", "--instructor", "hetty"]
     chosen = {**os.environ, "KDLAB_PROFILE": "smoke", "KDLAB_BOARD": "http://127.0.0.1:8765"}
     hub = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=chosen)
     atexit.register(end, hub)  # also where the test fails
@@ -118,7 +118,14 @@ def say(what):
     print(what, flush=True)
 
 
+# As after a crash of the machine: the file of an earlier proxy names a process that is somebody's.
+bystander = subprocess.Popen(["sleep", "600"])
+atexit.register(bystander.kill)
+os.makedirs(f"{folder}/hub")
+with open(f"{folder}/hub/proxy.pid", "w") as file:
+    file.write(str(bystander.pid))
 hub = start()
+assert bystander.poll() is None, "the hub ended a process that is not its proxy"
 ada, bob = Person("ada"), Person("bob")
 assert not ada.sign_in("sesame-1", "kudu-41") and not ada.sign_in("sesame-1")
 assert not Person("eve").sign_in("sesame-1", "kudu-42"), "a name that is not on the list"
@@ -163,13 +170,26 @@ say("a kernel that was killed loses its person's variables, and is started again
 notebook = f"{folder}/people/ada/kdlab/00_start.ipynb"
 with open(notebook, "a") as file:
     file.write("\n")
-kernels = f"kernel-({ada.kernel}|{bob.kernel})"
-started = processes(f"{folder}/hub|{folder}/people|{kernels}")
-# Other classes may run on this machine.
-servers = processes("jupyterhub-singleuser")
-started += [pid for pid in servers if os.readlink(f"/proc/{pid}/cwd").startswith(folder)]
-assert len(started) >= 5
-hub.send_signal(signal.SIGINT)
-hub.wait(60)
-until("the end of everything", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), 60)
+
+
+def end_class(least):
+    """Ctrl-C, after which the hub and all that it has started are to end."""
+    started = processes(f"{folder}/hub|{folder}/people|kernel-({ada.kernel}|{bob.kernel})")
+    # Other classes may run on this machine.
+    servers = processes("jupyterhub-singleuser")
+    started += [pid for pid in servers if os.readlink(f"/proc/{pid}/cwd").startswith(folder)]
+    assert len(started) >= least, started
+    hub.send_signal(signal.SIGINT)
+    hub.wait(60)
+    until("the end of everything", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), 60)
+
+
+end_class(5)
 say("nothing runs on after the class")
+
+hub = start("bob\n")
+assert not Person("ada").sign_in("sesame-1"), "a name that is no longer on the list"
+bob.open_server()
+shutil.rmtree(f"{folder}/hub")
+end_class(2)
+say("a hub that cannot write its database ends, too")
