@@ -74,9 +74,9 @@ def committed(path):
 
 
 if __name__ == "__main__":
-    text = sys.stdin.buffer.read().decode()
+    text = sys.stdin.buffer.read()
     try:
-        text = clean(json.loads(text), committed(sys.argv[1]) if sys.argv[1:] else None)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        text = clean(json.loads(text.decode()), committed(sys.argv[1]) if sys.argv[1:] else None).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # It is no notebook: git gets it unchanged.
-    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.write(text)

@@ -82,6 +82,22 @@ mod tests {
         assert!(staged.contains("temperature: f64 = 2.0") && !staged.contains("output_type"), "{staged}");
     }
 
+    #[test]
+    fn what_is_no_notebook_stays_as_it_is() {
+        let filter = Path::new(env!("CARGO_MANIFEST_DIR")).join("clean_notebook.py");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let half_a_letter =
+            br#"{"cells": [{"cell_type": "markdown", "metadata": {}, "source": "\ud800"}], "metadata": {}}"#;
+        let nested = "[".repeat(200_000);
+        for text in [&b""[..], b"{", b"\xff\xfe{\0}\0", b"{\"cells\": 1}", half_a_letter, nested.as_bytes()] {
+            fs::write(file.path(), text).expect("a file");
+            let filter =
+                Command::new("python3").arg(&filter).stdin(File::open(file.path()).expect("it is there")).output();
+            let filter = filter.expect("Python");
+            assert!(filter.status.success() && filter.stdout == text, "{}", String::from_utf8_lossy(&filter.stderr));
+        }
+    }
+
     /// Otherwise the first run of each notebook would be a change. Outputs that are there belong to the code beside
     /// them.
     #[test]
