@@ -127,10 +127,13 @@ def main(root, executed):
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         if not (executed / path.name).is_file():
             continue
-        course, run = (json.loads((folder / path.name).read_text()) for folder in (path.parent, executed))
         try:
+            course, run = (json.loads((folder / path.name).read_text()) for folder in (path.parent, executed))
             text, figure = take(course, run, folders)
-        except Refused as reason:
+        except Exception as problem:
+            # The other notebooks are taken.
+            known = isinstance(problem, Refused)
+            reason = problem if known else f"that run cannot be read ({type(problem).__name__}: {problem}); run it again"
             print(f"{path.name}: {reason}", file=sys.stderr)
             refused += 1
             continue

@@ -79,3 +79,23 @@ fn runs_of_other_code_or_profiles_or_without_an_end_are_refused() {
         assert!(!kept.contains("seal"), "{kept}");
     }
 }
+
+#[test]
+fn a_run_that_cannot_be_read_is_named_and_the_other_runs_are_taken() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let no_picture = json!({"output_type": "display_data", "metadata": {}, "data": {"image/png": "aGVsbG8="}});
+    for (name, text) in [("02_two", "{"), ("00_zero", &*notebook("1 + 1", &[no_picture], json!(1)))] {
+        for (dir, text) in [("notebooks", &*notebook("1 + 1", &[], Value::Null)), ("runs/laptop/executed", text)] {
+            fs::create_dir_all(folder.path().join(dir)).expect("a folder");
+            fs::write(folder.path().join(dir).join(name).with_extension("ipynb"), text).expect("a notebook");
+        }
+    }
+    let taken = take(&folder, "1 + 1", &[], json!(1));
+    let said = String::from_utf8_lossy(&taken.stderr).into_owned();
+    assert!(!taken.status.success() && !said.contains("Traceback"), "{said}");
+    for name in ["00_zero", "02_two"] {
+        assert!(said.contains(&format!("{name}.ipynb: that run cannot be read")), "{said}");
+    }
+    let one = fs::read_to_string(folder.path().join("notebooks/01_one.ipynb")).expect("a notebook");
+    assert!(one.contains("seal"), "{one}");
+}
