@@ -71,8 +71,27 @@ fn public_items_are_the_listed_ones() {
 #[test]
 fn code_on_pages_names_what_exists() {
     let krate = Krate::of_workspace().into_iter().find(|k| k.name == "kdlab").expect("it is a member");
-    let unknown = snippets::unknown(&public::items(&krate));
+    let known = snippets::known(&krate, &public::items(&krate));
+    let unknown = snippets::unknown(&known);
     assert!(unknown.is_empty(), "Rust code on pages names what is not there:\n{}", unknown.join("\n"));
+
+    let made = "use kdlab::data::Augment; use kdlab::models::Op; let lab = 1;";
+    for (code, wrong) in [
+        ("lab.nothing()", ".nothing"),
+        ("f(&labb)", "labb"),
+        ("println!(\"{}\", labb)", "labb"),
+        ("use kdlab::data::Augmnt;", "kdlab::data::Augmnt"),
+        ("kdlab::show::nothing(1)", "kdlab::show::nothing"),
+        ("let a = Augmnt::default();", "Augmnt"),
+        ("let a: Vec<Augmnt> = f(lab);", "Augmnt"),
+        ("let a = Augment { flp: true, ..Augment::default() };", "Augment::flp"),
+        ("g(Op::ReLu)", "Op::ReLu"),
+        ("Op::convolution(1)", "Op::convolution"),
+        ("let a = Op::ReLU; let b = Augment { flip: true, ..Augment::default() };", ""),
+    ] {
+        let found = snippets::unknown_in(&known, &[made, "fn f() {} fn g() {}", code]);
+        assert_eq!(found.into_iter().collect::<Vec<_>>().concat(), wrong, "{code}");
+    }
 }
 
 /// CONTRIBUTING.md shows whole changes. They have to fit the present code, and to be short.

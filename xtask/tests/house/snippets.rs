@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::sources::{File, root};
+use super::sources::{File, Krate, root};
+use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
+use syn::{Expr, Item, Token};
 
 /// Pages, the notebook whose code comes before each of their sections, and what it makes for them.
 const PAGES: [(&str, &str, &str); 2] = [
@@ -14,8 +16,11 @@ const PAGES: [(&str, &str, &str); 2] = [
 const EXPLAINED: [&str; 2] = ["Several teachers", "Records for other programs"];
 /// Methods of Rust and tch.
 const FOREIGN: [&str; 7] = [".clone", ".cross_entropy_for_logits", ".into", ".join", ".mean", ".parse", ".square"];
+/// Types of Rust that need no `use`.
+const TYPES: [&str; 9] = ["Default", "Err", "None", "Ok", "Option", "Result", "Some", "String", "Vec"];
 
-/// The names that code makes, and those that it uses: `variable`, `.method`, `kdlab::item`.
+/// The names that code makes, and those that it uses: `variable`, `.method`, `kdlab::item`, `Type`, `Type::item`, where
+/// an item of a type is also a variant or a field.
 struct Names(BTreeSet<String>, BTreeSet<String>);
 
 impl<'ast> Visit<'ast> for Names {
@@ -34,7 +39,33 @@ impl<'ast> Visit<'ast> for Names {
     }
     fn visit_expr_path(&mut self, path: &'ast syn::ExprPath) {
         let name = path.path.get_ident().map(ToString::to_string);
-        self.1.extend(name.filter(|name| name.starts_with(char::is_lowercase))); // not `None`
+        self.1.extend(name.filter(|name| name.starts_with(char::is_lowercase)));
+        visit::visit_expr_path(self, path);
+    }
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let parts: Vec<String> = path.segments.iter().map(|part| part.ident.to_string()).collect();
+        if parts[0] == "kdlab" {
+            self.1.insert(parts.join("::"));
+        } else if parts[0].starts_with(char::is_uppercase) {
+            self.1.extend((1..=parts.len()).map(|length| parts[..length].join("::")));
+        }
+        visit::visit_path(self, path);
+    }
+    fn visit_expr_struct(&mut self, value: &'ast syn::ExprStruct) {
+        if let (Some(kind), 1) = (value.path.segments.last(), value.path.segments.len()) {
+            let named = value.fields.iter().filter_map(|field| match &field.member {
+                syn::Member::Named(name) => Some(format!("{}::{name}", kind.ident)),
+                syn::Member::Unnamed(_) => None,
+            });
+            self.1.extend(named);
+        }
+        visit::visit_expr_struct(self, value);
+    }
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        let arguments = call.parse_body_with(Punctuated::<Expr, Token![,]>::parse_terminated);
+        for argument in arguments.iter().flatten() {
+            Visit::visit_expr(self, argument);
+        }
     }
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
         self.1.insert(format!(".{}", call.method));
@@ -50,12 +81,40 @@ impl Names {
     }
 }
 
-/// The names on the pages that neither the crate with these public `items` has nor code before them makes.
-pub fn unknown(items: &BTreeSet<String>) -> Vec<String> {
+/// What can be named: public `items`, and of the crate's types the variants and fields.
+pub fn known(krate: &Krate, items: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut known: BTreeSet<String> = FOREIGN.into_iter().chain(TYPES).map(str::to_owned).collect();
+    for item in items {
+        known.insert(format!("kdlab::{item}"));
+        if let Some((of, name)) = item.rsplit_once("::") {
+            known.extend([format!(".{name}"), format!("{}::{name}", of.rsplit("::").next().unwrap_or_default())]);
+        }
+    }
+    for item in krate.files.iter().flat_map(|file| &file.items) {
+        let (kind, parts): (_, Vec<&syn::Ident>) = match item {
+            Item::Enum(kind) => (&kind.ident, kind.variants.iter().map(|variant| &variant.ident).collect()),
+            Item::Struct(kind) => (&kind.ident, kind.fields.iter().filter_map(|field| field.ident.as_ref()).collect()),
+            _ => continue,
+        };
+        known.extend(parts.into_iter().map(|part| format!("{kind}::{part}")));
+    }
+    known
+}
+
+/// The names that this code uses and neither makes nor finds in `known`. Of another crate's types, any item is fine.
+pub fn unknown_in(known: &BTreeSet<String>, code: &[&str]) -> BTreeSet<String> {
+    let Names(known, used) = code.iter().fold(Names(known.clone(), BTreeSet::new()), |names, code| names.add(code));
+    let is_ours = |kind: &str| known.iter().any(|name| name.strip_prefix(kind).is_some_and(|n| n.starts_with("::")));
+    let is_foreign = |name: &str| match name.split_once("::") {
+        Some((kind, item)) => kind != "kdlab" && (!is_ours(kind) || item == "default"),
+        None => false,
+    };
+    used.difference(&known).filter(|name| !is_foreign(name)).cloned().collect()
+}
+
+/// The names on the pages that neither `known` holds nor code before them makes.
+pub fn unknown(known: &BTreeSet<String>) -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let mut known: BTreeSet<String> = FOREIGN.map(str::to_owned).into();
-    known.extend(items.iter().map(|item| format!("kdlab::{item}")));
-    known.extend(items.iter().filter_map(|item| Some(format!(".{}", item.rsplit_once("::")?.1))));
     let mut unknown = Vec::new();
     for (page, notebook, made) in PAGES {
         let mut first = Names(known.clone(), BTreeSet::new()).add(&read("prelude/prelude.rs"));
@@ -64,12 +123,15 @@ pub fn unknown(items: &BTreeSet<String>) -> Vec<String> {
             assert!(notebook.contains(&format!("\"let {made} = ")), "the notebook for {page}.md makes no {made}");
             first = first.add(&format!("let {made} = 0;"));
         }
-        for section in read(&format!("docs/{page}.md")).split("\n## ") {
+        let text = read(&format!("docs/{page}.md"));
+        let fences: Vec<&str> = text.lines().filter(|line| line.trim_start().starts_with("```r")).collect();
+        assert!(!fences.is_empty() && fences.iter().all(|fence| *fence == "```rust"), "{page}.md: {fences:?}");
+        for section in text.split("\n## ") {
             let title = section.lines().next().unwrap_or_default();
             let snippets = section.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next());
-            let Names(known, used) = snippets.fold(Names(first.0.clone(), BTreeSet::new()), Names::add);
-            let missing =
-                used.difference(&known).filter(|name| !EXPLAINED.contains(&title) || name.contains(['.', ':']));
+            let variable = |name: &str| !name.contains(['.', ':']) && name.starts_with(char::is_lowercase);
+            let missing = unknown_in(&first.0, &snippets.collect::<Vec<_>>()).into_iter();
+            let missing = missing.filter(|name| !(EXPLAINED.contains(&title) && variable(name)));
             unknown.extend(missing.map(|name| format!("docs/{page}.md, {title}: {name}")));
         }
     }
