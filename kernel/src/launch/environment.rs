@@ -31,6 +31,9 @@ const MACROS: &str = include_str!("macros.rs");
 /// three times as much.
 const LIBRARY: [&str; 3] = ["alloc", "core", "std"];
 
+/// The file in an outline that says how many files and bytes it has. Somebody may tidy caches, or the power may fail.
+const EXTENT: &str = "extent";
+
 /// Names the library that rust-analyzer reads.
 const LIBRARY_VARIABLE: &str = "RUST_SRC_PATH";
 
@@ -179,7 +182,8 @@ fn rust_library() -> Option<PathBuf> {
         .filter(|library| library.join("core").is_dir())
 }
 
-/// The library in `found` without what its functions do, written when a toolchain or this program is new.
+/// The library in `found` without what its functions do, written when a toolchain or this program is new, or when some
+/// of it has gone: cells would then not know the types of their variables.
 fn outlined(found: &Path, cache: &Path) -> Result<PathBuf> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let changed = |file: &Path| {
@@ -189,7 +193,7 @@ fn outlined(found: &Path, cache: &Path) -> Result<PathBuf> {
     let version = (found, changed(&found.join("core/src/lib.rs"))?, changed(&program)?);
     let name = format!("outline/{:016x}", hash(&version));
     let shared = std::env::var_os(SHARED).map(|shared| Path::new(&shared).join(&name));
-    if let Some(library) = shared.filter(|library| library.is_dir()) {
+    if let Some(library) = shared.filter(|library| is_whole(library)) {
         return Ok(library);
     }
     let (folder, library) = (cache.join("outline"), cache.join(name));
@@ -198,16 +202,38 @@ fn outlined(found: &Path, cache: &Path) -> Result<PathBuf> {
     let lock = File::create(folder.with_extension("lock"));
     let lock = lock.with_context(|| format!("cannot write in {}", cache.display()))?;
     lock.lock().context("cannot lock the outline of Rust's library")?;
-    if !library.is_dir() {
+    if !is_whole(&library) {
         // Kernels that run have read theirs.
         let _ = fs::remove_dir_all(&folder);
         let beside = folder.join(std::process::id().to_string());
         for name in LIBRARY.map(|name| format!("{name}/src")) {
             outline::write(&found.join(&name), &beside.join(&name))?;
         }
+        fs::write(beside.join(EXTENT), extent(&beside))
+            .with_context(|| format!("cannot write {}", beside.display()))?;
         fs::rename(&beside, &library).with_context(|| format!("cannot write {}", library.display()))?;
     }
     Ok(library)
+}
+
+fn is_whole(outline: &Path) -> bool {
+    fs::read_to_string(outline.join(EXTENT)).is_ok_and(|noted| noted == extent(outline))
+}
+
+/// Returns how many files of the library an outline has, and of how many bytes.
+fn extent(outline: &Path) -> String {
+    fn add(folder: &Path, sum: &mut (u64, u64)) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(found) if found.is_dir() => add(&entry.path(), sum),
+                Ok(found) => *sum = (sum.0 + 1, sum.1 + found.len()),
+                Err(_) => {}
+            }
+        }
+    }
+    let mut sum = (0, 0);
+    LIBRARY.iter().for_each(|name| add(&outline.join(name), &mut sum));
+    format!("{} files, {} bytes", sum.0, sum.1)
 }
 
 /// A link below `private` to a library without code, until `show_library` lets it point to `library`. Before anything
@@ -272,6 +298,39 @@ mod tests {
         for _ in 0..2 {
             crate::private::show_library(&private);
             assert_eq!(read(), "pub mod option;");
+        }
+    }
+
+    #[test]
+    fn an_outline_that_is_no_longer_whole_is_written_again() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (found, cache) = (folder.path().join("library"), folder.path().join("cache"));
+        for name in LIBRARY {
+            fs::create_dir_all(found.join(name).join("src/below")).expect("a folder");
+            for file in ["lib.rs", "below/more.rs"] {
+                fs::write(found.join(name).join("src").join(file), "pub fn f() { 1 }\n").expect("a file");
+            }
+        }
+        let outline = outlined(&found, &cache).expect("an outline");
+        let file = outline.join("std/src/below/more.rs");
+        let is_new = || fs::read_to_string(&file).is_ok_and(|text| text == "pub fn f() { loop {} }\n");
+        assert!(is_new());
+        let untouched = outline.join("std/src/untouched");
+        fs::create_dir(&untouched).expect("a folder");
+        assert!(
+            outlined(&found, &cache).is_ok_and(|again| again == outline) && untouched.is_dir(),
+            "whole: left alone"
+        );
+        let damages: [(&str, &dyn Fn() -> std::io::Result<()>); 4] = [
+            ("a file is gone", &|| fs::remove_file(&file)),
+            ("a file is empty", &|| fs::write(&file, "")),
+            ("a folder is gone", &|| fs::remove_dir_all(outline.join("alloc"))),
+            ("its extent is gone", &|| fs::remove_file(outline.join(EXTENT))),
+        ];
+        for (what, damage) in damages {
+            damage().expect(what);
+            assert!(outlined(&found, &cache).is_ok_and(|again| again == outline) && is_new(), "{what}");
+            assert!(outline.join("alloc/src/lib.rs").is_file(), "{what}");
         }
     }
 
