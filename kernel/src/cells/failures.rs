@@ -161,12 +161,12 @@ pub fn end_of_process(status: &str, said: &str) -> String {
     } else if status.contains("SIGSEGV") || said.contains("has overflowed its stack") {
         // evcxr's signal handler needs some stack itself, so it cannot report a full one.
         format!("the cell ended its process: {status}; its stack is full: calls are nested too deeply")
-    } else if said.contains("Bus error.") {
+    } else if status.contains("signal") && said.contains("Bus error.") {
         format!(
             "the cell ended its process: {status}; a file that it read in place, such as one in runs/*/cache, was cut \
              off meanwhile, or the disk is full"
         )
-    } else if SIGNALS.iter().any(|signal| said.contains(signal)) {
+    } else if status.contains("signal") && SIGNALS.iter().any(|signal| said.contains(signal)) {
         format!("the cell ended its process: {status}; unsafe code used memory that is not its own")
     } else {
         format!("the cell ended its process: {status}")
