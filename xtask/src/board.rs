@@ -39,8 +39,11 @@ pub fn run(paths: &Paths, args: &BoardArgs) -> Result<()> {
     setup::set_up(paths, None)?;
     let program = program::compiled(paths, "board", "the class's board")?;
     let file = args.file.clone().map_or_else(|| Ok(paths.runs()?.join("board.sqlite")), anyhow::Ok)?;
+    // SQLite gives names such as `:memory:` another meaning.
+    let file = std::path::absolute(file).context("cannot find the current folder")?;
+    let file = file.to_str().with_context(|| format!("--file {}: name a file in letters of UTF-8", file.display()))?;
     let arguments = json!({
-        "file": file.to_string_lossy(), "host": args.host, "port": args.port, "profiles": args.profile,
+        "file": file, "host": args.host, "port": args.port, "profiles": args.profile,
         "remove": args.remove,
     });
     // In place of this process, so that Ctrl-C and kill reach the board.
