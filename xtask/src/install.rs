@@ -71,13 +71,20 @@ pub struct InstallArgs {
 pub fn run(source: &Paths, args: &InstallArgs) -> Result<()> {
     let clock = Clock::start();
     let root = std::path::absolute(&args.prefix).context("cannot find the current folder")?;
-    if root.starts_with(&source.root) || source.root.starts_with(&root) {
-        bail!("{} and the repository must not lie within each other: choose another prefix", root.display());
-    }
+    let apart = |root: &Path| {
+        if root.starts_with(&source.root) || source.root.starts_with(root) {
+            bail!("{} and the repository must not lie within each other: choose another prefix", root.display());
+        }
+        Ok(())
+    };
+    apart(&root)?;
     files::create_dir(Some(&root))?;
+    // The way to it may be a link.
     let root = root.canonicalize().with_context(|| format!("cannot open {}", root.display()))?;
+    apart(&root)?;
     let foreign = fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_some());
-    if foreign && !root.join(OF_SET_UP).is_dir() {
+    // A clone has changes of its own, which the copy would replace.
+    if foreign && (!root.join(OF_SET_UP).is_dir() || root.join(".git").exists()) {
         bail!("{} holds other files: name a new or empty folder", root.display());
     }
     // SAFETY: there are no other threads yet.
@@ -91,13 +98,15 @@ pub fn run(source: &Paths, args: &InstallArgs) -> Result<()> {
     }
 
     progress::line(&format!("[install] copying the repository to {}", paths.root.display()));
-    for name in SOURCES.iter().chain([&OF_SET_UP]) {
+    // What marks the folder as ours comes first, so that a copy that was interrupted goes on.
+    for name in [&OF_SET_UP].into_iter().chain(&SOURCES) {
         files::copy(&source.root.join(name), &paths.root.join(name))?;
     }
     // The solutions.
     files::remove(&paths.root.join("notebooks/exercises/source"))?;
     files::create_dir(Some(&paths.kdlab))?;
-    rust(&paths)?;
+    let bundle = [&paths, source].into_iter().any(|paths| paths.bundle().is_dir()) || args.bundle.is_some();
+    rust(&paths, bundle)?;
     crates(source, &paths)?;
     seed(source, &paths)?;
     if let Some(file) = &args.bundle {
@@ -126,20 +135,24 @@ pub fn run(source: &Paths, args: &InstallArgs) -> Result<()> {
     Ok(())
 }
 
-/// Copies the toolchain, which rustup keeps in somebody's home. The system's own is used where it is.
-fn rust(paths: &Paths) -> Result<()> {
+/// Copies the toolchain, which rustup keeps in somebody's home. The system's own is used where it is. A `bundle` holds
+/// the sources of Rust's library.
+fn rust(paths: &Paths, bundle: bool) -> Result<()> {
     let found = tools::first_line(Command::new("rustc").args(["--print", "sysroot"]));
     let sysroot = PathBuf::from(found.context("no rustc in PATH: install Rust from https://rustup.rs")?);
     if sysroot == paths.rust() {
         return Ok(());
     }
-    let bundled = paths.bundle().join("rust-src/library").is_dir();
-    if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() && !bundled {
+    if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() && !bundle {
         bail!("{} holds no sources of Rust's library: run `rustup component add rust-src`", sysroot.display());
     }
     if !sysroot.join("lib/rustlib/components").is_file() {
         files::remove(&paths.rust())?;
         return symlink(&sysroot, paths.rust()).with_context(|| format!("cannot link to {}", sysroot.display()));
+    }
+    // Through a link to the system's own, the copy would replace what is there.
+    if paths.rust().is_symlink() {
+        files::remove(&paths.rust())?;
     }
     progress::line(&format!("[install] copying Rust from {}", sysroot.display()));
     ["bin/cargo", "bin/rustc", "lib", "libexec"].iter().filter(|name| sysroot.join(name).exists()).try_for_each(

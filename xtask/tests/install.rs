@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -190,4 +190,66 @@ fn an_installation_is_not_changed_and_replaces_no_other_files() {
     fs::write(home.join("thesis.tex"), "mine").unwrap();
     let said = install(&home);
     assert!(said.contains("holds other files"), "{said}");
+    // Another clone of the repository.
+    for folder in ["xtask", ".git"] {
+        fs::create_dir(home.join(folder)).unwrap();
+    }
+    let said = install(&home);
+    assert!(said.contains("holds other files") && home.join("thesis.tex").exists(), "{said}");
+}
+
+/// A repository without anything in it, and a toolchain as rustup makes them. There is no cargo, so that an
+/// installation from it ends where something is compiled.
+fn hollow(folder: &Path) -> (PathBuf, PathBuf) {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let (source, rust) = (folder.join("repository"), folder.join("rust"));
+    let own = |entry: &fs::DirEntry| [".git", ".kdlab"].iter().any(|name| entry.file_name() == *name);
+    for entry in fs::read_dir(repository).unwrap().flatten().filter(|entry| !own(entry)) {
+        let name = source.join(entry.file_name());
+        fs::create_dir_all(if entry.path().is_dir() { &name } else { &source }).unwrap();
+        if entry.path().is_file() {
+            fs::write(&name, "").unwrap();
+        }
+    }
+    fs::write(source.join("xtask/Cargo.toml"), "x".repeat(100_000)).unwrap();
+    for file in ["bin/cargo", "lib/rustlib/components", "lib/rustlib/src/rust/library/core/lib.rs"] {
+        fs::create_dir_all(rust.join(file).parent().unwrap()).unwrap();
+        fs::write(rust.join(file), "").unwrap();
+    }
+    let rustc = rust.join("bin/rustc");
+    fs::write(&rustc, format!("#!/bin/sh\necho {}\n", rust.display())).unwrap();
+    fs::set_permissions(rustc, fs::Permissions::from_mode(0o755)).unwrap();
+    (source, rust)
+}
+
+#[test]
+fn an_interrupted_copy_goes_on_and_a_link_to_the_systems_rust_is_not_written_through() {
+    let installation = Installation::new();
+    let folder = installation.folder.path();
+    let (source, rust) = hollow(folder);
+    let (prefix, home) = (folder.join("prefix"), installation.home("ada"));
+    let install = |prefix: &Path, limit: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{limit}\nexec \"$0\" install --no-course --prefix \"$1\"")]);
+        shell.arg(env!("CARGO_BIN_EXE_lab")).arg(prefix).env_clear().env("HOME", &home).env("KDLAB_ROOT", &source);
+        shell.env("PATH", format!("{}:/usr/bin:/bin", rust.join("bin").display()));
+        said(&shell.current_dir("/").output().unwrap())
+    };
+    // Ended by the system in the middle of the first file that is longer.
+    let killed = install(&prefix, "ulimit -c 0; ulimit -f 64");
+    assert!(!prefix.join("src").exists(), "{killed}");
+    let system = folder.join("system");
+    fs::create_dir_all(system.join("lib")).unwrap();
+    fs::write(system.join("lib/libc.so"), "of the system").unwrap();
+    fs::create_dir(prefix.join(".kdlab")).unwrap();
+    symlink(&system, prefix.join(".kdlab/rust")).unwrap();
+    let went_on = install(&prefix, "");
+    assert!(!went_on.contains("holds other files") && prefix.join("src").exists(), "{went_on}");
+    assert!(prefix.join(".kdlab/rust/bin/rustc").is_file() && !prefix.join(".kdlab/rust").is_symlink(), "{went_on}");
+    assert_eq!(fs::read_to_string(system.join("lib/libc.so")).unwrap(), "of the system");
+    // A link to the repository is the repository.
+    let link = folder.join("link");
+    symlink(&source, &link).unwrap();
+    let refused = install(&link, "");
+    assert!(refused.contains("must not lie within each other") && !source.join(".kdlab").exists(), "{refused}");
 }
