@@ -208,15 +208,18 @@ fn install_proxy(paths: &Paths) -> Result<Vec<PathBuf>> {
 /// repository of another account only where it is told to, and a bundle of anybody's.
 fn course(paths: &Paths, folder: &Path) -> Result<PathBuf> {
     let course = folder.join("hub/course.git");
-    let git = |args: &[&str]| -> Result<bool> {
+    let git = |args: &[&str]| {
         let mut git = Command::new("git");
         git.arg("--git-dir").arg(&course).arg("--work-tree").arg(paths.notebooks()).args(args);
-        let output = git.output().context("cannot start git, which copies the course to people: install git")?;
-        Ok(output.status.success())
+        git.output().context("cannot start git, which copies the course to people: install git")
     };
-    let must = |args: &[&str]| match git(args)? {
-        true => Ok(()),
-        false => bail!("git {} failed in {}", args.join(" "), course.display()),
+    let must = |args: &[&str]| {
+        let output = git(args)?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr);
+            bail!("git {} failed in {}: {}", args.join(" "), course.display(), why.trim());
+        }
+        Ok(())
     };
     if !course.exists() {
         must(&["init", "--quiet", "--initial-branch", "main"])?;
@@ -224,7 +227,7 @@ fn course(paths: &Paths, folder: &Path) -> Result<PathBuf> {
     // The sources of the exercises hold the solutions.
     files::write(&course.join("info/exclude"), ".ipynb_checkpoints\n/exercises/source\n")?;
     must(&["add", "--all", "."])?;
-    if !git(&["diff", "--cached", "--quiet"])? {
+    if !git(&["diff", "--cached", "--quiet"])?.status.success() {
         let who = ["-c", "user.name=kdlab", "-c", "user.email=kdlab@localhost", "-c", "commit.gpgsign=false"];
         must(&[&who[..], &["commit", "--quiet", "--message", "The course"]].concat())?;
     }

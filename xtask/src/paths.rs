@@ -301,7 +301,7 @@ pub fn check(paths: &Paths) -> Result<()> {
 /// Fails if linkers or search paths cannot take the repository's path.
 pub fn check_root(paths: &Paths) -> Result<()> {
     let root = paths.root.display().to_string();
-    if let Some(bad) = root.chars().find(|c| c.is_whitespace() || ":;,\"'`$\\".contains(*c)) {
+    if let Some(bad) = root.chars().find(|c| c.is_whitespace() || c.is_control() || ":;,\"'`$\\\u{fffd}".contains(*c)) {
         bail!("the repository's path holds {bad:?}, which linkers cannot take: {root}; move it to a path without");
     }
     Ok(())
