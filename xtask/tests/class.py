@@ -118,10 +118,23 @@ def say(what):
     print(what, flush=True)
 
 
+with open(f"{folder}.empty", "w"):
+    pass
+for options, variables, why in [
+    (["--list", f"{folder}.empty"], {}, "holds no name"),
+    (["--instructor", "Ada Lovelace"], {}, "is no name to sign in with"),
+    ([], {"KDLAB_PROFILE": "latop"}, "unknown profile `latop`"),
+    ([], {"KDLAB_GPU_MEMORY": "8"}, "such as 8G"),
+]:
+    command = [lab, "class", "--one-account", "--folder", folder, "--port", port, *options]
+    refused = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 1 and why in refused.stderr, refused
+say("what would fail for everybody, or let everybody in, is refused at the start")
+
 # As after a crash of the machine: the file of an earlier proxy names a process that is somebody's.
 bystander = subprocess.Popen(["sleep", "600"])
 atexit.register(bystander.kill)
-os.makedirs(f"{folder}/hub")
+os.makedirs(f"{folder}/hub", exist_ok=True)
 with open(f"{folder}/hub/proxy.pid", "w") as file:
     file.write(str(bystander.pid))
 hub = start()
