@@ -181,7 +181,7 @@ def measure(accounts, training):
     print(f"\nfailures: {failures}")
 
     idle, busy = statistics.mean(memory), largest[0]
-    print(f"24 GB, 2 of them for the system, hold {22_000 / idle:.0f} kernels, or {22_000 / busy:.0f} that train.")
+    print(f"24 GB, 2 of them for the system, hold {22_000 // idle:.0f} kernels, or {22_000 // busy:.0f} that train.")
     print(
         f"By calculation, 30 people on 16 cores: kernels take {30 * idle / 1000:.0f} GB, and {30 * busy / 1000:.0f} GB "
         f"when all train; all have opened after {max(alone, 30 * cpu / 16):.0f} s; when all train, each fit has "

@@ -15,7 +15,7 @@ const MOST_PAIRS: u32 = 1000;
 /// Seeds that each person gets. The first are those of every sweep that names none.
 const SEEDS_EACH: u64 = 3;
 
-/// Letters of class codes: none is easily read as another.
+/// Letters of a board's code: none is easily read as another.
 const LETTERS: &[u8] = b"ABCDEFGHJKMNPQRSTUVWXYZ23456789";
 const CODE_LENGTH: usize = 8;
 
@@ -105,7 +105,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the file of a class, or begins one with a new class code.
+    /// Opens the file of a class, or begins one with a new code.
     pub fn open(path: &Path) -> Result<Self> {
         let open = || -> Result<Self> {
             path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
@@ -186,7 +186,7 @@ impl Store {
         if code.eq_ignore_ascii_case(&self.code) {
             return Ok(());
         }
-        refuse("this is not the class code; take the one on the board's page, or ask your instructor")
+        refuse("this is not the board's code; take the one on its page, or ask your instructor")
     }
 
     /// Removes the people of this name with their pairs and bets, and returns how many they were.

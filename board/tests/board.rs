@@ -101,7 +101,7 @@ fn program(arguments: Value) -> Command {
     command
 }
 
-/// Starts a board, and returns it with its address and class code.
+/// Starts a board, and returns it with its address and code.
 fn start(folder: &Path, port: u16) -> (Child, String, String) {
     let file = folder.join("class/board.sqlite");
     let arguments = json!({"file": file, "host": "127.0.0.1", "port": port, "profiles": ["laptop"], "remove": null});
@@ -213,7 +213,7 @@ fn the_first_post_of_a_pair_stands_and_a_seed_counts_once() {
     let e = ada.post("Ada", &first).unwrap_err().to_string();
     assert!(e.contains("lab.join(\"http://...\", \"CODE\")?"), "{e}");
     let e = ada.join(&board.address, "WRONG").unwrap_err().to_string();
-    assert!(e.contains("refuses: this is not the class code"), "{e}");
+    assert!(e.contains("refuses: this is not the board's code"), "{e}");
     // Without `http://` and in lower case, as people type it.
     let seeds = ada.join(board.address.trim_start_matches("http://"), &board.code.to_lowercase()).unwrap();
     assert_eq!(seeds, ada.join(&board.address, &board.code).unwrap(), "joining again changes nothing");
@@ -300,8 +300,8 @@ fn what_strangers_send_harms_nothing() {
     let elsewhere = |setting: &mut Value| setting["teaching"]["teacher"] = json!({"elsewhere": "<script>"});
     type Change<'a> = &'a dyn Fn(&mut Value);
     let changes: [(&str, Change); 22] = [
-        ("not the class code", &|b| b["code"] = json!("AAAAAAAA")),
-        ("not the class code", &|b| b["code"] = json!("' OR 1=1 --")),
+        ("not the board's code", &|b| b["code"] = json!("AAAAAAAA")),
+        ("not the board's code", &|b| b["code"] = json!("' OR 1=1 --")),
         ("a name has 1 to 24", &|b| b["name"] = json!("<img src=x onerror=alert(1)>")),
         ("a name has 1 to 24", &|b| b["name"] = json!("=HYPERLINK(1)")),
         ("a name has 1 to 24", &|b| b["name"] = json!("a\u{202e}b")),

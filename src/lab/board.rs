@@ -43,7 +43,7 @@ struct Posted {
 }
 
 impl Lab {
-    /// Joins the board of a class, with the address and the class code that `cargo lab board` prints. Returns three
+    /// Joins the board of a class, with the address and the code that `cargo lab board` prints. Returns three
     /// seeds that nobody else in the class gets: runs of the same seed are nearly the same run, so only other seeds
     /// tell the class more. Where `KDLAB_BOARD` and `KDLAB_BOARD_CODE` name the board, [`Lab::post`] needs no `join`.
     ///
@@ -94,8 +94,8 @@ impl Lab {
         let member = self.member(false)?;
         let Some(board) = member.board() else {
             return Err(Error::Input(
-                "no board is known here; run `lab.join(\"http://...\", \"CODE\")?` with the address and the class code \
-                 that the board's page or your instructor shows"
+                "no board is known here; run `lab.join(\"http://...\", \"CODE\")?` with the address and the code that \
+                 the board's page or your instructor shows"
                     .into(),
             ));
         };
@@ -171,7 +171,7 @@ impl Membership {
 }
 
 impl Board {
-    /// Sends a request with the class code, again if the board is busy, and reads the answer.
+    /// Sends a request with the board's code, again if the board is busy, and reads the answer.
     fn send<T: for<'a> Deserialize<'a>>(&self, what: &str, mut request: Value) -> Result<T> {
         request["code"] = self.code.clone().into();
         let address = &self.address;

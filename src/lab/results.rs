@@ -36,8 +36,8 @@ impl Lab {
         }
         let minutes = report.runs.iter().map(|run| run.seconds).sum::<f64>() / 60.0;
         println!(
-            "A stored result, from another machine: this CPU is slow at such fits, which took {minutes:.0} minutes \
-             there. `lab.sweep` in the place of `lab.sweep_or_stored` runs them here."
+            "A stored result, from another machine: this CPU is slow at such fits. There they took {minutes:.0} \
+             minutes of training, added up. `lab.sweep` in the place of `lab.sweep_or_stored` runs them here."
         );
         Ok(report)
     }

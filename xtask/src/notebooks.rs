@@ -21,7 +21,7 @@ const REPORT: &str = include_str!("report.py");
 pub struct RunArgs {
     /// Notebooks to run: paths, numbers such as `2`, or the start of a name in notebooks/ [default: 0 to 7]
     notebooks: Vec<PathBuf>,
-    /// Run the experiments, notebooks 8 to 14, too
+    /// Run notebooks 8 to 14, too
     #[arg(long, conflicts_with = "notebooks")]
     all: bool,
     /// article, laptop or smoke [default: KDLAB_PROFILE, else article with a CUDA GPU, laptop without]
@@ -54,7 +54,7 @@ pub fn run(paths: &Paths, args: &RunArgs) -> Result<()> {
     }
     progress::line(&format!("{} ran without an error in {clock}", counted(notebooks.len())));
     if walk {
-        progress::line("the experiments, notebooks 8 to 14, are next: `cargo lab run --all`");
+        progress::line("notebooks 8 to 14 are next: `cargo lab run --all`");
     }
     Ok(())
 }
