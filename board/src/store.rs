@@ -128,8 +128,8 @@ impl Store {
             begin.commit()?;
             Ok(Self { file, code })
         };
-        let remedy = "give another file with --file, in a folder that you may write to";
-        open().with_context(|| format!("{} is not the file of a board; {remedy}", path.display()))
+        let remedy = "close what else has it open, or give another file with --file, in a folder that you may write to";
+        open().with_context(|| format!("cannot open {} as the file of a board; {remedy}", path.display()))
     }
 
     pub fn code(&self) -> &str {

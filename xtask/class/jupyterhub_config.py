@@ -72,7 +72,7 @@ c.Authenticator.admin_users = set(asked["instructors"])
 listed = set(asked["list"] + asked["instructors"]) if asked["list"] else set()
 c.Authenticator.allowed_users = listed
 c.Authenticator.allow_all = not listed
-# Whoever signed in before there was this list is no exception.
+# Also for people who signed in before there was a list.
 c.Authenticator.allow_existing_users = False
 c.FirstUseAuthenticator.dbm_path = f"{own}/passwords.dbm"
 c.FirstUseAuthenticator.check_passwords_on_startup = False

@@ -288,7 +288,7 @@ fn chosen(paths: &Paths) -> Result<Vec<(&'static str, String)>> {
     paths.profile(None)?;
     let mut chosen = Vec::new();
     for (name, value) in PASSED_ON.into_iter().filter_map(|name| Some((name, tools::variable(name)?))) {
-        let Ok(value) = value.into_string() else { bail!("{name} is no UTF-8 text: set it anew, or unset it") };
+        let Ok(value) = value.into_string() else { bail!("{name} is no UTF-8 text: set it again, or unset it") };
         if name == gpu::MEMORY
             && let Err(why) = gpu::size(&value)
         {
