@@ -14,7 +14,7 @@ from PIL import Image
 
 from clean_notebook import clean, code, code_cells, joined, seal
 
-# 150 kB, less room for sentences: a mended one must not ask for a new run.
+# Below 150 kB, so that a later change of the text still fits without a new run.
 MOST = 145_000
 # How much smaller a figure becomes in each direction, how many colours it keeps, and the quality of a photograph. While
 # a notebook is too large, its largest figure takes the next step.

@@ -19,7 +19,7 @@ asked = json.loads(os.environ.pop("KDLAB_CLASS"))
 folder, own, port = asked["folder"], asked["own"], asked["port"]
 # Members are the accounts that the class has made. No other account of the system may be signed in to.
 GROUP = "kdlab-class"
-# Seconds after which the hub ends whatever its servers do; a server that does not end by itself is killed after 60.
+# Seconds after which the hub ends, even if servers still run. One that does not end by itself is killed after 60.
 END = 80
 
 
@@ -87,7 +87,7 @@ c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{port + 1}"
 c.ConfigurableHTTPProxy.command = asked["proxy"]
 c.ConfigurableHTTPProxy.pid_file = f"{own}/proxy.pid"
 c.JupyterHub.hub_bind_url = f"http://127.0.0.1:{port + 2}"
-# From the class's folder, where the hub starts: in this address, some letters of a path mean something else.
+# Relative to the class's folder, in which the hub starts: in a URL, some characters of a path have another meaning.
 c.JupyterHub.db_url = "sqlite:///hub/jupyterhub.sqlite"
 c.JupyterHub.cookie_secret_file = f"{own}/cookie_secret"
 c.JupyterHub.template_vars = {"announcement_login": "kdlab: knowledge distillation, taught in notebooks"}
@@ -97,8 +97,8 @@ c.JupyterHub.cleanup_proxy = not asked["leave_running"]
 
 
 def proxy_left():
-    """Returns the process of the proxy that an earlier hub has left, or None. After a crash of the machine, another
-    process may have its number, and JupyterHub would end that."""
+    """Returns the process id of the proxy that an earlier hub has left, or None. After a crash of the machine, another
+    process may have it, and JupyterHub would end that."""
     try:
         with open(c.ConfigurableHTTPProxy.pid_file) as file:
             pid = int(file.read())
@@ -126,8 +126,8 @@ if not asked["leave_running"]:
 
 
 async def clean_up(hub, whole=JupyterHub.cleanup):
-    """Where the database cannot be written any more, as on a full disk, JupyterHub's own clean-up ends servers and
-    proxy and then fails, and the hub runs on, deaf to Ctrl-C."""
+    """Lets the hub end even if its database cannot be written, as on a full disk. JupyterHub's own clean-up then ends
+    servers and proxy and fails, and the hub would run on, deaf to Ctrl-C."""
     try:
         if not hub.db.is_active:
             hub.db.rollback()

@@ -41,7 +41,8 @@ pub fn run(paths: &Paths, args: &BoardArgs) -> Result<()> {
     let file = args.file.clone().map_or_else(|| Ok(paths.runs()?.join("board.sqlite")), anyhow::Ok)?;
     // SQLite gives names such as `:memory:` another meaning.
     let file = std::path::absolute(file).context("cannot find the current folder")?;
-    let file = file.to_str().with_context(|| format!("--file {}: name a file in letters of UTF-8", file.display()))?;
+    let file =
+        file.to_str().with_context(|| format!("{} is not a path in UTF-8; name another file", file.display()))?;
     let arguments = json!({
         "file": file, "host": args.host, "port": args.port, "profiles": args.profile,
         "remove": args.remove,

@@ -276,7 +276,7 @@ fn kept(file: &Path) -> Result<String> {
     }
 }
 
-/// Whether the hub takes this name, in small letters, as its `username_pattern` says.
+/// Whether this name, which the hub writes in small letters, fits the hub's `username_pattern`.
 fn is_name(name: &str) -> bool {
     name.len() <= 30
         && name.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -293,6 +293,14 @@ fn chosen(paths: &Paths) -> Result<Vec<(&'static str, String)>> {
             && let Err(why) = gpu::size(&value)
         {
             bail!("{name}: {why}");
+        }
+        let choices: &[&str] = match name {
+            "KDLAB_DEVICE" => &["cpu", "cuda"],
+            "KDLAB_PRECISION" => &["f32", "bf16"],
+            _ => &[],
+        };
+        if !choices.is_empty() && !choices.contains(&&*value) {
+            bail!("{name} is {value:?}; it may be {}", choices.join(" or "));
         }
         chosen.push((name, value));
     }

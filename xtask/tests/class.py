@@ -125,6 +125,8 @@ for options, variables, why in [
     (["--instructor", "Ada Lovelace"], {}, "is no name to sign in with"),
     ([], {"KDLAB_PROFILE": "latop"}, "unknown profile `latop`"),
     ([], {"KDLAB_GPU_MEMORY": "8"}, "such as 8G"),
+    ([], {"KDLAB_DEVICE": "gpu"}, "may be cpu or cuda"),
+    ([], {"KDLAB_PRECISION": "f16"}, "may be f32 or bf16"),
 ]:
     command = [lab, "class", "--one-account", "--folder", folder, "--port", port, *options]
     refused = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)

@@ -198,8 +198,8 @@ fn an_installation_is_not_changed_and_replaces_no_other_files() {
     assert!(said.contains("holds other files") && home.join("thesis.tex").exists(), "{said}");
 }
 
-/// A repository without anything in it, and a toolchain as rustup makes them. There is no cargo, so that an
-/// installation from it ends where something is compiled.
+/// A repository of empty files, and a toolchain in rustup's form. Its cargo is an empty file, so an installation
+/// ends where something is compiled.
 fn hollow(folder: &Path) -> (PathBuf, PathBuf) {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let (source, rust) = (folder.join("repository"), folder.join("rust"));
@@ -235,7 +235,7 @@ fn an_interrupted_copy_goes_on_and_a_link_to_the_systems_rust_is_not_written_thr
         shell.env("PATH", format!("{}:/usr/bin:/bin", rust.join("bin").display()));
         said(&shell.current_dir("/").output().unwrap())
     };
-    // Ended by the system in the middle of the first file that is longer.
+    // The limit on the size of files ends it in the middle of xtask/Cargo.toml.
     let killed = install(&prefix, "ulimit -c 0; ulimit -f 64");
     assert!(!prefix.join("src").exists(), "{killed}");
     let system = folder.join("system");

@@ -148,6 +148,7 @@ pub const NO_MEMORY: &str = "memory allocation of ";
 
 /// Says why a process ended with `status` after it wrote `said` to stderr.
 pub fn end_of_process(status: &str, said: &str) -> String {
+    let killed = status.contains("signal");
     let memory = said.lines().rev().find(|line| line.starts_with(NO_MEMORY));
     // evcxr's words when it can't load a compiled cell, before it exits with status 99.
     let not_loaded = said.lines().rev().find_map(|line| Some(line.split_once("While processing instruction")?.1));
@@ -158,15 +159,15 @@ pub fn end_of_process(status: &str, said: &str) -> String {
     } else if let Some(words) = not_loaded {
         let reason = words.split_once("got error: ").map_or(words, |(_, reason)| reason);
         format!("the cell ended its process: {status}; the compiled cell could not be loaded: {reason}")
-    } else if status.contains("SIGSEGV") || said.contains("has overflowed its stack") {
+    } else if status.contains("SIGSEGV") || killed && said.contains("has overflowed its stack") {
         // evcxr's signal handler needs some stack itself, so it cannot report a full one.
         format!("the cell ended its process: {status}; its stack is full: calls are nested too deeply")
-    } else if status.contains("signal") && said.contains("Bus error.") {
+    } else if killed && said.contains("Bus error.") {
         format!(
             "the cell ended its process: {status}; a file that it read in place, such as one in runs/*/cache, was cut \
              off meanwhile, or the disk is full"
         )
-    } else if status.contains("signal") && SIGNALS.iter().any(|signal| said.contains(signal)) {
+    } else if killed && SIGNALS.iter().any(|signal| said.contains(signal)) {
         format!("the cell ended its process: {status}; unsafe code used memory that is not its own")
     } else {
         format!("the cell ended its process: {status}")

@@ -31,7 +31,8 @@ const MACROS: &str = include_str!("macros.rs");
 /// three times as much.
 const LIBRARY: [&str; 3] = ["alloc", "core", "std"];
 
-/// The file in an outline that says how many files and bytes it has. Somebody may tidy caches, or the power may fail.
+/// The file in an outline that says how many files and bytes it has. If that is no longer so, as after a tidied cache
+/// or a power failure, the outline is written again.
 const EXTENT: &str = "extent";
 
 /// Names the library that rust-analyzer reads.
